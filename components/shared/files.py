@@ -1,0 +1,132 @@
+"""Files that are whole or absent: atomic writes, digests, and JSON that names its format version."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from lazydp.components.shared.errors import FormatError, InputError
+
+PRIVATE_FILE = 0o600
+PRIVATE_DIRECTORY = 0o700
+PUBLIC_FILE = 0o644
+PUBLIC_DIRECTORY = 0o755
+
+
+def sync_directory(path: Path) -> None:
+    """Make renames inside `path` durable."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def sync_file(path: Path) -> None:
+    """Make the bytes of `path` durable."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def write_bytes(path: Path, data: bytes, *, mode: int = PUBLIC_FILE) -> None:
+    """Write `path` whole or not at all: a temporary name beside it, synced, then renamed."""
+    descriptor, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    try:
+        with os.fdopen(descriptor, "wb") as file:
+            os.fchmod(file.fileno(), mode)
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        Path(temporary).replace(path)
+    except BaseException:
+        Path(temporary).unlink(missing_ok=True)
+        raise
+    sync_directory(path.parent)
+
+
+def write_json(path: Path, document: Mapping[str, Any], *, format_version: int, mode: int = PUBLIC_FILE) -> None:
+    """Write `document` as JSON with `format_version` first."""
+    text = json.dumps({"format_version": format_version, **document}, indent=2, ensure_ascii=False, allow_nan=False)
+    write_bytes(path, (text + "\n").encode(), mode=mode)
+
+
+def read_json(path: Path, *, format_version: int, what: str) -> dict[str, Any]:
+    """Read a JSON document of ours.
+
+    Args:
+        path: the file.
+        format_version: the newest version this code reads.
+        what: what the file is called in errors ("dataset", "bundle manifest").
+
+    Raises:
+        FormatError: missing, not JSON, not an object, or of a newer format; the message names the file.
+    """
+    try:
+        document = json.loads(path.read_bytes())
+    except FileNotFoundError:
+        raise FormatError(f"no {what} at {path}: the file does not exist") from None
+    except (OSError, ValueError) as error:
+        raise FormatError(f"{what} {path} cannot be read as JSON: {error}") from error
+    if not isinstance(document, dict):
+        raise FormatError(f"{what} {path}: expected a JSON object, found {type(document).__name__}")
+    found = document.pop("format_version", None)
+    if not isinstance(found, int) or isinstance(found, bool):
+        raise FormatError(f"{what} {path} carries no format_version: it was not written by lazydp")
+    if found > format_version:
+        raise FormatError(
+            f"{what} {path} has format_version {found}, this lazydp reads up to {format_version}: use a newer lazydp"
+        )
+    return document
+
+
+def sha256_file(path: Path) -> str:
+    """Hexadecimal SHA-256 of the file's bytes."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+@contextlib.contextmanager
+def atomic_directory(path: Path, *, mode: int = PUBLIC_DIRECTORY, replace: bool = False) -> Iterator[Path]:
+    """Yield a temporary folder beside `path` that becomes `path` when the block ends well.
+
+    Every file in it is synced first; if the block raises (Ctrl-C included), nothing is left.
+
+    Raises:
+        InputError: `path` exists and is not empty, and `replace` is false.
+    """
+    path = path.absolute()
+    if path.exists() and not replace and (not path.is_dir() or any(path.iterdir())):
+        raise InputError(f"{path} already exists: choose another output folder or remove it first")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = Path(tempfile.mkdtemp(dir=path.parent, prefix=f".{path.name}."))
+    try:
+        yield temporary
+        for file in temporary.rglob("*"):
+            if file.is_dir():
+                sync_directory(file)
+            else:
+                sync_file(file)
+        temporary.chmod(mode)
+        sync_directory(temporary)
+        if path.exists():
+            # rename(2) replaces an empty folder only; the old one steps aside first.
+            old = Path(tempfile.mkdtemp(dir=path.parent, prefix=f".{path.name}.old."))
+            path.rename(old / "old")
+            temporary.rename(path)
+            shutil.rmtree(old)
+        else:
+            temporary.rename(path)
+        sync_directory(path.parent)
+    except BaseException:
+        shutil.rmtree(temporary, ignore_errors=True)
+        raise

@@ -1,0 +1,96 @@
+"""The command `lazydp`: finds the command asked for and imports that one only, so that help is instant."""
+
+from __future__ import annotations
+
+import importlib
+import logging
+import os
+import sys
+from collections.abc import Sequence
+
+import click
+
+from lazydp.components.shared.errors import LazyDPError
+
+# name -> (where the click command lives, its line in `lazydp --help`)
+_COMMANDS = {
+    "sample-data": ("lazydp.components.sample.cli:command", "Make the built-in sample as Parquet."),
+    "ingest": ("lazydp.components.ingest.cli:command", "Parquet to an encoded dataset."),
+    "train": ("lazydp.components.train.cli:command", "Train a recommender with differential privacy."),
+    "export": ("lazydp.components.export.cli:command", "Flush, prove it, and release a bundle."),
+    "evaluate": ("lazydp.components.evaluate.cli:command", "Measure a bundle beside popularity (private figures)."),
+    "serve": ("lazydp.service.cli:command", "Answer recommendation queries over REST."),
+    "pipeline": ("lazydp.pipelines.pipeline_cli:command", "Run or compile the whole pipeline."),
+    "budget": ("lazydp.components.budget.cli:command", "Show and govern the privacy budget."),
+    "bench": ("lazydp.components.bench.cli:command", "Measure against peers in the same run."),
+}
+
+
+class _LazyGroup(click.Group):
+    """A group that imports a subcommand when it is invoked, not when it is listed."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return list(_COMMANDS)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        if cmd_name not in _COMMANDS:
+            return None
+        module, attribute = _COMMANDS[cmd_name][0].split(":")
+        command = getattr(importlib.import_module(module), attribute)
+        assert isinstance(command, click.Command)
+        return command
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        with formatter.section("Commands"):
+            formatter.write_dl([(name, line) for name, (_, line) in _COMMANDS.items()])
+
+
+@click.group(
+    cls=_LazyGroup,
+    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
+    epilog="Example: lazydp pipeline run --sample",
+)
+@click.version_option(package_name="lazydp")
+@click.option("--verbose", "-v", is_flag=True, help="Log more, and show tracebacks.")
+@click.pass_context
+def cli(ctx: click.Context, verbose: bool) -> None:
+    """Differentially private recommenders: ingest, train, export, serve, and prove what was spent."""
+    ctx.ensure_object(dict)["verbose"] = verbose
+    logging.basicConfig(
+        level=logging.DEBUG if verbose else logging.INFO,
+        format="%(asctime)s %(levelname)s %(name)s: %(message)s",
+        stream=sys.stderr,
+    )
+    if not verbose:
+        for chatty in ("matplotlib", "alembic", "absl", "urllib3", "kfp"):
+            logging.getLogger(chatty).setLevel(logging.WARNING)
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Run the command line: exit status 0, 1 (failed, one line), 2 (wrong usage), 130 (interrupted)."""
+    verbose = any(flag in (arguments or sys.argv[1:]) for flag in ("-v", "--verbose"))
+    try:
+        status = cli.main(args=arguments, prog_name="lazydp", standalone_mode=False)
+    except click.UsageError as error:
+        error.show()
+        sys.exit(2)
+    except click.ClickException as error:
+        error.show()
+        sys.exit(1)
+    except LazyDPError as error:
+        if verbose:
+            raise
+        click.echo(f"lazydp: {error}", err=True)
+        sys.exit(1)
+    except (KeyboardInterrupt, click.Abort):
+        click.echo("lazydp: interrupted; nothing was left half-written", err=True)
+        sys.exit(130)
+    except BrokenPipeError:
+        # The reader of our output went away (`lazydp ... | head`): not an error of ours.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(0)
+    sys.exit(status if isinstance(status, int) else 0)
+
+
+if __name__ == "__main__":
+    main()

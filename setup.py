@@ -1,0 +1,45 @@
+"""Builds the extension `lazydp.kernels._C`; everything else is in pyproject.toml.
+
+CUDA sources are compiled in when LAZYDP_CUDA=1, or when it is unset and both CUDA_HOME and a CUDA build of torch
+are there. Never decided by torch.cuda.is_available(): images are built on machines without a GPU.
+"""
+
+import os
+from pathlib import Path
+
+import torch
+from setuptools import setup
+from torch.utils.cpp_extension import CUDA_HOME, BuildExtension, CppExtension, CUDAExtension
+
+CSRC = Path("kernels/csrc")
+STABLE_ABI = "-DTORCH_TARGET_VERSION=0x020a000000000000"
+
+
+def extension() -> CppExtension:
+    switch = os.environ.get("LAZYDP_CUDA")
+    with_cuda = switch == "1" or (switch is None and CUDA_HOME is not None and torch.version.cuda is not None)
+    sources = sorted(str(path) for path in CSRC.glob("cpu/*.cpp"))
+    cxx = ["-O3", "-std=c++20", "-fvisibility=hidden", STABLE_ABI]
+    if not with_cuda:
+        return CppExtension(
+            "lazydp.kernels._C",
+            sources,
+            include_dirs=[str(CSRC.absolute())],
+            extra_compile_args={"cxx": cxx},
+            py_limited_api=True,
+        )
+    sources += sorted(str(path) for pattern in ("cuda/*.cu", "cuda/*.cpp") for path in CSRC.glob(pattern))
+    return CUDAExtension(
+        "lazydp.kernels._C",
+        sources,
+        include_dirs=[str(CSRC.absolute())],
+        extra_compile_args={"cxx": [*cxx, "-DLAZYDP_CUDA"], "nvcc": ["-O3", "-std=c++20", STABLE_ABI, "-DUSE_CUDA"]},
+        py_limited_api=True,
+    )
+
+
+setup(
+    ext_modules=[extension()],
+    cmdclass={"build_ext": BuildExtension.with_options(use_ninja=True)},
+    options={"bdist_wheel": {"py_limited_api": "cp311"}},
+)
