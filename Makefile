@@ -1,0 +1,79 @@
+# `make run`  sets everything up and runs the whole pipeline on the built-in sample, service included.
+# `make test` sets everything up, lints, type-checks, compiles the CUDA sources and runs the tests.
+# `make help` lists the rest.
+
+PYTHON ?= python3
+TORCH  ?= torch==2.13.0
+VENV   := .venv
+BIN    := $(VENV)/bin
+EXTRAS := pipelines,postgres,ann,peers,test
+CSRC   := $(shell find kernels/csrc -name '*.h' -o -name '*.cpp' -o -name '*.cu' -o -name '*.cuh' -o -name '*.inc')
+NVCC   ?= $(shell command -v nvcc || ls /usr/local/cuda/bin/nvcc 2>/dev/null)
+# Two workers by default would fight the kernels for the same two cores; tests measure equality, not time.
+PYTEST_ARGS ?=
+
+.DEFAULT_GOAL := help
+.PHONY: help setup run test test-slow lint typecheck cuda sanitize gpu system bench docs clean
+
+help: ## This list.
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
+
+setup: .stamps/installed .stamps/extension ## Virtual environment, dependencies, extension; instant when done.
+
+$(VENV)/pyvenv.cfg:
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+	  { echo "lazydp needs Python 3.11 or newer; found $$($(PYTHON) --version). Set PYTHON=/path/to/python3.11"; exit 1; }
+	$(PYTHON) -m venv $(VENV)
+
+.stamps/installed: $(VENV)/pyvenv.cfg pyproject.toml constraints.txt
+	@mkdir -p .stamps
+	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt "setuptools>=77" wheel ninja "$(TORCH)"
+	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt --no-build-isolation -e ".[$(EXTRAS)]"
+	@touch $@
+
+# The extension lies beside its sources (editable install), so a changed source needs no reinstall.
+.stamps/extension: .stamps/installed setup.py $(CSRC)
+	$(BIN)/python setup.py --quiet build_ext --inplace
+	@touch $@
+
+run: setup ## The whole pipeline on the built-in sample, then ask the service.
+	rm -rf out/sample
+	$(BIN)/lazydp pipeline run --sample --out out/sample --ask
+
+lint: setup ## ruff: rules and formatting.
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+typecheck: setup ## mypy, strict.
+	$(BIN)/mypy -p lazydp
+
+cuda: ## Compile the CUDA sources for sm_80, sm_90 and sm_100 with warnings as errors (no GPU needed).
+	@if [ -n "$(NVCC)" ]; then NVCC="$(NVCC)" kernels/csrc/cuda/compile.sh; \
+	elif [ -n "$$CI" ]; then echo "cuda: nvcc is missing, and CI must not skip this"; exit 1; \
+	else echo "cuda: skipped, no nvcc on this machine"; fi
+
+system: ## Debian packages that some tests need (browser, PostgreSQL), where they can be installed.
+	@./.ci/system-packages
+
+test: setup system lint typecheck cuda ## Everything that must hold.
+	$(BIN)/pytest $(PYTEST_ARGS)
+
+test-slow: setup system ## The heavy suite: many kills, many processes, large tables.
+	$(BIN)/pytest -m slow --timeout 3600 $(PYTEST_ARGS)
+
+sanitize: ## The CPU kernels' cores under ASan, UBSan and TSan.
+	tests/kernels/native/sanitize.sh
+
+gpu: ## On a machine with an NVIDIA GPU: build, test, sanitize, benchmark; elsewhere one line.
+	@tests/kernels/gpu/run.sh
+
+bench: setup ## The figures of docs/benchmarks.md.
+	$(BIN)/lazydp bench noise
+	$(BIN)/lazydp bench flush
+	$(BIN)/lazydp bench step
+
+docs: setup ## docs/cli.md from the commands.
+	$(BIN)/python docs/generate_cli.py
+
+clean: ## Remove what was built (the environment too).
+	rm -rf $(VENV) .stamps build out *.egg-info kernels/*.so
