@@ -1,0 +1,323 @@
+"""Vocabularies at work: values to row codes, the same in ingest and in the service.
+
+A value is first put into one text form (`canonical_text`): 5, 5.0 and "5" are the same value, null and "" are missing.
+Code 0 stands for missing and unknown values, known ones have codes 1..n.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, TypeAlias
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from lazydp.components.features.spec import (
+    AnyVocabulary,
+    BucketVocabulary,
+    DeclaredVocabulary,
+    FeatureSpec,
+    HashedVocabulary,
+    IntegerVocabulary,
+    num_codes,
+)
+from lazydp.components.shared.errors import FormatError, InputError, IntegrityError
+
+_HASH_PERSON = b"lazydp.vocab"
+_NUMBER = r"^[+-]?(\d+(\.\d*)?|\.\d+)([eE][+-]?\d+)?$"
+_INTEGER = r"^[+-]?\d{1,18}$"
+_VALUE = "value"
+
+Codes = np.ndarray[tuple[int], np.dtype[np.int64]]
+Numbers = np.ndarray[tuple[int], np.dtype[np.float64]]
+# A pyarrow Array or ChunkedArray (pyarrow carries no types), or a plain sequence.
+Values: TypeAlias = Sequence[Any] | Any
+
+
+def _as_array(values: Values) -> pa.Array:
+    try:
+        array = values if isinstance(values, (pa.Array, pa.ChunkedArray)) else pa.array(values)
+    except (pa.ArrowInvalid, pa.ArrowTypeError):
+        # Mixed kinds in one request, such as [5, "6"].
+        array = pa.array([None if v is None else str(v) for v in values], pa.string())
+    if isinstance(array, pa.ChunkedArray):
+        array = array.combine_chunks()
+    return array
+
+
+def is_scalar_type(kind: pa.DataType) -> bool:
+    """Whether a column of this type holds one plain value a row (text, number, boolean, date or time)."""
+    if pa.types.is_dictionary(kind):
+        return is_scalar_type(kind.value_type)
+    return not pa.types.is_nested(kind)
+
+
+def canonical_text(values: Values) -> pa.Array:
+    """The values as text [n]: integers in decimal, integral floats as integers, "" and NaN as null.
+
+    Raises:
+        ValueError: nested values, or bytes that are not UTF-8.
+    """
+    array = _as_array(values)
+    kind = array.type
+    if pa.types.is_dictionary(kind):
+        return canonical_text(array.dictionary).take(array.indices)
+    if pa.types.is_nested(kind):
+        raise ValueError(f"expected single values, found {kind}")
+    if pa.types.is_floating(kind):
+        text = _float_text(array)
+    else:
+        try:
+            text = array.cast(pa.string())
+        except (pa.ArrowInvalid, pa.ArrowNotImplementedError) as error:
+            raise ValueError(f"{kind} cannot be read as text: {error}") from None
+    return pc.if_else(pc.equal(text, ""), pa.scalar(None, pa.string()), text)
+
+
+def _float_text(array: pa.Array) -> pa.Array:
+    numbers = array.cast(pa.float64())
+    numbers = pc.if_else(pc.is_nan(numbers), pa.scalar(None, pa.float64()), numbers)
+    integral = pc.and_(pc.equal(numbers, pc.floor(numbers)), pc.less(pc.abs(numbers), 2.0**63))
+    integers = pc.if_else(integral, numbers, pa.scalar(None, pa.float64())).cast(pa.int64())
+    return pc.if_else(integral, integers.cast(pa.string()), numbers.cast(pa.string()))
+
+
+def to_numbers(values: Values) -> Numbers:
+    """The values as float64 [n]; missing values and text that is no number are NaN.
+
+    Raises:
+        ValueError: nested values.
+    """
+    array = _as_array(values)
+    kind = array.type
+    if pa.types.is_dictionary(kind):
+        return to_numbers(array.dictionary.take(array.indices))
+    if pa.types.is_nested(kind):
+        raise ValueError(f"expected numbers, found {kind}")
+    if not (pa.types.is_integer(kind) or pa.types.is_floating(kind) or pa.types.is_boolean(kind)):
+        text = canonical_text(array)
+        array = pc.if_else(pc.match_substring_regex(text, _NUMBER), text, pa.scalar(None, pa.string()))
+        array = pc.utf8_ltrim(array, "+")
+    numbers = array.cast(pa.float64(), safe=False)
+    return np.asarray(numbers.fill_null(float("nan")).to_numpy(zero_copy_only=False), dtype=np.float64)
+
+
+def hash_code(text: str, *, buckets: int, salt: str) -> int:
+    """Code 1..buckets of a value: BLAKE2b (RFC 7693) of its UTF-8, 64-bit, keyed with the salt, little-endian, mod."""
+    digest = hashlib.blake2b(text.encode(), digest_size=8, key=_key(salt), person=_HASH_PERSON).digest()
+    return 1 + int.from_bytes(digest, "little") % buckets
+
+
+def _key(salt: str) -> bytes:
+    # BLAKE2b takes keys of up to 64 bytes; a salt of 64 characters may be longer.
+    encoded = salt.encode()
+    return encoded if len(encoded) <= 64 else hashlib.sha256(encoded).digest()
+
+
+class Vocabulary(ABC):
+    """Values to codes. `size` counts codes of known values; codes run 0..size."""
+
+    size: int
+
+    @abstractmethod
+    def encode(self, values: Values) -> Codes:
+        """Codes [n] of the values [n]; 0 where missing or unknown.
+
+        Raises:
+            ValueError: nested values.
+        """
+
+    def values(self) -> pa.Array | None:
+        """The known values in code order (code 1 first), or None where they cannot be listed."""
+        return None
+
+
+class _TextVocabulary(Vocabulary):
+    """Encodes each distinct text once."""
+
+    @abstractmethod
+    def _encode_distinct(self, texts: pa.Array) -> Codes:
+        """Codes of distinct, non-null texts."""
+
+    def encode(self, values: Values) -> Codes:
+        encoded = canonical_text(values).dictionary_encode()
+        codes = np.zeros(len(encoded.dictionary) + 1, dtype=np.int64)
+        codes[:-1] = self._encode_distinct(encoded.dictionary)
+        # Null indices point at the last entry, which is 0: unknown.
+        indices = encoded.indices.fill_null(len(encoded.dictionary)).to_numpy(zero_copy_only=False)
+        return np.asarray(codes[indices])
+
+
+class Hashed(_TextVocabulary):
+    """See `HashedVocabulary`."""
+
+    def __init__(self, spec: HashedVocabulary) -> None:
+        self.size = spec.buckets
+        self._salt = spec.salt
+
+    def _encode_distinct(self, texts: pa.Array) -> Codes:
+        codes = (hash_code(text, buckets=self.size, salt=self._salt) for text in texts.to_pylist())
+        return np.fromiter(codes, dtype=np.int64, count=len(texts))
+
+
+class Declared(_TextVocabulary):
+    """See `DeclaredVocabulary`; `values` is the public list, text [n]."""
+
+    def __init__(self, values: pa.Array) -> None:
+        self._values = values
+        self.size = len(values)
+        self._codes: dict[str, int] | None = None
+
+    def _encode_distinct(self, texts: pa.Array) -> Codes:
+        if self._codes is None:
+            self._codes = {value: code for code, value in enumerate(self._values.to_pylist(), start=1)}
+        known = self._codes
+        return np.fromiter((known.get(text, 0) for text in texts.to_pylist()), dtype=np.int64, count=len(texts))
+
+    def values(self) -> pa.Array:
+        return self._values
+
+
+class Integers(Vocabulary):
+    """See `IntegerVocabulary`."""
+
+    def __init__(self, spec: IntegerVocabulary) -> None:
+        self.size = spec.size
+        self._first = spec.first
+
+    def encode(self, values: Values) -> Codes:
+        array = _as_array(values)
+        if not pa.types.is_integer(array.type) or pa.types.is_uint64(array.type):
+            text = canonical_text(array)
+            array = pc.if_else(pc.match_substring_regex(text, _INTEGER), text, pa.scalar(None, pa.string()))
+            array = pc.utf8_ltrim(array, "+")
+        # One below `first` has code 0: unknown.
+        numbers = array.cast(pa.int64()).fill_null(self._first - 1).to_numpy(zero_copy_only=False)
+        last = self._first + self.size - 1
+        codes = numbers - (self._first - 1)
+        return np.where((numbers >= self._first) & (numbers <= last), codes, 0).astype(np.int64)
+
+    def values(self) -> pa.Array:
+        return pa.array(np.arange(self._first, self._first + self.size)).cast(pa.string())
+
+
+class Buckets(Vocabulary):
+    """See `BucketVocabulary`."""
+
+    def __init__(self, spec: BucketVocabulary) -> None:
+        self.size = num_codes(spec)
+        self._boundaries = np.asarray(spec.boundaries, dtype=np.float64)
+
+    def encode(self, values: Values) -> Codes:
+        numbers = to_numbers(values)
+        codes = np.searchsorted(self._boundaries, numbers, side="right") + 1
+        return np.where(np.isnan(numbers), 0, codes).astype(np.int64)
+
+
+def values_digest(values: pa.Array) -> str:
+    """Hexadecimal SHA-256 of a list of texts, each with its length before it."""
+    digest = hashlib.sha256()
+    for value in values.to_pylist():
+        encoded = value.encode()
+        digest.update(len(encoded).to_bytes(8, "little") + encoded)
+    return digest.hexdigest()
+
+
+def check_values(values: pa.Array, *, where: str) -> pa.Array:
+    """The values as the list of a declared vocabulary: text, none missing, none twice.
+
+    Raises:
+        InputError: missing or repeated values, or none at all; the message names `where`.
+    """
+    try:
+        text = canonical_text(values)
+    except ValueError as error:
+        raise InputError(f"{where}: {error}") from None
+    if len(text) == 0:
+        raise InputError(f"{where}: a declared vocabulary needs at least one value, found none")
+    if text.null_count:
+        row = pc.index(pc.is_null(text), True).as_py() + 1
+        raise InputError(f"{where}: value {row} is missing; a declared vocabulary lists its values without gaps")
+    counts = pc.value_counts(text)
+    repeated = counts.filter(pc.greater(counts.field("counts"), 1))
+    if len(repeated):
+        raise InputError(
+            f"{where}: {repeated[0]['values'].as_py()!r} stands there {repeated[0]['counts'].as_py()} times"
+        )
+    return text
+
+
+def make_vocabulary(spec: AnyVocabulary, values: pa.Array | None = None) -> Vocabulary:
+    """The vocabulary that a spec describes; `values` is the list where it stands outside the spec.
+
+    Raises:
+        InputError: a list is needed and missing.
+    """
+    match spec:
+        case HashedVocabulary():
+            return Hashed(spec)
+        case IntegerVocabulary():
+            return Integers(spec)
+        case BucketVocabulary():
+            return Buckets(spec)
+        case DeclaredVocabulary():
+            if spec.values is not None:
+                return Declared(pa.array(spec.values, pa.string()))
+            if values is None:
+                raise InputError(f"the vocabulary declared by {spec.file or spec.table} has not been read")
+            return Declared(values)
+
+
+class Vocabularies(Mapping[str, Vocabulary]):
+    """The vocabularies of a spec by table name."""
+
+    def __init__(self, spec: FeatureSpec, lists: Mapping[str, pa.Array]) -> None:
+        """Make the vocabularies of `spec`; `lists` holds the values that stand outside it, by table name."""
+        self._specs = spec.vocabularies()
+        self._made = {table: make_vocabulary(part, lists.get(table)) for table, part in self._specs.items()}
+
+    def __getitem__(self, table: str) -> Vocabulary:
+        return self._made[table]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._made)
+
+    def __len__(self) -> int:
+        return len(self._made)
+
+    def save(self, folder: Path) -> None:
+        """Write every declared list into `folder` (made where missing) as `<table>.parquet`, value i for code i + 1."""
+        folder.mkdir(exist_ok=True)
+        for table, part in self._specs.items():
+            if isinstance(part, DeclaredVocabulary):
+                pq.write_table(pa.table({_VALUE: self._made[table].values()}), folder / f"{table}.parquet")
+
+    @classmethod
+    def load(cls, spec: FeatureSpec, folder: Path) -> Vocabularies:
+        """Read back what `save` wrote for this spec.
+
+        Raises:
+            FormatError: a list is missing or unreadable.
+            IntegrityError: a list differs from the digest in the spec.
+        """
+        lists = {}
+        for table, part in spec.vocabularies().items():
+            if isinstance(part, DeclaredVocabulary) and part.values is None:
+                lists[table] = _read_list(folder / f"{table}.parquet")
+                if len(lists[table]) != part.size or values_digest(lists[table]) != part.sha256:
+                    raise IntegrityError(
+                        f"{folder / table}.parquet differs from the list that the feature spec vouches for"
+                    )
+        return cls(spec, lists)
+
+
+def _read_list(path: Path) -> pa.Array:
+    try:
+        return pq.read_table(path, columns=[_VALUE]).column(_VALUE).combine_chunks()
+    except (OSError, pa.ArrowException, KeyError) as error:
+        raise FormatError(f"the vocabulary {path} cannot be read: {error}") from None
