@@ -19,7 +19,7 @@ def extension() -> CppExtension:
     switch = os.environ.get("LAZYDP_CUDA")
     with_cuda = switch == "1" or (switch is None and CUDA_HOME is not None and torch.version.cuda is not None)
     sources = sorted(str(path) for path in CSRC.glob("cpu/*.cpp"))
-    cxx = ["-O3", "-std=c++20", "-fvisibility=hidden", STABLE_ABI]
+    cxx = ["-O3", "-std=c++20", "-fvisibility=hidden", "-ffp-contract=off", "-fno-math-errno", STABLE_ABI]
     if not with_cuda:
         return CppExtension(
             "lazydp.kernels._C",

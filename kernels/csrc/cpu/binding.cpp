@@ -1,0 +1,280 @@
+// The CPU operators: checks what came from Python, then hands raw pointers to the cores.
+//
+// Every check is made before anything is written. A failed one throws std::invalid_argument, ValueError in Python.
+#include <torch/csrc/stable/library.h>
+#include <torch/csrc/stable/ops.h>
+#include <torch/csrc/stable/tensor.h>
+#include <torch/headeronly/core/ScalarType.h>
+
+#include <cstring>
+#include <limits>
+#include <optional>
+#include <sstream>
+#include <stdexcept>
+#include <tuple>
+
+#include "cpu/bags.h"
+#include "cpu/noise.h"
+
+namespace lazydp::cpu {
+namespace {
+
+using torch::headeronly::ScalarType;
+using torch::stable::Tensor;
+
+template <class... Parts>
+[[noreturn]] void refuse(const Parts&... parts) {
+  std::ostringstream message;
+  (message << ... << parts);
+  throw std::invalid_argument(message.str());
+}
+
+Parallel torch_threads() {
+  const auto run = [](int64_t begin, int64_t end, int64_t grain, RangeBody body, void* context) {
+    torch::stable::parallel_for(begin, end, grain, [=](int64_t from, int64_t to) { body(from, to, context); });
+  };
+  return {run, static_cast<int>(torch::stable::get_num_threads())};
+}
+
+const char* name_of(ScalarType type) {
+  switch (type) {
+    case ScalarType::Float: return "float32";
+    case ScalarType::Long: return "int64";
+    case ScalarType::Int: return "int32";
+    case ScalarType::Byte: return "uint8";
+    default: return "another dtype";
+  }
+}
+
+void check(const Tensor& tensor, const char* name, ScalarType type, int64_t dims) {
+  if (!tensor.is_cpu()) refuse(name, ": expected a CPU tensor, found one on another device");
+  if (tensor.scalar_type() != type) refuse(name, ": expected ", name_of(type), ", found ", name_of(tensor.scalar_type()));
+  if (tensor.dim() != dims) refuse(name, ": expected ", dims, " dimension(s), found ", tensor.dim());
+  if (!tensor.is_contiguous()) refuse(name, ": expected a contiguous tensor; call .contiguous()");
+}
+
+void check_size(const Tensor& tensor, const char* name, int64_t dim, int64_t size, const char* what) {
+  if (tensor.size(dim) != size)
+    refuse(name, ": expected size ", size, " in dimension ", dim, " (", what, "), found ", tensor.size(dim));
+}
+
+template <class T>
+const T* read(const Tensor& tensor) {
+  return static_cast<const T*>(tensor.const_data_ptr());
+}
+
+template <class T>
+T* write(const Tensor& tensor) {
+  return static_cast<T*>(tensor.mutable_data_ptr());
+}
+
+const float* read_optional(const std::optional<Tensor>& tensor, const char* name, int64_t size) {
+  if (!tensor) return nullptr;
+  check(*tensor, name, ScalarType::Float, 1);
+  check_size(*tensor, name, 0, size, "one for each lookup");
+  return read<float>(*tensor);
+}
+
+Key read_key(const Tensor& tensor) {
+  check(tensor, "key", ScalarType::Byte, 1);
+  check_size(tensor, "key", 0, 32, "bytes");
+  const auto* bytes = read<uint8_t>(tensor);
+  Key key;
+  uint32_t any = 0;
+  for (int i = 0; i < kKeyWords; ++i) {
+    key.words[i] = bytes[4 * i] | bytes[4 * i + 1] << 8 | bytes[4 * i + 2] << 16 | static_cast<uint32_t>(bytes[4 * i + 3]) << 24;
+    any |= key.words[i];
+  }
+  if (any == 0) refuse("key: all bytes are zero, as a destroyed key leaves them; noise under it could be predicted");
+  return key;
+}
+
+void check_table(int64_t table) {
+  if (table < 0 || table >= kKeystreamTable) refuse("table: expected 0 <= table < ", kKeystreamTable, ", found ", table);
+}
+
+void check_step(int64_t step) {
+  if (step < 0 || step > std::numeric_limits<int32_t>::max()) refuse("step: expected 0 <= step < 2^31, found ", step);
+}
+
+void check_indices(const Tensor& indices, const char* name, int64_t num_rows) {
+  check(indices, name, ScalarType::Long, 1);
+  const auto* values = read<int64_t>(indices);
+  for (int64_t i = 0; i < indices.size(0); ++i)
+    if (values[i] < 0 || values[i] >= num_rows)
+      refuse(name, "[", i, "]: expected 0 <= index < ", num_rows, ", found ", values[i]);
+}
+
+void check_offsets(const Tensor& offsets, int64_t count) {
+  check(offsets, "offsets", ScalarType::Long, 1);
+  const int64_t n = offsets.size(0);
+  if (n < 1) refuse("offsets: expected at least one entry (bags + 1), found none");
+  const auto* values = read<int64_t>(offsets);
+  if (values[0] != 0) refuse("offsets[0]: expected 0, found ", values[0]);
+  for (int64_t i = 1; i < n; ++i)
+    if (values[i] < values[i - 1])
+      refuse("offsets[", i, "]: expected at least ", values[i - 1], " (offsets must not decrease), found ", values[i]);
+  if (values[n - 1] != count) refuse("offsets[", n - 1, "]: expected ", count, " (the number of lookups), found ", values[n - 1]);
+}
+
+void check_starting_steps(const int32_t* last, const int64_t* rows, int64_t count, int64_t step, int64_t horizon) {
+  for (int64_t i = 0; i < count; ++i) {
+    const int64_t row = rows ? rows[i] : i;
+    const int64_t from = last[row];
+    if (from == step) continue;
+    if (from < 0 || from > step) refuse("last[", row, "]: expected 0 <= last <= step ", step, ", found ", from);
+    if (from >= horizon)
+      refuse("transition: row ", row, " sleeps since step ", from, ", but there are only ", horizon, " starting steps");
+  }
+}
+
+Wake read_wake(const Tensor& weight, const Tensor& last, const Tensor& key, int64_t table, int64_t step,
+               const Tensor& transition, const Tensor& factor, const std::optional<Tensor>& momentum, bool ones) {
+  check(weight, "weight", ScalarType::Float, 2);
+  const int64_t num_rows = weight.size(0);
+  if (num_rows > kMaxRows) refuse("weight: expected at most 2^48 rows, found ", num_rows);
+  check(last, "last", ScalarType::Int, 1);
+  check_size(last, "last", 0, num_rows, "rows of weight");
+  check_table(table);
+  check_step(step);
+  check(transition, "transition", ScalarType::Float, 2);
+  check(factor, "factor", ScalarType::Float, 2);
+  check_size(transition, "transition", 1, momentum ? 4 : 1, momentum ? "m11 m12 m21 m22" : "m");
+  check_size(factor, "factor", 0, transition.size(0), "starting steps of transition");
+  check_size(factor, "factor", 1, momentum ? 3 : 1, momentum ? "l11 l21 l22" : "l");
+  float* momentum_data = nullptr;
+  if (momentum) {
+    check(*momentum, "momentum", ScalarType::Float, 2);
+    check_size(*momentum, "momentum", 0, num_rows, "rows of weight");
+    check_size(*momentum, "momentum", 1, weight.size(1), "columns of weight");
+    momentum_data = write<float>(*momentum);
+  }
+  return {write<float>(weight), momentum_data, write<int32_t>(last), nullptr, num_rows, weight.size(1),
+          read<float>(transition), read<float>(factor), read_key(key), static_cast<uint32_t>(table),
+          static_cast<int32_t>(step), ones ? Law::kOnes : Law::kGaussian};
+}
+
+void normal_(const Tensor& out, const Tensor& key, int64_t table, int64_t first_row, int64_t step) {
+  check(out, "out", ScalarType::Float, 2);
+  check_table(table);
+  check_step(step);
+  if (first_row < 0 || first_row > kMaxRows - out.size(0))
+    refuse("first_row: expected 0 <= first_row and first_row + rows <= 2^48, found ", first_row);
+  fill_normals({write<float>(out), out.size(0), out.size(1), first_row, read_key(key), static_cast<uint32_t>(table),
+                static_cast<uint32_t>(step)},
+               torch_threads());
+}
+
+std::tuple<Tensor, Tensor, Tensor> group_rows_op(const Tensor& indices, int64_t num_rows) {
+  check_indices(indices, "indices", num_rows);
+  const int64_t count = indices.size(0);
+  Tensor rows = torch::stable::new_empty(indices, {count});
+  Tensor order = torch::stable::new_empty(indices, {count});
+  Tensor starts = torch::stable::new_empty(indices, {count + 1});
+  const int64_t groups = group_rows(read<int64_t>(indices), count, num_rows, write<int64_t>(rows), write<int64_t>(order),
+                                    write<int64_t>(starts), torch_threads());
+  return {torch::stable::narrow(rows, 0, 0, groups), order, torch::stable::narrow(starts, 0, 0, groups + 1)};
+}
+
+void catch_up_(const Tensor& weight, const Tensor& last, const Tensor& rows, const Tensor& key, int64_t table, int64_t step,
+               const Tensor& transition, const Tensor& factor, const std::optional<Tensor>& momentum, bool ones) {
+  Wake wake = read_wake(weight, last, key, table, step, transition, factor, momentum, ones);
+  check_indices(rows, "rows", weight.size(0));
+  wake.rows = read<int64_t>(rows);
+  wake.count = rows.size(0);
+  for (int64_t i = 1; i < wake.count; ++i)
+    if (wake.rows[i] <= wake.rows[i - 1])
+      refuse("rows[", i, "]: expected more than ", wake.rows[i - 1], " (rows must ascend and be distinct), found ", wake.rows[i]);
+  check_starting_steps(wake.last, wake.rows, wake.count, step, transition.size(0));
+  wake_rows(wake, torch_threads());
+}
+
+void flush_(const Tensor& weight, const Tensor& last, const Tensor& key, int64_t table, int64_t step, const Tensor& transition,
+            const Tensor& factor, const std::optional<Tensor>& momentum, bool ones) {
+  const Wake wake = read_wake(weight, last, key, table, step, transition, factor, momentum, ones);
+  check_starting_steps(wake.last, nullptr, wake.count, step, transition.size(0));
+  wake_rows(wake, torch_threads());
+}
+
+Tensor bag_sum_op(const Tensor& weight, const Tensor& indices, const Tensor& offsets,
+                  const std::optional<Tensor>& per_lookup_weights) {
+  check(weight, "weight", ScalarType::Float, 2);
+  check_indices(indices, "indices", weight.size(0));
+  check_offsets(offsets, indices.size(0));
+  const float* per_lookup = read_optional(per_lookup_weights, "per_lookup_weights", indices.size(0));
+  const int64_t bags = offsets.size(0) - 1;
+  Tensor out = torch::stable::new_empty(weight, {bags, weight.size(1)});
+  bag_sum({read<float>(weight), read<int64_t>(indices), read<int64_t>(offsets), per_lookup, write<float>(out), bags,
+           weight.size(1)},
+          torch_threads());
+  return out;
+}
+
+Tensor bag_sq_norms_op(const Tensor& indices, const Tensor& offsets, const Tensor& grad,
+                       const std::optional<Tensor>& per_lookup_weights) {
+  check(grad, "grad", ScalarType::Float, 3);
+  check_indices(indices, "indices", std::numeric_limits<int64_t>::max());
+  check_offsets(offsets, indices.size(0));
+  check_size(offsets, "offsets", 0, grad.size(0) * grad.size(1) + 1, "features * examples of grad + 1");
+  const float* per_lookup = read_optional(per_lookup_weights, "per_lookup_weights", indices.size(0));
+  Tensor out = torch::stable::new_empty(grad, {grad.size(1)});
+  bag_squared_norms({read<int64_t>(indices), read<int64_t>(offsets), per_lookup, read<float>(grad), write<float>(out),
+                     grad.size(0), grad.size(1), grad.size(2)},
+                    torch_threads());
+  return out;
+}
+
+void check_groups(const Tensor& rows, const Tensor& order, const Tensor& starts, int64_t num_rows) {
+  check_indices(rows, "rows", num_rows);
+  const auto* row = read<int64_t>(rows);
+  for (int64_t u = 1; u < rows.size(0); ++u)
+    if (row[u] <= row[u - 1]) refuse("rows[", u, "]: expected more than ", row[u - 1], " (rows must ascend), found ", row[u]);
+  check_indices(order, "order", order.size(0));
+  check_offsets(starts, order.size(0));
+  check_size(starts, "starts", 0, rows.size(0) + 1, "rows + 1");
+}
+
+void scatter_add_op(const Tensor& weight, const Tensor& rows, const Tensor& order, const Tensor& starts,
+                    const Tensor& bag_of_lookup, const Tensor& grad, const Tensor& scale, double alpha,
+                    const std::optional<Tensor>& per_lookup_weights) {
+  check(weight, "weight", ScalarType::Float, 2);
+  check(grad, "grad", ScalarType::Float, 2);
+  check_size(grad, "grad", 1, weight.size(1), "columns of weight");
+  check(scale, "scale", ScalarType::Float, 1);
+  check_size(scale, "scale", 0, grad.size(0), "bags of grad");
+  check_groups(rows, order, starts, weight.size(0));
+  check_indices(bag_of_lookup, "bag_of_lookup", grad.size(0));
+  check_size(bag_of_lookup, "bag_of_lookup", 0, order.size(0), "lookups");
+  const float* per_lookup = read_optional(per_lookup_weights, "per_lookup_weights", order.size(0));
+  scatter_add({write<float>(weight), read<int64_t>(rows), read<int64_t>(order), read<int64_t>(starts),
+               read<int64_t>(bag_of_lookup), per_lookup, read<float>(grad), read<float>(scale), static_cast<float>(alpha),
+               rows.size(0), weight.size(1)},
+              torch_threads());
+}
+
+Tensor chacha_words(const Tensor& key, int64_t stream, int64_t counter, int64_t n) {
+  if (stream < 0) refuse("stream: expected stream >= 0, found ", stream);
+  const int64_t blocks = n < 0 ? 0 : (n + kBlockWords - 1) / kBlockWords;
+  if (n < 0) refuse("n: expected n >= 0, found ", n);
+  if (counter < 0 || counter + blocks > (int64_t{1} << 32))
+    refuse("counter: expected 0 <= counter and counter + ", blocks, " blocks <= 2^32, found ", counter);
+  Tensor out = torch::stable::new_empty(key, {n}, ScalarType::Int);
+  keystream(read_key(key), static_cast<uint64_t>(stream), static_cast<uint32_t>(counter), write<uint32_t>(out), n,
+            torch_threads());
+  return out;
+}
+
+}  // namespace
+
+STABLE_TORCH_LIBRARY_IMPL(lazydp, CPU, m) {
+  m.impl("normal_", TORCH_BOX(&normal_));
+  m.impl("group_rows", TORCH_BOX(&group_rows_op));
+  m.impl("catch_up_", TORCH_BOX(&catch_up_));
+  m.impl("flush_", TORCH_BOX(&flush_));
+  m.impl("bag_sum", TORCH_BOX(&bag_sum_op));
+  m.impl("bag_sq_norms", TORCH_BOX(&bag_sq_norms_op));
+  m.impl("scatter_add_", TORCH_BOX(&scatter_add_op));
+  m.impl("chacha_words", TORCH_BOX(&chacha_words));
+}
+
+}  // namespace lazydp::cpu

@@ -1,0 +1,46 @@
+// Noise on rows: fill, catch up, flush. Raw pointers, no torch.
+#pragma once
+
+#include <cstdint>
+
+#include "common/chacha20.h"
+#include "cpu/parallel.h"
+
+namespace lazydp::cpu {
+
+enum class Law : int { kGaussian = 0, kOnes = 1 };
+
+// A draw of `columns` normals for each of `rows` rows; row r of `out` is row first_row + r of the table.
+struct Fill {
+  float* out;
+  int64_t rows;
+  int64_t columns;
+  int64_t first_row;
+  Key key;
+  uint32_t table;
+  uint32_t step;
+};
+
+// Rows that wake at `step` from the step that last[row] names.
+struct Wake {
+  float* weight;             // [num_rows, columns]
+  float* momentum;           // the same shape, or null: dimension 1
+  int32_t* last;             // [num_rows]
+  const int64_t* rows;       // [count] distinct, or null: rows 0 .. count - 1
+  int64_t count;
+  int64_t columns;
+  const float* transition;   // [horizon, 1 or 4]
+  const float* factor;       // [horizon, 1 or 3]
+  Key key;
+  uint32_t table;
+  int32_t step;
+  Law law;
+
+  int64_t row(int64_t i) const { return rows ? rows[i] : i; }
+};
+
+void fill_normals(const Fill& fill, const Parallel& parallel);
+void wake_rows(const Wake& wake, const Parallel& parallel);
+void keystream(const Key& key, uint64_t stream, uint32_t counter, uint32_t* out, int64_t count, const Parallel& parallel);
+
+}  // namespace lazydp::cpu

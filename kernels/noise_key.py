@@ -1,0 +1,100 @@
+"""The key of the noise: 256 bits from the operating system. Whoever knows it can subtract the noise.
+
+It lives in memory and in private checkpoints only. Nothing that prints or pickles a `NoiseKey` shows its bytes;
+`to_bytes` is the one way out, for the checkpoint, and `destroy` the end of it, at export.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import hmac
+import os
+from typing import NoReturn
+
+import torch
+from torch import Tensor
+
+KEY_BYTES = 32
+_TEST_SALT = b"lazydp test key, not private"
+_DERIVE_SALT = b"lazydp noise key v1"
+
+
+class NoiseKey:
+    """256 secret bits, and whether they were made for a test.
+
+    What was trained under a test key is not private: `is_test` travels with every derived key, into the checkpoint and
+    into the bundle's manifest.
+    """
+
+    __slots__ = ("_bytes", "_is_test")
+
+    def __init__(self, secret: bytes, *, is_test: bool) -> None:
+        """Use `generate`, `for_tests` or `from_bytes`.
+
+        Raises ValueError unless `secret` is 32 bytes, not all zero (zero bytes are what `destroy` leaves).
+        """
+        if len(secret) != KEY_BYTES:
+            raise ValueError(f"a noise key has {KEY_BYTES} bytes, found {len(secret)}")
+        if not any(secret):
+            raise ValueError("a noise key must not be all zero: that is what a destroyed key leaves behind")
+        self._bytes: bytearray | None = bytearray(secret)
+        self._is_test = is_test
+
+    @classmethod
+    def generate(cls) -> NoiseKey:
+        """A new secret key from the operating system's generator."""
+        return cls(os.urandom(KEY_BYTES), is_test=False)
+
+    @classmethod
+    def for_tests(cls, seed: int) -> NoiseKey:
+        """The key that belongs to `seed`: known to everyone, so what it makes is marked as not private."""
+        return cls(hashlib.sha256(_TEST_SALT + str(int(seed)).encode()).digest(), is_test=True)
+
+    @classmethod
+    def from_bytes(cls, secret: bytes, *, is_test: bool) -> NoiseKey:
+        """A key read back from a private checkpoint; raises ValueError unless `secret` is 32 bytes, not all zero."""
+        return cls(secret, is_test=is_test)
+
+    @property
+    def is_test(self) -> bool:
+        """Whether the key, or the key it was derived from, came from `for_tests`."""
+        return self._is_test
+
+    def derive(self, label: str) -> NoiseKey:
+        """An independent key for another use: HKDF-SHA256 (RFC 5869) with `label` as info. `is_test` is inherited."""
+        pseudorandom_key = hmac.new(_DERIVE_SALT, self._secret(), hashlib.sha256).digest()
+        derived = hmac.new(pseudorandom_key, label.encode() + b"\x01", hashlib.sha256).digest()
+        return NoiseKey(derived, is_test=self._is_test)
+
+    def tensor(self) -> Tensor:
+        """The key as the operators take it: uint8 [32] on the CPU. It shares the key's memory: `destroy` zeroes it."""
+        return torch.frombuffer(self._secret(), dtype=torch.uint8)
+
+    def to_bytes(self) -> bytes:
+        """The 32 secret bytes. For private checkpoints only."""
+        return bytes(self._secret())
+
+    def destroy(self) -> None:
+        """Overwrites the bytes, those of `tensor()` included. Any later use raises ValueError."""
+        if self._bytes is not None:
+            self._bytes[:] = bytes(KEY_BYTES)
+            self._bytes = None
+
+    def __repr__(self) -> str:
+        state = "destroyed" if self._bytes is None else "test key" if self._is_test else "secret"
+        return f"NoiseKey(<{state}>)"
+
+    def __eq__(self, other: object) -> bool:
+        if not isinstance(other, NoiseKey):
+            return NotImplemented
+        return self._is_test == other._is_test and hmac.compare_digest(self._secret(), other._secret())
+
+    __hash__ = None  # type: ignore[assignment]  # a hash of a secret would end up in places that print it
+
+    def __reduce__(self) -> NoReturn:
+        raise TypeError("a NoiseKey is not pickled or copied: write to_bytes() to the private checkpoint instead")
+
+    def _secret(self) -> bytearray:
+        if self._bytes is None:
+            raise ValueError("this noise key was destroyed; nothing can be drawn under it any more")
+        return self._bytes

@@ -1,0 +1,187 @@
+"""The operators: noise on rows, and bags of rows. C++ behind `torch.ops.lazydp`; `reference` has the same in torch.
+
+All tensors are contiguous. Embedding weights are float32 [R, D], row ids and offsets int64, `last` int32 [R], a key
+the uint8 [32] of `NoiseKey.tensor()`. Every argument is checked before anything is written; what is wrong raises
+ValueError with the place and the value. Work is spread over torch's own threads (`torch.set_num_threads`), and no
+result depends on their number.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+import lazydp.kernels._C  # noqa: F401  (loading it registers the operators)
+from lazydp.kernels import fake  # noqa: F401  (shapes without data, for torch.compile and opcheck)
+from lazydp.kernels.arguments import Law, RowGroups
+
+__all__ = [
+    "Law",
+    "RowGroups",
+    "bag_ids",
+    "bag_sq_norms",
+    "bag_sum",
+    "catch_up_",
+    "chacha_words",
+    "flush_",
+    "group_rows",
+    "normal_",
+    "scatter_add_",
+]
+
+_lazydp = torch.ops.lazydp
+
+
+def normal_(out: Tensor, key: Tensor, *, table: int, first_row: int, step: int) -> Tensor:
+    """Overwrites `out`, float32 [R, D], with the noise of rows first_row .. first_row + R - 1 of `table` at `step`.
+
+    Standard normals by Box-Muller from ChaCha20; format in `csrc/common/gaussian.h`. Returns `out`.
+    """
+    _lazydp.normal_(out, key, table, first_row, step)
+    return out
+
+
+def group_rows(indices: Tensor, *, num_rows: int) -> RowGroups:
+    """Groups the lookups `indices`, int64 [N] with 0 <= index < num_rows, by row (stable radix sort)."""
+    return RowGroups(*_lazydp.group_rows(indices, num_rows))
+
+
+def catch_up_(
+    weight: Tensor,
+    last: Tensor,
+    rows: Tensor,
+    key: Tensor,
+    *,
+    table: int,
+    step: int,
+    transition: Tensor,
+    factor: Tensor,
+    momentum: Tensor | None = None,
+    noise: Law = "gaussian",
+) -> None:
+    """Brings `rows` of `weight` up to date: applies to each all the noise it owes until `step`, as one draw.
+
+    For row r with h = last[r] < step (design, section 4, "Lazy rows" and "Skip-ahead table"):
+
+        dimension 1:  w = transition[h] w + factor[h] z                   z ~ N(0, I), addressed by (table, r, step)
+        dimension 2:  (w, v) = M[h] (w, v) + L[h] (z1, z2)                M = [[m11, m12], [m21, m22]], L lower triangle
+
+    and last[r] = step. A row with last[r] = step stays untouched.
+
+    Args:
+        weight: float32 [R, D].
+        last: int32 [R], the last step whose noise each row contains.
+        rows: int64 [U], ascending and distinct (as `RowGroups.rows`).
+        key: uint8 [32].
+        table: 0 <= table < 65535.
+        step: 0 <= step < 2^31; at least every last[r].
+        transition: float32 [H, 1], or [H, 4] (m11, m12, m21, m22) with momentum; H above every last[r] < step.
+        factor: float32 [H, 1], or [H, 3] (l11, l21, l22) with momentum. Scale (sigma C / b) and sign are the caller's.
+        momentum: float32 [R, D] for dimension 2.
+        noise: "ones" replaces every z by 1, to test lazy against eager exactly.
+    """
+    _lazydp.catch_up_(weight, last, rows, key, table, step, transition, factor, momentum, _is_ones(noise))
+
+
+def flush_(
+    weight: Tensor,
+    last: Tensor,
+    key: Tensor,
+    *,
+    table: int,
+    step: int,
+    transition: Tensor,
+    factor: Tensor,
+    momentum: Tensor | None = None,
+    noise: Law = "gaussian",
+) -> None:
+    """`catch_up_` of every row of the table, in place; allocates nothing of table size."""
+    _lazydp.flush_(weight, last, key, table, step, transition, factor, momentum, _is_ones(noise))
+
+
+def bag_sum(weight: Tensor, indices: Tensor, offsets: Tensor, per_lookup_weights: Tensor | None = None) -> Tensor:
+    """Sums of bags of rows: out[g] = sum over i in offsets[g] .. offsets[g + 1] of w_i weight[indices[i]].
+
+    Args:
+        weight: float32 [R, D].
+        indices: int64 [N].
+        offsets: int64 [G + 1], from 0 to N, never decreasing.
+        per_lookup_weights: float32 [N], or None for ones.
+
+    Returns:
+        float32 [G, D]; zeros for an empty bag.
+    """
+    result: Tensor = _lazydp.bag_sum(weight, indices, offsets, per_lookup_weights)
+    return result
+
+
+def bag_sq_norms(indices: Tensor, offsets: Tensor, grad: Tensor, per_lookup_weights: Tensor | None = None) -> Tensor:
+    """Squared norms of the gradients that single examples send to one table.
+
+    F features read the table. Example i contributes bag g = f B + i of each feature f, with output gradient
+    grad[f, i]. Its gradient with respect to row r is sum_f (sum of the weights of r's lookups in bag f B + i) grad[f, i]:
+    equal rows add up over all features before the norm is taken.
+
+    Args:
+        indices: int64 [N].
+        offsets: int64 [F B + 1], from 0 to N, never decreasing, feature-major.
+        grad: float32 [F, B, D].
+        per_lookup_weights: float32 [N], or None for ones.
+
+    Returns:
+        float32 [B], accumulated in float64.
+    """
+    result: Tensor = _lazydp.bag_sq_norms(indices, offsets, grad, per_lookup_weights)
+    return result
+
+
+def scatter_add_(
+    weight: Tensor,
+    groups: RowGroups,
+    bag_of_lookup: Tensor,
+    grad: Tensor,
+    scale: Tensor,
+    *,
+    alpha: float,
+    per_lookup_weights: Tensor | None = None,
+) -> None:
+    """weight[r] += alpha * sum over lookups j of row r of  w_j scale[bag_of_lookup[j]] grad[bag_of_lookup[j]].
+
+    One owner per row and a fixed order of addition: deterministic, no atomics.
+
+    Args:
+        weight: float32 [R, D].
+        groups: of the N lookups.
+        bag_of_lookup: int64 [N] (see `bag_ids`).
+        grad: float32 [G, D], gradient of each bag's sum.
+        scale: float32 [G], each bag's clipping factor.
+        alpha: common factor, such as -learning_rate / expected_batch_size.
+        per_lookup_weights: float32 [N], or None for ones.
+    """
+    _lazydp.scatter_add_(
+        weight, groups.rows, groups.order, groups.starts, bag_of_lookup, grad, scale, alpha, per_lookup_weights
+    )
+
+
+def bag_ids(offsets: Tensor) -> Tensor:
+    """The bag of every lookup: int64 [N] from offsets, int64 [G + 1] from 0 to N, never decreasing."""
+    lengths = offsets.diff()
+    if offsets.numel() < 1 or (lengths < 0).any():
+        raise ValueError("offsets: expected at least one entry, and none below the one before")
+    return torch.repeat_interleave(torch.arange(lengths.numel()), lengths)
+
+
+def chacha_words(key: Tensor, *, stream: int, counter: int, n: int) -> Tensor:
+    """The first n 32-bit words of keystream `stream` from block `counter` on (16 words a block), as int32 [n].
+
+    Their bits are uniform; read them as unsigned with `.numpy().view(numpy.uint32)`. Keystreams never meet the noise:
+    a table number is kept for them. stream: 0 <= stream < 2^63, for a sampler its step.
+    """
+    result: Tensor = _lazydp.chacha_words(key, stream, counter, n)
+    return result
+
+
+def _is_ones(noise: Law) -> bool:
+    if noise not in ("gaussian", "ones"):
+        raise ValueError(f"noise: expected 'gaussian' or 'ones', found {noise!r}")
+    return noise == "ones"

@@ -1,0 +1,245 @@
+"""The operators of `ops` in plain torch and numpy, same names and signatures: the oracle that the fast ones must match.
+
+Nothing here shares code with the C++: ChaCha20 is written from RFC 8439, Box-Muller with numpy's own log, cos and sin
+in float64. Written to be read, not to be fast.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from lazydp.kernels.arguments import Law, RowGroups
+
+Words = npt.NDArray[np.uint32]
+
+NORMALS_PER_BLOCK = 12
+KEYSTREAM_TABLE = 0xFFFF
+_SECOND_NORMAL = 0x80000000
+_SIGMA = np.frombuffer(b"expand 32-byte k", dtype="<u4")
+
+
+def chacha20_block(state: Words) -> Words:
+    """RFC 8439, section 2.3: the block function on inputs uint32 [..., 16]; returns uint32 [..., 16]."""
+    x = [state[..., i].copy() for i in range(16)]
+
+    def rotate(value: Words, bits: int) -> Words:
+        return (value << np.uint32(bits)) | (value >> np.uint32(32 - bits))
+
+    def quarter(a: int, b: int, c: int, d: int) -> None:
+        x[a] += x[b]
+        x[d] = rotate(x[d] ^ x[a], 16)
+        x[c] += x[d]
+        x[b] = rotate(x[b] ^ x[c], 12)
+        x[a] += x[b]
+        x[d] = rotate(x[d] ^ x[a], 8)
+        x[c] += x[d]
+        x[b] = rotate(x[b] ^ x[c], 7)
+
+    with np.errstate(over="ignore"):
+        for _ in range(10):
+            for i in range(4):
+                quarter(i, 4 + i, 8 + i, 12 + i)
+            for i in range(4):
+                quarter(i, 4 + (i + 1) % 4, 8 + (i + 2) % 4, 12 + (i + 3) % 4)
+        return np.stack(x, axis=-1) + state
+
+
+def normals_of_block(words: Words) -> npt.NDArray[np.float64]:
+    """Twelve standard normals, [..., 12], from each sixteen words, [..., 16] (format: csrc/common/gaussian.h)."""
+    low = words[..., 12:16].astype(np.int64)
+    fine = [low[..., p] >> 10 | 1 for p in range(4)]
+    fine += [((low[..., p] << 11) ^ (low[..., p + 1] & 0x7FF)) & 0x3FFFFF | 1 for p in (0, 2)]
+    pairs = []
+    for p in range(6):
+        angle = words[..., p].astype(np.int32).astype(np.float64)
+        radius = words[..., 6 + p].astype(np.int32).astype(np.int64)
+        distance = np.where(radius < 0, ~radius, radius)
+        y = (distance + fine[p] * 2.0**-22) * 2.0**-32
+        log_u = np.where(radius < 0, np.log1p(-y), np.log(y))
+        phi = angle * (np.pi / 2**32)
+        half_plane = np.where(words[..., p] & np.uint32(1), -1.0, 1.0)
+        length = np.sqrt(-2.0 * log_u)
+        pairs += [length * np.cos(phi) * half_plane, length * np.sin(phi)]
+    return np.stack(pairs, axis=-1)
+
+
+def noise_words(key: Tensor, *, table: int, rows: Tensor, step: int, blocks: int, first_block: int = 0) -> Words:
+    """The blocks that the noise of (table, row, step) comes from: uint32 [len(rows), blocks, 16]."""
+    row = rows.numpy().astype(np.uint64)
+    state = np.zeros((len(row), blocks, 16), dtype=np.uint32)
+    state[..., 0:4] = _SIGMA
+    state[..., 4:12] = _key_words(key)
+    state[..., 12] = np.arange(first_block, first_block + blocks, dtype=np.uint64).astype(np.uint32)
+    state[..., 13] = step
+    state[..., 14] = (row & np.uint64(0xFFFFFFFF)).astype(np.uint32)[:, None]
+    state[..., 15] = ((np.uint64(table) << np.uint64(16)) | (row >> np.uint64(32))).astype(np.uint32)[:, None]
+    return chacha20_block(state)
+
+
+def noise(key: Tensor, *, table: int, rows: Tensor, step: int, columns: int, second: bool = False) -> Tensor:
+    """The noise of the given rows, float64 [len(rows), columns]; `second`: the second normal of each element."""
+    blocks = -(-columns // NORMALS_PER_BLOCK)
+    first_block = _SECOND_NORMAL if second else 0
+    words = noise_words(key, table=table, rows=rows, step=step, blocks=blocks, first_block=first_block)
+    normals = normals_of_block(words).reshape(len(rows), blocks * NORMALS_PER_BLOCK)
+    return torch.from_numpy(normals[:, :columns].copy())
+
+
+def normal_(out: Tensor, key: Tensor, *, table: int, first_row: int, step: int) -> Tensor:
+    """See `ops.normal_`."""
+    rows = torch.arange(first_row, first_row + out.shape[0])
+    return out.copy_(noise(key, table=table, rows=rows, step=step, columns=out.shape[1]))
+
+
+def group_rows(indices: Tensor, *, num_rows: int) -> RowGroups:
+    """See `ops.group_rows`."""
+    _check_range("indices", indices, num_rows)
+    ordered, order = torch.sort(indices, stable=True)
+    rows, counts = torch.unique_consecutive(ordered, return_counts=True)
+    starts = torch.cat([torch.zeros(1, dtype=torch.int64), counts.cumsum(0)])
+    return RowGroups(rows, order, starts)
+
+
+def catch_up_(
+    weight: Tensor,
+    last: Tensor,
+    rows: Tensor,
+    key: Tensor,
+    *,
+    table: int,
+    step: int,
+    transition: Tensor,
+    factor: Tensor,
+    momentum: Tensor | None = None,
+    noise: Law = "gaussian",
+) -> None:
+    """See `ops.catch_up_`."""
+    _check_range("rows", rows, weight.shape[0])
+    if (last[rows] > step).any():
+        raise ValueError(f"last: expected last <= step {step}")
+    rows = rows[last[rows] < step]
+    from_step = last[rows].long()
+    if (from_step >= transition.shape[0]).any():
+        raise ValueError(f"transition: there are only {transition.shape[0]} starting steps")
+    m, chol = transition[from_step].double(), factor[from_step].double()
+    z1 = _law(noise, key, table=table, rows=rows, step=step, columns=weight.shape[1], second=False)
+    w = weight[rows].double()
+    if momentum is None:
+        weight[rows] = (m[:, :1] * w + chol[:, :1] * z1).float()
+    else:
+        z2 = _law(noise, key, table=table, rows=rows, step=step, columns=weight.shape[1], second=True)
+        v = momentum[rows].double()
+        weight[rows] = (m[:, 0:1] * w + m[:, 1:2] * v + chol[:, 0:1] * z1).float()
+        momentum[rows] = (m[:, 2:3] * w + m[:, 3:4] * v + chol[:, 1:2] * z1 + chol[:, 2:3] * z2).float()
+    last[rows] = step
+
+
+def flush_(
+    weight: Tensor,
+    last: Tensor,
+    key: Tensor,
+    *,
+    table: int,
+    step: int,
+    transition: Tensor,
+    factor: Tensor,
+    momentum: Tensor | None = None,
+    noise: Law = "gaussian",
+) -> None:
+    """See `ops.flush_`."""
+    rows = torch.arange(weight.shape[0])
+    catch_up_(
+        weight,
+        last,
+        rows,
+        key,
+        table=table,
+        step=step,
+        transition=transition,
+        factor=factor,
+        momentum=momentum,
+        noise=noise,
+    )
+
+
+def bag_sum(weight: Tensor, indices: Tensor, offsets: Tensor, per_lookup_weights: Tensor | None = None) -> Tensor:
+    """See `ops.bag_sum`."""
+    _check_range("indices", indices, weight.shape[0])
+    values = weight[indices].double()
+    if per_lookup_weights is not None:
+        values = values * per_lookup_weights[:, None].double()
+    out = torch.zeros(offsets.numel() - 1, weight.shape[1], dtype=torch.float64)
+    return out.index_add_(0, bag_ids(offsets), values).float()
+
+
+def bag_sq_norms(indices: Tensor, offsets: Tensor, grad: Tensor, per_lookup_weights: Tensor | None = None) -> Tensor:
+    """See `ops.bag_sq_norms`."""
+    _, examples, columns = grad.shape
+    bags = bag_ids(offsets)
+    weights = torch.ones(indices.numel()) if per_lookup_weights is None else per_lookup_weights
+    out = torch.zeros(examples, dtype=torch.float64)
+    for i in range(examples):
+        of_example = bags % examples == i
+        distinct, position = torch.unique(indices[of_example], return_inverse=True)
+        rows = torch.zeros(distinct.numel(), columns, dtype=torch.float64)
+        sent = weights[of_example, None].double() * grad[bags[of_example] // examples, i].double()
+        out[i] = rows.index_add_(0, position, sent).square().sum()
+    return out.float()
+
+
+def scatter_add_(
+    weight: Tensor,
+    groups: RowGroups,
+    bag_of_lookup: Tensor,
+    grad: Tensor,
+    scale: Tensor,
+    *,
+    alpha: float,
+    per_lookup_weights: Tensor | None = None,
+) -> None:
+    """See `ops.scatter_add_`."""
+    sent = scale[bag_of_lookup, None].double() * grad[bag_of_lookup].double()
+    if per_lookup_weights is not None:
+        sent = sent * per_lookup_weights[:, None].double()
+    group_of_sorted = torch.repeat_interleave(torch.arange(groups.rows.numel()), groups.starts.diff())
+    sums = torch.zeros(groups.rows.numel(), weight.shape[1], dtype=torch.float64)
+    sums.index_add_(0, group_of_sorted, sent[groups.order])
+    weight[groups.rows] = (weight[groups.rows].double() + alpha * sums).float()
+
+
+def bag_ids(offsets: Tensor) -> Tensor:
+    """See `ops.bag_ids`."""
+    return torch.tensor([g for g, n in enumerate(offsets.diff().tolist()) for _ in range(n)], dtype=torch.int64)
+
+
+def chacha_words(key: Tensor, *, stream: int, counter: int, n: int) -> Tensor:
+    """See `ops.chacha_words`."""
+    blocks = -(-n // 16)
+    state = np.zeros((blocks, 16), dtype=np.uint32)
+    state[:, 0:4] = _SIGMA
+    state[:, 4:12] = _key_words(key)
+    state[:, 12] = np.arange(counter, counter + blocks, dtype=np.uint64).astype(np.uint32)
+    state[:, 13] = stream & 0xFFFFFFFF
+    state[:, 14] = stream >> 32
+    state[:, 15] = KEYSTREAM_TABLE << 16
+    return torch.from_numpy(chacha20_block(state).reshape(-1)[:n].view(np.int32).copy())
+
+
+def _law(law: Law, key: Tensor, *, table: int, rows: Tensor, step: int, columns: int, second: bool) -> Tensor:
+    if law == "ones":
+        return torch.ones(rows.numel(), columns, dtype=torch.float64)
+    return noise(key, table=table, rows=rows, step=step, columns=columns, second=second)
+
+
+def _key_words(key: Tensor) -> Words:
+    return np.frombuffer(key.numpy().tobytes(), dtype="<u4").astype(np.uint32)
+
+
+def _check_range(name: str, indices: Tensor, num_rows: int) -> None:
+    wrong = torch.nonzero((indices < 0) | (indices >= num_rows))
+    if wrong.numel():
+        at = int(wrong[0])
+        raise ValueError(f"{name}[{at}]: expected 0 <= index < {num_rows}, found {int(indices[at])}")
