@@ -1,0 +1,262 @@
+"""The training configuration: everything about a run that is chosen before the data is seen, hence public."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal, Self
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, PositiveInt, ValidationError, model_validator
+
+from lazydp.components.models.config import ModelConfig
+from lazydp.components.shared.errors import InputError
+
+if TYPE_CHECKING:
+    from dp_accounting import DpEvent
+
+FORMAT_VERSION = 1
+
+Mode = Literal["lazydp", "dpsgd", "sgd"]
+PrivacyUnit = Literal["example", "user"]
+Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+NonNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]
+Fraction = Annotated[float, Field(ge=0, le=1, allow_inf_nan=False)]
+
+# Fields that change how fast or how safely a run goes, never what it computes.
+_NOT_IN_DIGEST = {"checkpoint_every", "log_every"}
+
+
+class _Frozen(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class Schedule(_Frozen):
+    """Learning rate over the steps, known in advance (the skip-ahead table needs no less).
+
+    Attributes:
+        kind: `constant`, or after the warm-up a `linear` or `cosine` decay to `final_fraction` at the last step.
+        warmup_steps: steps over which the rate grows linearly to its base.
+        final_fraction: rate of the last step over the base rate.
+    """
+
+    kind: Literal["constant", "linear", "cosine"] = "constant"
+    warmup_steps: int = Field(default=0, ge=0)
+    final_fraction: Fraction = 0.0
+
+    def rates(self, learning_rate: float, *, steps: int) -> Callable[[int], float]:
+        """Rate of step t = 1..steps."""
+        from lazydp.components.train import schedules  # noqa: PLC0415 - brings torch with it
+
+        if self.kind == "cosine":
+            make, final_fraction = schedules.warmup_cosine, self.final_fraction
+        else:
+            make, final_fraction = schedules.linear, 1.0 if self.kind == "constant" else self.final_fraction
+        return make(learning_rate, steps=steps, warmup_steps=self.warmup_steps, final_fraction=final_fraction)
+
+
+class EmbeddingOptimizer(_Frozen):
+    """SGD of the embedding tables: linear, so that delayed noise stays exact.
+
+    Attributes:
+        optimizer: `sgd` only; Adam and Adagrad are not linear in the noise.
+        learning_rate: base rate, over the gradient that `expected_batch_size` divides.
+        momentum: 0 keeps no velocity table.
+        weight_decay: L2, per step times the learning rate.
+        schedule: rate over the steps.
+    """
+
+    optimizer: Literal["sgd"] = "sgd"
+    learning_rate: Positive = 1.0
+    momentum: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    weight_decay: NonNegative = 0.0
+    schedule: Schedule = Schedule()
+
+    @model_validator(mode="before")
+    @classmethod
+    def _linear_only(cls, values: Any) -> Any:
+        if isinstance(values, dict) and str(values.get("optimizer", "sgd")).lower() != "sgd":
+            raise ValueError(
+                f"optimizer {values['optimizer']!r} is not linear in the noise, so a row's delayed noise would not be "
+                "exact: embeddings take sgd (with momentum and weight_decay); use it for `dense` instead"
+            )
+        return values
+
+
+class DenseOptimizer(_Frozen):
+    """Optimizer of the dense layers, on the privatised gradient; any is private by post-processing.
+
+    Attributes:
+        optimizer: `adam` or `sgd`.
+        learning_rate: base rate.
+        momentum: of `sgd`; for `adam` it stands for beta1.
+        weight_decay: L2 for `sgd`, decoupled for `adam`.
+        schedule: rate over the steps.
+    """
+
+    optimizer: Literal["adam", "sgd"] = "adam"
+    learning_rate: Positive = 1e-3
+    momentum: Annotated[float, Field(ge=0, lt=1)] = 0.9
+    weight_decay: NonNegative = 0.0
+    schedule: Schedule = Schedule()
+
+
+class TrainConfig(_Frozen):
+    """One training run.
+
+    `sampling_prob`, `expected_batch_size` and `steps` are public settings: they are given here, never derived from
+    the size of the dataset, which is private.
+
+    Attributes:
+        model: the recommender, with the public seed of its initial weights.
+        mode: `lazydp`; `dpsgd`, the same law with noise on every row at every step; `sgd`, neither clipping nor noise.
+        privacy_unit: whose presence is hidden: an `example` (one row of the training split) or a `user` (at most k).
+        sampling_prob: q, the probability that a step holds a given example.
+        expected_batch_size: b, the constant that divides every noised sum.
+        steps: T.
+        noise_multiplier: sigma; or
+        target_epsilon: epsilon from which sigma is calibrated, together with target_delta.
+        target_delta: delta of every figure of epsilon.
+        max_grad_norm: C.
+        negatives: uniform negatives an example is trained against (implicit feedback).
+        embeddings: optimizer of the tables.
+        dense: optimizer of the dense layers.
+        micro_batch_size: most examples in memory at once; larger batches are summed from parts.
+        checkpoint_every: steps between checkpoints.
+        log_every: steps between log lines.
+    """
+
+    format_version: Literal[1] = 1
+    model: ModelConfig
+    mode: Mode = "lazydp"
+    privacy_unit: PrivacyUnit = "example"
+    sampling_prob: Annotated[float, Field(gt=0, le=1)]
+    expected_batch_size: Positive
+    steps: PositiveInt
+    noise_multiplier: Positive | None = None
+    target_epsilon: Positive | None = None
+    target_delta: Annotated[float, Field(gt=0, lt=1)] | None = None
+    max_grad_norm: Positive = 1.0
+    negatives: PositiveInt = 8
+    embeddings: EmbeddingOptimizer = EmbeddingOptimizer()
+    dense: DenseOptimizer = DenseOptimizer()
+    micro_batch_size: PositiveInt = 4096
+    checkpoint_every: PositiveInt = 500
+    log_every: PositiveInt = 100
+
+    @model_validator(mode="after")
+    def _privacy_is_stated(self) -> Self:
+        if self.mode == "sgd":
+            return self
+        if (self.noise_multiplier is None) == (self.target_epsilon is None):
+            raise ValueError("give one of noise_multiplier and target_epsilon (or mode: sgd, which has no privacy)")
+        if self.target_delta is None:
+            raise ValueError("target_delta is missing: every epsilon is stated at a delta, for example 1.0e-5")
+        return self
+
+    @property
+    def private(self) -> bool:
+        """Whether the run clips and adds noise."""
+        return self.mode != "sgd"
+
+    @classmethod
+    def load(cls, path: Path) -> TrainConfig:
+        """Read a YAML file.
+
+        Raises:
+            InputError: missing, not YAML, or not valid; one line that names the file and the field.
+        """
+        try:
+            document = yaml.safe_load(path.read_text())
+        except OSError as error:
+            raise InputError(f"training configuration {path} cannot be read: {error.strerror}") from error
+        except (yaml.YAMLError, UnicodeDecodeError) as error:
+            raise InputError(f"training configuration {path} is not YAML: {' '.join(str(error).split())}") from error
+        if not isinstance(document, dict):
+            raise InputError(f"training configuration {path}: expected a mapping of settings, found {document!r:.60}")
+        return cls.parse(document, where=str(path))
+
+    @classmethod
+    def parse(cls, document: dict[str, Any], *, where: str) -> TrainConfig:
+        """Validate a mapping; errors are one line that begins with `where`."""
+        try:
+            return cls.model_validate(document)
+        except ValidationError as error:
+            raise InputError(f"training configuration {where}: {_one_line(error)}") from error
+
+    def with_changes(self, **changes: Any) -> TrainConfig:
+        """The same run with some settings replaced, validated again."""
+        return self.parse({**self.model_dump(), **changes}, where="(with the command line's options)")
+
+    def digest(self) -> str:
+        """SHA-256 of every setting that has a part in the result."""
+        settings = self.model_dump(mode="json", exclude=_NOT_IN_DIGEST)
+        return hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()
+
+    def differences(self, other: TrainConfig) -> list[str]:
+        """`setting: ours != theirs` for every setting that has a part in the result."""
+        ours = _flatten(self.model_dump(mode="json", exclude=_NOT_IN_DIGEST))
+        theirs = _flatten(other.model_dump(mode="json", exclude=_NOT_IN_DIGEST))
+        return [
+            f"{name}: {ours.get(name)!r} != {theirs.get(name)!r}"
+            for name in sorted(ours.keys() | theirs.keys())
+            if ours.get(name) != theirs.get(name)
+        ]
+
+    def dp_event(
+        self, max_examples_per_user: int, *, noise_multiplier: float | None = None, steps: int | None = None
+    ) -> DpEvent:
+        """What the whole run, or its first `steps`, is to the accountant.
+
+        Args:
+            max_examples_per_user: k, to which ingest bounded every user.
+            noise_multiplier: sigma, where the configuration leaves it to calibration.
+            steps: fewer than the configured steps.
+        """
+        from lazydp.components.train.sampler import poisson_dp_event  # noqa: PLC0415 - brings torch with it
+
+        sigma = noise_multiplier if noise_multiplier is not None else self.noise_multiplier
+        if sigma is None:
+            raise ValueError("noise_multiplier: the configuration leaves it to calibration, so it has to be given")
+        return poisson_dp_event(
+            noise_multiplier=sigma,
+            sampling_prob=self.sampling_prob,
+            steps=self.steps if steps is None else steps,
+            max_examples_per_user=max_examples_per_user if self.privacy_unit == "user" else None,
+        )
+
+    def calibrated_noise_multiplier(self, max_examples_per_user: int) -> float:
+        """Sigma as given, or the least that keeps the run within (target_epsilon, target_delta)."""
+        from lazydp.components.budget.accounting import calibrate_noise_multiplier  # noqa: PLC0415 - slow to import
+
+        if self.noise_multiplier is not None:
+            return self.noise_multiplier
+        if self.target_epsilon is None or self.target_delta is None:
+            raise ValueError("mode sgd has no noise to calibrate")
+        return calibrate_noise_multiplier(
+            target_epsilon=self.target_epsilon,
+            target_delta=self.target_delta,
+            make_event=lambda sigma: self.dp_event(max_examples_per_user, noise_multiplier=sigma),
+        )
+
+
+def _flatten(settings: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for name, value in settings.items():
+        if isinstance(value, dict):
+            flat |= _flatten(value, f"{prefix}{name}.")
+        else:
+            flat[prefix + name] = value
+    return flat
+
+
+def _one_line(error: ValidationError) -> str:
+    problems = []
+    for problem in error.errors():
+        field = ".".join(str(part) for part in problem["loc"])
+        message = problem["msg"].removeprefix("Value error, ")
+        found = "" if problem["type"] in ("missing", "value_error") else f" (found {problem['input']!r:.60})"
+        problems.append(f"{field}: {message}{found}" if field else message)
+    return "; ".join(problems)

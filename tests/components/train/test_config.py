@@ -1,0 +1,114 @@
+"""The training configuration says what is wrong in one line, and its digest covers what matters."""
+
+import itertools
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from lazydp.components.shared.errors import InputError
+from lazydp.components.train.config import Schedule, TrainConfig
+
+MINIMAL: dict[str, Any] = {
+    "model": {"kind": "two_tower", "embedding_dim": 8},
+    "sampling_prob": 0.01,
+    "expected_batch_size": 100,
+    "steps": 50,
+    "noise_multiplier": 1.0,
+    "target_delta": 1e-5,
+}
+
+
+def parse(**changes: Any) -> TrainConfig:
+    return TrainConfig.parse({**MINIMAL, **changes}, where="train.yaml")
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"stepz": 3}, "stepz: Extra inputs are not permitted"),
+        ({"steps": 0}, "steps: Input should be greater than 0 (found 0)"),
+        ({"sampling_prob": 1.5}, "sampling_prob: Input should be less than or equal to 1 (found 1.5)"),
+        ({"model": {"kind": "transformer"}}, "model"),
+        ({"noise_multiplier": None}, "give one of noise_multiplier and target_epsilon"),
+        ({"target_epsilon": 8}, "give one of noise_multiplier and target_epsilon"),
+        ({"target_delta": None}, "target_delta is missing"),
+        ({"embeddings": {"optimizer": "adam"}}, "'adam' is not linear in the noise"),
+        ({"max_grad_norm": float("inf")}, "max_grad_norm"),
+        ({"format_version": 2}, "format_version"),
+    ],
+)
+def test_mistakes_are_named_in_one_line(changes: dict[str, Any], message: str) -> None:
+    with pytest.raises(InputError) as caught:
+        parse(**changes)
+    assert message in str(caught.value)
+    assert str(caught.value).startswith("training configuration train.yaml: ")
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [("- a\n- b\n", "expected a mapping"), ("a: [", "is not YAML"), ("", "expected a mapping")],
+)
+def test_files_that_are_no_configuration(tmp_path: Path, text: str, message: str) -> None:
+    file = tmp_path / "train.yaml"
+    file.write_text(text)
+    with pytest.raises(InputError, match=message):
+        TrainConfig.load(file)
+    with pytest.raises(InputError, match="cannot be read"):
+        TrainConfig.load(tmp_path / "absent.yaml")
+
+
+def test_sgd_needs_no_privacy_parameters() -> None:
+    config = parse(mode="sgd", noise_multiplier=None, target_delta=None)
+    assert not config.private
+
+
+def test_digest_covers_what_has_a_part_in_the_result() -> None:
+    assert parse().digest() == parse(checkpoint_every=7, log_every=3).digest()
+    for changes in ({"steps": 51}, {"model": {"kind": "two_tower", "embedding_dim": 9}}, {"max_grad_norm": 2.0}):
+        assert parse().digest() != parse(**changes).digest()
+
+
+def test_differences_name_the_settings() -> None:
+    other = parse(steps=51, model={"kind": "two_tower", "embedding_dim": 9})
+    assert parse().differences(other) == ["model.embedding_dim: 8 != 9", "steps: 50 != 51"]
+    assert parse().differences(parse(log_every=3)) == []
+
+
+def test_changes_are_validated() -> None:
+    assert parse().with_changes(mode="dpsgd").mode == "dpsgd"
+    with pytest.raises(InputError, match="command line"):
+        parse().with_changes(mode="fast")
+
+
+@pytest.mark.parametrize("kind", ["constant", "linear", "cosine"])
+def test_schedules(kind: str) -> None:
+    schedule = Schedule(kind=kind, warmup_steps=10, final_fraction=0.25)  # type: ignore[arg-type]
+    rates = schedule.rates(0.5, steps=100)
+    fractions = [rates(step) / 0.5 for step in range(1, 101)]
+    assert fractions[0] == pytest.approx(1 / 10)
+    assert all(late > early for early, late in itertools.pairwise(fractions[:10]))
+    assert max(fractions) <= 1
+    assert fractions[-1] == pytest.approx(1.0 if kind == "constant" else 0.25)
+    decay = fractions[9:]
+    assert all(late <= early for early, late in itertools.pairwise(decay))
+
+
+def test_the_event_is_of_the_unit_asked_for() -> None:
+    example = parse().dp_event(7)
+    assert example == parse().dp_event(3)
+    user = parse(privacy_unit="user")
+    assert user.dp_event(7) != example
+    assert user.dp_event(7) != user.dp_event(3)
+    assert parse().dp_event(7, steps=10) != example
+
+
+def test_the_noise_multiplier_is_calibrated_to_the_target() -> None:
+    from lazydp.components.budget.accounting import epsilon
+
+    config = parse(noise_multiplier=None, target_epsilon=2.0)
+    sigma = config.calibrated_noise_multiplier(1)
+    assert epsilon(config.dp_event(1, noise_multiplier=sigma), delta=1e-5) == pytest.approx(2.0, rel=0.02)
+    assert epsilon(config.dp_event(1, noise_multiplier=sigma), delta=1e-5) <= 2.0
+    assert parse().calibrated_noise_multiplier(1) == 1.0
