@@ -1,0 +1,108 @@
+"""What every model is to training and to serving: dense layers over pooled embeddings, K candidates an example.
+
+A `Recommender` holds the dense layers only. Tables live outside it, because training keeps them with their pending
+noise and serving maps them from a file; both hand the pooled rows to the same `forward`.
+"""
+
+from __future__ import annotations
+
+import zlib
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from lazydp.components.features.batch import Bags
+from lazydp.components.features.spec import EmbeddedFeature
+from lazydp.components.models.config import DlrmConfig, Loss, TwoTowerConfig
+from lazydp.components.models.layout import FeatureLayout, TableShape
+
+
+@dataclass(frozen=True, slots=True)
+class ModelInputs:
+    """What the dense layers read, for B examples with K candidates each and tables of D columns.
+
+    Attributes:
+        example: pooled rows of each example-side feature, [B, D].
+        candidate: pooled rows of each item-side feature, [B, K, D]; empty where the layout has none (then K = 1).
+        dense: dense features of the examples, [B, n].
+        item_dense: dense features of the candidates, [B, K, m].
+    """
+
+    example: Mapping[str, Tensor]
+    candidate: Mapping[str, Tensor]
+    dense: Tensor
+    item_dense: Tensor
+
+
+class Recommender(nn.Module, ABC):
+    """Dense layers of a model, and the layout of the tables that feed them."""
+
+    def __init__(self, layout: FeatureLayout, config: DlrmConfig | TwoTowerConfig) -> None:
+        super().__init__()
+        self.layout = layout
+        self.config = config
+        self.tables: dict[str, TableShape] = layout.tables(config.embedding_dim)
+
+    @abstractmethod
+    def forward(self, inputs: ModelInputs) -> Tensor:
+        """Logits [B, K] of the candidates."""
+
+    def losses(self, logits: Tensor, labels: Tensor) -> Tensor:
+        """Loss of each example, [B]; no example's loss depends on another example.
+
+        Args:
+            logits: [B, K]; column 0 is the observed item, the others are negatives drawn for that example.
+            labels: [B], 1 where the observed item was wanted, 0 where it was not.
+        """
+        return example_losses(logits, labels, loss=self.config.loss)
+
+
+def example_losses(logits: Tensor, labels: Tensor, *, loss: Loss) -> Tensor:
+    """Loss [B] of `logits` [B, K] under `labels` [B].
+
+    `sampled_softmax`: cross entropy of the observed item among the K candidates, times the label (an example
+    without a wanted item has nothing to rank). `bce`: binary cross entropy, averaged over the K candidates, where
+    negatives have label 0. Negatives shared within the batch are not offered: they would couple examples, and then
+    no clipping bounds what one example contributes.
+    """
+    if loss == "sampled_softmax":
+        return labels * (torch.logsumexp(logits, dim=1) - logits[:, 0])
+    targets = torch.zeros_like(logits)
+    targets[:, 0] = labels
+    return functional.binary_cross_entropy_with_logits(logits, targets, reduction="none").mean(dim=1)
+
+
+def initial_tables(model: Recommender) -> dict[str, Tensor]:
+    """Initial weights of every table, float32 [num_rows, dim]: a pure function of the model's public seed."""
+    weights = {}
+    for name, shape in model.tables.items():
+        generator = torch.Generator().manual_seed(model.config.seed * 0x1_0000_0000 + zlib.crc32(name.encode()))
+        weight = torch.empty(shape.num_rows, shape.dim)
+        weights[name] = weight.normal_(std=model.config.embedding_init_std, generator=generator)
+    return weights
+
+
+def pool(
+    features: Sequence[EmbeddedFeature], tables: Mapping[str, Tensor], bags: Mapping[str, Bags]
+) -> dict[str, Tensor]:
+    """Pooled rows [G, D] of each feature, read from plain tensors: for serving and evaluation.
+
+    Args:
+        features: what to read; `bags` holds one entry of G bags for each.
+        tables: weights [num_rows, D] by table name, flushed.
+        bags: rows to pool; an empty bag gives zeros.
+    """
+    return {
+        feature.name: functional.embedding_bag(
+            bags[feature.name].values,
+            tables[feature.table],
+            bags[feature.name].offsets,
+            mode=feature.pooling,
+            include_last_offset=True,
+        )
+        for feature in features
+    }

@@ -1,0 +1,352 @@
+"""Per-example gradient norms and clipped sums from one backward pass; no per-example gradient is ever formed.
+
+While a `Capture` is open, parameters are constants to autograd, so the backward pass forms no weight gradients; hooks keep,
+for each call of each layer, what went in (a) and the gradient of what came out (e). A layer's rule turns the pair into the squared
+norm of each example's gradient, and, once the clipping coefficients are known, into the sum of scaled gradients by one
+product. The method is that of Goodfellow 2015 (arXiv 1510.01799) and of "ghost clipping" (Li et al. 2021, arXiv 2110.05679,
+who introduced the Gram form for sequences), without their second backward pass.
+
+A layer of your own takes part once `register_rule(MyLayer, MyRule())` says how its norms are found. What holds for every layer: its
+input and output are batch-first, and it treats examples independently of each other.
+"""
+
+from __future__ import annotations
+
+import math
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+from types import TracebackType
+from typing import Any, Self
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+from torch.utils.hooks import RemovableHandle
+
+from lazydp.components.shared.errors import InputError
+
+_DIRECT_CHUNK_BYTES = 1 << 24
+_FLOAT32_EPSILON = torch.finfo(torch.float32).eps
+
+
+class NormRule(ABC):
+    """How one kind of layer turns captured pairs into norms and clipped sums.
+
+    The arguments of both methods: `layer`; `names` of its own parameters that are trained ("weight", "bias");
+    `inputs` and `grads`, the layer's input and output gradient, [B, P, ...] where P counts the positions of an
+    example that the layer saw (1, or the candidates, or several calls).
+    """
+
+    @abstractmethod
+    def sq_norms(self, layer: nn.Module, names: Sequence[str], inputs: Tensor, grads: Tensor) -> Tensor:
+        """Squared norm of each example's gradient over the parameters `names`, [B]; never an underestimate."""
+
+    @abstractmethod
+    def add_weighted(
+        self, layer: nn.Module, inputs: Tensor, grads: Tensor, scale: Tensor, into: Mapping[str, Tensor]
+    ) -> None:
+        """Add sum_i scale[i] g_i to the tensors of `into`, one for each trained parameter."""
+
+
+class LinearRule(NormRule):
+    """`nn.Linear`: the gradient of an example is the sum over positions of outer products e a'.
+
+    One position: ||g||^2 = ||a||^2 ||e||^2. Several: sum_pq (a_p . a_q)(e_p . e_q) by Gram matrices, or the gradient
+    itself, formed in small chunks of examples, where that is cheaper.
+    """
+
+    def sq_norms(self, layer: nn.Module, names: Sequence[str], inputs: Tensor, grads: Tensor) -> Tensor:
+        total = grads.new_zeros(grads.shape[0])
+        if "weight" in names:
+            total += _linear_weight_sq_norms(inputs, grads)
+        if "bias" in names:
+            total += _sq_norms(grads.squeeze(1) if grads.shape[1] == 1 else grads.sum(dim=1))
+        return total
+
+    def add_weighted(
+        self, layer: nn.Module, inputs: Tensor, grads: Tensor, scale: Tensor, into: Mapping[str, Tensor]
+    ) -> None:
+        # A scale per position; positions then are rows like any other.
+        scale = scale.repeat_interleave(grads.shape[1]) if grads.shape[1] > 1 else scale
+        inputs, grads = inputs.flatten(0, 1), grads.flatten(0, 1)
+        if "bias" in into:
+            into["bias"].addmv_(grads.t(), scale)
+        if "weight" in into:
+            if inputs.shape[1] < grads.shape[1]:
+                inputs = inputs * scale.unsqueeze(1)
+            else:
+                grads = grads * scale.unsqueeze(1)
+            into["weight"].addmm_(grads.t(), inputs)
+
+
+def _linear_weight_sq_norms(inputs: Tensor, grads: Tensor) -> Tensor:
+    positions, num_in, num_out = inputs.shape[1], inputs.shape[2], grads.shape[2]
+    if positions == 1:
+        # The product first: either factor's square may overflow where the product's does not.
+        return (_norms(inputs.squeeze(1)) * _norms(grads.squeeze(1))).square_()
+    if positions * (num_in + num_out) <= num_in * num_out:
+        return _gram_sq_norms(inputs, grads)
+    return _direct_sq_norms(inputs, grads)
+
+
+def _gram_sq_norms(inputs: Tensor, grads: Tensor) -> Tensor:
+    of_inputs = torch.bmm(inputs, inputs.transpose(1, 2))
+    of_grads = torch.bmm(grads, grads.transpose(1, 2))
+    # Positions may cancel (softmax gradients of like candidates do), and the rounding error of the cancelled terms can
+    # then exceed the true norm. It is added, so that the result never falls short and clipping keeps its promise.
+    # The bound is the probabilistic one of Higham and Mary 2019 (SIAM J. Sci. Comput. 41), with a factor to spare.
+    rounding = 4 * _FLOAT32_EPSILON * math.sqrt(inputs.shape[2] + grads.shape[2])
+    slack = rounding * _traces(of_inputs) * _traces(of_grads)
+    return of_inputs.mul_(of_grads).sum(dim=(1, 2)).clamp_(min=0.0) + slack
+
+
+def _traces(matrices: Tensor) -> Tensor:
+    return matrices.diagonal(dim1=1, dim2=2).sum(dim=1)
+
+
+def _direct_sq_norms(inputs: Tensor, grads: Tensor) -> Tensor:
+    per_example = 4 * inputs.shape[2] * grads.shape[2]
+    chunk = max(1, _DIRECT_CHUNK_BYTES // per_example)
+    parts = [
+        _sq_norms(torch.bmm(some_grads.transpose(1, 2), some_inputs).flatten(1))
+        for some_inputs, some_grads in zip(inputs.split(chunk), grads.split(chunk), strict=True)
+    ]
+    return torch.cat(parts)
+
+
+def _norms(rows: Tensor) -> Tensor:
+    return torch.linalg.vector_norm(rows, dim=1)
+
+
+def _sq_norms(rows: Tensor) -> Tensor:
+    return _norms(rows).square_()
+
+
+class LayerNormRule(NormRule):
+    """`nn.LayerNorm`: its parameters are as small as its output, so their per-example gradients are formed."""
+
+    def sq_norms(self, layer: nn.Module, names: Sequence[str], inputs: Tensor, grads: Tensor) -> Tensor:
+        total = grads.new_zeros(grads.shape[0])
+        for gradient in self._gradients(layer, names, inputs, grads).values():
+            total += _sq_norms(gradient.flatten(1))
+        return total
+
+    def add_weighted(
+        self, layer: nn.Module, inputs: Tensor, grads: Tensor, scale: Tensor, into: Mapping[str, Tensor]
+    ) -> None:
+        for name, gradient in self._gradients(layer, tuple(into), inputs, grads).items():
+            into[name].view(-1).addmv_(gradient.flatten(1).t(), scale)
+
+    @staticmethod
+    def _gradients(layer: nn.Module, names: Sequence[str], inputs: Tensor, grads: Tensor) -> dict[str, Tensor]:
+        assert isinstance(layer, nn.LayerNorm)
+        gradients = {}
+        if "weight" in names:
+            normalised = functional.layer_norm(inputs, layer.normalized_shape, eps=layer.eps)
+            gradients["weight"] = (grads * normalised).sum(dim=1)
+        if "bias" in names:
+            gradients["bias"] = grads.sum(dim=1)
+        return gradients
+
+
+_rules: dict[type[nn.Module], NormRule] = {nn.Linear: LinearRule(), nn.LayerNorm: LayerNormRule()}
+# What these share between examples has no per-example gradient to clip.
+_COUPLING = (nn.modules.batchnorm._BatchNorm, nn.modules.instancenorm._InstanceNorm)
+
+
+def register_rule(layer_type: type[nn.Module], rule: NormRule) -> None:
+    """Let layers of exactly `layer_type` (not its subclasses: they may compute something else) be trained privately."""
+    _rules[layer_type] = rule
+
+
+def supported_layers() -> tuple[str, ...]:
+    """Names of the layer types that have a rule."""
+    return tuple(sorted(layer_type.__name__ for layer_type in _rules))
+
+
+def trained_layers(model: nn.Module) -> dict[str, tuple[nn.Module, tuple[str, ...]]]:
+    """Every layer with parameters to train: its module and the names of those parameters, by the module's name.
+
+    Parameters frozen by `requires_grad=False` are constants, neither clipped nor given noise.
+
+    Raises:
+        InputError: a layer without a rule, a layer that couples examples, or a parameter shared by two layers.
+    """
+    found: dict[str, tuple[nn.Module, tuple[str, ...]]] = {}
+    owners: dict[int, str] = {}
+    for name, module in model.named_modules():
+        what = f"layer {name or '(the model itself)'!r} ({type(module).__name__})"
+        if isinstance(module, _COUPLING) and not _is_per_example(module):
+            raise InputError(
+                f"{what} computes statistics over the batch, which couples examples: use LayerNorm instead"
+            )
+        names = tuple(key for key, parameter in module.named_parameters(recurse=False) if parameter.requires_grad)
+        if not names:
+            continue
+        if type(module) not in _rules:
+            raise InputError(
+                f"{what} has parameters {list(names)} and no rule for per-example norms: supported are "
+                f"{', '.join(supported_layers())}; register_rule adds a layer of your own"
+            )
+        for key in names:
+            owner = owners.setdefault(id(getattr(module, key)), f"{name}.{key}")
+            if owner != f"{name}.{key}":
+                raise InputError(f"{what} shares {key!r} with {owner}: a parameter must belong to one layer")
+        found[name] = (module, names)
+    return found
+
+
+def _is_per_example(module: nn.Module) -> bool:
+    return isinstance(module, nn.modules.instancenorm._InstanceNorm) and not module.track_running_stats
+
+
+class _Anchor(torch.autograd.Function):
+    """Makes the output of a layer that nothing trainable feeds part of the graph, so that its gradient is computed."""
+
+    @staticmethod
+    def forward(ctx: Any, output: Tensor, anchor: Tensor) -> Tensor:
+        ctx.mark_dirty(output)
+        return output
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[None, None]:
+        return None, None
+
+
+class _Calls:
+    """What one layer saw in one forward and backward pass."""
+
+    def __init__(self, name: str, layer: nn.Module, names: tuple[str, ...]) -> None:
+        self.name = name
+        self.layer = layer
+        self.names = names
+        self._inputs: list[Tensor] = []
+        self._grads: list[Tensor | None] = []
+
+    def keep(self, inputs: Tensor, output: Tensor) -> None:
+        call = len(self._inputs)
+        self._inputs.append(inputs.detach())
+        self._grads.append(None)
+
+        def keep_grad(grad: Tensor) -> None:
+            self._grads[call] = grad
+
+        output.register_hook(keep_grad)
+
+    def pair(self, size: int) -> tuple[Tensor, Tensor] | None:
+        """Inputs and output gradients of all calls, [B, P, ...]; None where no gradient came back."""
+        dims = self._feature_dims()
+        inputs, grads = [], []
+        for some_inputs, grad in zip(self._inputs, self._grads, strict=True):
+            if grad is None:
+                continue
+            if some_inputs.shape[0] != size:
+                raise InputError(
+                    f"layer {self.name!r} ({type(self.layer).__name__}) saw a first dimension of {some_inputs.shape[0]} "
+                    f"in a batch of {size} examples: layers must be batch-first"
+                )
+            inputs.append(_positions(some_inputs, dims))
+            grads.append(_positions(grad, dims))
+        if not inputs:
+            return None
+        if len(inputs) == 1:
+            return inputs[0], grads[0]
+        return torch.cat(inputs, dim=1), torch.cat(grads, dim=1)
+
+    def _feature_dims(self) -> int:
+        """Trailing dimensions that belong to one position."""
+        return len(self.layer.normalized_shape) if isinstance(self.layer, nn.LayerNorm) else 1
+
+
+def _positions(tensor: Tensor, feature_dims: int) -> Tensor:
+    """[B, P, features...] of a tensor with any number of position dimensions."""
+    position_dims = tensor.dim() - 1 - feature_dims
+    if position_dims == 0:
+        return tensor.unsqueeze(1)
+    return tensor if position_dims == 1 else tensor.flatten(1, position_dims)
+
+
+class Capture:
+    """Keeps what norms and clipped sums need, while the forward and backward pass of one micro-batch run inside it.
+
+    Used once:
+
+        with Capture(layers) as capture:
+            losses = ...
+            losses.sum().backward()
+        sq_norms = capture.sq_norms(size)
+        capture.add_weighted(scale)          # into the parameters' .grad
+    """
+
+    def __init__(self, layers: Mapping[str, tuple[nn.Module, tuple[str, ...]]]) -> None:
+        self._calls = [_Calls(name, layer, names) for name, (layer, names) in layers.items()]
+        self._handles: list[RemovableHandle] = []
+        self._pairs: list[tuple[_Calls, Tensor, Tensor]] = []
+
+    def __enter__(self) -> Self:
+        self._anchor = torch.zeros((), requires_grad=True)
+        for calls in self._calls:
+            for name in calls.names:
+                getattr(calls.layer, name).requires_grad_(False)
+            self._handles.append(calls.layer.register_forward_hook(self._hook(calls)))
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        for handle in self._handles:
+            handle.remove()
+        for calls in self._calls:
+            for name in calls.names:
+                getattr(calls.layer, name).requires_grad_(True)
+
+    def _hook(self, calls: _Calls) -> Any:
+        def keep(layer: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> Tensor:
+            if not output.requires_grad:
+                output = _Anchor.apply(output, self._anchor)  # type: ignore[no-untyped-call]
+            calls.keep(inputs[0], output)
+            return output
+
+        return keep
+
+    def sq_norms(self, size: int) -> Tensor:
+        """Squared norm of each example's gradient over all layers, float32 [B]."""
+        total = torch.zeros(size)
+        for calls in self._calls:
+            pair = calls.pair(size)
+            if pair is not None:
+                self._pairs.append((calls, *pair))
+                total += _rules[type(calls.layer)].sq_norms(calls.layer, calls.names, *pair)
+        return total
+
+    def drop(self, examples: Tensor) -> None:
+        """Make the gradients of `examples` (mask [B]) zero: scaling by zero would keep what is not finite."""
+        self._pairs = [
+            (calls, without(inputs, examples), without(grads, examples)) for calls, inputs, grads in self._pairs
+        ]
+
+    def add_weighted(self, scale: Tensor) -> None:
+        """Add sum_i scale[i] g_i to the `.grad` of every parameter (which must exist)."""
+        for calls, inputs, grads in self._pairs:
+            into = {name: getattr(calls.layer, name).grad for name in calls.names}
+            _rules[type(calls.layer)].add_weighted(calls.layer, inputs, grads, scale, into)
+        # What a step keeps beyond its end costs the next one fresh pages.
+        self._pairs.clear()
+
+
+def without(tensor: Tensor, examples: Tensor) -> Tensor:
+    """A copy of [B, ...] with zeros for `examples` (mask [B])."""
+    return tensor.masked_fill(examples.view(-1, *[1] * (tensor.dim() - 1)), 0.0)
+
+
+_SAFETY = 1.0 + 1e-5
+
+
+def clip_coefficients(sq_norms: Tensor, *, max_grad_norm: float) -> Tensor:
+    """min(1, C / ||g_i||) for each example, float32 [B]; zero where the norm is not finite.
+
+    Norms are rounded; the coefficient is taken smaller by 1e-5, relative, so that no contribution passes C by rounding.
+    """
+    norms = sq_norms.sqrt()
+    coefficients = (max_grad_norm / (norms * _SAFETY)).clamp(max=1.0)
+    return torch.where(torch.isfinite(norms), coefficients, 0.0)

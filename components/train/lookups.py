@@ -1,0 +1,107 @@
+"""Which rows of which table a batch reads, in the shape the kernels want."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from lazydp.components.features.batch import Bags
+from lazydp.components.features.spec import EmbeddedFeature
+from lazydp.components.models.layout import FeatureLayout
+from lazydp.components.models.recommender import ModelInputs
+from lazydp.components.train.examples import Examples
+
+
+@dataclass(frozen=True, slots=True)
+class Lookups:
+    """All lookups of one table by B examples, as F bags an example, feature by feature.
+
+    Bag f * B + i is bag f of example i; a candidate feature counts as K bags an example.
+
+    Attributes:
+        indices: rows, int64 [N].
+        offsets: int64 [F * B + 1].
+        weights: weight of each lookup, float32 [N], or None where all are 1 (mean pooling has 1 / bag length).
+        bags_per_example: F.
+    """
+
+    indices: Tensor
+    offsets: Tensor
+    weights: Tensor | None
+    bags_per_example: int
+
+    @property
+    def num_bags(self) -> int:
+        """F * B."""
+        return self.offsets.shape[0] - 1
+
+
+def lookups_of(layout: FeatureLayout, examples: Examples) -> dict[str, Lookups]:
+    """The lookups of `examples`, by table in the order of `FeatureLayout.tables`."""
+    by_table: dict[str, list[tuple[EmbeddedFeature, Bags, int]]] = {}
+    for feature in layout.example:
+        by_table.setdefault(feature.table, []).append((feature, examples.bags[feature.name], 1))
+    for feature in layout.candidate:
+        bags = examples.candidate_bags[feature.name]
+        by_table.setdefault(feature.table, []).append((feature, bags, examples.num_candidates))
+    return {table: _joined(parts) for table, parts in by_table.items()}
+
+
+def _joined(parts: Sequence[tuple[EmbeddedFeature, Bags, int]]) -> Lookups:
+    indices = join([bags.values for _, bags, _ in parts])
+    offsets = join_offsets([bags.offsets for _, bags, _ in parts])
+    weights = None
+    if any(feature.pooling == "mean" for feature, _, _ in parts):
+        weights = join([_lookup_weights(feature, bags) for feature, bags, _ in parts])
+    return Lookups(indices, offsets, weights, sum(width for _, _, width in parts))
+
+
+def _lookup_weights(feature: EmbeddedFeature, bags: Bags) -> Tensor:
+    if feature.pooling == "sum":
+        return torch.ones(bags.values.shape[0])
+    lengths = bags.lengths()
+    # Empty bags have no lookup to weigh; the clamp only keeps 1 / 0 out of sight.
+    return torch.repeat_interleave(1.0 / lengths.clamp(min=1).to(torch.float32), lengths)
+
+
+def join(parts: Sequence[Tensor]) -> Tensor:
+    """Concatenation, without a copy where there is one part."""
+    return parts[0] if len(parts) == 1 else torch.cat(list(parts))
+
+
+def join_offsets(parts: Sequence[Tensor]) -> Tensor:
+    """Offsets of concatenated bags."""
+    if len(parts) == 1:
+        return parts[0]
+    shifted = [parts[0]]
+    base = int(parts[0][-1])
+    for offsets in parts[1:]:
+        shifted.append(offsets[1:] + base)
+        base += int(offsets[-1])
+    return torch.cat(shifted)
+
+
+def model_inputs(layout: FeatureLayout, examples: Examples, pooled: Mapping[str, Tensor]) -> ModelInputs:
+    """Pooled rows of each table [F * B, D], cut into the features that the model reads.
+
+    The cut is one `split` a table: its backward writes the gradient of all features in one pass.
+    """
+    size = examples.size
+    widths: dict[str, list[int]] = {}
+    for feature in layout.example:
+        widths.setdefault(feature.table, []).append(size)
+    for feature in layout.candidate:
+        widths.setdefault(feature.table, []).append(size * examples.num_candidates)
+    parts = {table: iter(pooled[table].split(width)) for table, width in widths.items()}
+    return ModelInputs(
+        example={feature.name: next(parts[feature.table]) for feature in layout.example},
+        candidate={
+            feature.name: next(parts[feature.table]).unflatten(0, (examples.num_candidates, size)).transpose(0, 1)
+            for feature in layout.candidate
+        },
+        dense=examples.dense,
+        item_dense=examples.item_dense,
+    )

@@ -1,0 +1,252 @@
+"""Embedding tables in training: rows catch up with their noise when they are read, and owe it until then.
+
+Per step t:  `group_rows` (of the batch), `catch_up` (those rows, to t - 1), `gather`, `add_gradient`, `advance` (the noise of step t is
+owed, or in eager mode added to every row at once). See `skip_ahead` for the mathematics.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+from lazydp.components.shared.errors import FormatError, InputError, NonFiniteError, PendingNoiseError
+from lazydp.components.train.lookups import Lookups, join, join_offsets
+from lazydp.components.train.skip_ahead import EmbeddingSgd, SkipAhead
+from lazydp.kernels import ops
+from lazydp.kernels.arguments import Law, RowGroups
+from lazydp.kernels.noise_key import NoiseKey
+
+Mode = Literal["lazydp", "dpsgd", "sgd"]
+"""`lazydp`: noise when a row is read. `dpsgd`: the same step, noise on every row at every step. `sgd`: no clipping, no noise."""
+
+MAX_TABLES = 0x8000
+"""Table numbers from here on address the noise of dense parameters."""
+
+_FINITE_CHUNK = 1 << 22
+
+
+@dataclass(slots=True)
+class _Table:
+    number: int
+    weight: Tensor
+    last: Tensor
+    momentum: Tensor | None
+
+
+@dataclass(frozen=True, slots=True)
+class TableGradient:
+    """What one micro-batch sends back to one table.
+
+    Attributes:
+        lookups: where it came from.
+        gradient: of each bag, float32 [F * B, D].
+        scale: of each example, float32 [B]: the clipping coefficient, divided by the expected batch size.
+    """
+
+    lookups: Lookups
+    gradient: Tensor
+    scale: Tensor
+
+
+class EmbeddingTables:
+    """Every table of a model, with what each row owes.
+
+    Args:
+        weights: initial weights, float32 [rows, dim] by table; trained in place, never copied.
+        mode: when noise is added.
+        optimizer: the linear step of the rows.
+        noise_scale: sigma C / b; 0 in mode `sgd`.
+        key: of the noise; None only where `noise_scale` is 0.
+        noise: `gaussian`, or `ones` for tests of exactness.
+
+    Raises:
+        InputError: too many tables, or noise without a key.
+    """
+
+    def __init__(
+        self,
+        weights: Mapping[str, Tensor],
+        *,
+        mode: Mode,
+        optimizer: EmbeddingSgd,
+        noise_scale: float,
+        key: NoiseKey | None,
+        noise: Law = "gaussian",
+    ) -> None:
+        if len(weights) > MAX_TABLES:
+            raise InputError(f"at most {MAX_TABLES} tables have addresses for their noise, found {len(weights)}")
+        if noise_scale and key is None:
+            raise InputError("tables with noise need a noise key")
+        self._mode = mode
+        self._noise = noise
+        self._key = key if key is not None else NoiseKey.for_tests(0)  # draws are multiplied by zero
+        self._skip_ahead = SkipAhead(optimizer, noise_scale=noise_scale, law=noise)
+        self._tables: dict[str, _Table] = {}
+        for number, (name, weight) in enumerate(weights.items()):
+            last = torch.zeros(weight.shape[0], dtype=torch.int32)
+            momentum = torch.zeros_like(weight) if self._skip_ahead.dimension == 2 else None
+            self._tables[name] = _Table(number, weight, last, momentum)
+
+    @property
+    def step(self) -> int:
+        """Steps completed."""
+        return self._skip_ahead.step
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Names of the tables, in the order of their numbers."""
+        return tuple(self._tables)
+
+    def group_rows(self, reads: Sequence[Mapping[str, Lookups]]) -> dict[str, RowGroups]:
+        """The distinct rows that the micro-batches `reads` will read, found once for catching up and for the gradient."""
+        groups = {}
+        for name, table in self._tables.items():
+            parts = [read[name].indices for read in reads if name in read]
+            if parts:
+                groups[name] = ops.group_rows(join(parts), num_rows=table.weight.shape[0])
+        return groups
+
+    def catch_up(self, groups: Mapping[str, RowGroups]) -> None:
+        """Give the rows of `groups` the noise of every completed step they miss."""
+        if self._skip_ahead.is_identity:
+            return
+        for name, group in groups.items():
+            table = self._tables[name]
+            ops.catch_up_(
+                table.weight,
+                table.last,
+                group.rows,
+                self._key.tensor(),
+                table=table.number,
+                step=self.step,
+                transition=self._skip_ahead.transition,
+                factor=self._skip_ahead.factor,
+                momentum=table.momentum,
+                noise=self._noise,
+            )
+
+    def gather(self, reads: Mapping[str, Lookups]) -> dict[str, Tensor]:
+        """Pooled rows [F * B, D] of each table; the rows must have caught up."""
+        return {
+            name: ops.bag_sum(self._tables[name].weight, read.indices, read.offsets, read.weights)
+            for name, read in reads.items()
+        }
+
+    def add_gradient(self, groups: Mapping[str, RowGroups], gradients: Mapping[str, Sequence[TableGradient]]) -> None:
+        """Apply the gradient of the coming step to the rows it touches.
+
+        Args:
+            groups: what `group_rows` gave for the same micro-batches.
+            gradients: by table, one for each micro-batch, in the same order.
+        """
+        alpha = self._skip_ahead.gradient_scale()
+        for name, parts in gradients.items():
+            table = self._tables[name]
+            weights = None
+            if any(part.lookups.weights is not None for part in parts):
+                weights = join([_weights(part.lookups) for part in parts])
+            ops.scatter_add_(
+                table.weight if table.momentum is None else table.momentum,
+                groups[name],
+                ops.bag_ids(join_offsets([part.lookups.offsets for part in parts])),
+                join([part.gradient for part in parts]),
+                join([part.scale.repeat(part.lookups.bags_per_example) for part in parts]),
+                alpha=alpha,
+                per_lookup_weights=weights,
+            )
+
+    def advance(self) -> None:
+        """Complete the step: its noise is owed from now on, and in mode `dpsgd` paid at once by every row."""
+        self._skip_ahead.advance()
+        if self._mode == "dpsgd":
+            self.flush()
+
+    def flush(self) -> None:
+        """Bring every row of every table up to date; nothing is pending afterwards."""
+        if self._skip_ahead.is_identity:
+            return
+        for table in self._tables.values():
+            ops.flush_(
+                table.weight,
+                table.last,
+                self._key.tensor(),
+                table=table.number,
+                step=self.step,
+                transition=self._skip_ahead.transition,
+                factor=self._skip_ahead.factor,
+                momentum=table.momentum,
+                noise=self._noise,
+            )
+
+    def pending(self) -> int:
+        """Number of rows that owe noise."""
+        if self._skip_ahead.is_identity:
+            return 0
+        return sum(int((table.last != self.step).sum()) for table in self._tables.values())
+
+    def weights(self) -> dict[str, Tensor]:
+        """The weights of every table, the very tensors, for release or evaluation.
+
+        Raises:
+            PendingNoiseError: a row owes noise; flush first.
+            NonFiniteError: a weight is not finite.
+        """
+        pending = self.pending()
+        if pending:
+            raise PendingNoiseError(
+                f"{pending} rows still owe noise at step {self.step}: flush before weights leave training"
+            )
+        for name, table in self._tables.items():
+            if not _all_finite(table.weight):
+                raise NonFiniteError(
+                    f"table {name!r} holds weights that are not finite: the run diverged, lower the learning rate"
+                )
+        return {name: table.weight for name, table in self._tables.items()}
+
+    def state_dict(self) -> dict[str, Any]:
+        """Weights with their pending noise, for a private checkpoint: references, not copies."""
+        tables = {
+            name: {"weight": table.weight, "last": table.last, "momentum": table.momentum}
+            for name, table in self._tables.items()
+        }
+        return {"tables": tables, "skip_ahead": self._skip_ahead.state_dict()}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Continue from `state`, copied into the tensors of this object.
+
+        Raises:
+            FormatError: tables of other names or shapes, or another optimizer.
+        """
+        if list(state["tables"]) != list(self._tables):
+            raise FormatError(
+                f"the checkpoint has tables {list(state['tables'])}, this run has {list(self._tables)}: "
+                "it belongs to another model"
+            )
+        for name, table in self._tables.items():
+            saved = state["tables"][name]
+            if saved["weight"].shape != table.weight.shape or (saved["momentum"] is None) != (table.momentum is None):
+                raise FormatError(
+                    f"the checkpoint's table {name!r} has shape {tuple(saved['weight'].shape)}, this run's "
+                    f"{tuple(table.weight.shape)}: it belongs to another model or optimizer"
+                )
+        self._skip_ahead.load_state_dict(state["skip_ahead"])
+        for name, table in self._tables.items():
+            saved = state["tables"][name]
+            table.weight.copy_(saved["weight"])
+            table.last.copy_(saved["last"])
+            if table.momentum is not None:
+                table.momentum.copy_(saved["momentum"])
+
+
+def _weights(lookups: Lookups) -> Tensor:
+    return torch.ones(lookups.indices.shape[0]) if lookups.weights is None else lookups.weights
+
+
+def _all_finite(weight: Tensor) -> bool:
+    """Whether every entry is finite, in chunks: a mask of the table's size would double its memory."""
+    flat = weight.view(-1)
+    return all(bool(torch.isfinite(chunk).all()) for chunk in flat.split(_FINITE_CHUNK))
