@@ -8,6 +8,8 @@ result depends on their number.
 
 from __future__ import annotations
 
+from typing import Literal
+
 import torch
 from torch import Tensor
 
@@ -18,6 +20,7 @@ from lazydp.kernels.arguments import Law, RowGroups
 __all__ = [
     "Law",
     "RowGroups",
+    "SimdLevel",
     "bag_ids",
     "bag_sq_norms",
     "bag_sum",
@@ -27,8 +30,14 @@ __all__ = [
     "group_rows",
     "normal_",
     "scatter_add_",
+    "set_simd_level",
+    "simd_level",
+    "simd_levels",
 ]
 
+SimdLevel = Literal["portable", "avx2", "avx512"]
+
+_SIMD_LEVELS: tuple[SimdLevel, ...] = ("portable", "avx2", "avx512")
 _lazydp = torch.ops.lazydp
 
 
@@ -119,8 +128,8 @@ def bag_sq_norms(indices: Tensor, offsets: Tensor, grad: Tensor, per_lookup_weig
     """Squared norms of the gradients that single examples send to one table.
 
     F features read the table. Example i contributes bag g = f B + i of each feature f, with output gradient
-    grad[f, i]. Its gradient with respect to row r is sum_f (sum of the weights of r's lookups in bag f B + i) grad[f, i]:
-    equal rows add up over all features before the norm is taken.
+    grad[f, i]. Its gradient with respect to row r is the sum over f of (sum of the weights of r's lookups in bag f B + i)
+    times grad[f, i]: equal rows add up over all features before the norm is taken.
 
     Args:
         indices: int64 [N].
@@ -179,6 +188,26 @@ def chacha_words(key: Tensor, *, stream: int, counter: int, n: int) -> Tensor:
     """
     result: Tensor = _lazydp.chacha_words(key, stream, counter, n)
     return result
+
+
+def simd_levels() -> tuple[SimdLevel, ...]:
+    """The instruction sets whose kernels this machine runs, slowest first. All give the same bits."""
+    return _SIMD_LEVELS[: _lazydp.best_simd_level() + 1]
+
+
+def simd_level() -> SimdLevel:
+    """The instruction set in use: the best, unless the environment's LAZYDP_SIMD or `set_simd_level` chose another."""
+    return _SIMD_LEVELS[_lazydp.simd_level()]
+
+
+def set_simd_level(level: SimdLevel) -> None:
+    """Uses the kernels of another instruction set, in the whole process. For tests and benchmarks.
+
+    Raises ValueError unless `level` is one of `simd_levels()`.
+    """
+    if level not in simd_levels():
+        raise ValueError(f"level: expected one of {', '.join(simd_levels())}, found {level!r}")
+    _lazydp.set_simd_level(_SIMD_LEVELS.index(level))
 
 
 def _is_ones(noise: Law) -> bool:

@@ -3,12 +3,15 @@
 //     dimension 1   s = weight               M = (m),                  L = (l)
 //     dimension 2   s = (weight, momentum)   M = (m11, m12, m21, m22),  L = (l11, l21, l22), lower triangular
 //
-// The order of operations is fixed, for the same bits on every instruction set and on CUDA.
+// In dimension 2 the second normal of column c comes from the block with counter 0x80000000 + c / 12, the first one as
+// in dimension 1. The order of operations is fixed, for the same bits on every instruction set and on CUDA.
 #pragma once
 
 #include "common/gaussian.h"
 
 namespace lazydp {
+
+constexpr uint32_t kSecondNormal = 0x80000000u;
 
 LAZYDP_HD float wake(float weight, float m, float l, float z) { return fused(l, z, product(m, weight)); }
 

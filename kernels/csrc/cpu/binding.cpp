@@ -15,6 +15,7 @@
 
 #include "cpu/bags.h"
 #include "cpu/noise.h"
+#include "cpu/simd_level.h"
 
 namespace lazydp::cpu {
 namespace {
@@ -264,6 +265,15 @@ Tensor chacha_words(const Tensor& key, int64_t stream, int64_t counter, int64_t 
   return out;
 }
 
+int64_t simd_level_op() { return static_cast<int64_t>(simd_level()); }
+
+int64_t best_simd_level_op() { return static_cast<int64_t>(best_simd_level()); }
+
+void set_simd_level_op(int64_t level) {
+  if (level < 0 || !set_simd_level(static_cast<SimdLevel>(level)))
+    refuse("level: expected 0 <= level <= ", best_simd_level_op(), " (what this machine runs), found ", level);
+}
+
 }  // namespace
 
 STABLE_TORCH_LIBRARY_IMPL(lazydp, CPU, m) {
@@ -275,6 +285,13 @@ STABLE_TORCH_LIBRARY_IMPL(lazydp, CPU, m) {
   m.impl("bag_sq_norms", TORCH_BOX(&bag_sq_norms_op));
   m.impl("scatter_add_", TORCH_BOX(&scatter_add_op));
   m.impl("chacha_words", TORCH_BOX(&chacha_words));
+}
+
+// No tensor among the arguments, so no device to dispatch on.
+STABLE_TORCH_LIBRARY_IMPL(lazydp, CompositeExplicitAutograd, m) {
+  m.impl("simd_level", TORCH_BOX(&simd_level_op));
+  m.impl("best_simd_level", TORCH_BOX(&best_simd_level_op));
+  m.impl("set_simd_level", TORCH_BOX(&set_simd_level_op));
 }
 
 }  // namespace lazydp::cpu

@@ -1,73 +1,51 @@
 #include "cpu/noise.h"
 
 #include <algorithm>
-#include <cstring>
 
 #include "common/gaussian.h"
-#include "common/skip_ahead.h"
+#include "cpu/simd_level.h"
 
 namespace lazydp::cpu {
 namespace {
 
-// Counters of the second normal of an element (dimension 2) start here.
-constexpr uint32_t kSecondNormal = 0x80000000u;
+// A range below this many normals is not worth another thread.
+constexpr int64_t kNormalsPerTask = 16384;
+// Ranges are handed out in multiples of the widest group of lanes, so that only the last group has idle lanes.
+constexpr int64_t kRowsPerGroup = 16;
 
-void draw(const Key& key, uint32_t counter, const Address& address, Law law, float z[kNormalsPerBlock]) {
-  if (law == Law::kOnes) {
-    std::fill_n(z, kNormalsPerBlock, 1.0f);
-    return;
-  }
-  uint32_t words[kBlockWords];
-  chacha20_block(key, counter, address, words);
-  normals_of_block(words, z);
+// Calls f on ranges of [0, count), each a multiple of kRowsPerGroup long but for the last.
+template <class F>
+void in_groups(const Parallel& parallel, int64_t count, int64_t columns, const F& f) {
+  const int64_t groups = (count + kRowsPerGroup - 1) / kRowsPerGroup;
+  const int64_t grain = 1 + kNormalsPerTask / (1 + kRowsPerGroup * columns);
+  parallel(0, groups, grain, [&](int64_t begin, int64_t end) {
+    f(begin * kRowsPerGroup, std::min(end * kRowsPerGroup, count));
+  });
 }
 
-void wake_row(const Wake& job, int64_t row, int32_t from) {
-  const Address address = noise_address(job.table, row, static_cast<uint32_t>(job.step));
-  float* weight = job.weight + row * job.columns;
-  float* momentum = job.momentum ? job.momentum + row * job.columns : nullptr;
-  float z1[kNormalsPerBlock];
-  float z2[kNormalsPerBlock];
-  for (int64_t first = 0; first < job.columns; first += kNormalsPerBlock) {
-    const auto counter = static_cast<uint32_t>(first / kNormalsPerBlock);
-    const int64_t width = std::min<int64_t>(kNormalsPerBlock, job.columns - first);
-    draw(job.key, counter, address, job.law, z1);
-    if (!momentum) {
-      for (int64_t j = 0; j < width; ++j)
-        weight[first + j] = wake(weight[first + j], job.transition[from], job.factor[from], z1[j]);
-      continue;
-    }
-    draw(job.key, kSecondNormal + counter, address, job.law, z2);
-    for (int64_t j = 0; j < width; ++j)
-      wake_with_momentum(weight[first + j], momentum[first + j], job.transition + 4 * from, job.factor + 3 * from, z1[j], z2[j]);
-  }
+// A draw of few but long rows is cut into segments of whole blocks, so that every lane of every thread has one.
+int64_t segments_per_row(int64_t rows, int64_t columns, int threads) {
+  const int64_t blocks = (columns + kNormalsPerBlock - 1) / kNormalsPerBlock;
+  const int64_t lanes = kRowsPerGroup * threads;
+  if (rows == 0 || rows >= 4 * lanes) return 1;
+  const int64_t segments = std::max<int64_t>(1, std::min((4 * lanes + rows - 1) / rows, blocks / 4));
+  const int64_t segment_blocks = (blocks + segments - 1) / segments;
+  return std::max<int64_t>(1, (blocks + segment_blocks - 1) / segment_blocks);
 }
 
 }  // namespace
 
 void fill_normals(const Fill& job, const Parallel& parallel) {
-  parallel(0, job.rows, 1 + 4096 / (1 + job.columns), [&](int64_t begin, int64_t end) {
-    float z[kNormalsPerBlock];
-    for (int64_t r = begin; r < end; ++r) {
-      const Address address = noise_address(job.table, job.first_row + r, job.step);
-      for (int64_t first = 0; first < job.columns; first += kNormalsPerBlock) {
-        draw(job.key, static_cast<uint32_t>(first / kNormalsPerBlock), address, Law::kGaussian, z);
-        std::copy_n(z, std::min<int64_t>(kNormalsPerBlock, job.columns - first), job.out + r * job.columns + first);
-      }
-    }
-  });
+  if (job.rows == 0 || job.columns == 0) return;
+  const NoiseKernels kernels = noise_kernels();
+  const int64_t segments = segments_per_row(job.rows, job.columns, parallel.threads);
+  in_groups(parallel, job.rows * segments, job.columns / segments,
+            [&](int64_t begin, int64_t end) { kernels.fill(job, segments, begin, end); });
 }
 
 void wake_rows(const Wake& job, const Parallel& parallel) {
-  parallel(0, job.count, 1 + 4096 / (1 + job.columns), [&](int64_t begin, int64_t end) {
-    for (int64_t i = begin; i < end; ++i) {
-      const int64_t row = job.row(i);
-      const int32_t from = job.last[row];
-      if (from == job.step) continue;
-      wake_row(job, row, from);
-      job.last[row] = job.step;
-    }
-  });
+  const NoiseKernels kernels = noise_kernels();
+  in_groups(parallel, job.count, job.columns, [&](int64_t begin, int64_t end) { kernels.wake(job, begin, end); });
 }
 
 void keystream(const Key& key, uint64_t stream, uint32_t counter, uint32_t* out, int64_t count, const Parallel& parallel) {

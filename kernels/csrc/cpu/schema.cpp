@@ -15,5 +15,8 @@ STABLE_TORCH_LIBRARY(lazydp, m) {
   m.def(
       "scatter_add_(Tensor(a!) weight, Tensor rows, Tensor order, Tensor starts, Tensor bag_of_lookup, Tensor grad, "
       "Tensor scale, float alpha, Tensor? per_lookup_weights) -> ()");
+  m.def("simd_level() -> int");
+  m.def("best_simd_level() -> int");
+  m.def("set_simd_level(int level) -> ()");
   m.def("chacha_words(Tensor key, int stream, int counter, int n) -> Tensor");
 }

@@ -1,0 +1,100 @@
+// The noise kernels for AVX-512 (F and DQ): 16 lanes.
+#include "cpu/simd_level.h"
+
+#if defined(__x86_64__)
+
+#include <immintrin.h>
+
+#include <algorithm>
+#include <vector>
+
+#include "common/gaussian.h"
+#include "common/skip_ahead.h"
+
+// Everything from the standard library is included above, so none of its inline functions is compiled for AVX-512 and
+// then taken by the linker for the other levels.
+#if defined(__clang__)
+#pragma clang attribute push(__attribute__((target("avx512f,avx512dq"))), apply_to = function)
+#else
+#pragma GCC push_options
+#pragma GCC target("avx512f,avx512dq")
+#endif
+
+namespace lazydp::cpu {
+namespace {
+
+// GCC 12 takes the deliberately undefined operands of its own AVX-512 headers for mistakes (PR 105593).
+#pragma GCC diagnostic ignored "-Wuninitialized"
+#pragma GCC diagnostic ignored "-Wmaybe-uninitialized"
+
+struct V {
+  static constexpr int kLanes = 16;
+  using U = __m512i;
+  using F = __m512;
+
+  static U splat(uint32_t a) { return _mm512_set1_epi32(static_cast<int>(a)); }
+  static U splat(int a) { return _mm512_set1_epi32(a); }
+  static F splat(float a) { return _mm512_set1_ps(a); }
+  static U load(const uint32_t* p) { return _mm512_load_si512(p); }
+  static F load(const float* p) { return _mm512_load_ps(p); }
+
+  static U add(U a, U b) { return _mm512_add_epi32(a, b); }
+  static U sub(U a, U b) { return _mm512_sub_epi32(a, b); }
+  static U bit_xor(U a, U b) { return _mm512_xor_si512(a, b); }
+  static U bit_and(U a, U b) { return _mm512_and_si512(a, b); }
+  static U bit_or(U a, U b) { return _mm512_or_si512(a, b); }
+  template <int kBits> static U shift_left(U a) { return _mm512_slli_epi32(a, kBits); }
+  template <int kBits> static U shift_right(U a) { return _mm512_srli_epi32(a, kBits); }
+  static U sign_mask(U a) { return _mm512_srai_epi32(a, 31); }
+  template <int kBits> static U rotate(U a) { return _mm512_rol_epi32(a, kBits); }
+
+  static F to_float(U a) { return _mm512_cvtepi32_ps(a); }
+  static F as_float(U a) { return _mm512_castsi512_ps(a); }
+  static U as_bits(F a) { return _mm512_castps_si512(a); }
+  static F mul(F a, F b) { return _mm512_mul_ps(a, b); }
+  static F sub(F a, F b) { return _mm512_sub_ps(a, b); }
+  static F fma(F a, F b, F c) { return _mm512_fmadd_ps(a, b, c); }
+  static F root(F a) { return _mm512_sqrt_ps(a); }
+  // By the sign bit of `which`: set, then a.
+  static F select(U which, F a, F b) { return _mm512_mask_blend_ps(_mm512_movepi32_mask(which), b, a); }
+
+  // From z[column] of lanes to z[k] with the four columns of lane k, then those of lanes k + 4, k + 8, k + 12.
+  static void transpose(F z[4]) {
+    const F a = _mm512_unpacklo_ps(z[0], z[1]);
+    const F b = _mm512_unpackhi_ps(z[0], z[1]);
+    const F c = _mm512_unpacklo_ps(z[2], z[3]);
+    const F d = _mm512_unpackhi_ps(z[2], z[3]);
+    z[0] = _mm512_shuffle_ps(a, c, 0x44);
+    z[1] = _mm512_shuffle_ps(a, c, 0xee);
+    z[2] = _mm512_shuffle_ps(b, d, 0x44);
+    z[3] = _mm512_shuffle_ps(b, d, 0xee);
+  }
+  static F gather(float* const* rows, int64_t at) {
+    F z = _mm512_castps128_ps512(_mm_loadu_ps(rows[0] + at));
+    z = _mm512_insertf32x4(z, _mm_loadu_ps(rows[4] + at), 1);
+    z = _mm512_insertf32x4(z, _mm_loadu_ps(rows[8] + at), 2);
+    return _mm512_insertf32x4(z, _mm_loadu_ps(rows[12] + at), 3);
+  }
+  static void scatter(float* const* rows, int64_t at, F z) {
+    _mm_storeu_ps(rows[0] + at, _mm512_castps512_ps128(z));
+    _mm_storeu_ps(rows[4] + at, _mm512_extractf32x4_ps(z, 1));
+    _mm_storeu_ps(rows[8] + at, _mm512_extractf32x4_ps(z, 2));
+    _mm_storeu_ps(rows[12] + at, _mm512_extractf32x4_ps(z, 3));
+  }
+};
+
+#include "cpu/noise_lanes.inc"
+
+}  // namespace
+
+NoiseKernels avx512_kernels() { return {fill, wake_positions}; }
+
+}  // namespace lazydp::cpu
+
+#if defined(__clang__)
+#pragma clang attribute pop
+#else
+#pragma GCC pop_options
+#endif
+
+#endif

@@ -1,0 +1,73 @@
+// The noise kernels in plain C++, element by element from the common headers: what a machine without AVX2 runs, what
+// the vector levels must equal bit for bit, and the same logic that CUDA compiles.
+#include <algorithm>
+
+#include "common/gaussian.h"
+#include "common/skip_ahead.h"
+#include "cpu/simd_level.h"
+
+namespace lazydp::cpu {
+namespace {
+
+void draw(const Key& key, uint32_t counter, const Address& address, Law law, float z[kNormalsPerBlock]) {
+  if (law == Law::kOnes) {
+    std::fill_n(z, kNormalsPerBlock, 1.0f);
+    return;
+  }
+  uint32_t words[kBlockWords];
+  chacha20_block(key, counter, address, words);
+  normals_of_block(words, z);
+}
+
+void wake_row(const Wake& job, int64_t row, int64_t from) {
+  const Address address = noise_address(job.table, row, static_cast<uint32_t>(job.step));
+  float* weight = job.weight + row * job.columns;
+  float* momentum = job.momentum ? job.momentum + row * job.columns : nullptr;
+  float z1[kNormalsPerBlock];
+  float z2[kNormalsPerBlock];
+  for (int64_t first = 0; first < job.columns; first += kNormalsPerBlock) {
+    const auto counter = static_cast<uint32_t>(first / kNormalsPerBlock);
+    const int64_t width = std::min<int64_t>(kNormalsPerBlock, job.columns - first);
+    draw(job.key, counter, address, job.law, z1);
+    if (momentum) draw(job.key, kSecondNormal + counter, address, job.law, z2);
+    for (int64_t j = first; j < first + width; ++j) {
+      if (momentum) {
+        wake_with_momentum(weight[j], momentum[j], job.transition + 4 * from, job.factor + 3 * from, z1[j - first], z2[j - first]);
+      } else {
+        weight[j] = wake(weight[j], job.transition[from], job.factor[from], z1[j - first]);
+      }
+    }
+  }
+}
+
+void wake_positions(const Wake& job, int64_t begin, int64_t end) {
+  for (int64_t i = begin; i < end; ++i) {
+    const int64_t row = job.row(i);
+    const int32_t from = job.last[row];
+    if (from == job.step) continue;
+    wake_row(job, row, from);
+    job.last[row] = job.step;
+  }
+}
+
+void fill(const Fill& job, int64_t segments, int64_t begin, int64_t end) {
+  const int64_t blocks = (job.columns + kNormalsPerBlock - 1) / kNormalsPerBlock;
+  const int64_t segment_blocks = (blocks + segments - 1) / segments;
+  float z[kNormalsPerBlock];
+  for (int64_t i = begin; i < end; ++i) {
+    const int64_t row = i / segments;
+    const Address address = noise_address(job.table, job.first_row + row, job.step);
+    const int64_t first = i % segments * segment_blocks;
+    for (int64_t block = first; block < std::min(first + segment_blocks, blocks); ++block) {
+      const int64_t column = block * kNormalsPerBlock;
+      draw(job.key, static_cast<uint32_t>(block), address, Law::kGaussian, z);
+      std::copy_n(z, std::min<int64_t>(kNormalsPerBlock, job.columns - column), job.out + row * job.columns + column);
+    }
+  }
+}
+
+}  // namespace
+
+NoiseKernels portable_kernels() { return {fill, wake_positions}; }
+
+}  // namespace lazydp::cpu
