@@ -64,4 +64,4 @@ class Dlrm(Recommender):
 def _self_products(vectors: Tensor) -> Tensor:
     """Dot products [B, K, V, V] of all pairs among [B, K, V, D]."""
     flat = vectors.flatten(0, 1)
-    return torch.bmm(flat, flat.transpose(1, 2)).unflatten(0, vectors.shape[:2])
+    return torch.bmm(flat, flat.transpose(1, 2)).view(*vectors.shape[:3], vectors.shape[2])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 
 from torch import nn
@@ -11,6 +12,6 @@ def mlp(num_inputs: int, hidden_widths: Sequence[int], num_outputs: int) -> nn.S
     """Linear layers with ReLU between them (none after the last)."""
     widths = [num_inputs, *hidden_widths, num_outputs]
     layers: list[nn.Module] = []
-    for width, following in zip(widths[:-1], widths[1:], strict=True):
+    for width, following in itertools.pairwise(widths):
         layers += [nn.Linear(width, following), nn.ReLU(inplace=True)]
     return nn.Sequential(*layers[:-1])

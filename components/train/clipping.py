@@ -1,13 +1,13 @@
 """Per-example gradient norms and clipped sums from one backward pass; no per-example gradient is ever formed.
 
-While a `Capture` is open, parameters are constants to autograd, so the backward pass forms no weight gradients; hooks keep,
-for each call of each layer, what went in (a) and the gradient of what came out (e). A layer's rule turns the pair into the squared
-norm of each example's gradient, and, once the clipping coefficients are known, into the sum of scaled gradients by one
-product. The method is that of Goodfellow 2015 (arXiv 1510.01799) and of "ghost clipping" (Li et al. 2021, arXiv 2110.05679,
-who introduced the Gram form for sequences), without their second backward pass.
+While a `Capture` is open, parameters are constants to autograd, so the backward pass forms no weight gradients; hooks
+keep, for each call of each layer, what went in (a) and the gradient of what came out (e). A layer's rule turns the
+pair into the squared norm of each example's gradient and, once the clipping coefficients are known, into the sum of
+scaled gradients by one product. The method is that of Goodfellow 2015 (arXiv 1510.01799) and of "ghost clipping"
+(Li et al. 2021, arXiv 2110.05679, who introduced the Gram form for sequences), without their second backward pass.
 
-A layer of your own takes part once `register_rule(MyLayer, MyRule())` says how its norms are found. What holds for every layer: its
-input and output are batch-first, and it treats examples independently of each other.
+A layer of your own takes part once `register_rule(MyLayer, MyRule())` says how its norms are found. What holds for
+every layer: its input and output are batch-first, and it treats examples independently of each other.
 """
 
 from __future__ import annotations
@@ -109,13 +109,14 @@ def _direct_sq_norms(inputs: Tensor, grads: Tensor) -> Tensor:
     chunk = max(1, _DIRECT_CHUNK_BYTES // per_example)
     parts = [
         _sq_norms(torch.bmm(some_grads.transpose(1, 2), some_inputs).flatten(1))
-        for some_inputs, some_grads in zip(inputs.split(chunk), grads.split(chunk), strict=True)
+        for some_inputs, some_grads in zip(torch.split(inputs, chunk), torch.split(grads, chunk), strict=True)
     ]
     return torch.cat(parts)
 
 
 def _norms(rows: Tensor) -> Tensor:
-    return torch.linalg.vector_norm(rows, dim=1)
+    norms: Tensor = torch.linalg.vector_norm(rows, dim=1)
+    return norms
 
 
 def _sq_norms(rows: Tensor) -> Tensor:
@@ -231,7 +232,7 @@ class _Calls:
         def keep_grad(grad: Tensor) -> None:
             self._grads[call] = grad
 
-        output.register_hook(keep_grad)
+        output.register_hook(keep_grad)  # type: ignore[no-untyped-call]
 
     def pair(self, size: int) -> tuple[Tensor, Tensor] | None:
         """Inputs and output gradients of all calls, [B, P, ...]; None where no gradient came back."""
@@ -242,8 +243,8 @@ class _Calls:
                 continue
             if some_inputs.shape[0] != size:
                 raise InputError(
-                    f"layer {self.name!r} ({type(self.layer).__name__}) saw a first dimension of {some_inputs.shape[0]} "
-                    f"in a batch of {size} examples: layers must be batch-first"
+                    f"layer {self.name!r} ({type(self.layer).__name__}) saw a first dimension of "
+                    f"{some_inputs.shape[0]} in a batch of {size} examples: layers must be batch-first"
                 )
             inputs.append(_positions(some_inputs, dims))
             grads.append(_positions(grad, dims))

@@ -22,7 +22,7 @@ _MAX_PARAMETERS = 0x7FFF
 
 @dataclass(frozen=True, slots=True)
 class DenseOptimizer:
-    """How the dense layers follow their privatised gradient: any optimizer is fine, it only sees what is private already.
+    """How the dense layers follow their privatised gradient: with any optimizer, since it sees nothing else.
 
     Attributes:
         make: builds the optimizer for given parameters.
@@ -39,7 +39,7 @@ class DenseOptimizer:
         Raises:
             InputError: there is no such optimizer, or it needs more than gradients (LBFGS, SparseAdam).
         """
-        known = {
+        known: dict[str, Callable[..., torch.optim.Optimizer]] = {
             key.lower(): value
             for key, value in vars(torch.optim).items()
             if inspect.isclass(value)
@@ -123,7 +123,8 @@ class DenseLayers:
         for name, parameter in self._parameters.items():
             if not bool(torch.isfinite(parameter).all()):
                 raise NonFiniteError(
-                    f"dense parameter {name!r} holds values that are not finite: the run diverged, lower the learning rate"
+                    f"dense parameter {name!r} holds values that are not finite: the run diverged, "
+                    "lower the learning rate"
                 )
 
     def state_dict(self) -> dict[str, Any]:

@@ -95,11 +95,11 @@ def model_inputs(layout: FeatureLayout, examples: Examples, pooled: Mapping[str,
         widths.setdefault(feature.table, []).append(size)
     for feature in layout.candidate:
         widths.setdefault(feature.table, []).append(size * examples.num_candidates)
-    parts = {table: iter(pooled[table].split(width)) for table, width in widths.items()}
+    parts = {table: iter(torch.split(pooled[table], width)) for table, width in widths.items()}
     return ModelInputs(
         example={feature.name: next(parts[feature.table]) for feature in layout.example},
         candidate={
-            feature.name: next(parts[feature.table]).unflatten(0, (examples.num_candidates, size)).transpose(0, 1)
+            feature.name: next(parts[feature.table]).view(examples.num_candidates, size, -1).transpose(0, 1)
             for feature in layout.candidate
         },
         dense=examples.dense,

@@ -1,4 +1,4 @@
-"""Learning rates known in advance: functions of the step alone, so that they are public and a checkpoint needs no state."""
+"""Learning rates known in advance: functions of the step alone, hence public and without state."""
 
 from __future__ import annotations
 

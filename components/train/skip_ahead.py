@@ -11,8 +11,8 @@ With learning rate lr, weight decay wd and momentum mu, in the convention of `to
     momentum:     s = (w, v)    A = [[1 - lr wd, -lr mu], [wd, mu]]            B = (-lr, 1)
 
 A row that was last brought up to date at step h and is needed at step t has the law of M s + L z with one z, where
-M = A_t ... A_{h+1} and L L' = S, and both follow from the step before by M <- A M, S <- A S A' + Q, Q = B B' noise_scale^2.
-The table keeps (M, S) for every start h in float64 and hands float32 copies to the kernels.
+M = A_t ... A_{h+1} and L L' = S, and both follow from the step before by M <- A M, S <- A S A' + Q with
+Q = B B' noise_scale^2. The table keeps (M, S) for every start h in float64 and hands float32 copies to the kernels.
 
 A gradient that arrives at step t belongs beside the noise of step t, but that noise is still pending when the
 gradient is applied. So it is applied as A_t^-1 B_t g, and the pending transition, whenever it comes, makes it B_t g:
@@ -21,8 +21,8 @@ gradient is applied. So it is applied as A_t^-1 B_t g, and the pending transitio
 
 (for A (0, 1/mu) = (-lr, 1) = B). With momentum the gradient therefore only ever enters the velocity.
 
-Adam, Adagrad and their kin divide by a running function of the gradients: a step is then not linear in the noise, the sum
-of sleeping steps has no closed law, and a row cannot be caught up by one draw. They are refused for embeddings.
+Adam, Adagrad and their kin divide by a running function of the gradients: a step is then not linear in the noise, the
+sum of sleeping steps has no closed law, and no single draw catches a row up. They are refused for embeddings.
 """
 
 from __future__ import annotations
@@ -92,8 +92,8 @@ def refuse_nonlinear(name: str) -> None:
     if name.lower() != "sgd":
         raise InputError(
             f"embedding tables cannot be trained by {name!r}: delayed noise needs a step that is linear in the noise, "
-            "and adaptive optimizers divide by a function of past noisy gradients; use sgd (with momentum, weight decay "
-            "or a schedule) for embeddings and keep the adaptive optimizer for the dense layers"
+            "and adaptive optimizers divide by a function of past noisy gradients; use sgd (with momentum, weight "
+            "decay or a schedule) for embeddings and keep the adaptive optimizer for the dense layers"
         )
 
 

@@ -1,7 +1,7 @@
 """Embedding tables in training: rows catch up with their noise when they are read, and owe it until then.
 
-Per step t:  `group_rows` (of the batch), `catch_up` (those rows, to t - 1), `gather`, `add_gradient`, `advance` (the noise of step t is
-owed, or in eager mode added to every row at once). See `skip_ahead` for the mathematics.
+Per step t: `group_rows` (of the batch), `catch_up` (those rows, to t - 1), `gather`, `add_gradient`, `advance` (the
+noise of step t is owed, or in eager mode added to every row at once). See `skip_ahead` for the mathematics.
 """
 
 from __future__ import annotations
@@ -21,7 +21,8 @@ from lazydp.kernels.arguments import Law, RowGroups
 from lazydp.kernels.noise_key import NoiseKey
 
 Mode = Literal["lazydp", "dpsgd", "sgd"]
-"""`lazydp`: noise when a row is read. `dpsgd`: the same step, noise on every row at every step. `sgd`: no clipping, no noise."""
+"""`lazydp`: a row gets its noise when it is read. `dpsgd`: the same step, but every row gets its noise at every step.
+`sgd`: neither clipping nor noise."""
 
 MAX_TABLES = 0x8000
 """Table numbers from here on address the noise of dense parameters."""
@@ -102,7 +103,7 @@ class EmbeddingTables:
         return tuple(self._tables)
 
     def group_rows(self, reads: Sequence[Mapping[str, Lookups]]) -> dict[str, RowGroups]:
-        """The distinct rows that the micro-batches `reads` will read, found once for catching up and for the gradient."""
+        """The distinct rows that the micro-batches `reads` read, found once for catching up and for the gradient."""
         groups = {}
         for name, table in self._tables.items():
             parts = [read[name].indices for read in reads if name in read]
@@ -249,4 +250,4 @@ def _weights(lookups: Lookups) -> Tensor:
 def _all_finite(weight: Tensor) -> bool:
     """Whether every entry is finite, in chunks: a mask of the table's size would double its memory."""
     flat = weight.view(-1)
-    return all(bool(torch.isfinite(chunk).all()) for chunk in flat.split(_FINITE_CHUNK))
+    return all(bool(torch.isfinite(chunk).all()) for chunk in torch.split(flat, _FINITE_CHUNK))
