@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeAlias
@@ -12,9 +13,17 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
+from lazydp.components.features.catalogue import (
+    BAG_PREFIX,
+    DENSE_COLUMN,
+    ID_COLUMN,
+    METADATA_PREFIX,
+    TITLE_COLUMN,
+)
 from lazydp.components.shared.errors import FormatError, InputError
 
-CODE, ID, TITLE = "code", "id", "title"
+# Metadata that lists several values in one text: genres, tags.
+_SEPARATORS = re.compile(r"\||,\s")
 # What a Parquet file of items may claim to unfold to; a hostile one could claim anything.
 _MAX_UNFOLDED_BYTES = 16 * 2**30
 _MAX_COLUMNS = 256
@@ -25,7 +34,7 @@ Mask: TypeAlias = np.ndarray[tuple[int], np.dtype[np.bool_]]
 
 
 class ItemTable:
-    """Items by code 1..num_items.
+    """Items by code 1..num_items, from the catalogue table (see `features.catalogue`).
 
     Attributes:
         ids: text, `ids[code - 1]` is the item's id.
@@ -34,10 +43,15 @@ class ItemTable:
     """
 
     def __init__(self, table: pa.Table) -> None:
-        self._table = table
-        self.ids: list[str] = table.column(ID).to_pylist()
-        self.titles: list[str | None] | None = table.column(TITLE).to_pylist() if TITLE in table.column_names else None
-        self.attributes = tuple(name for name in table.column_names if name not in (CODE, ID, TITLE))
+        self.ids: list[str] = table.column(ID_COLUMN).to_pylist()
+        has_titles = TITLE_COLUMN in table.column_names and table.column(TITLE_COLUMN).null_count < len(self.ids)
+        self.titles: list[str | None] | None = table.column(TITLE_COLUMN).to_pylist() if has_titles else None
+        self._metadata = {
+            name.removeprefix(METADATA_PREFIX): table.column(name)
+            for name in table.column_names
+            if name.startswith(METADATA_PREFIX)
+        }
+        self.attributes = tuple(self._metadata)
         self._codes = {name: code for code, name in enumerate(self.ids, start=1)}
         self._mask = functools.lru_cache(maxsize=_CACHED_MASKS)(self._uncached_mask)
         self._columns: dict[str, tuple[dict[str, np.ndarray[Any, Any]], list[tuple[str, ...]]]] = {}
@@ -53,12 +67,12 @@ class ItemTable:
         """Title of the item `code`, where it has one."""
         return self.titles[code - 1] if self.titles is not None else None
 
-    def metadata(self, code: int) -> Mapping[str, Any]:
-        """Every metadata column of the item `code`."""
-        return {name: self._table.column(name)[code - 1].as_py() for name in self.attributes}
+    def metadata(self, code: int) -> Mapping[str, str | None]:
+        """Every metadata column of the item `code`, as text for display."""
+        return {name: column[code - 1].as_py() for name, column in self._metadata.items()}
 
     def values(self, attribute: str, code: int) -> tuple[str, ...]:
-        """The values, as text, that the item `code` has in a metadata column (several in a list column).
+        """The values that the item `code` has in a metadata column ("a, b" and "a|b" are two).
 
         Raises:
             InputError: no such attribute.
@@ -92,7 +106,7 @@ class ItemTable:
             known = ", ".join(self.attributes) or "none"
             raise InputError(f"there is no item attribute {attribute!r}; this model has: {known}")
         if attribute not in self._columns:
-            by_code = [_texts(value) for value in self._table.column(attribute).to_pylist()]
+            by_code = [_texts(value) for value in self._metadata[attribute].to_pylist()]
             by_value: dict[str, list[int]] = {}
             for code, texts in enumerate(by_code, start=1):
                 for text in texts:
@@ -101,50 +115,19 @@ class ItemTable:
         return self._columns[attribute]
 
 
-def _texts(value: object) -> tuple[str, ...]:
+def _texts(value: str | None) -> tuple[str, ...]:
+    """What a filter may name: the parts of a text that lists several values, and the whole text."""
     if value is None:
         return ()
-    if isinstance(value, list | tuple):
-        return tuple(text for part in value for text in _texts(part))
-    if isinstance(value, bool):
-        return ("true" if value else "false",)
-    if isinstance(value, float) and value.is_integer():
-        return (str(int(value)),)
-    return (str(value),)
+    parts = [part.strip() for part in _SEPARATORS.split(value)]
+    return tuple(dict.fromkeys(part for part in parts if part)) if len(parts) > 1 else (value,)
 
 
-def prepare(items: pa.Table, *, num_items: int) -> pa.Table:
-    """The table as a bundle stores it: `code` first, ids as text, then title and metadata.
-
-    Args:
-        items: `id`, optionally `title`, and metadata columns; row i describes code i + 1.
-        num_items: rows expected.
+def read(path: Path, *, num_items: int) -> pa.Table:
+    """Read the catalogue table of a bundle.
 
     Raises:
-        InputError: no `id`, missing or repeated ids, or another number of rows.
-    """
-    if ID not in items.column_names:
-        raise InputError(f"items need a column {ID!r}, found {', '.join(items.column_names) or 'no column'}")
-    if items.num_rows != num_items:
-        raise InputError(f"items have {items.num_rows} rows, the catalogue has {num_items} items")
-    ids = items.column(ID).cast(pa.string())
-    if ids.null_count or len(pc.unique(ids)) != num_items:
-        raise InputError("item ids must be present and distinct")
-    table = items.drop_columns([ID] + [CODE] * (CODE in items.column_names))
-    table = table.add_column(0, ID, ids)
-    return table.add_column(0, CODE, pa.array(np.arange(1, num_items + 1, dtype=np.int32)))
-
-
-def write(path: Path, table: pa.Table) -> None:
-    """Write a prepared table."""
-    pq.write_table(table, path)
-
-
-def read(path: Path, *, num_items: int) -> ItemTable:
-    """Read the items of a bundle.
-
-    Raises:
-        FormatError: not Parquet, rows or columns that don't agree with the catalogue, or a size beyond reason.
+        FormatError: not Parquet, another number of items than `num_items`, or a size beyond reason.
     """
     try:
         with pq.ParquetFile(path, memory_map=True) as file:
@@ -157,7 +140,19 @@ def read(path: Path, *, num_items: int) -> ItemTable:
             table = file.read()
     except (pa.ArrowException, OSError) as error:
         raise FormatError(f"{path} cannot be read as Parquet: {' '.join(str(error).split())}") from error
-    try:
-        return ItemTable(prepare(table, num_items=num_items))
-    except (InputError, pa.ArrowException) as error:
-        raise FormatError(f"{path}: {error}") from None
+    _check(path, table)
+    return table
+
+
+def _check(path: Path, table: pa.Table) -> None:
+    for column in table.column_names:
+        if column in (ID_COLUMN, TITLE_COLUMN) or column.startswith(METADATA_PREFIX):
+            if table.schema.field(column).type not in (pa.string(), pa.null()):
+                raise FormatError(f"{path}: column {column!r} is {table.schema.field(column).type}, expected text")
+        elif column != DENSE_COLUMN and not column.startswith(BAG_PREFIX):
+            raise FormatError(f"{path}: column {column!r} is not one of a catalogue")
+    if ID_COLUMN not in table.column_names:
+        raise FormatError(f"{path} has no column {ID_COLUMN!r}")
+    ids = table.column(ID_COLUMN)
+    if ids.null_count or len(pc.unique(ids)) != len(ids):
+        raise FormatError(f"{path}: item ids must be present and distinct")

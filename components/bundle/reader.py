@@ -12,7 +12,6 @@ from pydantic import TypeAdapter, ValidationError
 from torch import Tensor
 
 from lazydp.components.budget.statement import PrivacyStatement
-from lazydp.components.bundle import catalogue as catalogues
 from lazydp.components.bundle import inventory, tensors
 from lazydp.components.bundle import items as item_tables
 from lazydp.components.bundle.items import ItemTable
@@ -26,7 +25,8 @@ from lazydp.components.bundle.writer import (
     WEIGHT,
 )
 from lazydp.components.features.batch import ItemCatalogue
-from lazydp.components.features.spec import FeatureSpec
+from lazydp.components.features.catalogue import item_catalogue
+from lazydp.components.features.spec import ITEM, FeatureSpec
 from lazydp.components.features.vocabulary import Vocabularies
 from lazydp.components.models.build import build_model
 from lazydp.components.models.config import DlrmConfig, ModelConfig, TwoTowerConfig
@@ -115,8 +115,11 @@ class Bundle:
         model = build_model(spec, config)
         model.load_state_dict(state)
         model.requires_grad_(requires_grad=False).eval()
-        catalogue = catalogues.read(folder, spec) if spec.item is not None else None
-        num_items = catalogue.num_items if catalogue is not None else 0
+        num_items = spec.tables()[ITEM] - 1 if spec.item is not None else 0
+        table = item_tables.read(folder / ITEMS_FILE, num_items=num_items) if spec.item is not None else None
+        catalogue = item_catalogue(spec, table) if table is not None else None
+        if catalogue is not None:
+            _refuse_foreign_rows(folder, spec, catalogue)
         return cls(
             path=folder,
             manifest=manifest,
@@ -126,9 +129,18 @@ class Bundle:
             vocabularies=Vocabularies.load(spec, folder / VOCABULARY_FOLDER),
             statement=PrivacyStatement.model_validate(manifest.privacy),
             catalogue=catalogue,
-            items=item_tables.read(folder / ITEMS_FILE, num_items=num_items) if catalogue is not None else None,
+            items=ItemTable(table) if table is not None else None,
             popularity=_popularity(folder, num_items) if POPULARITY_FILE in listed else None,
         )
+
+
+def _refuse_foreign_rows(folder: Path, spec: FeatureSpec, catalogue: ItemCatalogue) -> None:
+    for feature in spec.item_features():
+        values = catalogue.bags[feature.name].values
+        if values.numel() and not 0 <= int(values.min()) <= int(values.max()) < feature.num_rows:
+            raise FormatError(
+                f"bundle {folder}: {ITEMS_FILE} has a row of {feature.name!r} outside 0..{feature.num_rows - 1}"
+            )
 
 
 def _popularity(folder: Path, num_items: int) -> Tensor:

@@ -8,16 +8,15 @@ from pathlib import Path
 from typing import Literal
 
 import pyarrow as pa
+import pyarrow.parquet as pq
 import torch
 from torch import Tensor
 
 from lazydp.components.budget.statement import PrivacyStatement
-from lazydp.components.bundle import catalogue as catalogues
 from lazydp.components.bundle import inventory, tensors
-from lazydp.components.bundle import items as item_tables
 from lazydp.components.bundle.manifest import Lineage, Manifest, TableEntry, content_version
-from lazydp.components.features.batch import ItemCatalogue
-from lazydp.components.features.spec import ITEM, FeatureSpec
+from lazydp.components.features.catalogue import item_catalogue
+from lazydp.components.features.spec import FeatureSpec
 from lazydp.components.features.vocabulary import Vocabularies
 from lazydp.components.models.recommender import Recommender
 from lazydp.components.shared.errors import NonFiniteError, PendingNoiseError
@@ -46,7 +45,6 @@ def write_bundle(
     vocabularies: Vocabularies,
     statement: PrivacyStatement,
     lineage: Lineage,
-    catalogue: ItemCatalogue | None = None,
     items: pa.Table | None = None,
     popularity: Tensor | None = None,
     replace: bool = False,
@@ -66,8 +64,7 @@ def write_bundle(
         vocabularies: of the spec.
         statement: what privacy was spent.
         lineage: where the model came from.
-        catalogue: item side of the spec; None without an item.
-        items: `id`, `title` and metadata by code (row i describes code i + 1); None: ids from the vocabulary.
+        items: the catalogue table of the dataset (`features.catalogue.catalogue_table`); None without an item.
         popularity: float32 [num_items + 1] noised counts by item code, where a DP mechanism released them (its
             cost is for the caller to state).
         replace: replace an existing folder.
@@ -79,13 +76,15 @@ def write_bundle(
         PendingNoiseError: a row of a table has not caught up to `step`.
         NonFiniteError: a weight is not finite.
         ValueError: tables that are not the model's.
-        InputError: the folder exists, or the items don't fit the catalogue.
+        InputError: the folder exists, or the items don't fit the spec.
     """
     _refuse_pending(flushed_steps, step)
     _refuse_foreign_tables(model, table_weights, flushed_steps)
     _refuse_non_finite({**table_weights, **model.state_dict()})
-    if (catalogue is None) != (spec.item is None):
-        raise ValueError("catalogue: given exactly where the feature spec has an item")
+    if (items is None) != (spec.item is None):
+        raise ValueError("items: given exactly where the feature spec has an item")
+    if items is not None:
+        item_catalogue(spec, items)  # raises where the table does not fit the spec
     with atomic_directory(path, replace=replace) as folder:
         (folder / TABLE_FOLDER).mkdir()
         entries = []
@@ -96,10 +95,8 @@ def write_bundle(
             entries.append(TableEntry(name=table, file=file, num_rows=rows, dim=dim, flushed_step=flushed_steps[table]))
         tensors.write(folder / DENSE_FILE, model.state_dict())
         vocabularies.save(folder / VOCABULARY_FOLDER)
-        if catalogue is not None:
-            catalogues.write(folder, catalogue)
-            known = items if items is not None else pa.table({item_tables.ID: vocabularies[ITEM].values()})
-            item_tables.write(folder / ITEMS_FILE, item_tables.prepare(known, num_items=catalogue.num_items))
+        if items is not None:
+            pq.write_table(items, folder / ITEMS_FILE)
         if popularity is not None:
             tensors.write(folder / POPULARITY_FILE, {POPULARITY: popularity})
         _publish(folder)
