@@ -1,0 +1,316 @@
+"""Epsilon of a `DpEvent`: by privacy loss distributions (PLD), which is reported, and by Renyi DP, which checks it.
+
+Both are upper bounds for neighbours that differ by adding or removing one privacy unit, computed by Google's
+`dp-accounting`. PLD rounds losses up to a grid (connect-the-dots, pessimistic), so its answer never lies below the
+truth. Accounting by the central limit theorem ("Gaussian DP") lies below it and is not offered.
+"""
+
+from __future__ import annotations
+
+import functools
+import importlib.metadata
+import json
+import math
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from typing import Any
+
+from dp_accounting import dp_event
+from dp_accounting.dp_event import DpEvent
+from dp_accounting.pld import privacy_loss_distribution as pld
+from scipy.optimize import brentq
+
+from lazydp.components.budget.events import event_from_json, event_to_json, repeated
+from lazydp.components.budget.mixture import RenyiAccountant, mixture_distribution
+from lazydp.components.shared.errors import InputError, PrivacyError
+
+ACCOUNTANTS = ("pld", "rdp")
+
+# Losses are rounded up to multiples of this. Coarser only where a distribution would not fit in memory.
+_INTERVAL = 1e-4
+_COARSE = 1e-3
+_MOST_POINTS = 4_000_000
+
+# Calibration stops when noise_multiplier is known to this relative width.
+_CALIBRATION_WIDTH = 2e-4
+_MOST_NOISE = 1e6
+
+
+def accountant_version() -> str:
+    """The accounting library and its version, for statements."""
+    return f"dp-accounting {importlib.metadata.version('dp-accounting')}"
+
+
+def epsilon(event: DpEvent, *, delta: float, accountant: str = "pld") -> float:
+    """The epsilon at which `event` is (epsilon, delta)-DP; infinite where there is none.
+
+    Repeat-and-select events (tuning) have no loss distribution: such a part enters by its Renyi curve, turned into
+    (epsilon', delta / 2) and composed with the rest by PLD, or the whole goes by Renyi, whichever is less. Both bound.
+
+    Args:
+        event: what was done.
+        delta: in (0, 1).
+        accountant: `pld` (reported) or `rdp` (a check, never below).
+
+    Raises:
+        InputError: delta out of range, or an unknown accountant.
+        PrivacyError: an event that the accountant does not know.
+    """
+    _check_delta(delta)
+    if accountant not in ACCOUNTANTS:
+        raise InputError(f"accountant must be one of {', '.join(ACCOUNTANTS)}, found {accountant!r}")
+    if accountant == "rdp":
+        return _renyi_epsilon(event, delta)
+    return _epsilon_at(event, delta, _INTERVAL)
+
+
+def epsilon_over_steps(event_after: Callable[[int], DpEvent], *, steps: int, delta: float) -> list[tuple[int, float]]:
+    """(step, epsilon) at about twenty steps up to `steps`, on a coarser grid than `epsilon` and so never below it.
+
+    Args:
+        event_after: the event of the run's first n steps.
+        steps: the last step.
+        delta: in (0, 1).
+    """
+    _check_delta(delta)
+    chosen = sorted({max(1, round(steps * part / 20)) for part in range(1, 21)}) if steps else []
+    return [(step, _epsilon_at(event_after(step), delta, _COARSE)) for step in chosen]
+
+
+def calibrate_noise_multiplier(
+    *, target_epsilon: float, target_delta: float, make_event: Callable[[float], DpEvent]
+) -> float:
+    """The smallest noise_multiplier, to 2 parts in 10,000, whose event stays within the target by PLD.
+
+    Args:
+        target_epsilon: above 0.
+        target_delta: in (0, 1).
+        make_event: noise_multiplier -> event.
+
+    Raises:
+        InputError: a target out of range, or one that no noise_multiplier up to 1e6 reaches.
+    """
+    _check_delta(target_delta)
+    if not (target_epsilon > 0 and math.isfinite(target_epsilon)):
+        raise InputError(f"target_epsilon must be a finite number above 0, found {target_epsilon}")
+
+    def excess(noise_multiplier: float, interval: float = _COARSE) -> float:
+        return _epsilon_at(make_event(noise_multiplier), target_delta, interval) - target_epsilon
+
+    low, high = _bracket(excess, target_epsilon)
+    # Both scales logarithmic: there epsilon is close to a straight line, so few evaluations suffice.
+    root = brentq(lambda x: excess(math.exp(x)), math.log(low), math.log(high), xtol=_CALIBRATION_WIDTH / 4)
+    found = math.exp(root + _CALIBRATION_WIDTH / 2)
+    # The coarse grid only overestimates, so this loop is for the rounding of the last digits.
+    while excess(found, _INTERVAL) > 0:
+        found *= 1 + _CALIBRATION_WIDTH
+    return found
+
+
+def _bracket(excess: Callable[[float], float], target_epsilon: float) -> tuple[float, float]:
+    # Start from plenty of noise: there the loss is narrow and an evaluation is quick.
+    high = 1.0
+    if excess(high) > 0:
+        while excess(high) > 0:
+            high *= 2
+            if high > _MOST_NOISE:
+                raise InputError(f"no noise_multiplier up to {_MOST_NOISE:g} reaches target_epsilon {target_epsilon}")
+        return high / 2, high
+    low = high / 2
+    while excess(low) <= 0:
+        low, high = low / 2, low
+        if low < 1e-3:
+            raise InputError(f"target_epsilon {target_epsilon} asks for no noise at all: name a smaller one")
+    return low, high
+
+
+def _check_delta(delta: float) -> None:
+    if not 0 < delta < 1:
+        raise InputError(f"delta must be in (0, 1), found {delta}")
+
+
+# --- composition -----------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class _Parts:
+    """A composition taken apart: what PLD composes, with counts, and what it cannot."""
+
+    counts: dict[str, int]  # canonical JSON of an event that does not compose others -> how often
+    selections: tuple[DpEvent, ...]  # repeat-and-select events
+    private: bool  # false where a part has no noise
+
+
+def canonical(event: DpEvent) -> str:
+    """One text for one event: its JSON with sorted keys and no spaces."""
+    return json.dumps(event_to_json(event), sort_keys=True, separators=(",", ":"), allow_nan=False)
+
+
+def _take_apart(event: DpEvent) -> _Parts:
+    counts: dict[str, int] = {}
+    selections: list[DpEvent] = []
+    private = True
+    inverse_variance = 0.0
+
+    def visit(part: DpEvent, count: int) -> None:
+        nonlocal private, inverse_variance
+        if isinstance(part, dp_event.NoOpDpEvent):
+            return
+        if isinstance(part, dp_event.SelfComposedDpEvent):
+            visit(part.event, part.count * count)
+        elif isinstance(part, dp_event.ComposedDpEvent):
+            for inner in part.events:
+                visit(inner, count)
+        elif isinstance(part, dp_event.RepeatAndSelectDpEvent):
+            selections.extend([part] * count)
+        elif isinstance(part, dp_event.NonPrivateDpEvent) or _noise(part) == 0:
+            private = False
+        elif isinstance(part, dp_event.GaussianDpEvent):
+            # Gaussians of any noise compose to one Gaussian, exactly.
+            inverse_variance += count / part.noise_multiplier**2
+        else:
+            key = canonical(part)
+            counts[key] = counts.get(key, 0) + count
+
+    visit(event, 1)
+    if inverse_variance:
+        counts[canonical(dp_event.GaussianDpEvent(inverse_variance**-0.5))] = 1
+    return _Parts(counts=dict(sorted(counts.items())), selections=tuple(selections), private=private)
+
+
+def _noise(event: DpEvent) -> float:
+    inner = event.event if isinstance(event, dp_event.PoissonSampledDpEvent) else event
+    for field in ("noise_multiplier", "standard_deviation", "noise_parameter"):
+        if hasattr(inner, field):
+            return float(getattr(inner, field))
+    raise PrivacyError(f"no accounting is known for {event}")
+
+
+def _epsilon_at(event: DpEvent, delta: float, interval: float) -> float:
+    parts = _take_apart(event)
+    if not parts.private:
+        return math.inf
+    if not parts.selections:
+        return _loss_epsilon(parts.counts, (), delta, interval)
+    selected = _renyi_epsilon(dp_event.ComposedDpEvent(list(parts.selections)), delta / 2)
+    mixed = _loss_epsilon(parts.counts, (selected, delta / 2), delta, interval) if math.isfinite(selected) else math.inf
+    return min(mixed, _renyi_epsilon(event, delta))
+
+
+def _loss_epsilon(
+    counts: dict[str, int], known: tuple[()] | tuple[float, float], delta: float, interval: float
+) -> float:
+    """Epsilon of the composition of `counts` and, where given, of a mechanism known to be (epsilon, delta)-DP."""
+    if not counts and not known:
+        return 0.0
+    interval = max([interval, *(_fitting_interval(key) for key in counts)])
+    distribution = _composition(tuple(counts.items()), interval)
+    if known:
+        parameters = pld.common.DifferentialPrivacyParameters(*known)
+        other = pld.from_privacy_parameters(parameters, value_discretization_interval=interval)
+        distribution = other if distribution is None else distribution.compose(other)
+    return float(distribution.get_epsilon_for_delta(delta))
+
+
+@functools.lru_cache(maxsize=8)
+def _composition(counts: tuple[tuple[str, int], ...], interval: float) -> Any:
+    """The loss distribution of all of `counts`; None where there are none."""
+    distribution = None
+    for key, count in counts:
+        part = _repeated_distribution(key, count, interval)
+        distribution = part if distribution is None else distribution.compose(part)
+    return distribution
+
+
+def _repeated_distribution(key: str, count: int, interval: float) -> Any:
+    single = _distribution(key, interval)
+    return single if count == 1 else single.self_compose(count)
+
+
+@functools.lru_cache(maxsize=32)
+def _distribution(key: str, interval: float) -> Any:
+    """The loss distribution of one event that composes no others."""
+    event = event_from_json(json.loads(key))
+    if isinstance(event, dp_event.GaussianDpEvent):
+        return pld.from_gaussian_mechanism(event.noise_multiplier, value_discretization_interval=interval)
+    if isinstance(event, dp_event.LaplaceDpEvent):
+        return pld.from_laplace_mechanism(event.noise_multiplier, value_discretization_interval=interval)
+    if isinstance(event, dp_event.DiscreteLaplaceDpEvent):
+        return pld.from_discrete_laplace_mechanism(
+            event.noise_parameter, sensitivity=event.sensitivity, value_discretization_interval=interval
+        )
+    if isinstance(event, dp_event.MixtureOfGaussiansDpEvent):
+        return mixture_distribution(event, interval=interval)
+    if isinstance(event, dp_event.TruncatedSubsampledGaussianDpEvent):
+        return pld.from_truncated_subsampled_gaussian_mechanism(
+            dataset_size=event.dataset_size,
+            sampling_probability=event.sampling_probability,
+            truncated_batch_size=event.truncated_batch_size,
+            noise_multiplier=event.noise_multiplier,
+            value_discretization_interval=interval,
+        )
+    if isinstance(event, dp_event.PoissonSampledDpEvent):
+        return _sampled_distribution(event, interval)
+    raise PrivacyError(f"no loss distribution is known for {event}")
+
+
+def _sampled_distribution(event: dp_event.PoissonSampledDpEvent, interval: float) -> Any:
+    if isinstance(event.event, dp_event.GaussianDpEvent):
+        build = pld.from_gaussian_mechanism
+    elif isinstance(event.event, dp_event.LaplaceDpEvent):
+        build = pld.from_laplace_mechanism
+    else:
+        raise PrivacyError(f"no accounting is known for Poisson sampling of {event.event}")
+    return build(
+        event.event.noise_multiplier,
+        sampling_prob=event.sampling_probability,
+        value_discretization_interval=interval,
+    )
+
+
+def _fitting_interval(key: str) -> float:
+    """A grid fine enough to be exact and coarse enough that one event's losses fit in memory."""
+    event = event_from_json(json.loads(key))
+    if isinstance(event, dp_event.LaplaceDpEvent | dp_event.DiscreteLaplaceDpEvent):
+        return _INTERVAL
+    sensitivity = 1.0
+    if isinstance(event, dp_event.MixtureOfGaussiansDpEvent):
+        likely = (s for s, p in zip(event.sensitivities, event.sampling_probs, strict=True) if p > 1e-24)
+        sensitivity = max([1.0, *likely])
+    ratio = sensitivity / _noise(event)
+    # Losses of a Gaussian lie within ratio^2 / 2 plus or minus ratio times ten standard deviations.
+    needed = (ratio**2 + 20 * ratio) / _MOST_POINTS
+    return _INTERVAL if needed <= _INTERVAL else 10.0 ** math.ceil(math.log10(needed))
+
+
+def _renyi_epsilon(event: DpEvent, delta: float) -> float:
+    accountant = RenyiAccountant()
+    if not accountant.supports(event):
+        raise PrivacyError(f"the rdp accountant does not know {event}")
+    accountant.compose(event)
+    found = float(accountant.get_epsilon(delta))
+    return math.inf if math.isnan(found) else found
+
+
+def self_check(events: Iterable[DpEvent], *, delta: float) -> None:
+    """Refuse to report a PLD epsilon above the Renyi one by more than the grid can explain.
+
+    Raises:
+        PrivacyError: the accountants contradict each other.
+    """
+    for event in events:
+        by_loss, by_renyi = epsilon(event, delta=delta), epsilon(event, delta=delta, accountant="rdp")
+        if by_loss > by_renyi * 1.01 + 1e-2:
+            raise PrivacyError(f"PLD gives epsilon {by_loss}, above the Renyi bound {by_renyi}, for {event}")
+
+
+__all__ = [
+    "ACCOUNTANTS",
+    "accountant_version",
+    "calibrate_noise_multiplier",
+    "canonical",
+    "epsilon",
+    "epsilon_over_steps",
+    "repeated",
+    "self_check",
+]

@@ -1,0 +1,105 @@
+"""The privacy statement: what a reader of a bundle is told about the privacy it was made with."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+PrivacyUnit = Literal["example", "user"]
+
+FLOATING_POINT = (
+    "float32 arithmetic with float64 accumulation of norms; no claim of immunity to attacks on floating-point noise "
+    "(Mironov 2012)"
+)
+RANDOM_GENERATOR = "ChaCha20 (RFC 8439 block function), 256-bit key from the operating system, Box-Muller"
+ADD_OR_REMOVE = "add or remove one privacy unit"
+
+
+class _Model(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+
+class SpentElsewhere(_Model):
+    """Budget of the same dataset that went to something other than this model."""
+
+    purpose: str
+    run_id: str
+    epsilon: float = Field(ge=0)
+
+
+class AuditResult(_Model):
+    """A lower bound on epsilon that an audit of the real training path found."""
+
+    epsilon_lower_bound: float = Field(ge=0)
+    confidence: float = Field(gt=0, lt=1)
+    method: str
+
+
+class StepEpsilon(_Model):
+    """Epsilon spent after `step` steps."""
+
+    step: int = Field(ge=0)
+    epsilon: float = Field(ge=0)
+
+
+class PrivacyStatement(_Model):
+    """All that design.md, section 5, promises of a release.
+
+    Where `private` is false (no clipping or no noise, or a test key) every epsilon is null: none is claimed.
+    """
+
+    private: bool
+    why_not_private: str | None = None
+    epsilon: float | None = Field(ge=0)
+    delta: float = Field(gt=0, lt=1)
+    accountant: str
+    accountant_version: str
+    epsilon_rdp: float | None = Field(default=None, description="upper bound by Renyi DP, as a check")
+    privacy_unit: PrivacyUnit
+    max_examples_per_user: int | None = Field(default=None, ge=1)
+    neighbouring_relation: str = ADD_OR_REMOVE
+    sampler: str
+    noise_multiplier: float = Field(ge=0)
+    max_grad_norm: float | None
+    expected_batch_size: float | None = None
+    sampling_prob: float = Field(gt=0, le=1)
+    steps: int = Field(ge=0)
+    epsilon_without_amplification: float | None
+    epsilon_user_level: float | None
+    epsilon_over_steps: tuple[StepEpsilon, ...] = ()
+    assumed_public: tuple[str, ...]
+    not_covered: tuple[str, ...]
+    spent_elsewhere: tuple[SpentElsewhere, ...] = ()
+    random_generator: str = RANDOM_GENERATOR
+    test_key: bool = False
+    floating_point: str = FLOATING_POINT
+    code_version: str
+    audit: AuditResult | None = None
+
+    def line(self) -> str:
+        """The statement in one line, for a log or the end of a command."""
+        if not self.private or self.epsilon is None:
+            return f"not private: {self.why_not_private or 'no privacy is claimed'}"
+        user = (
+            ""
+            if self.privacy_unit == "user" or self.epsilon_user_level is None
+            else (f"; per user epsilon {self.epsilon_user_level:.4g}")
+        )
+        return (
+            f"epsilon {self.epsilon:.4g} at delta {self.delta:g} per {self.privacy_unit} "
+            f"({self.accountant}, {self.neighbouring_relation}){user}"
+        )
+
+
+DEFAULT_PUBLIC = (
+    "sampling_prob, expected_batch_size, steps, max_grad_norm and every other setting of the run",
+    "the model's architecture, the feature specification and the declared bounds",
+    "hashed and declared vocabularies, and the item catalogue",
+    "the initial weights",
+)
+DEFAULT_NOT_COVERED = (
+    "metrics computed on private data: they are internal",
+    "the choice of hyper-parameters, unless an entry of the ledger says so",
+    "what a user's answers from the service reveal about the features sent with the request",
+)
