@@ -1,0 +1,113 @@
+"""Runs a pipeline on this machine with kfp's subprocess runner: the same components as on a cluster, no cluster."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import re
+import time
+import warnings
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any, TextIO
+
+import click
+from kfp import dsl, local
+from rich.console import Console
+
+from lazydp.components.shared.errors import InputError, LazyDPError
+
+_STARTED = re.compile(r"Executing task .*'(?P<task>[\w-]+)'")
+_FINISHED = re.compile(r"Task .*'(?P<task>[\w-]+)'.* finished with status \S*?(?P<status>SUCCESS|FAILURE)")
+# What our own code says inside a component: its log lines, and the line in which it refuses something.
+_OURS = re.compile(r"(lazydp[\w.]*: .*|(?:lazydp\.components\.shared\.errors\.)(?P<error>\w+Error: .*))")
+
+
+class PipelineFailedError(LazyDPError):
+    """A component failed; the message is the component's own line."""
+
+
+class _Watcher(io.TextIOBase):
+    """Standard output of the runner: everything to a log file, what a person wants to see to the console."""
+
+    def __init__(self, log: TextIO, console: Console) -> None:
+        self._log = log
+        self._console = console
+        self._line = ""
+        self._started: dict[str, float] = {}
+        self.error: str | None = None
+
+    def writable(self) -> bool:
+        return True
+
+    def write(self, text: str) -> int:
+        self._log.write(text)
+        self._log.flush()
+        *lines, self._line = (self._line + text).split("\n")
+        for line in lines:
+            self._see(re.sub(r"\x1b\[[0-9;]*m|\x1b\[\d+m", "", line))
+        return len(text)
+
+    def _see(self, line: str) -> None:
+        if found := _STARTED.search(line):
+            self._started[found["task"]] = time.monotonic()
+            self._console.print(f"[bold]▸ {found['task']}[/bold]", highlight=False)
+        elif found := _FINISHED.search(line):
+            took = time.monotonic() - self._started.get(found["task"], time.monotonic())
+            mark = "[green]✓[/green]" if found["status"] == "SUCCESS" else "[red]✗[/red]"
+            self._console.print(f"{mark} {found['task']} [dim]{took:.1f} s[/dim]", highlight=False)
+        elif found := _OURS.search(line):
+            if found["error"]:
+                self.error = found["error"].split(": ", 1)[1]
+            else:
+                self._console.print(f"  {found[1]}", style="dim", highlight=False, markup=False)
+
+
+def run_locally(
+    pipeline: Callable[..., Any], arguments: Mapping[str, Any], *, folder: Path, console: Console
+) -> Mapping[str, Any]:
+    """Run `pipeline` to its end and return its outputs.
+
+    Args:
+        pipeline: a kfp pipeline function.
+        arguments: its parameters.
+        folder: where artifacts go (`folder/artifacts`) and the full log of the runner (`folder/pipeline.log`).
+        console: where progress is shown.
+
+    Raises:
+        PipelineFailedError: a component failed; the message is what the component said.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    # The artifacts hold the private dataset and checkpoints.
+    folder.chmod(0o700)
+    local.init(
+        runner=local.SubprocessRunner(use_venv=False), pipeline_root=str(folder / "artifacts"), raise_on_error=True
+    )
+    log_path = folder / "pipeline.log"
+    with log_path.open("w") as log, warnings.catch_warnings():
+        # kfp warns that our image is not a stock Python image: it holds this very package.
+        warnings.filterwarnings("ignore", category=RuntimeWarning, module="kfp")
+        warnings.filterwarnings("ignore", category=DeprecationWarning, module="kfp")
+        watcher = _Watcher(log, console)
+        try:
+            with contextlib.redirect_stdout(watcher):
+                task = pipeline(**arguments)
+        except RuntimeError as error:
+            raise PipelineFailedError(f"{watcher.error or error} (full log: {log_path})") from error
+    assert isinstance(task, dsl.PipelineTask)
+    outputs: Mapping[str, Any] = task.outputs
+    return outputs
+
+
+def compile_pipeline(pipeline: Any, package: Path, *, defaults: Mapping[str, Any]) -> None:
+    """Write the pipeline as YAML for a cluster.
+
+    Raises:
+        InputError: the file's name does not end in .yaml.
+    """
+    from kfp import compiler  # noqa: PLC0415 - only needed here
+
+    if package.suffix != ".yaml":
+        raise InputError(f"the package must be named *.yaml, found {package.name}")
+    compiler.Compiler().compile(pipeline, str(package), pipeline_parameters=dict(defaults))
+    click.echo(f"wrote {package}")
