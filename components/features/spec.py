@@ -67,15 +67,16 @@ class DeclaredVocabulary(_Part):
     """A public list of values; value i (from 0) has code i + 1.
 
     The list stands in the spec (`values`), in a `file` (text with one value a line, or a `column` of a Parquet, CSV or
-    TSV file), or it is the key column of the side `table` "users" or "items". `size` and `sha256` are filled in when
-    the list was read from outside the spec, and vouch for the copy that travels in `vocab/`.
+    TSV file), or it is the key column of the side `table` "items". There is no such choice for users: who is a user is
+    private, what is on offer is not. `size` and `sha256` are filled in when the list was read from elsewhere, and
+    vouch for the copy that travels in `vocab/`.
     """
 
     kind: Literal["declared"]
     values: tuple[ValueText, ...] | None = None
     file: str | None = None
     column: Column | None = None
-    table: Literal["users", "items"] | None = None
+    table: Literal["items"] | None = None
     size: Count | None = None
     sha256: str | None = None
 
@@ -342,10 +343,8 @@ class FeatureSpec(_Part):
         if self.selection == "latest" and self.timestamp is None:
             yield "selection: latest needs a timestamp"
         for table, vocabulary in self._vocabularies_in_order():
-            if isinstance(vocabulary, DeclaredVocabulary) and vocabulary.table is not None:
-                side = self.users if vocabulary.table == "users" else self.items
-                if side is None:
-                    yield f"the vocabulary of {table} is declared by the {vocabulary.table} table, which the spec lacks"
+            if isinstance(vocabulary, DeclaredVocabulary) and vocabulary.table is not None and self.items is None:
+                yield f"the vocabulary of {table} is declared by the items table, and the spec has no items"
 
     def _user_complaints(self) -> Iterator[str]:
         if self.user is not None:

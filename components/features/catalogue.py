@@ -1,0 +1,134 @@
+"""The catalogue as an Arrow table: what a dataset and a bundle keep of the items, and how it becomes tensors.
+
+Row i describes item code i + 1. Columns: `item` (id, text), `title` (text, null where unknown), `metadata:<column>`
+(text), `dense` (fixed-size list of float32), `bag:<feature>` (list of int32 codes).
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import torch
+
+from lazydp.components.features.batch import Bags, ItemCatalogue
+from lazydp.components.features.encode import CodeLists, encode_list, scale_dense
+from lazydp.components.features.spec import ITEM, FeatureSpec, ListFeature
+from lazydp.components.features.vocabulary import Vocabularies, canonical_text
+from lazydp.components.shared.errors import FormatError, InputError
+
+ID_COLUMN = "item"
+TITLE_COLUMN = "title"
+METADATA_PREFIX = "metadata:"
+DENSE_COLUMN = "dense"
+BAG_PREFIX = "bag:"
+
+
+def catalogue_table(spec: FeatureSpec, vocabularies: Vocabularies, items: pa.Table | None) -> pa.Table:
+    """Encode the public items table for every code of the item vocabulary.
+
+    Args:
+        spec: a spec with an item.
+        vocabularies: its vocabularies.
+        items: the items table, None where the spec declares none; items that the vocabulary lacks are left out.
+
+    Raises:
+        InputError: an item stands there twice, or a column is of the wrong kind.
+    """
+    assert spec.item is not None
+    ids = vocabularies[ITEM].values()
+    assert ids is not None
+    columns: dict[str, pa.Array] = {ID_COLUMN: ids, TITLE_COLUMN: pa.nulls(len(ids), pa.string())}
+    if items is not None and spec.items is not None:
+        rows = _rows_in_code_order(vocabularies, items.column(spec.items.key), size=len(ids))
+        described = items.take(rows)
+        columns |= _display_columns(spec, described)
+        columns |= _feature_columns(spec, vocabularies, described)
+    return pa.table(columns)
+
+
+def _rows_in_code_order(vocabularies: Vocabularies, key: pa.ChunkedArray, *, size: int) -> pa.Array:
+    """The row of the items table for each code 1..size, null where it has none."""
+    codes = vocabularies[ITEM].encode(key)
+    known = np.flatnonzero(codes)
+    repeated = np.flatnonzero(np.bincount(codes[known]) > 1)
+    if len(repeated):
+        first = canonical_text(key)[int(known[codes[known] == repeated[0]][0])].as_py()
+        raise InputError(f"items table: item {first!r} stands there more than once; each item needs one row")
+    rows = np.full(size, -1, dtype=np.int64)
+    rows[codes[known] - 1] = known
+    return pa.array(rows, mask=rows < 0)
+
+
+def _display_columns(spec: FeatureSpec, described: pa.Table) -> dict[str, pa.Array]:
+    assert spec.item is not None
+    wanted = {f"{METADATA_PREFIX}{column}": column for column in spec.item.metadata}
+    if spec.item.title is not None:
+        wanted[TITLE_COLUMN] = spec.item.title
+    return {name: _display_text(described.column(column)) for name, column in wanted.items()}
+
+
+def _display_text(column: pa.ChunkedArray) -> pa.Array:
+    array = column.combine_chunks()
+    if pa.types.is_list(array.type) or pa.types.is_large_list(array.type):
+        return pc.binary_join(array.cast(pa.list_(pa.string())), ", ")
+    try:
+        return canonical_text(array)
+    except ValueError as error:
+        raise InputError(f"items table: a column for display: {error}") from None
+
+
+def _feature_columns(spec: FeatureSpec, vocabularies: Vocabularies, described: pa.Table) -> dict[str, pa.Array]:
+    columns: dict[str, pa.Array] = {}
+    dense = spec.dense("item")
+    try:
+        if dense:
+            scaled = [scale_dense(feature, described.column(feature.column_name)) for feature in dense]
+            flat = np.ascontiguousarray(np.stack(scaled, axis=1)).reshape(-1)
+            columns[DENSE_COLUMN] = pa.FixedSizeListArray.from_arrays(pa.array(flat), len(dense))
+        for feature in spec.embedded("item"):
+            array = described.column(feature.column_name).combine_chunks()
+            vocabulary = vocabularies[feature.table_name]
+            if isinstance(feature, ListFeature):
+                lists = encode_list(feature, vocabulary, array)
+            else:
+                lists = CodeLists(vocabulary.encode(array), np.ones(len(array), dtype=np.int64))
+            columns[BAG_PREFIX + feature.name] = pa.ListArray.from_arrays(
+                pa.array(lists.offsets().astype(np.int32)), pa.array(lists.values.astype(np.int32))
+            )
+    except ValueError as error:
+        raise InputError(f"items table: {error}") from None
+    return columns
+
+
+def item_catalogue(spec: FeatureSpec, table: pa.Table) -> ItemCatalogue:
+    """The tensors of a catalogue table; row 0 (the unknown item) has zeros, empty bags, and code 0 as its id.
+
+    Raises:
+        FormatError: the table lacks a feature of the spec, or has another number of items.
+    """
+    if spec.item is None:
+        return ItemCatalogue(num_items=0, dense=torch.zeros(1, 0), bags={})
+    num_items = table.num_rows
+    if num_items + 1 != spec.tables()[ITEM]:
+        raise FormatError(f"the catalogue has {num_items} items, its feature spec {spec.tables()[ITEM] - 1}")
+    wanted = [BAG_PREFIX + feature.name for feature in spec.embedded("item")]
+    wanted += [DENSE_COLUMN] if spec.num_item_dense else []
+    for column in wanted:
+        if column not in table.column_names:
+            raise FormatError(f"the catalogue has no column {column!r}; it has {', '.join(table.column_names)}")
+    bags = {ITEM: Bags.single(torch.arange(num_items + 1))}
+    for feature in spec.embedded("item"):
+        bags[feature.name] = _bags_after_unknown(table.column(BAG_PREFIX + feature.name))
+    dense = torch.zeros(num_items + 1, spec.num_item_dense)
+    if spec.num_item_dense:
+        flat = pc.list_flatten(table.column(DENSE_COLUMN)).to_numpy().reshape(num_items, spec.num_item_dense)
+        dense[1:] = torch.from_numpy(np.array(flat, dtype=np.float32))
+    return ItemCatalogue(num_items=num_items, dense=dense, bags=bags)
+
+
+def _bags_after_unknown(column: pa.ChunkedArray) -> Bags:
+    lengths = pc.list_value_length(column).fill_null(0).to_numpy()
+    offsets = np.concatenate([[0, 0], np.cumsum(lengths)]).astype(np.int64)
+    values = pc.list_flatten(column).to_numpy().astype(np.int64)
+    return Bags(torch.from_numpy(values), torch.from_numpy(offsets))

@@ -1,0 +1,40 @@
+"""The Kubeflow component: Parquet by URI to an encoded dataset."""
+
+from kfp import dsl
+from kfp.dsl import Dataset, Output
+
+from lazydp.components.shared.image import IMAGE
+
+
+@dsl.component(base_image=IMAGE, install_kfp_package=False)
+def ingest(
+    input_uri: str,
+    spec: str,
+    dataset: Output[Dataset],
+    users_uri: str = "",
+    items_uri: str = "",
+    memory_mib: int = 1024,
+) -> None:
+    """Encode interactions into a private dataset.
+
+    Args:
+        input_uri: Parquet file or folder, by path or URI; several are separated by commas. Read where it lies: the data
+            does not pass through the artifact store first.
+        spec: the feature spec, as YAML text, path or URI.
+        dataset: the encoded dataset.
+        users_uri: the users table, where not as the spec says.
+        items_uri: the items table, where not as the spec says.
+        memory_mib: memory to work in, roughly.
+    """
+    from pathlib import Path
+
+    from lazydp.components.ingest.ingest import IngestOptions
+    from lazydp.components.ingest.ingest import ingest as run
+
+    options = IngestOptions(
+        users=users_uri or None, items=items_uri or None, memory_bytes=memory_mib << 20, replace=True
+    )
+    locations = [location.strip() for location in input_uri.split(",")]
+    manifest = run(locations, spec, Path(dataset.path), options)
+    # Counts are private and stay inside the dataset.
+    dataset.metadata["fingerprint"] = manifest.fingerprint

@@ -1,0 +1,150 @@
+"""Ingest: Parquet and a feature spec to an encoded dataset, in bounded memory.
+
+Rows are encoded a batch at a time and parted by a hash of the user into files; then the users of one part at a time are
+sorted, bounded, split and written. Only what is public (catalogue, vocabularies) is held in memory whole.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+
+from lazydp.components.features.spec import FeatureSpec
+from lazydp.components.features.vocabulary import canonical_text
+from lazydp.components.ingest.assemble import Assembler
+from lazydp.components.ingest.dataset import Manifest
+from lazydp.components.ingest.hashing import Words, hash_text
+from lazydp.components.ingest.resolve import ResolvedSpec, load_spec, resolve
+from lazydp.components.ingest.rows import HASH_COLUMN, USER_COLUMN, InteractionEncoder, encode_features, hash_rows
+from lazydp.components.ingest.source import RowSource
+from lazydp.components.ingest.spill import Spill, partitions_needed
+from lazydp.components.ingest.writer import DatasetWriter
+from lazydp.components.shared.errors import InputError
+from lazydp.components.shared.files import PRIVATE_DIRECTORY, atomic_directory
+from lazydp.components.shared.progress import Progress
+
+DEFAULT_MEMORY_BYTES = 1 << 30
+_OVER_BOUND = "over_max_examples_per_user"
+
+
+@dataclass(frozen=True, kw_only=True)
+class IngestOptions:
+    """What does not change the dataset but how it is made, and where side tables are when not where the spec says.
+
+    memory_bytes: the memory that one partition may take while it is worked on, roughly.
+    """
+
+    users: str | None = None
+    items: str | None = None
+    memory_bytes: int = DEFAULT_MEMORY_BYTES
+    replace: bool = False
+
+
+def ingest(inputs: Sequence[str], spec: str, out: Path, options: IngestOptions | None = None) -> Manifest:
+    """Encode interactions.
+
+    Args:
+        inputs: Parquet files or folders, by path or URI.
+        spec: the feature spec: a path, a URI, or YAML text.
+        out: the folder to make; it appears when it is whole.
+        options: see `IngestOptions`.
+
+    Returns:
+        The manifest of the dataset.
+
+    Raises:
+        InputError: the input or the spec is wrong, or no row was accepted.
+        UnavailableError: a store does not answer.
+    """
+    options = options or IngestOptions()
+    written, base = load_spec(spec)
+    source = RowSource.open(inputs)
+    resolved = resolve(written, base=base, users=options.users, items=options.items)
+    encoder = InteractionEncoder(resolved.spec, resolved.vocabularies, source.schema, where=source.where)
+    with atomic_directory(out, mode=PRIVATE_DIRECTORY, replace=options.replace) as folder:
+        scratch = folder / ".spill"
+        scratch.mkdir(mode=PRIVATE_DIRECTORY)
+        interactions = _spill_interactions(source, encoder, resolved.spec, scratch, options.memory_bytes)
+        users = _spill_users(resolved, scratch, interactions.num_partitions)
+        writer = _assemble(resolved, interactions, users, folder)
+        scratch.rmdir()
+        rejected = encoder.rejected + Counter({_OVER_BOUND: writer.over_bound})
+        return writer.finish(rows_read=source.num_rows, rejected=rejected, source=inputs)
+
+
+def _spill_interactions(
+    source: RowSource, encoder: InteractionEncoder, spec: FeatureSpec, scratch: Path, memory_bytes: int
+) -> Spill:
+    spill: Spill | None = None
+    try:
+        with Progress("ingest: encode", total=source.num_rows, unit="rows") as progress:
+            for batch in source.batches(encoder.columns):
+                rows = encoder.encode(batch)
+                if rows.num_rows:
+                    if spill is None:
+                        row_bytes = rows.nbytes / rows.num_rows
+                        number = partitions_needed(
+                            num_rows=source.num_rows, row_bytes=row_bytes, memory_bytes=memory_bytes
+                        )
+                        spill = Spill(scratch, "interactions", number)
+                    spill.add(rows, _partition_hashes(spec, rows))
+                progress.advance(batch.num_rows)
+    finally:
+        if spill is not None:
+            spill.close()
+    if spill is None:
+        raise InputError(f"no row of {source.where} can be used: {_reasons(source.num_rows, encoder.rejected)}")
+    return spill
+
+
+def _reasons(num_rows: int, rejected: Counter[str]) -> str:
+    if num_rows == 0:
+        return "it has no rows"
+    return ", ".join(f"{reason} {count}" for reason, count in rejected.most_common())
+
+
+def _partition_hashes(spec: FeatureSpec, rows: pa.RecordBatch) -> Words:
+    """What parts the rows: the user, or without users the row's content."""
+    if spec.user is None:
+        return np.asarray(rows.column(HASH_COLUMN).to_numpy())
+    encoded = rows.column(USER_COLUMN).dictionary_encode()
+    return np.asarray(hash_text(encoded.dictionary)[encoded.indices.to_numpy()])
+
+
+def _spill_users(resolved: ResolvedSpec, scratch: Path, num_partitions: int) -> Spill | None:
+    """The encoded user features, parted as the interactions are; None where there are none."""
+    spec, source = resolved.spec, resolved.users
+    wanted = [feature.column_name for feature in spec.features if feature.source == "user"]
+    if spec.users is None or source is None or not wanted:
+        return None
+    key = spec.users.key
+    spill = Spill(scratch, "users", num_partitions)
+    try:
+        for batch in source.batches(list(dict.fromkeys([key, *wanted]))):
+            columns = {USER_COLUMN: canonical_text(batch.column(key))}
+            rows = pa.record_batch(columns | encode_features(spec, resolved.vocabularies, batch, "user"))
+            rows = rows.filter(rows.column(USER_COLUMN).is_valid())
+            rows = rows.append_column(HASH_COLUMN, pa.array(hash_rows(rows)))
+            spill.add(rows, hash_text(rows.column(USER_COLUMN)))
+    finally:
+        spill.close()
+    return spill
+
+
+def _assemble(resolved: ResolvedSpec, interactions: Spill, users: Spill | None, folder: Path) -> DatasetWriter:
+    assembler = Assembler(resolved.spec, resolved.vocabularies)
+    writer = DatasetWriter(folder, resolved)
+    profiles: Iterator[pa.Table | None] = (
+        users.partitions() if users is not None else iter([None] * interactions.num_partitions)
+    )
+    with Progress("ingest: assemble", total=interactions.num_partitions, unit="parts") as progress:
+        for rows, profile in zip(interactions.partitions(), profiles, strict=True):
+            if rows is not None:
+                writer.append(assembler.assemble(rows, profile))
+            progress.advance()
+    return writer

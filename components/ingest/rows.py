@@ -1,0 +1,232 @@
+"""One batch of interactions: its columns encoded, its rejected rows counted by reason."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from lazydp.components.features.encode import encode_list, is_list_type, scale_dense
+from lazydp.components.features.spec import (
+    ITEM,
+    ColumnLabel,
+    ColumnSplit,
+    DenseFeature,
+    FeatureSpec,
+    ListFeature,
+    Source,
+    ThresholdLabel,
+)
+from lazydp.components.features.vocabulary import Vocabularies, canonical_text, is_scalar_type, to_numbers
+from lazydp.components.ingest.hashing import Words, as_words, chain, hash_lists
+from lazydp.components.ingest.source import require_columns
+from lazydp.components.shared.errors import InputError
+
+USER_COLUMN = "user"
+TIME_COLUMN = "time"
+ITEM_COLUMN = "item"
+LABEL_COLUMN = "label"
+TEST_COLUMN = "test"
+HASH_COLUMN = "hash"
+FEATURE_PREFIX = "feature:"
+
+Mask = np.ndarray[Any, np.dtype[np.bool_]]
+
+
+class InteractionEncoder:
+    """Turns batches of raw interactions into encoded rows.
+
+    Encoded rows have the columns user (text), time, item (int32), label (float32), test (bool, where a column says so),
+    hash (uint64 of the row's content) and `feature:<name>` of every context feature, each where the spec has one.
+    """
+
+    def __init__(self, spec: FeatureSpec, vocabularies: Vocabularies, schema: pa.Schema, *, where: str) -> None:
+        """Check that the columns are there and of a kind that the spec can read.
+
+        Raises:
+            InputError: a column is missing or of the wrong type; the message names it and the field of the spec.
+        """
+        self._spec = spec
+        self._vocabularies = vocabularies
+        self.rejected: Counter[str] = Counter()
+        wanted = list(_wanted_columns(spec))
+        require_columns(wanted, schema, where=where)
+        self.columns = list(dict.fromkeys(name for name, _ in wanted))
+        _check_types(spec, schema, wanted, where=where)
+
+    def encode(self, batch: pa.RecordBatch) -> pa.RecordBatch:
+        """The accepted rows of a batch; the others are counted in `rejected` under the first reason that applies."""
+        columns: dict[str, pa.Array] = {}
+        refused: list[tuple[str, Mask]] = []
+        self._encode_user(batch, columns, refused)
+        self._encode_item(batch, columns, refused)
+        self._encode_time(batch, columns, refused)
+        self._encode_label(batch, columns, refused)
+        self._encode_split(batch, columns, refused)
+        columns |= encode_features(self._spec, self._vocabularies, batch, "context")
+        rows = pa.record_batch(columns)
+        rows = rows.filter(pa.array(self._accept(refused, batch.num_rows)))
+        return rows.append_column(HASH_COLUMN, pa.array(hash_rows(rows)))
+
+    def _accept(self, refused: list[tuple[str, Mask]], size: int) -> Mask:
+        accepted = np.ones(size, dtype=bool)
+        for reason, mask in refused:
+            count = int((accepted & mask).sum())
+            if count:
+                self.rejected[reason] += count
+                accepted &= ~mask
+        return accepted
+
+    def _encode_user(
+        self, batch: pa.RecordBatch, columns: dict[str, pa.Array], refused: list[tuple[str, Mask]]
+    ) -> None:
+        if self._spec.user is not None:
+            text = canonical_text(batch.column(self._spec.user.column))
+            columns[USER_COLUMN] = text
+            refused.append(("null_user", _mask(text.is_null())))
+
+    def _encode_item(
+        self, batch: pa.RecordBatch, columns: dict[str, pa.Array], refused: list[tuple[str, Mask]]
+    ) -> None:
+        if self._spec.item is not None:
+            raw = batch.column(self._spec.item.column)
+            codes = self._vocabularies[ITEM].encode(raw)
+            columns[ITEM_COLUMN] = pa.array(codes.astype(np.int32))
+            refused.append(("null_item", _mask(canonical_text(raw).is_null())))
+            refused.append(("unknown_item", codes == 0))
+
+    def _encode_time(
+        self, batch: pa.RecordBatch, columns: dict[str, pa.Array], refused: list[tuple[str, Mask]]
+    ) -> None:
+        if self._spec.timestamp is None:
+            return
+        raw = batch.column(self._spec.timestamp)
+        if pa.types.is_floating(raw.type):
+            time = raw.cast(pa.float64()).fill_null(float("nan"))
+            refused.append(("bad_timestamp", ~np.isfinite(time.to_numpy(zero_copy_only=False))))
+        else:
+            if pa.types.is_date32(raw.type):
+                raw = raw.cast(pa.int32())
+            refused.append(("bad_timestamp", _mask(raw.is_null())))
+            time = raw.cast(pa.int64(), safe=False).fill_null(0)
+        columns[TIME_COLUMN] = time
+
+    def _encode_label(
+        self, batch: pa.RecordBatch, columns: dict[str, pa.Array], refused: list[tuple[str, Mask]]
+    ) -> None:
+        label = self._spec.label
+        match label:
+            case ColumnLabel():
+                numbers = to_numbers(batch.column(label.column))
+                # A comparison with NaN is false: what is no number is refused as well.
+                refused.append(("bad_label", ~((numbers >= 0) & (numbers <= 1))))
+            case ThresholdLabel():
+                raw = to_numbers(batch.column(label.column))
+                refused.append(("bad_label", np.isnan(raw)))
+                if label.drop_below:
+                    refused.append(("below_threshold", raw < label.at_least))
+                numbers = (raw >= label.at_least).astype(np.float64)
+            case _:
+                numbers = np.ones(batch.num_rows)
+        columns[LABEL_COLUMN] = pa.array(numbers.astype(np.float32))
+
+    def _encode_split(
+        self, batch: pa.RecordBatch, columns: dict[str, pa.Array], refused: list[tuple[str, Mask]]
+    ) -> None:
+        split = self._spec.effective_split
+        if isinstance(split, ColumnSplit):
+            text = canonical_text(batch.column(split.column))
+            test = _mask(pc.equal(text, split.test).fill_null(False))
+            train = _mask(pc.equal(text, split.train).fill_null(False))
+            refused.append(("unknown_split", ~(test | train)))
+            columns[TEST_COLUMN] = pa.array(test)
+
+
+def encode_features(
+    spec: FeatureSpec, vocabularies: Vocabularies, table: pa.Table | pa.RecordBatch, source: Source
+) -> dict[str, pa.Array]:
+    """The features of one source as columns `feature:<name>`: int32 codes, lists of int32 codes, float32.
+
+    Raises:
+        InputError: a column of the wrong kind.
+    """
+    columns: dict[str, pa.Array] = {}
+    for feature in spec.features:
+        if feature.source != source:
+            continue
+        raw = table.column(feature.column_name)
+        raw = raw.combine_chunks() if isinstance(raw, pa.ChunkedArray) else raw
+        try:
+            if isinstance(feature, DenseFeature):
+                column = pa.array(scale_dense(feature, raw))
+            elif isinstance(feature, ListFeature):
+                lists = encode_list(feature, vocabularies[feature.table_name], raw)
+                column = pa.ListArray.from_arrays(
+                    pa.array(lists.offsets().astype(np.int32)), pa.array(lists.values.astype(np.int32))
+                )
+            else:
+                column = pa.array(vocabularies[feature.table_name].encode(raw).astype(np.int32))
+        except ValueError as error:
+            raise InputError(f"feature {feature.name!r} (column {feature.column_name!r}): {error}") from None
+        columns[FEATURE_PREFIX + feature.name] = column
+    return columns
+
+
+def hash_rows(rows: pa.RecordBatch) -> Words:
+    """The content hash of encoded rows, over every column but the user: one user's rows are ordered by it."""
+    hashes = np.zeros(rows.num_rows, dtype=np.uint64)
+    for name in rows.schema.names:
+        if name == USER_COLUMN:
+            continue
+        column = rows.column(name)
+        if is_list_type(column.type):
+            lengths = pc.list_value_length(column).to_numpy(zero_copy_only=False).astype(np.int64)
+            words = hash_lists(as_words(pc.list_flatten(column).to_numpy(zero_copy_only=False)), lengths)
+        else:
+            words = as_words(column.to_numpy(zero_copy_only=False))
+        hashes = chain(hashes, words)
+    return hashes
+
+
+def _mask(array: pa.Array) -> Mask:
+    return np.asarray(array.to_numpy(zero_copy_only=False), dtype=bool)
+
+
+def _wanted_columns(spec: FeatureSpec) -> Iterator[tuple[str, str]]:
+    """(column of the interactions, field of the spec that names it)."""
+    if spec.user is not None:
+        yield spec.user.column, "user.column"
+    if spec.item is not None:
+        yield spec.item.column, "item.column"
+    if spec.timestamp is not None:
+        yield spec.timestamp, "timestamp"
+    if isinstance(spec.label, (ColumnLabel, ThresholdLabel)):
+        yield spec.label.column, "label.column"
+    if isinstance(spec.effective_split, ColumnSplit):
+        yield spec.effective_split.column, "split.column"
+    for feature in spec.features:
+        if feature.source == "context":
+            yield feature.column_name, f"feature {feature.name!r}"
+
+
+def _check_types(spec: FeatureSpec, schema: pa.Schema, wanted: list[tuple[str, str]], *, where: str) -> None:
+    lists = {f"feature {f.name!r}" for f in spec.features if isinstance(f, ListFeature)}
+    for name, field in wanted:
+        kind = schema.field(name).type
+        if field in lists:
+            expected, fits = "lists, or text with a separator in the spec", is_list_type(kind) or is_scalar_type(kind)
+        elif field == "timestamp":
+            expected, fits = "integers, floats, dates or timestamps", _is_time(kind)
+        else:
+            expected, fits = "single values", is_scalar_type(kind)
+        if not fits:
+            raise InputError(f"{where}: column {name!r} ({field}) holds {kind}; expected {expected}")
+
+
+def _is_time(kind: pa.DataType) -> bool:
+    tests = (pa.types.is_integer, pa.types.is_floating, pa.types.is_date, pa.types.is_timestamp)
+    return any(test(kind) for test in tests)
