@@ -31,7 +31,7 @@ from lazydp.components.features.vocabulary import Vocabularies
 from lazydp.components.models.build import build_model
 from lazydp.components.models.config import DlrmConfig, ModelConfig, TwoTowerConfig
 from lazydp.components.models.recommender import Recommender
-from lazydp.components.shared.errors import FormatError, InputError, NotPrivateError, PendingNoiseError
+from lazydp.components.shared.errors import FormatError, InputError, NonFiniteError, NotPrivateError, PendingNoiseError
 
 _MODEL_CONFIG: TypeAdapter[DlrmConfig | TwoTowerConfig] = TypeAdapter(ModelConfig)
 
@@ -91,7 +91,7 @@ class Bundle:
         _refuse_pending(folder, manifest)
         inventory.check(folder, manifest.files, digests=verify)
         try:
-            return cls._load(folder, manifest)
+            return cls._load(folder, manifest, verify=verify)
         except ValidationError as error:
             raise FormatError(f"bundle {folder}: {first_problem(error)}") from error
         except (InputError, ValueError, RuntimeError, OverflowError, MemoryError) as error:
@@ -100,7 +100,9 @@ class Bundle:
             raise FormatError(f"bundle {folder}: {' '.join(str(error).split())}") from error
 
     @classmethod
-    def _load(cls, folder: Path, manifest: Manifest) -> Self:
+    def _load(cls, folder: Path, manifest: Manifest, *, verify: bool) -> Self:
+        statement = PrivacyStatement.model_validate(manifest.privacy)
+        _refuse_contradiction(folder, manifest, statement)
         spec = FeatureSpec.from_document(manifest.features, where=f"bundle {folder}")
         config = _MODEL_CONFIG.validate_python(manifest.model)
         listed = {entry.path for entry in manifest.files}
@@ -111,7 +113,7 @@ class Bundle:
         state = tensors.read(
             folder / DENSE_FILE, {name: (value.dtype, tuple(value.shape)) for name, value in shape.state_dict().items()}
         )
-        tables = {entry.name: _table(folder, entry) for entry in table_entries}
+        tables = {entry.name: _table(folder, entry, verify=verify) for entry in table_entries}
         model = build_model(spec, config)
         model.load_state_dict(state)
         model.requires_grad_(requires_grad=False).eval()
@@ -127,7 +129,7 @@ class Bundle:
             model=model,
             tables=tables,
             vocabularies=Vocabularies.load(spec, folder / VOCABULARY_FOLDER),
-            statement=PrivacyStatement.model_validate(manifest.privacy),
+            statement=statement,
             catalogue=catalogue,
             items=ItemTable(table) if table is not None else None,
             popularity=_popularity(folder, num_items) if POPULARITY_FILE in listed else None,
@@ -147,9 +149,13 @@ def _popularity(folder: Path, num_items: int) -> Tensor:
     return tensors.read(folder / POPULARITY_FILE, {POPULARITY: (torch.float32, (num_items + 1,))})[POPULARITY]
 
 
-def _table(folder: Path, entry: TableEntry) -> Tensor:
+def _table(folder: Path, entry: TableEntry, *, verify: bool) -> Tensor:
     shape = (entry.num_rows, entry.dim)
-    return tensors.read(folder / entry.file, {WEIGHT: (torch.float32, shape)})[WEIGHT]
+    weight = tensors.read(folder / entry.file, {WEIGHT: (torch.float32, shape)})[WEIGHT]
+    # A digest vouches for the copy, not for what was written.
+    if verify and not torch.isfinite(weight.sum(dtype=torch.float64)):
+        raise NonFiniteError(f"bundle {folder}: table {entry.name!r} holds values that are not finite")
+    return weight
 
 
 def _matching_tables(folder: Path, manifest: Manifest, model: Recommender) -> tuple[TableEntry, ...]:
@@ -170,10 +176,20 @@ def _refuse_not_private(folder: Path, manifest: Manifest, *, allow_test_key: boo
             f"bundle {folder} was made under a noise key for tests, so it is not private: "
             "export a run with a real key, or say --allow-test-key"
         )
-    if manifest.mode == "sgd" and not allow_non_private:
+    stated = manifest.mode != "sgd" and manifest.privacy.get("private") is True
+    if not stated and not manifest.test_key and not allow_non_private:
         raise NotPrivateError(
-            f"bundle {folder} was trained without privacy (mode sgd): "
+            f"bundle {folder} was trained without privacy (mode {manifest.mode}): "
             "train with --mode lazydp, or say --allow-non-private"
+        )
+
+
+def _refuse_contradiction(folder: Path, manifest: Manifest, statement: PrivacyStatement) -> None:
+    claims = statement.private or statement.epsilon is not None
+    if (claims and not manifest.private) or statement.test_key != manifest.test_key:
+        raise FormatError(
+            f"bundle {folder}: the privacy statement claims what mode {manifest.mode!r} and "
+            f"test_key {manifest.test_key} deny"
         )
 
 

@@ -13,6 +13,7 @@ from typing import TypeAlias
 import numpy as np
 import torch
 from torch import Tensor
+from torch.nn import functional
 
 from lazydp.components.bundle.encoder import QueryEncoder
 from lazydp.components.bundle.items import ItemTable
@@ -23,7 +24,7 @@ from lazydp.components.features.batch import ItemCatalogue
 from lazydp.components.features.spec import ITEM, EmbeddedFeature
 from lazydp.components.models.recommender import ModelInputs, Recommender, pool
 from lazydp.components.models.two_tower import TwoTower
-from lazydp.components.shared.errors import InputError
+from lazydp.components.shared.errors import InputError, NonFiniteError
 
 Matrix: TypeAlias = np.ndarray[tuple[int, int], np.dtype[np.float32]]
 
@@ -204,9 +205,11 @@ class TwoTowerScorer(Scorer):
         pooled = pooled_items(bundle.model, bundle.tables, bundle.catalogue)
         with torch.inference_mode():
             vectors = self._model.item_vector(pooled, bundle.catalogue.dense)
+        if not bool(torch.isfinite(vectors).all()):
+            raise NonFiniteError(f"bundle {bundle.path}: an item's vector is not finite; export the run again")
+        self._vectors = vectors
         # The temperature scales every score alike; folding it in saves a pass over the scores.
-        self._vectors: Matrix = vectors.numpy()
-        self._scaled: Matrix = np.ascontiguousarray(self._vectors.T) / np.float32(self._model.config.temperature)
+        self._scaled = vectors / self._model.config.temperature
 
     def user_vectors(self, queries: Sequence[Query]) -> Tensor:
         """Vectors [B, D] of the people who ask."""
@@ -214,12 +217,12 @@ class TwoTowerScorer(Scorer):
         return self._model.user_vector(pool(self._model.layout.example, self.bundle.tables, bags), dense)
 
     def _score(self, queries: Sequence[Query]) -> Matrix:
-        users: Matrix = self.user_vectors(queries).numpy()
-        scores: Matrix = users @ self._scaled
+        scores: Matrix = functional.linear(self.user_vectors(queries), self._scaled).numpy()
         return scores
 
     def _item_vectors(self) -> Matrix:
-        return self._vectors
+        vectors: Matrix = self._vectors.numpy()
+        return vectors
 
 
 class DlrmScorer(Scorer):
