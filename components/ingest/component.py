@@ -6,7 +6,7 @@ from kfp.dsl import Dataset, Output
 from lazydp.components.shared.image import IMAGE
 
 
-@dsl.component(base_image=IMAGE, install_kfp_package=False)
+@dsl.component(base_image=IMAGE, install_kfp_package=False)  # type: ignore[untyped-decorator]
 def ingest(
     input_uri: str,
     spec: str,

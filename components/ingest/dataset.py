@@ -55,12 +55,23 @@ class Counts(_Part):
     to training.
     """
 
-    rows_read: _Size
     train: _Size
     test: _Size
     users: _Size
     items: _Size
     max_examples_of_a_user: _Size
+
+
+class Origin(_Part):
+    """Where the interactions came from.
+
+    digest: hash of who took what over all `rows` of the input (without users: of the encoded rows). Two datasets made of
+    one log under different specs, which `fingerprint` tells apart, agree in it.
+    """
+
+    locations: tuple[str, ...]
+    rows: _Size
+    digest: str
 
 
 class FileEntry(_Part):
@@ -76,7 +87,7 @@ class Manifest(_Part):
     fingerprint: SHA-256 of the encoded content: equal content, whatever the order or the files it came from.
     max_examples_per_user: the contribution bound that holds for training, None where the spec states none.
     rejected: reason -> rows of the input that became no example.
-    source: where the interactions came from.
+    source: where the interactions came from, and what tells one log from another.
     """
 
     spec: dict[str, Any]
@@ -84,7 +95,7 @@ class Manifest(_Part):
     max_examples_per_user: int | None
     counts: Counts
     rejected: dict[str, _Size]
-    source: list[str]
+    source: Origin
     lazydp_version: str
     files: dict[str, FileEntry]
 

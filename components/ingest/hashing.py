@@ -58,6 +58,12 @@ def hash_text(texts: pa.Array) -> Words:
     return hash_lists(inside.astype(np.uint64), np.diff(offsets))
 
 
+def hash_texts(texts: pa.Array) -> Words:
+    """A hash for each text of a string array; of repeated texts once, of null as of ""."""
+    encoded = texts.fill_null("").dictionary_encode()
+    return np.asarray(hash_text(encoded.dictionary)[encoded.indices.to_numpy()])
+
+
 def partition_of(hashes: Words, num_partitions: int) -> np.ndarray[Any, np.dtype[np.int64]]:
     """The partition 0..num_partitions - 1 of each hash; a larger hash never falls into an earlier partition."""
     high = hashes >> np.uint64(32)

@@ -17,8 +17,8 @@ import pyarrow as pa
 from lazydp.components.features.spec import FeatureSpec
 from lazydp.components.features.vocabulary import canonical_text
 from lazydp.components.ingest.assemble import Assembler
-from lazydp.components.ingest.dataset import Manifest
-from lazydp.components.ingest.hashing import Words, hash_text
+from lazydp.components.ingest.dataset import Manifest, Origin
+from lazydp.components.ingest.hashing import Words, hash_texts
 from lazydp.components.ingest.resolve import ResolvedSpec, load_spec, resolve
 from lazydp.components.ingest.rows import HASH_COLUMN, USER_COLUMN, InteractionEncoder, encode_features, hash_rows
 from lazydp.components.ingest.source import RowSource
@@ -74,7 +74,8 @@ def ingest(inputs: Sequence[str], spec: str, out: Path, options: IngestOptions |
         writer = _assemble(resolved, interactions, users, folder)
         scratch.rmdir()
         rejected = encoder.rejected + Counter({_OVER_BOUND: writer.over_bound})
-        return writer.finish(rows_read=source.num_rows, rejected=rejected, source=inputs)
+        origin = Origin(locations=tuple(inputs), rows=source.num_rows, digest=encoder.source_digest.hexdigest())
+        return writer.finish(origin=origin, rejected=rejected)
 
 
 def _spill_interactions(
@@ -112,8 +113,7 @@ def _partition_hashes(spec: FeatureSpec, rows: pa.RecordBatch) -> Words:
     """What parts the rows: the user, or without users the row's content."""
     if spec.user is None:
         return np.asarray(rows.column(HASH_COLUMN).to_numpy())
-    encoded = rows.column(USER_COLUMN).dictionary_encode()
-    return np.asarray(hash_text(encoded.dictionary)[encoded.indices.to_numpy()])
+    return hash_texts(rows.column(USER_COLUMN))
 
 
 def _spill_users(resolved: ResolvedSpec, scratch: Path, num_partitions: int) -> Spill | None:
@@ -130,7 +130,7 @@ def _spill_users(resolved: ResolvedSpec, scratch: Path, num_partitions: int) -> 
             rows = pa.record_batch(columns | encode_features(spec, resolved.vocabularies, batch, "user"))
             rows = rows.filter(rows.column(USER_COLUMN).is_valid())
             rows = rows.append_column(HASH_COLUMN, pa.array(hash_rows(rows)))
-            spill.add(rows, hash_text(rows.column(USER_COLUMN)))
+            spill.add(rows, hash_texts(rows.column(USER_COLUMN)))
     finally:
         spill.close()
     return spill

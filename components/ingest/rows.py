@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections import Counter
 from collections.abc import Iterator
 from typing import Any
@@ -22,7 +23,7 @@ from lazydp.components.features.spec import (
     ThresholdLabel,
 )
 from lazydp.components.features.vocabulary import Vocabularies, canonical_text, is_scalar_type, to_numbers
-from lazydp.components.ingest.hashing import Words, as_words, chain, hash_lists
+from lazydp.components.ingest.hashing import Words, as_words, chain, hash_lists, hash_texts, mix
 from lazydp.components.ingest.source import require_columns
 from lazydp.components.shared.errors import InputError
 
@@ -35,6 +36,26 @@ HASH_COLUMN = "hash"
 FEATURE_PREFIX = "feature:"
 
 Mask = np.ndarray[Any, np.dtype[np.bool_]]
+
+
+class SourceDigest:
+    """Tells logs apart whatever their order: the sum of two hashes of every row."""
+
+    def __init__(self) -> None:
+        self._sums = [0, 0]
+        self._rows = 0
+
+    def add(self, words: Words) -> None:
+        """Take rows in."""
+        for lane in (0, 1):
+            lane_words = mix(words ^ np.uint64(lane))
+            self._sums[lane] = (self._sums[lane] + int(lane_words.sum(dtype=np.uint64))) % 2**64
+        self._rows += len(words)
+
+    def hexdigest(self) -> str:
+        """SHA-256 of the sums and of the number of rows."""
+        content = b"".join(number.to_bytes(8, "little") for number in (*self._sums, self._rows))
+        return hashlib.sha256(content).hexdigest()
 
 
 class InteractionEncoder:
@@ -53,6 +74,7 @@ class InteractionEncoder:
         self._spec = spec
         self._vocabularies = vocabularies
         self.rejected: Counter[str] = Counter()
+        self.source_digest = SourceDigest()
         wanted = list(_wanted_columns(spec))
         require_columns(wanted, schema, where=where)
         self.columns = list(dict.fromkeys(name for name, _ in wanted))
@@ -69,6 +91,7 @@ class InteractionEncoder:
         self._encode_split(batch, columns, refused)
         columns |= encode_features(self._spec, self._vocabularies, batch, "context")
         rows = pa.record_batch(columns)
+        self.source_digest.add(self._raw_words(batch, rows))
         rows = rows.filter(pa.array(self._accept(refused, batch.num_rows)))
         return rows.append_column(HASH_COLUMN, pa.array(hash_rows(rows)))
 
@@ -80,6 +103,15 @@ class InteractionEncoder:
                 self.rejected[reason] += count
                 accepted &= ~mask
         return accepted
+
+    def _raw_words(self, batch: pa.RecordBatch, rows: pa.RecordBatch) -> Words:
+        """A hash of who took what in each raw row, before anything that a spec may choose; without users of the row."""
+        if self._spec.user is None:
+            return hash_rows(rows)
+        words = hash_texts(rows.column(USER_COLUMN))
+        if self._spec.item is not None:
+            words = chain(words, hash_texts(canonical_text(batch.column(self._spec.item.column))))
+        return words
 
     def _encode_user(
         self, batch: pa.RecordBatch, columns: dict[str, pa.Array], refused: list[tuple[str, Mask]]

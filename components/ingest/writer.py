@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from importlib.metadata import version
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -27,6 +28,7 @@ from lazydp.components.ingest.dataset import (
     Counts,
     FileEntry,
     Manifest,
+    Origin,
 )
 from lazydp.components.ingest.resolve import ResolvedSpec
 from lazydp.components.shared.files import PRIVATE_DIRECTORY, PRIVATE_FILE, sha256_file, write_json
@@ -134,7 +136,7 @@ class DatasetWriter:
         self._max_examples = max(self._max_examples, part.max_examples)
         self.over_bound += part.over_bound
 
-    def finish(self, *, rows_read: int, rejected: Mapping[str, int], source: Sequence[str]) -> Manifest:
+    def finish(self, *, origin: Origin, rejected: Mapping[str, int]) -> Manifest:
         """Write what is left: the catalogue, the vocabularies and the manifest."""
         spec = self._resolved.spec
         parts: dict[str, str] = {}
@@ -149,7 +151,6 @@ class DatasetWriter:
             fingerprint=_fingerprint(spec, parts),
             max_examples_per_user=spec.max_examples_per_user,
             counts=Counts(
-                rows_read=rows_read,
                 train=self._splits[TRAIN].size,
                 test=self._splits[TEST].size,
                 users=self._users.size if self._users is not None else 0,
@@ -157,7 +158,7 @@ class DatasetWriter:
                 max_examples_of_a_user=self._max_examples,
             ),
             rejected=dict(sorted(rejected.items())),
-            source=list(source),
+            source=origin,
             lazydp_version=version("lazydp"),
             files=_seal(self._folder),
         )
@@ -194,9 +195,27 @@ def _notes(spec: FeatureSpec) -> dict[str, str]:
 
 
 def _fingerprint(spec: FeatureSpec, parts: Mapping[str, str]) -> str:
-    """SHA-256 over the spec (which vouches for its lists) and the content of every column."""
-    text = json.dumps({"spec": spec.document(), "columns": dict(parts)}, sort_keys=True)
+    """SHA-256 over the spec (which vouches for its lists) and the content of every column.
+
+    Where files lay does not count, only what was in them.
+    """
+    document = spec.document()
+    for part in ("users", "items"):
+        document.get(part, {}).pop("path", None)
+    text = json.dumps({"spec": _without_files(document), "columns": dict(parts)}, sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()
+
+
+def _without_files(document: Any) -> Any:
+    """The document without the location of any vocabulary that carries a digest."""
+    if isinstance(document, dict):
+        kept = {key: _without_files(value) for key, value in document.items()}
+        if "sha256" in kept:
+            kept.pop("file", None)
+        return kept
+    if isinstance(document, list):
+        return [_without_files(value) for value in document]
+    return document
 
 
 def _seal(folder: Path) -> dict[str, FileEntry]:
