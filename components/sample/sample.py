@@ -1,0 +1,197 @@
+"""The built-in sample: an interaction log of a bookshop that exists only here.
+
+A latent-factor model. Categories have directions in a space of tastes; a book lies near its category's, a user near a
+few of them (drawn once, with age and region leaning on the tastes). A user takes books without repeats, with
+probability proportional to
+
+    popularity_item ^ POPULARITY_WEIGHT * exp(TASTE_WEIGHT * <user, item>),
+
+where popularity is Zipf-like. So popularity alone predicts something, and tastes predict clearly more.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from importlib.resources import files
+from pathlib import Path
+from typing import Any, TypeAlias
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import yaml
+
+from lazydp.components.shared.errors import InputError
+from lazydp.components.shared.files import atomic_directory, write_bytes
+from lazydp.components.shared.progress import Progress
+
+Array: TypeAlias = np.ndarray[Any, Any]
+
+INTERACTIONS_FILE = "interactions.parquet"
+USERS_FILE = "users.parquet"
+ITEMS_FILE = "items.parquet"
+SPEC_FILE = "spec.yaml"
+
+_LATENT = 12
+_POPULARITY_WEIGHT = 1.0
+_TASTE_WEIGHT = 8.0
+_TASTES_OF_A_USER = 3
+_BEGIN_MS = 1_704_067_200_000  # 2024-01-01
+_YEAR_MS = 365 * 24 * 3600 * 1000
+_DEVICES = ("phone", "tablet", "desktop")
+_REGIONS = ("north", "east", "south", "west")
+_ADJECTIVES = ["Silent", "Golden", "Hidden", "Last", "First", "Broken", "Distant", "Gentle", "Burning", "Frozen"]
+_ADJECTIVES += ["Restless", "Lost", "Quiet", "Crimson", "Early", "Paper", "Hollow", "Patient", "Wandering", "Bright"]
+_NOUNS = ["River", "House", "Garden", "Letter", "Winter", "Harbour", "Road", "Mirror", "Orchard", "Island", "Clock"]
+_NOUNS += ["Window", "Lantern", "Field", "Bridge", "Song", "Door", "Mountain", "Shadow", "Table", "Station", "Map"]
+_NOUNS += ["Feather", "Kitchen", "Stone"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class SampleSize:
+    """How large a sample to make; the defaults are the built-in one."""
+
+    users: int = 2_000
+    items: int = 3_000
+    interactions: int = 200_000
+
+    def __post_init__(self) -> None:
+        if min(self.users, self.items, self.interactions) < 1:
+            raise InputError("a sample needs at least one user, one item and one interaction")
+        if self.interactions > self.users * self.items // 4:
+            raise InputError(
+                f"{self.interactions} interactions are too many for {self.users} users and {self.items} items, "
+                f"as nobody takes an item twice: choose at most {self.users * self.items // 4}"
+            )
+
+
+@dataclass(frozen=True)
+class _World:
+    """What the draws depend on: item vectors [items, d], user vectors [users, d], log popularity [items]."""
+
+    items: Array
+    users: Array
+    log_popularity: Array
+    category: Array
+
+
+def sample_spec() -> str:
+    """The sample's feature spec, YAML."""
+    return files("lazydp.components.sample").joinpath("spec.yaml").read_text(encoding="utf-8")
+
+
+def categories() -> list[str]:
+    """The categories, as the spec declares them."""
+    features = yaml.safe_load(sample_spec())["features"]
+    return next(list(f["vocabulary"]["values"]) for f in features if f["name"] == "category")
+
+
+def make_sample(out: Path, *, seed: int = 1, size: SampleSize | None = None, replace: bool = False) -> None:
+    """Write interactions.parquet, users.parquet, items.parquet and spec.yaml into the new folder `out`.
+
+    The same seed and size give the same rows.
+
+    Raises:
+        InputError: `out` exists and is not empty, or the size makes no sense.
+    """
+    size = size or SampleSize()
+    generator = np.random.default_rng(seed)
+    world = _world(generator, size)
+    with atomic_directory(out, replace=replace) as folder:
+        pq.write_table(_items_table(generator, world), folder / ITEMS_FILE)
+        pq.write_table(_users_table(generator, world), folder / USERS_FILE)
+        pq.write_table(_interactions_table(generator, world, size), folder / INTERACTIONS_FILE)
+        write_bytes(folder / SPEC_FILE, sample_spec().encode())
+
+
+def _unit(vectors: Array) -> Array:
+    return np.asarray(vectors / np.linalg.norm(vectors, axis=-1, keepdims=True))
+
+
+def _world(generator: np.random.Generator, size: SampleSize) -> _World:
+    number = len(categories())
+    directions = _unit(generator.normal(size=(number, _LATENT)))
+    category = generator.choice(number, size=size.items, p=generator.dirichlet(np.full(number, 3.0)))
+    items = _unit(directions[category] + 0.22 * generator.normal(size=(size.items, _LATENT)))
+    liked = generator.random((size.users, number)).argsort(axis=1)[:, :_TASTES_OF_A_USER]
+    shares = generator.dirichlet(np.full(_TASTES_OF_A_USER, 1.2), size=size.users)
+    users = _unit((shares[:, :, None] * directions[liked]).sum(1) + 0.1 * generator.normal(size=(size.users, _LATENT)))
+    ranks = generator.permutation(size.items) + 1
+    return _World(items=items, users=users, log_popularity=-np.log(ranks + 5.0), category=category)
+
+
+def _ids(prefix: str, count: int) -> list[str]:
+    return [f"{prefix}{number:05d}" for number in range(1, count + 1)]
+
+
+def _items_table(generator: np.random.Generator, world: _World) -> pa.Table:
+    names = categories()
+    number = len(world.items)
+    adjective = generator.integers(len(_ADJECTIVES), size=number)
+    nouns = generator.integers(len(_NOUNS), size=(number, 2))
+    titles = [
+        f"The {_ADJECTIVES[a]} {_NOUNS[first]}" + (f" and the {_NOUNS[second]}" if first != second else "")
+        for a, (first, second) in zip(adjective, nouns, strict=True)
+    ]
+    # A tag names a region of the space of tastes: which of 24 directions the item leans to most.
+    leanings = world.items @ _unit(generator.normal(size=(24, _LATENT))).T
+    tags = [" ".join(f"shelf-{tag}" for tag in row) for row in np.argsort(-leanings, axis=1)[:, :3]]
+    price = np.exp(generator.normal(2.7, 0.5, size=number)).clip(1, 100).round(2)
+    return pa.table(
+        {
+            "item_id": _ids("b", number),
+            "title": titles,
+            "category": [names[code] for code in world.category],
+            "tags": tags,
+            "price": price,
+        }
+    )
+
+
+def _users_table(generator: np.random.Generator, world: _World) -> pa.Table:
+    number = len(world.users)
+    age = (45 + 25 * world.users[:, 0] + generator.normal(0, 8, size=number)).clip(18, 90).astype(np.int64)
+    quarter = (world.users[:, 1] > 0).astype(int) * 2 + (world.users[:, 2] > 0)
+    region = np.where(generator.random(number) < 0.7, quarter, generator.integers(4, size=number))
+    return pa.table({"user_id": _ids("u", number), "age": age, "region": [_REGIONS[code] for code in region]})
+
+
+def _activity(generator: np.random.Generator, size: SampleSize) -> Array:
+    """How many items each user takes: long-tailed, at least one where that is possible, `interactions` in all."""
+    weight = generator.lognormal(0.0, 0.8, size=size.users)
+    most = max(1, size.items // 2)
+    counts: Array = np.clip(size.interactions * weight / weight.sum(), 1, most).astype(np.int64)
+    missing = size.interactions - int(counts.sum())
+    while missing:
+        # What clipping and rounding left over (or took too much) goes to users drawn at random.
+        able = np.flatnonzero(counts < most) if missing > 0 else np.flatnonzero(counts > 0)
+        chosen = generator.choice(able, size=min(abs(missing), len(able)), replace=False)
+        counts[chosen] += np.sign(missing)
+        missing = size.interactions - int(counts.sum())
+    return np.asarray(counts)
+
+
+def _interactions_table(generator: np.random.Generator, world: _World, size: SampleSize) -> pa.Table:
+    counts = _activity(generator, size)
+    taken = []
+    with Progress("sample", total=size.users, unit="users") as progress:
+        for user in range(size.users):
+            score = _TASTE_WEIGHT * (world.items @ world.users[user]) + _POPULARITY_WEIGHT * world.log_popularity
+            # The largest scores plus Gumbel noise are a draw without replacement (Kool et al. 2019).
+            noisy = score + generator.gumbel(size=size.items)
+            chosen = np.argsort(-noisy)[: counts[user]]
+            taken.append(generator.permutation(chosen))
+            progress.advance()
+    who = np.repeat(np.arange(size.users), counts)
+    time = np.concatenate([np.sort(generator.integers(0, _YEAR_MS, size=count)) for count in counts]) + _BEGIN_MS
+    favourite = generator.integers(len(_DEVICES), size=size.users)[who]
+    device = np.where(generator.random(len(who)) < 0.8, favourite, generator.integers(len(_DEVICES), size=len(who)))
+    table = pa.table(
+        {
+            "user_id": pa.array(_ids("u", size.users)).take(pa.array(who)),
+            "item_id": pa.array(_ids("b", size.items)).take(pa.array(np.concatenate(taken))),
+            "timestamp": pa.array(time, pa.timestamp("ms")),
+            "device": pa.array(_DEVICES).take(pa.array(device)),
+        }
+    )
+    return table.take(pa.array(np.argsort(time, kind="stable")))
