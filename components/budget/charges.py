@@ -1,0 +1,43 @@
+"""What a family of datasets has spent: the events that count, composed by PLD at the delta of each budget."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+
+from lazydp.components.budget.accounting import epsilon
+from lazydp.components.budget.entries import canonical_json
+from lazydp.components.budget.events import composed, event_from_json, repeated
+from lazydp.components.budget.state import Account, LedgerState
+
+EventJson = dict[str, Any]
+
+
+def epsilon_of(events: Iterable[EventJson], *, delta: float) -> float:
+    """Epsilon of the composition of `events`; infinite where one has no privacy."""
+    counts: dict[str, int] = {}
+    documents: dict[str, EventJson] = {}
+    for event in events:
+        text = canonical_json(event)
+        counts[text] = counts.get(text, 0) + 1
+        documents[text] = event
+    parts = [repeated(event_from_json(documents[text]), count) for text, count in counts.items()]
+    return epsilon(composed(parts), delta=delta)
+
+
+def account_of(state: LedgerState, fingerprint: str, *, more: Iterable[EventJson] = ()) -> Account:
+    """The account of a dataset that has a budget, were `more` charged as well."""
+    runs = list(state.runs_of(state.family(fingerprint)))
+    charged = [event for run in runs if (event := run.charged_event()) is not None]
+    released = [run.released_event for run in runs if run.released_event is not None]
+    delta = state.budgets[fingerprint].delta
+    return Account(
+        epsilon=epsilon_of([*charged, *more], delta=delta),
+        committed_epsilon=epsilon_of(released, delta=delta),
+        delta=delta,
+    )
+
+
+def accounts_of(state: LedgerState, fingerprint: str) -> dict[str, Account]:
+    """The accounts of every dataset with a budget in the family of `fingerprint`."""
+    return {member: account_of(state, member) for member in state.family(fingerprint) if member in state.budgets}

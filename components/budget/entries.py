@@ -1,0 +1,121 @@
+"""Entries of the ledger: lines that are only ever added, each carrying the digest of the one before.
+
+The digest covers every column, so an edit, a removal and a swap show. Whoever can rewrite the whole table can also
+rewrite every digest after an edit; against that, keep the head (`number:digest`) somewhere else and check it later
+(`lazydp budget verify --expect-head`).
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Literal, get_args
+
+Kind = Literal["dataset", "budget", "reserved", "committed", "voided"]
+KINDS: tuple[str, ...] = get_args(Kind)
+
+GENESIS = "0" * 64
+
+FORMAT_VERSION = 1
+
+
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """One line of the ledger, as stored.
+
+    Attributes:
+        number: 1, 2, 3, ... without gaps.
+        kind: what happened.
+        dataset: fingerprint of the dataset concerned.
+        run_id: the run concerned, or empty.
+        recorded_at: UTC, ISO 8601 with microseconds.
+        recorded_by: who did it.
+        body: everything else, as canonical JSON.
+        previous: digest of the entry before; zeros for the first.
+        digest: SHA-256 over all of the above.
+    """
+
+    number: int
+    kind: str
+    dataset: str
+    run_id: str
+    recorded_at: str
+    recorded_by: str
+    body: str
+    previous: str
+    digest: str
+
+    def content(self) -> dict[str, Any]:
+        """The body, parsed.
+
+        Raises:
+            ValueError: not a JSON object.
+        """
+        document = json.loads(self.body)
+        if not isinstance(document, dict):
+            raise ValueError(f"expected a JSON object, found {self.body[:40]!r}")  # noqa: TRY004 - one kind to catch
+        return document
+
+
+COLUMNS: tuple[str, ...] = Entry.__slots__
+
+
+def canonical_json(document: Mapping[str, Any]) -> str:
+    """One text for one document: sorted keys, no spaces, no NaN."""
+    return json.dumps(document, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False)
+
+
+def digest_of(
+    *,
+    number: int,
+    kind: str,
+    dataset: str,
+    run_id: str,
+    recorded_at: str,
+    recorded_by: str,
+    body: str,
+    previous: str,
+) -> str:
+    """The digest that an entry of these columns carries."""
+    covered = [FORMAT_VERSION, number, kind, dataset, run_id, recorded_at, recorded_by, body, previous]
+    return hashlib.sha256(json.dumps(covered, ensure_ascii=True).encode()).hexdigest()
+
+
+def true_digest(entry: Entry) -> str:
+    """The digest that `entry` should carry."""
+    columns = {name: getattr(entry, name) for name in COLUMNS if name != "digest"}
+    return digest_of(**columns)
+
+
+def next_entry(
+    last: Entry | None,
+    *,
+    kind: Kind,
+    dataset: str,
+    run_id: str,
+    recorded_at: str,
+    recorded_by: str,
+    content: Mapping[str, Any],
+) -> Entry:
+    """The entry that follows `last`, chained to it."""
+    number = 1 if last is None else last.number + 1
+    previous = GENESIS if last is None else last.digest
+    body = canonical_json({"format_version": FORMAT_VERSION, **content})
+    digest = digest_of(
+        number=number,
+        kind=kind,
+        dataset=dataset,
+        run_id=run_id,
+        recorded_at=recorded_at,
+        recorded_by=recorded_by,
+        body=body,
+        previous=previous,
+    )
+    return Entry(number, kind, dataset, run_id, recorded_at, recorded_by, body, previous, digest)
+
+
+def head_of(last: Entry | None) -> str:
+    """`number:digest` of the last entry: what to keep elsewhere."""
+    return f"0:{GENESIS}" if last is None else f"{last.number}:{last.digest}"
