@@ -1,0 +1,59 @@
+// Noise on rows, on the device: fill, catch up, flush, and catch up with the gather of bags. Raw pointers to device memory
+// (or to host memory that the device can reach) and a stream; no torch. Launchers neither allocate nor wait, and can be
+// captured in a graph. What is wrong in the memory they are given stops the kernel (LAZYDP_REFUSE in launch.cuh).
+#pragma once
+
+#include <cstdint>
+
+#include "common/chacha20.h"
+#include "cuda/bags.h"
+#include "cuda/rows.h"
+#include "cuda/stream.h"
+
+namespace lazydp::cuda {
+
+// A draw of `columns` normals for each of `rows` rows; row r of `out` is row first_row + r of the table.
+struct Fill {
+  float* out;
+  int64_t rows;
+  int64_t columns;
+  int64_t first_row;
+  Key key;
+  uint32_t table;
+  uint32_t step;
+};
+
+// Rows that wake at `step` from the step that last[row] names.
+struct Wake {
+  float* weight;             // [num_rows, columns]
+  float* momentum;           // the same shape, or null: dimension 1
+  int32_t* last;             // [num_rows]
+  const int64_t* rows;       // [count] distinct, or kNoRow; null: rows 0 .. count - 1
+  int64_t count;
+  int64_t num_rows;
+  int64_t columns;
+  const float* transition;   // [horizon, 1 or 4]
+  const float* factor;       // [horizon, 1 or 3]
+  int64_t horizon;
+  Key key;
+  uint32_t table;
+  int32_t step;
+  bool ones;                 // every normal is 1 (tests of exactness)
+};
+
+// The bags that read the rows of a Wake: lookup order[j], starts[i] <= j < starts[i + 1], reads rows[i].
+struct Bags {
+  const int64_t* order;      // [lookups]
+  const int64_t* starts;     // [count + 1]
+  const int64_t* bag;        // [lookups]: the bag of each lookup
+};
+
+cudaError_t fill_normals(const Fill& job, cudaStream_t stream);
+
+// Catch-up of job.rows; with null rows, the flush.
+cudaError_t wake_rows(const Wake& job, cudaStream_t stream);
+
+// wake_rows, then bag_sum, of the same table. A bag of one lookup gets its row in the pass that wakes it.
+cudaError_t wake_and_sum(const Wake& job, const Bags& bags, const BagSum& sum, cudaStream_t stream);
+
+}  // namespace lazydp::cuda
