@@ -23,10 +23,15 @@
 namespace lazydp::cpu {
 namespace {
 
+#include "cpu/chacha20_avx2.inc"
+#include "cpu/chacha20_lanes.inc"
+
 struct V {
   static constexpr int kLanes = 8;
   using U = __m256i;
   using F = __m256;
+
+  static void chacha20(const U* input, const U* started, U* words) { chacha20_avx2(input, started, words); }
 
   static U splat(uint32_t a) { return _mm256_set1_epi32(static_cast<int>(a)); }
   static U splat(int a) { return _mm256_set1_epi32(a); }
@@ -41,7 +46,7 @@ struct V {
   static U bit_or(U a, U b) { return _mm256_or_si256(a, b); }
   template <int kBits> static U shift_left(U a) { return _mm256_slli_epi32(a, kBits); }
   template <int kBits> static U shift_right(U a) { return _mm256_srli_epi32(a, kBits); }
-  static U sign_mask(U a) { return _mm256_srai_epi32(a, 31); }
+  static U sign_mask(U a) { return _mm256_cmpgt_epi32(_mm256_setzero_si256(), a); }
   template <int kBits> static U rotate(U a) {
     // Whole bytes move in one shuffle; a rotation by other counts takes three operations.
     if constexpr (kBits == 16)

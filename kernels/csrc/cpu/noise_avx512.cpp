@@ -27,10 +27,14 @@ namespace {
 #pragma GCC diagnostic ignored "-Wuninitialized"
 #pragma GCC diagnostic ignored "-Wmaybe-uninitialized"
 
+#include "cpu/chacha20_lanes.inc"
+
 struct V {
   static constexpr int kLanes = 16;
   using U = __m512i;
   using F = __m512;
+
+  static void chacha20(const U* input, const U* started, U* words) { chacha20_lanes<V>(input, started, words); }
 
   static U splat(uint32_t a) { return _mm512_set1_epi32(static_cast<int>(a)); }
   static U splat(int a) { return _mm512_set1_epi32(a); }
