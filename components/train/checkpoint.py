@@ -26,7 +26,8 @@ import threading
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from types import TracebackType
+from typing import TYPE_CHECKING, Any, Self
 
 import torch
 from safetensors import SafetensorError
@@ -44,6 +45,9 @@ from lazydp.components.shared.files import (
 )
 from lazydp.components.train.config import TrainConfig
 from lazydp.kernels.noise_key import NoiseKey
+
+if TYPE_CHECKING:
+    from dp_accounting import DpEvent
 
 FORMAT_VERSION = 1
 KEPT = 2
@@ -74,29 +78,30 @@ class RunIdentity:
         config: the settings it was started with.
         dataset_fingerprint: what it is trained on.
         code_version: the lazydp that started it.
+        noise_multiplier: sigma, as configured or as calibrated when the run began; None without privacy.
     """
 
     run_id: str
     config: TrainConfig
     dataset_fingerprint: str
     code_version: str
+    noise_multiplier: float | None
 
-    def check_same(self, other: RunIdentity, *, where: Path) -> None:
-        """Refuse to go on with another dataset, configuration or code.
+    def dp_event(self, max_examples_per_user: int | None, *, steps: int | None = None) -> DpEvent:
+        """What the run, or its first `steps` steps, is to the accountant."""
+        return self.config.dp_event(max_examples_per_user, noise_multiplier=self.noise_multiplier, steps=steps)
 
-        Raises:
-            InputError: names every difference.
-        """
-        differences = other.config.differences(self.config)
-        if self.dataset_fingerprint != other.dataset_fingerprint:
-            differences.append(f"dataset: {other.dataset_fingerprint!r} != {self.dataset_fingerprint!r}")
-        if self.code_version != other.code_version:
-            differences.append(f"lazydp version: {other.code_version!r} != {self.code_version!r}")
-        if differences:
-            raise InputError(
-                f"{where} holds another run (given != its own): {'; '.join(differences)}. "
-                "Resume it with what it was started with, or train into another folder"
-            )
+    def differences(self, other: RunIdentity) -> list[str]:
+        """`what: other's != ours` for everything in which `other` could not go on with this run."""
+        found = other.config.differences(self.config)
+        for what, theirs, ours in (
+            ("dataset", other.dataset_fingerprint, self.dataset_fingerprint),
+            ("run id", other.run_id, self.run_id),
+            ("lazydp version", other.code_version, self.code_version),
+        ):
+            if theirs != ours:
+                found.append(f"{what}: {theirs!r} != {ours!r}")
+        return found
 
     def to_json(self) -> dict[str, Any]:
         """As stored in run.json."""
@@ -106,6 +111,7 @@ class RunIdentity:
             "config_digest": self.config.digest(),
             "dataset_fingerprint": self.dataset_fingerprint,
             "code_version": self.code_version,
+            "noise_multiplier": self.noise_multiplier,
         }
 
     @classmethod
@@ -121,6 +127,7 @@ class RunIdentity:
                 config=TrainConfig.parse(document["config"], where=str(where)),
                 dataset_fingerprint=document["dataset_fingerprint"],
                 code_version=document["code_version"],
+                noise_multiplier=document["noise_multiplier"],
             )
         except KeyError as error:
             raise FormatError(f"run {where} lacks {error}: it was not written whole") from error
@@ -219,6 +226,10 @@ class RunFolder:
             raise IntegrityError(f"no checkpoint of {self.path} is whole: {'; '.join(problems)}")
         return None
 
+    def has_checkpoint(self) -> bool:
+        """Whether training began."""
+        return bool(self._steps())
+
     def destroy_keys(self) -> None:
         """Overwrite and remove the noise key of every checkpoint.
 
@@ -249,7 +260,7 @@ class RunFolder:
 class BackgroundWriter:
     """Writes checkpoints beside training: the state is copied at once, the disk is waited for later.
 
-    One write is under way at most. An error of the write is raised by the next `save` or by `close`.
+    One write is under way at most. An error of the write is raised by the next `save`, or when the block is left.
 
     Args:
         folder: where to.
@@ -261,6 +272,14 @@ class BackgroundWriter:
         self._memory_limit = memory_limit
         self._thread: threading.Thread | None = None
         self._error: BaseException | None = None
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
 
     def save(self, checkpoint: Checkpoint) -> None:
         """Take the state as it is now."""

@@ -89,17 +89,15 @@ class DenseOptimizer(_Frozen):
     """Optimizer of the dense layers, on the privatised gradient; any is private by post-processing.
 
     Attributes:
-        optimizer: `adam` or `sgd`.
+        optimizer: an optimizer of `torch.optim`, by name.
         learning_rate: base rate.
-        momentum: of `sgd`; for `adam` it stands for beta1.
-        weight_decay: L2 for `sgd`, decoupled for `adam`.
+        options: the optimizer's other arguments, for example `{weight_decay: 1.0e-4}`.
         schedule: rate over the steps.
     """
 
-    optimizer: Literal["adam", "sgd"] = "adam"
+    optimizer: str = "adam"
     learning_rate: Positive = 1e-3
-    momentum: Annotated[float, Field(ge=0, lt=1)] = 0.9
-    weight_decay: NonNegative = 0.0
+    options: dict[str, bool | int | float | tuple[float, ...]] = {}
     schedule: Schedule = Schedule()
 
 
@@ -169,14 +167,23 @@ class TrainConfig(_Frozen):
             InputError: missing, not YAML, or not valid; one line that names the file and the field.
         """
         try:
-            document = yaml.safe_load(path.read_text())
+            text = path.read_text()
         except OSError as error:
             raise InputError(f"training configuration {path} cannot be read: {error.strerror}") from error
-        except (yaml.YAMLError, UnicodeDecodeError) as error:
-            raise InputError(f"training configuration {path} is not YAML: {' '.join(str(error).split())}") from error
+        except UnicodeDecodeError as error:
+            raise InputError(f"training configuration {path} is not YAML: {error}") from error
+        return cls.parse_text(text, where=str(path))
+
+    @classmethod
+    def parse_text(cls, text: str, *, where: str) -> TrainConfig:
+        """Read YAML text; errors are one line that names `where`."""
+        try:
+            document = yaml.safe_load(text)
+        except yaml.YAMLError as error:
+            raise InputError(f"training configuration {where} is not YAML: {' '.join(str(error).split())}") from error
         if not isinstance(document, dict):
-            raise InputError(f"training configuration {path}: expected a mapping of settings, found {document!r:.60}")
-        return cls.parse(document, where=str(path))
+            raise InputError(f"training configuration {where}: expected a mapping of settings, found {document!r:.60}")
+        return cls.parse(document, where=where)
 
     @classmethod
     def parse(cls, document: dict[str, Any], *, where: str) -> TrainConfig:
@@ -206,12 +213,12 @@ class TrainConfig(_Frozen):
         ]
 
     def dp_event(
-        self, max_examples_per_user: int, *, noise_multiplier: float | None = None, steps: int | None = None
+        self, max_examples_per_user: int | None, *, noise_multiplier: float | None = None, steps: int | None = None
     ) -> DpEvent:
         """What the whole run, or its first `steps`, is to the accountant.
 
         Args:
-            max_examples_per_user: k, to which ingest bounded every user.
+            max_examples_per_user: k, to which ingest bounded every user; needed for the unit `user`.
             noise_multiplier: sigma, where the configuration leaves it to calibration.
             steps: fewer than the configured steps.
         """
@@ -220,6 +227,8 @@ class TrainConfig(_Frozen):
         sigma = noise_multiplier if noise_multiplier is not None else self.noise_multiplier
         if sigma is None:
             raise ValueError("noise_multiplier: the configuration leaves it to calibration, so it has to be given")
+        if self.privacy_unit == "user" and max_examples_per_user is None:
+            raise ValueError("max_examples_per_user: the unit `user` needs a bound on a user's examples")
         return poisson_dp_event(
             noise_multiplier=sigma,
             sampling_prob=self.sampling_prob,
@@ -227,7 +236,7 @@ class TrainConfig(_Frozen):
             max_examples_per_user=max_examples_per_user if self.privacy_unit == "user" else None,
         )
 
-    def calibrated_noise_multiplier(self, max_examples_per_user: int) -> float:
+    def calibrated_noise_multiplier(self, max_examples_per_user: int | None) -> float:
         """Sigma as given, or the least that keeps the run within (target_epsilon, target_delta)."""
         from lazydp.components.budget.accounting import calibrate_noise_multiplier  # noqa: PLC0415 - slow to import
 

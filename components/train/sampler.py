@@ -29,6 +29,9 @@ from lazydp.kernels.ops import chacha_words
 if TYPE_CHECKING:
     from dp_accounting import DpEvent
 
+SAMPLER = "poisson"
+"""Name of the law of the batches, as the accounting and the privacy statement know it."""
+
 _UNIFORM_BITS = 128
 _FIXED_POINT_BITS = 256
 # Weights below 2**-_TAIL_BITS of the mode's are dropped: what lies beyond is below 2**-100 for every N < 2**60.
@@ -188,7 +191,7 @@ def poisson_dp_event(
     from lazydp.components.budget.events import dpsgd_event, user_level_event  # noqa: PLC0415 - slow to import
 
     if max_examples_per_user is None:
-        return dpsgd_event(noise_multiplier=noise_multiplier, sampling_prob=sampling_prob, steps=steps)
+        return dpsgd_event(noise_multiplier=noise_multiplier, sampling_prob=sampling_prob, steps=steps, sampler=SAMPLER)
     return user_level_event(
         noise_multiplier=noise_multiplier,
         sampling_prob=sampling_prob,

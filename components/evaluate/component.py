@@ -1,0 +1,29 @@
+"""The Kubeflow component: a bundle's metrics beside popularity. Internal: they are computed from private data."""
+
+from kfp import dsl
+from kfp.dsl import Artifact, Dataset, Input, Metrics, Model, Output
+
+from lazydp.components.shared.image import IMAGE
+
+
+@dsl.component(base_image=IMAGE, install_kfp_package=False)  # type: ignore[untyped-decorator]
+def evaluate(bundle: Input[Model], dataset: Input[Dataset], metrics: Output[Metrics], report: Output[Artifact]) -> None:
+    """Measure a bundle on the held-out split.
+
+    Args:
+        bundle: what export released.
+        dataset: what the run was trained on.
+        metrics: figures for Kubeflow's pages; private.
+        report: the same as JSON; private.
+    """
+    import math
+    from pathlib import Path
+
+    from lazydp.components.evaluate.evaluate import evaluate as run
+
+    found = run(bundle=Path(bundle.path), dataset=Path(dataset.path))
+    found.save(Path(report.path))
+    print(found.table())  # the log of a component is internal, like its metrics
+    for name, value in found.figures().items():
+        if math.isfinite(value):  # NaN crashes Kubeflow's metadata
+            metrics.log_metric(name, value)

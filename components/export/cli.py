@@ -1,0 +1,28 @@
+"""`lazydp export`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+
+@click.command(name="export", epilog="Example: lazydp export --run out/run --dataset out/dataset --out out/bundle")
+@click.option("--run", type=click.Path(path_type=Path), required=True, help="The run's folder, from `lazydp train`.")
+@click.option("--dataset", type=click.Path(path_type=Path), required=True, help="The dataset it was trained on.")
+@click.option("--out", type=click.Path(path_type=Path), required=True, help="Where the bundle goes; must not exist.")
+@click.option("--name", help="Name of the model in the service.  [default: the feature spec's]")
+@click.option("--ledger", envvar="LAZYDP_LEDGER", help="URL of the ledger.  [default: sqlite:///lazydp-ledger.db]")
+@click.option("--allow-non-private", is_flag=True, help="Release a run of mode sgd too, marked as not private.")
+def command(run: Path, dataset: Path, out: Path, name: str | None, ledger: str | None, allow_non_private: bool) -> None:
+    """Release a finished run: flush, prove that no row owes noise, commit the budget, destroy the noise key.
+
+    Afterwards the run can neither be resumed nor exported again. Interrupted at any moment, the same command finishes.
+    """
+    from lazydp.components.bundle.reader import Bundle
+    from lazydp.components.export.export import export
+
+    manifest = export(run=run, dataset=dataset, out=out, name=name, ledger=ledger, allow_non_private=allow_non_private)
+    click.echo(f"bundle {out}: {manifest.name}, version {manifest.version}")
+    statement = Bundle.open(out, verify=False, allow_test_key=True, allow_non_private=True).statement
+    click.echo(statement.line())

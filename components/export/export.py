@@ -1,0 +1,218 @@
+"""The one way from private to public: flush, prove, state, commit, destroy the key, publish. Read `export` downwards.
+
+A kill between any two steps leaves one of these, and the same command again finishes the export:
+
+    before the commit     nothing spent, nothing visible; a staged folder at most, which is made anew
+    after the commit      budget spent, nothing visible; the run's checkpoint still has its key, so it is staged anew
+    after the key is gone the staged bundle is whole (it was synced before); it is only renamed
+    after the rename      done
+
+So the bundle never stands at its name without its commit in the ledger, nor beside a key that could undo its noise.
+"""
+
+from __future__ import annotations
+
+import datetime
+import logging
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+
+from lazydp.components.budget.statement import SpentElsewhere
+from lazydp.components.bundle.manifest import Lineage, Manifest
+from lazydp.components.bundle.writer import write_bundle
+from lazydp.components.export.proof import OwedRows, prove_flushed
+from lazydp.components.export.statement import statement_of
+from lazydp.components.ingest.dataset import EncodedDataset
+from lazydp.components.shared.errors import InputError, NotPrivateError
+from lazydp.components.shared.files import PRIVATE_FILE, read_json, sync_directory, write_json
+from lazydp.components.train.checkpoint import Checkpoint, RunFolder, RunIdentity
+from lazydp.components.train.engine import Engine
+from lazydp.components.train.spending import commit, spent_elsewhere
+from lazydp.components.train.train import build_engine, contribution_bound, embedding_optimizer, key_of
+
+_FORMAT_VERSION = 1
+_EXPORT = "export.json"
+
+_log = logging.getLogger("lazydp.export")
+
+
+def export(
+    *,
+    run: Path,
+    dataset: Path,
+    out: Path,
+    name: str | None = None,
+    ledger: str | None = None,
+    allow_non_private: bool = False,
+) -> Manifest:
+    """Release the model of a finished run as the bundle `out`.
+
+    Args:
+        run: the run's folder, private.
+        dataset: what it was trained on: feature spec, vocabularies and items go into the bundle.
+        out: where the bundle goes; must not exist.
+        name: of the model in the service; the feature spec's name where None.
+        ledger: URL of the ledger in which the run was reserved; None for the default one.
+        allow_non_private: release a run of mode `sgd` too, marked as not private.
+
+    Raises:
+        InputError: the run is not finished, was exported already, or is of another dataset; or `out` exists.
+        NotPrivateError: the run has no privacy, and that was not allowed.
+        PendingNoiseError: a row owes noise after the flush.
+        NonFiniteError: a weight is not finite.
+    """
+    with RunFolder.locked(run) as folder:
+        identity = _identity(folder, allow_non_private=allow_non_private)
+        data = _dataset(dataset, identity)
+        if not folder.key_destroyed():
+            _refuse_taken(out)
+            flushed = _flush_and_prove(folder, identity, data)
+            staged = out.absolute().with_name(f".{out.name}.{identity.run_id}")
+            shutil.rmtree(staged, ignore_errors=True)
+            others = spent_elsewhere(ledger, identity) if identity.config.private else ()
+            manifest = _stage(staged, flushed, identity, data, name=name, spent_elsewhere=others)
+            if identity.config.private:
+                bound = contribution_bound(data)
+                commit(ledger, identity, steps=manifest.step, release=manifest.version, max_examples_per_user=bound)
+            write_json(run / _EXPORT, {"staged": str(staged)}, format_version=_FORMAT_VERSION, mode=PRIVATE_FILE)
+            folder.destroy_keys()
+        return _publish(folder, out, identity)
+
+
+@dataclass(frozen=True, slots=True)
+class _Flushed:
+    """A model in which no row owes noise.
+
+    Attributes:
+        engine: holds it.
+        steps: for each table the step that every row stands at.
+        test_key: whether the noise came from a key made for tests.
+    """
+
+    engine: Engine
+    steps: dict[str, int]
+    test_key: bool
+
+
+def _identity(folder: RunFolder, *, allow_non_private: bool) -> RunIdentity:
+    identity = folder.identity()
+    if identity is None:
+        raise InputError(f"no run at {folder.path}: give the folder that `lazydp train --out` wrote")
+    if not identity.config.private and not allow_non_private:
+        raise NotPrivateError(
+            f"run {identity.run_id} was trained without privacy (mode sgd): releasing it protects nobody; "
+            "train with --mode lazydp, or say --allow-non-private"
+        )
+    return identity
+
+
+def _dataset(path: Path, identity: RunIdentity) -> EncodedDataset:
+    data = EncodedDataset.open(path)
+    if data.manifest.fingerprint != identity.dataset_fingerprint:
+        raise InputError(
+            f"dataset {path} has fingerprint {data.manifest.fingerprint}, run {identity.run_id} was trained on "
+            f"{identity.dataset_fingerprint}: give the dataset it was trained on"
+        )
+    return data
+
+
+def _finished(folder: RunFolder, identity: RunIdentity) -> Checkpoint:
+    checkpoint = folder.latest()
+    if checkpoint is None or checkpoint.step < identity.config.steps:
+        step = 0 if checkpoint is None else checkpoint.step
+        raise InputError(
+            f"run {identity.run_id} stands at step {step} of {identity.config.steps}: "
+            "finish it with `lazydp train --resume` first"
+        )
+    return checkpoint
+
+
+def _refuse_taken(out: Path) -> None:
+    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+        raise InputError(f"{out} already exists: choose another output folder or remove it first")
+
+
+def _flush_and_prove(folder: RunFolder, identity: RunIdentity, data: EncodedDataset) -> _Flushed:
+    """Flush every row, and let the exporter's own proof judge it."""
+    checkpoint = _finished(folder, identity)
+    key = key_of(checkpoint, folder)
+    tables = checkpoint.state["embeddings"]["tables"]
+    owed = {name: OwedRows.of(table, step=checkpoint.step) for name, table in tables.items()}
+    engine = build_engine(data.spec, identity, key)
+    engine.load_state_dict(checkpoint.state)
+    engine.flush()
+    if not identity.config.private:
+        return _Flushed(engine, dict.fromkeys(tables, checkpoint.step), test_key=False)
+    steps = prove_flushed(
+        engine.state_dict()["embeddings"]["tables"],
+        owed,
+        optimizer=embedding_optimizer(identity.config),
+        noise_scale=engine.privacy.noise_scale,
+        key=key.derive("noise"),
+        step=checkpoint.step,
+    )
+    return _Flushed(engine, steps, test_key=key.is_test)
+
+
+def _stage(
+    staged: Path,
+    flushed: _Flushed,
+    identity: RunIdentity,
+    data: EncodedDataset,
+    *,
+    name: str | None,
+    spent_elsewhere: tuple[SpentElsewhere, ...],
+) -> Manifest:
+    """Write the bundle, synced, under a name where nobody looks for it."""
+    engine = flushed.engine
+    return write_bundle(
+        staged,
+        name=name or data.spec.name,
+        mode=identity.config.mode,
+        test_key=flushed.test_key,
+        step=engine.steps_done,
+        model=engine.model,
+        table_weights=engine.table_weights(),
+        flushed_steps=flushed.steps,
+        spec=data.spec,
+        vocabularies=data.vocabularies,
+        statement=statement_of(
+            identity,
+            spec=data.spec,
+            max_examples_per_user=contribution_bound(data),
+            steps=engine.steps_done,
+            test_key=flushed.test_key,
+            spent_elsewhere=spent_elsewhere,
+        ),
+        lineage=Lineage(
+            run_id=identity.run_id,
+            dataset=identity.dataset_fingerprint,
+            config=identity.config.digest(),
+            code_version=identity.code_version,
+            created=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+        ),
+        items=data.item_table,
+    )
+
+
+def _publish(folder: RunFolder, out: Path, identity: RunIdentity) -> Manifest:
+    """Give the staged bundle its name: the last step, and the only one that makes anything visible."""
+    document = read_json(folder.path / _EXPORT, format_version=_FORMAT_VERSION, what="export record")
+    staged = Path(document["staged"])
+    if staged.is_dir():
+        if staged.parent != out.absolute().parent:
+            raise InputError(
+                f"the export of run {identity.run_id} was begun into {staged.parent}: name that folder again"
+            )
+        _refuse_taken(out)
+        staged.rename(out)
+        sync_directory(staged.parent)
+    elif not out.is_dir() or Manifest.load(out).lineage.run_id != identity.run_id:
+        raise InputError(
+            f"run {identity.run_id} was exported already, to a folder beside {staged}, and its noise key destroyed: "
+            "copy that bundle, or train a new run"
+        )
+    manifest = Manifest.load(out)
+    _log.info("bundle %s: %s version %s", out, manifest.name, manifest.version)
+    return manifest

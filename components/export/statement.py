@@ -1,0 +1,120 @@
+"""The privacy statement of a run, computed from what was really done."""
+
+from __future__ import annotations
+
+import math
+
+from lazydp.components.budget.accounting import accountant_version, epsilon, epsilon_over_steps
+from lazydp.components.budget.events import user_level_event, without_amplification
+from lazydp.components.budget.statement import (
+    DEFAULT_NOT_COVERED,
+    DEFAULT_PUBLIC,
+    PrivacyStatement,
+    SpentElsewhere,
+    StepEpsilon,
+)
+from lazydp.components.features.spec import FeatureSpec
+from lazydp.components.train.checkpoint import RunIdentity
+from lazydp.components.train.sampler import SAMPLER
+
+# Stated by runs without privacy, where no epsilon goes with it.
+_NO_DELTA = 1e-5
+
+_HISTORIES = (
+    "an interaction beyond its own training example: it also stands in the histories of its user's later examples; "
+    "privacy_unit user covers a whole person"
+)
+_SEEN_ITEMS = "that a user's items are left out of that user's own recommendations"
+
+
+def statement_of(
+    identity: RunIdentity,
+    *,
+    spec: FeatureSpec,
+    max_examples_per_user: int | None,
+    steps: int,
+    test_key: bool,
+    spent_elsewhere: tuple[SpentElsewhere, ...] = (),
+) -> PrivacyStatement:
+    """The statement of a run that is about to be released.
+
+    Args:
+        identity: of the run.
+        spec: of the dataset.
+        max_examples_per_user: the contribution bound k of the dataset; None where there is none.
+        steps: steps really done.
+        test_key: whether the noise key was made for tests.
+        spent_elsewhere: what other releases of the dataset cost.
+    """
+    config = identity.config
+    private = config.private and not test_key
+    delta = config.target_delta if config.target_delta is not None else _NO_DELTA
+    sigma = identity.noise_multiplier or 0.0
+
+    def figure(value: float) -> float | None:
+        return value if private and math.isfinite(value) else None
+
+    spent = user_level = unamplified = rdp = None
+    over_steps: tuple[StepEpsilon, ...] = ()
+    if private:
+        event = identity.dp_event(max_examples_per_user, steps=steps)
+        spent, rdp = figure(epsilon(event, delta=delta)), figure(epsilon(event, delta=delta, accountant="rdp"))
+        over_steps = tuple(
+            StepEpsilon(step=step, epsilon=value)
+            for step, value in epsilon_over_steps(
+                lambda step: identity.dp_event(max_examples_per_user, steps=step), steps=steps, delta=delta
+            )
+        )
+        unit_bound = max_examples_per_user if config.privacy_unit == "user" and max_examples_per_user else 1
+        unamplified = figure(
+            epsilon(
+                without_amplification(noise_multiplier=sigma, steps=steps, max_examples_per_user=unit_bound),
+                delta=delta,
+            )
+        )
+        if max_examples_per_user is not None:
+            of_user = user_level_event(
+                noise_multiplier=sigma,
+                sampling_prob=config.sampling_prob,
+                steps=steps,
+                max_examples_per_user=max_examples_per_user,
+            )
+            user_level = figure(epsilon(of_user, delta=delta))
+    return PrivacyStatement(
+        private=private,
+        why_not_private=_why_not_private(config.private, test_key=test_key),
+        epsilon=spent,
+        delta=delta,
+        accountant="pld",
+        accountant_version=accountant_version(),
+        epsilon_rdp=rdp,
+        privacy_unit=config.privacy_unit,
+        max_examples_per_user=max_examples_per_user,
+        sampler=SAMPLER,
+        noise_multiplier=sigma,
+        max_grad_norm=config.max_grad_norm if config.private else None,
+        expected_batch_size=config.expected_batch_size,
+        sampling_prob=config.sampling_prob,
+        steps=steps,
+        epsilon_without_amplification=unamplified,
+        epsilon_user_level=user_level,
+        epsilon_over_steps=over_steps,
+        assumed_public=DEFAULT_PUBLIC,
+        not_covered=(*DEFAULT_NOT_COVERED, *_not_covered(identity, spec)),
+        spent_elsewhere=spent_elsewhere,
+        test_key=test_key,
+        code_version=identity.code_version,
+    )
+
+
+def _why_not_private(has_noise: bool, *, test_key: bool) -> str | None:
+    if not has_noise:
+        return "trained in mode sgd, without clipping and without noise"
+    return "trained under a noise key made for tests, which everyone knows" if test_key else None
+
+
+def _not_covered(identity: RunIdentity, spec: FeatureSpec) -> list[str]:
+    found = [_SEEN_ITEMS] if spec.user is not None and spec.item is not None else []
+    if identity.config.privacy_unit == "example" and spec.history is not None:
+        found.append(_HISTORIES)
+    return found

@@ -1,0 +1,54 @@
+"""`lazydp train`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+
+@click.command(
+    name="train",
+    epilog="Example: lazydp train --dataset out/dataset --config examples/sample/train.yaml --out out/run",
+)
+@click.option("--dataset", type=click.Path(path_type=Path), required=True, help="What `lazydp ingest` wrote.")
+@click.option("--config", type=click.Path(path_type=Path), required=True, help="Training configuration, YAML.")
+@click.option("--out", type=click.Path(path_type=Path), required=True, help="Folder of the run; private, mode 0700.")
+@click.option("--ledger", envvar="LAZYDP_LEDGER", help="URL of the ledger.  [default: sqlite:///lazydp-ledger.db]")
+@click.option(
+    "--mode",
+    type=click.Choice(["lazydp", "dpsgd", "sgd"]),
+    help="Instead of the configuration's: lazydp; dpsgd, noise on every row at every step; sgd, no privacy at all.",
+)
+@click.option("--resume", is_flag=True, help="Go on with the run in --out, if it holds one.")
+@click.option("--test-key", type=int, metavar="SEED", help="A known noise key: for tests; the model is NOT private.")
+def command(
+    dataset: Path,
+    config: Path,
+    out: Path,
+    ledger: str | None,
+    mode: str | None,
+    resume: bool,
+    test_key: int | None,
+) -> None:
+    """Train a recommender with differential privacy.
+
+    The budget is reserved in the ledger before the first step. The run's folder holds its checkpoints and the noise
+    key: keep it where the data is. Interrupt it at any moment and go on with --resume, to the same bits.
+    """
+    from lazydp.components.train.config import TrainConfig
+    from lazydp.components.train.train import train
+    from lazydp.kernels.noise_key import NoiseKey
+
+    settings = TrainConfig.load(config)
+    if mode is not None:
+        settings = settings.with_changes(mode=mode)
+    run = train(
+        dataset=dataset,
+        config=settings,
+        out=out,
+        ledger=ledger,
+        resume=resume,
+        key=NoiseKey.for_tests(test_key) if test_key is not None else None,
+    )
+    click.echo(f"run {run.identity.run_id}: {run.step} steps done; release it with `lazydp export --run {run.folder}`")

@@ -1,0 +1,63 @@
+"""What a run asks of the ledger: room before the first step, and the charge before the release."""
+
+from __future__ import annotations
+
+from lazydp.components.budget.ledger import Ledger
+from lazydp.components.budget.statement import SpentElsewhere
+from lazydp.components.train.checkpoint import RunIdentity
+
+
+def reserve(url: str | None, identity: RunIdentity, *, dataset_name: str, max_examples_per_user: int | None) -> None:
+    """Claim what the whole run may spend; a run that holds its claim already (a retry, a resumed run) keeps it.
+
+    Raises:
+        BudgetExceededError: the dataset's budget does not admit the run.
+        PrivacyError: the dataset has no budget, or one of another privacy unit, or the run was closed.
+    """
+    event = identity.dp_event(max_examples_per_user)
+    with Ledger.open(url) as ledger:
+        ledger.register_dataset(identity.dataset_fingerprint, name=dataset_name)
+        ledger.reserve(
+            dataset=identity.dataset_fingerprint,
+            event=event,
+            run_id=identity.run_id,
+            privacy_unit=identity.config.privacy_unit,
+            config_digest=identity.config.digest(),
+            code_version=identity.code_version,
+        )
+        ledger.require_reservation(identity.run_id, dataset=identity.dataset_fingerprint, event=event)
+
+
+def commit(
+    url: str | None, identity: RunIdentity, *, steps: int, release: str, max_examples_per_user: int | None
+) -> None:
+    """Charge what the run spent; to be called before the release can be seen. Repeated, it changes nothing.
+
+    Args:
+        url: of the ledger that holds the reservation.
+        identity: of the run.
+        steps: steps done.
+        release: version of the bundle.
+        max_examples_per_user: the contribution bound k.
+
+    Raises:
+        PrivacyError: the run holds no reservation there.
+    """
+    event = identity.dp_event(max_examples_per_user, steps=steps)
+    with Ledger.open(url) as ledger:
+        ledger.commit(identity.run_id, event=event, release=release)
+
+
+def spent_elsewhere(url: str | None, identity: RunIdentity) -> tuple[SpentElsewhere, ...]:
+    """What else was released from the dataset, or from one that shares users with it."""
+    with Ledger.open(url, read_only=True) as ledger:
+        state = ledger.state()
+    family = state.family(identity.dataset_fingerprint)
+    return tuple(
+        SpentElsewhere(purpose=run.purpose, run_id=run.run_id, epsilon=run.releases[-1].epsilon)
+        for run in state.runs.values()
+        if run.dataset in family
+        and run.run_id != identity.run_id
+        and run.releases
+        and run.releases[-1].epsilon is not None
+    )

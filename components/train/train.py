@@ -1,0 +1,281 @@
+"""One training run, from top to bottom: reserve the budget, step, checkpoint, stop."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import logging
+import math
+import os
+import uuid
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import torch
+
+from lazydp.components.budget.accounting import epsilon
+from lazydp.components.budget.events import event_to_json
+from lazydp.components.features.spec import FeatureSpec
+from lazydp.components.ingest.dataset import EncodedDataset
+from lazydp.components.models.build import build_model
+from lazydp.components.shared.errors import InputError
+from lazydp.components.shared.progress import Progress
+from lazydp.components.train.checkpoint import BackgroundWriter, Checkpoint, RunFolder, RunIdentity
+from lazydp.components.train.config import TrainConfig
+from lazydp.components.train.dense import DenseOptimizer
+from lazydp.components.train.engine import Engine, PrivacyParameters, StepReport
+from lazydp.components.train.examples import Examples
+from lazydp.components.train.loader import Prefetcher
+from lazydp.components.train.sampler import NegativeSampler, PoissonSampler
+from lazydp.components.train.skip_ahead import EmbeddingSgd
+from lazydp.components.train.spending import reserve
+from lazydp.kernels.noise_key import NoiseKey
+
+_log = logging.getLogger("lazydp.train")
+
+
+@dataclass(frozen=True, slots=True)
+class Run:
+    """A run that stands at some step, and may be over.
+
+    Attributes:
+        folder: private; what `lazydp export` takes.
+        identity: of the run.
+        step: steps done.
+    """
+
+    folder: Path
+    identity: RunIdentity
+    step: int
+
+
+def train(
+    *,
+    dataset: Path,
+    config: TrainConfig,
+    out: Path,
+    ledger: str | None = None,
+    resume: bool = False,
+    run_id: str | None = None,
+    key: NoiseKey | None = None,
+) -> Run:
+    """Train, or go on training, until `config.steps` steps are done.
+
+    The budget is reserved in the ledger before the first step, under the run's id: a run that is killed and resumed is
+    the same run, and is charged once.
+
+    Args:
+        dataset: what ingest wrote.
+        config: public settings.
+        out: the run's folder, private (mode 0700).
+        ledger: URL of the ledger; None for the default one.
+        resume: go on with the run in `out`, if there is one, instead of refusing.
+        run_id: names the run in the ledger, so that a retry elsewhere is the same run; None for a fresh name.
+        key: the noise key of a new run; None for a fresh secret one. Tests give one made for tests.
+
+    Raises:
+        InputError: `out` holds another run, or one that was exported, or the dataset doesn't fit the configuration.
+        BudgetExceededError: the dataset's budget does not admit the run.
+    """
+    data = EncodedDataset.open(dataset)
+    with RunFolder.locked(out, create=True) as folder:
+        identity = _begin(folder, data, config, resume=resume, run_id=run_id)
+        checkpoint = folder.latest()
+        secret = key_of(checkpoint, folder) if checkpoint is not None else key or NoiseKey.generate()
+        if config.private:
+            bound = contribution_bound(data)
+            reserve(ledger, identity, dataset_name=data.spec.name, max_examples_per_user=bound)
+        engine = build_engine(data.spec, identity, secret)
+        if checkpoint is None:
+            folder.save(_checkpoint(engine, identity, secret, data))
+        else:
+            engine.load_state_dict(checkpoint.state)
+        _loop(engine, identity, secret, data, folder)
+        secret.destroy()
+        return Run(out, identity, engine.steps_done)
+
+
+def _loop(engine: Engine, identity: RunIdentity, secret: NoiseKey, data: EncodedDataset, folder: RunFolder) -> None:
+    """Step until the last step; nothing of the loop outlives it, however it ends."""
+    config = identity.config
+    log = _PrivateLog(identity, data)
+    writer = BackgroundWriter(folder, memory_limit=_snapshot_limit())
+    batches = Prefetcher(batch_maker(data, config, secret), first=engine.steps_done + 1, last=config.steps)
+    with writer, batches, Progress("train", total=config.steps - engine.steps_done, unit="steps") as progress:
+        for step, micro_batches in batches:
+            report = engine.step(micro_batches)
+            progress.advance(note=log.note(report))
+            if step % config.checkpoint_every == 0 or step == config.steps:
+                writer.save(_checkpoint(engine, identity, secret, data))
+
+
+def _begin(
+    folder: RunFolder, data: EncodedDataset, config: TrainConfig, *, resume: bool, run_id: str | None
+) -> RunIdentity:
+    """The run that `folder` holds, or a new one."""
+    bound = contribution_bound(data)
+    if config.private and config.privacy_unit == "user" and bound is None:
+        raise InputError(
+            f"privacy_unit user needs a bound on the examples of a user, and dataset {data.path} has none: "
+            "set max_examples_per_user in the feature spec and ingest again"
+        )
+    held = folder.identity()
+    given = RunIdentity(
+        run_id=run_id or (held.run_id if held is not None else _new_run_id()),
+        config=config,
+        dataset_fingerprint=data.manifest.fingerprint,
+        code_version=importlib.metadata.version("lazydp"),
+        noise_multiplier=held.noise_multiplier if held is not None else None,
+    )
+    differences = held.differences(given) if held is not None else []
+    if held is not None and folder.has_checkpoint():
+        if not resume:
+            raise InputError(
+                f"{folder.path} holds run {held.run_id}: say --resume to go on with it, or use another folder"
+            )
+        if differences:
+            raise InputError(
+                f"{folder.path} holds another run (given != its own): {'; '.join(differences)}. "
+                "Resume it with what it was started with, or train into another folder"
+            )
+        return held
+    if held is not None and not differences:
+        return held  # refused its budget, or killed before its first checkpoint
+    given = replace(given, run_id=run_id or _new_run_id())
+    if config.private:
+        given = replace(given, noise_multiplier=config.calibrated_noise_multiplier(bound))
+    folder.begin(given)
+    return given
+
+
+def _new_run_id() -> str:
+    return f"run-{uuid.uuid4().hex[:16]}"
+
+
+def contribution_bound(data: EncodedDataset) -> int | None:
+    """k, the most examples that any user has in training, where ingest enforced one."""
+    return data.manifest.max_examples_per_user
+
+
+def key_of(checkpoint: Checkpoint, folder: RunFolder) -> NoiseKey:
+    """The key of the run.
+
+    Raises:
+        InputError: it was destroyed at export.
+    """
+    if checkpoint.key is None:
+        raise InputError(
+            f"{folder.path} was exported, and its noise key destroyed: it can neither be resumed nor exported again; "
+            "train a new run into another folder"
+        )
+    return checkpoint.key
+
+
+def build_engine(spec: FeatureSpec, identity: RunIdentity, secret: NoiseKey) -> Engine:
+    """The engine of a run, at step 0."""
+    config = identity.config
+    return Engine(
+        build_model(spec, config.model),
+        mode=config.mode,
+        privacy=PrivacyParameters(
+            noise_multiplier=identity.noise_multiplier or 0.0,
+            max_grad_norm=config.max_grad_norm,
+            expected_batch_size=config.expected_batch_size,
+        ),
+        embeddings=embedding_optimizer(config),
+        dense=DenseOptimizer.named(
+            config.dense.optimizer,
+            learning_rate=config.dense.schedule.rates(config.dense.learning_rate, steps=config.steps),
+            **config.dense.options,
+        ),
+        key=secret.derive("noise"),
+    )
+
+
+def embedding_optimizer(config: TrainConfig) -> EmbeddingSgd:
+    """The optimizer of the tables."""
+    settings = config.embeddings
+    return EmbeddingSgd(
+        learning_rate=settings.schedule.rates(settings.learning_rate, steps=config.steps),
+        momentum=settings.momentum,
+        weight_decay=settings.weight_decay,
+    )
+
+
+def batch_maker(data: EncodedDataset, config: TrainConfig, secret: NoiseKey) -> Callable[[int], Sequence[Examples]]:
+    """What makes the micro-batches of a step: a pure function of the step, run in the background."""
+    split = data.split("train")
+    sampler = PoissonSampler(secret, population=len(split), sampling_prob=config.sampling_prob)
+    items = data.items if data.spec.item is not None else None
+    negatives = NegativeSampler(secret, num_items=items.num_items, negatives=config.negatives) if items else None
+
+    def make(step: int) -> Sequence[Examples]:
+        batch = split.take(sampler.members(step))
+        drawn = torch.from_numpy(negatives.draw(step, batch.size)) if negatives is not None else None
+        parts = torch.split(torch.arange(batch.size), config.micro_batch_size) if batch.size else ()
+        return [
+            Examples.of(
+                batch.take(rows) if len(parts) > 1 else batch,
+                negatives=drawn[rows] if drawn is not None else None,
+                items=items,
+            )
+            for rows in parts
+        ]
+
+    return make
+
+
+class _PrivateLog:
+    """Figures of the run for its owner: they depend on the data, and each line says so."""
+
+    def __init__(self, identity: RunIdentity, data: EncodedDataset) -> None:
+        self._identity = identity
+        self._bound = contribution_bound(data)
+        self._recent: list[StepReport] = []
+
+    def note(self, report: StepReport) -> str:
+        """Take a step's figures, log now and then, and return the note beside the progress bar."""
+        config = self._identity.config
+        self._recent.append(report)
+        if report.step % config.log_every == 0 or report.step == config.steps:
+            _log.info("step %d/%d: %s", report.step, config.steps, self._line(report.step))
+            self._recent.clear()
+        return f"loss {report.loss:.4f} (private)"
+
+    def _line(self, step: int) -> str:
+        config = self._identity.config
+        recent = [report for report in self._recent if report.size]
+        examples = sum(report.size for report in recent)
+
+        def mean(figure: Callable[[StepReport], float]) -> float:
+            return sum(figure(report) * report.size for report in recent) / examples if examples else math.nan
+
+        line = f"[private] loss {mean(lambda report: report.loss):.4f}"
+        non_finite = sum(report.non_finite for report in recent)
+        if non_finite:
+            line += f", {non_finite} examples with a gradient that is not finite counted zero"
+        if not config.private:
+            return line
+        assert self._identity.noise_multiplier is not None
+        assert config.target_delta is not None
+        norm = mean(lambda report: min(report.mean_norm, config.max_grad_norm))
+        signal = norm * examples / max(len(self._recent), 1)
+        noise = self._identity.noise_multiplier * config.max_grad_norm
+        spent = epsilon(self._identity.dp_event(self._bound, steps=step), delta=config.target_delta)
+        return (
+            f"epsilon so far {spent:.4g} | {line}, clipped {mean(lambda report: report.clipped):.1%}, "
+            # one coordinate's noise over the length that the clipped sum has at most
+            f"noise to signal {noise / signal if signal else math.inf:.3g}"
+        )
+
+
+def _checkpoint(engine: Engine, identity: RunIdentity, secret: NoiseKey, data: EncodedDataset) -> Checkpoint:
+    event = None
+    if identity.config.private:
+        event = event_to_json(identity.dp_event(contribution_bound(data), steps=engine.steps_done))
+    return Checkpoint(step=engine.steps_done, state=engine.state_dict(), event=event, key=secret)
+
+
+def _snapshot_limit() -> int:
+    """Bytes of state that may be copied aside: an eighth of the machine's memory."""
+    return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // 8
