@@ -1,105 +1,246 @@
 #include "cpu/bags.h"
 
 #include <algorithm>
-#include <cmath>
-#include <numeric>
-#include <utility>
+#include <cstddef>
 #include <vector>
+
+#include "cpu/vector_clones.h"
 
 namespace lazydp::cpu {
 namespace {
 
-int64_t grain(int64_t columns) { return 1 + 8192 / (1 + columns); }
+constexpr int64_t kFloatsPerTask = 16384;
+constexpr int64_t kFloatsPerCacheLine = 16;
+constexpr int64_t kPrefetchDistance = 8;  // rows ahead; a row of 128 floats is 8 cache lines
+
+int64_t grain(int64_t columns) { return 1 + kFloatsPerTask / (1 + columns); }
+
+void prefetch_to_read(const float* row, int64_t columns) {
+  for (int64_t c = 0; c < columns; c += kFloatsPerCacheLine) __builtin_prefetch(row + c, 0);
+}
+
+void prefetch_to_write(const float* row, int64_t columns) {
+  for (int64_t c = 0; c < columns; c += kFloatsPerCacheLine) __builtin_prefetch(row + c, 1);
+}
+
+// ---- grouping ----
+
+constexpr int kDigitBits = 11;
+constexpr int64_t kDigits = int64_t{1} << kDigitBits;
+
+struct Lookup {
+  int64_t row;
+  int64_t position;
+};
+
+// One stable pass of the radix sort, by the digit at `shift`.
+void sort_by_digit(const Lookup* from, Lookup* to, int64_t count, int shift) {
+  int64_t places[kDigits] = {};
+  for (int64_t i = 0; i < count; ++i) ++places[(from[i].row >> shift) & (kDigits - 1)];
+  int64_t next = 0;
+  for (int64_t& place : places) {
+    const int64_t here = place;
+    place = next;
+    next += here;
+  }
+  for (int64_t i = 0; i < count; ++i) to[places[(from[i].row >> shift) & (kDigits - 1)]++] = from[i];
+}
 
 }  // namespace
 
-int64_t group_rows(const int64_t* indices, int64_t count, int64_t num_rows, int64_t* rows, int64_t* order, int64_t* starts,
-                   const Parallel&) {
-  constexpr int kDigitBits = 11;
-  constexpr int64_t kDigits = int64_t{1} << kDigitBits;
-  std::vector<int64_t> other(count);
-  std::iota(order, order + count, int64_t{0});
-  int64_t* from = order;
-  int64_t* to = other.data();
+int64_t group_rows(const int64_t* indices, int64_t count, int64_t num_rows, int64_t* rows, int64_t* order, int64_t* starts) {
+  std::vector<Lookup> lookups(count);
+  std::vector<Lookup> other(count);
+  for (int64_t i = 0; i < count; ++i) lookups[i] = {indices[i], i};
   for (int shift = 0; shift < 63 && (num_rows - 1) >> shift > 0; shift += kDigitBits) {
-    int64_t places[kDigits + 1] = {};
-    for (int64_t i = 0; i < count; ++i) ++places[1 + ((indices[i] >> shift) & (kDigits - 1))];
-    for (int64_t d = 0; d < kDigits; ++d) places[d + 1] += places[d];
-    for (int64_t i = 0; i < count; ++i) to[places[(indices[from[i]] >> shift) & (kDigits - 1)]++] = from[i];
-    std::swap(from, to);
+    sort_by_digit(lookups.data(), other.data(), count, shift);
+    lookups.swap(other);
   }
-  if (from != order) std::copy(from, from + count, order);
-
   int64_t groups = 0;
   for (int64_t i = 0; i < count; ++i) {
-    const int64_t row = indices[order[i]];
-    if (groups > 0 && rows[groups - 1] == row) continue;
-    rows[groups] = row;
+    order[i] = lookups[i].position;
+    if (groups > 0 && rows[groups - 1] == lookups[i].row) continue;
+    rows[groups] = lookups[i].row;
     starts[groups++] = i;
   }
   starts[groups] = count;
   return groups;
 }
 
-void bag_sum(const BagSum& job, const Parallel& parallel) {
-  parallel(0, job.bags, grain(job.columns), [&](int64_t begin, int64_t end) {
-    for (int64_t g = begin; g < end; ++g) {
-      float* out = job.out + g * job.columns;
-      std::fill_n(out, job.columns, 0.0f);
-      for (int64_t i = job.offsets[g]; i < job.offsets[g + 1]; ++i) {
-        const float* row = job.weight + job.indices[i] * job.columns;
-        const float w = job.per_lookup ? job.per_lookup[i] : 1.0f;
-        for (int64_t c = 0; c < job.columns; ++c) out[c] += w * row[c];
-      }
-    }
-  });
+namespace {
+
+// ---- sums ----
+
+LAZYDP_VECTOR_CLONES
+void scale_into(float* out, float w, const float* row, int64_t columns) {
+  for (int64_t c = 0; c < columns; ++c) out[c] = w * row[c];
 }
+
+LAZYDP_VECTOR_CLONES
+void add_scaled(float* out, float w, const float* row, int64_t columns) {
+  for (int64_t c = 0; c < columns; ++c) out[c] += w * row[c];
+}
+
+// out += alpha * (w * row): one lookup of a row, in the order of operations of several.
+LAZYDP_VECTOR_CLONES
+void add_scaled_twice(float* out, float alpha, float w, const float* row, int64_t columns) {
+  for (int64_t c = 0; c < columns; ++c) out[c] += alpha * (w * row[c]);
+}
+
+void sum_bags(const BagSum& job, int64_t begin, int64_t end) {
+  const int64_t last = job.offsets[end];
+  for (int64_t g = begin; g < end; ++g) {
+    float* out = job.out + g * job.columns;
+    const int64_t first = job.offsets[g];
+    if (first == job.offsets[g + 1]) std::fill_n(out, job.columns, 0.0f);
+    for (int64_t i = first; i < job.offsets[g + 1]; ++i) {
+      if (i + kPrefetchDistance < last)
+        prefetch_to_read(job.weight + job.indices[i + kPrefetchDistance] * job.columns, job.columns);
+      const float* row = job.weight + job.indices[i] * job.columns;
+      const float w = job.per_lookup ? job.per_lookup[i] : 1.0f;
+      (i == first ? scale_into : add_scaled)(out, w, row, job.columns);
+    }
+  }
+}
+
+}  // namespace
+
+void bag_sum(const BagSum& job, const Parallel& parallel) {
+  parallel(0, job.bags, grain(job.columns), [&](int64_t begin, int64_t end) { sum_bags(job, begin, end); });
+}
+
+namespace {
+
+// ---- norms ----
+
+LAZYDP_VECTOR_CLONES
+double squared_norm(const float* x, int64_t columns) {
+  constexpr int kSums = 8;
+  double sums[kSums] = {};
+  int64_t c = 0;
+  for (; c + kSums <= columns; c += kSums)
+    for (int k = 0; k < kSums; ++k) sums[k] += static_cast<double>(x[c + k]) * static_cast<double>(x[c + k]);
+  for (; c < columns; ++c) sums[0] += static_cast<double>(x[c]) * static_cast<double>(x[c]);
+  return ((sums[0] + sums[4]) + (sums[1] + sums[5])) + ((sums[2] + sums[6]) + (sums[3] + sums[7]));
+}
+
+// The squared norm of what one example sends to the table. Reused over examples, so that it allocates once.
+class ExampleNorm {
+ public:
+  explicit ExampleNorm(const BagSquaredNorms& job) : job_(job), sum_(job.columns), of_feature_(job.features) {}
+
+  double operator()(int64_t example) {
+    collect(example);
+    std::fill(of_feature_.begin(), of_feature_.end(), -1.0);
+    double norm = 0.0;
+    for (size_t from = 0; from < lookups_.size();) {
+      size_t to = from;
+      double weight = 0.0;
+      for (; to < lookups_.size() && lookups_[to].row == lookups_[from].row; ++to) weight += lookups_[to].weight;
+      const bool one_feature = lookups_[from].feature == lookups_[to - 1].feature;
+      norm += one_feature ? weight * weight * norm_of_feature(lookups_[from].feature, example) : norm_of_row(from, to, example);
+      from = to;
+    }
+    return norm;
+  }
+
+ private:
+  struct Weighted {
+    int64_t row;
+    int64_t feature;
+    double weight;
+  };
+
+  const float* gradient(int64_t feature, int64_t example) const {
+    return job_.grad + (feature * job_.examples + example) * job_.columns;
+  }
+
+  // The example's lookups, sorted by row and then by feature.
+  void collect(int64_t example) {
+    lookups_.clear();
+    for (int64_t f = 0; f < job_.features; ++f) {
+      const int64_t bag = f * job_.examples + example;
+      for (int64_t j = job_.offsets[bag]; j < job_.offsets[bag + 1]; ++j)
+        lookups_.push_back({job_.indices[j], f, job_.per_lookup ? static_cast<double>(job_.per_lookup[j]) : 1.0});
+    }
+    // Stable, so that the sum of a row's weights has one order.
+    std::stable_sort(lookups_.begin(), lookups_.end(), [](const Weighted& a, const Weighted& b) { return a.row < b.row; });
+  }
+
+  double norm_of_feature(int64_t feature, int64_t example) {
+    double& norm = of_feature_[feature];
+    if (norm < 0.0) norm = squared_norm(gradient(feature, example), job_.columns);
+    return norm;
+  }
+
+  // A row that several features share: their gradients add up first.
+  double norm_of_row(size_t from, size_t to, int64_t example) {
+    std::fill(sum_.begin(), sum_.end(), 0.0);
+    for (size_t i = from; i < to; ++i) {
+      const float* grad = gradient(lookups_[i].feature, example);
+      for (int64_t c = 0; c < job_.columns; ++c) sum_[c] += lookups_[i].weight * static_cast<double>(grad[c]);
+    }
+    double norm = 0.0;
+    for (const double x : sum_) norm += x * x;
+    return norm;
+  }
+
+  const BagSquaredNorms& job_;
+  std::vector<Weighted> lookups_;
+  std::vector<double> sum_;
+  std::vector<double> of_feature_;
+};
+
+}  // namespace
 
 void bag_squared_norms(const BagSquaredNorms& job, const Parallel& parallel) {
   parallel(0, job.examples, grain(job.columns * job.features), [&](int64_t begin, int64_t end) {
-    struct Lookup {
-      int64_t row;
-      int64_t feature;
-      double weight;
-    };
-    std::vector<Lookup> lookups;
-    std::vector<double> sum(job.columns);
-    for (int64_t i = begin; i < end; ++i) {
-      lookups.clear();
-      for (int64_t f = 0; f < job.features; ++f)
-        for (int64_t j = job.offsets[f * job.examples + i]; j < job.offsets[f * job.examples + i + 1]; ++j)
-          lookups.push_back({job.indices[j], f, job.per_lookup ? job.per_lookup[j] : 1.0});
-      std::stable_sort(lookups.begin(), lookups.end(), [](const Lookup& a, const Lookup& b) { return a.row < b.row; });
-      double norm = 0.0;
-      for (size_t from = 0; from < lookups.size();) {
-        size_t to = from;
-        std::fill(sum.begin(), sum.end(), 0.0);
-        for (; to < lookups.size() && lookups[to].row == lookups[from].row; ++to) {
-          const float* grad = job.grad + (lookups[to].feature * job.examples + i) * job.columns;
-          for (int64_t c = 0; c < job.columns; ++c) sum[c] += lookups[to].weight * grad[c];
-        }
-        for (int64_t c = 0; c < job.columns; ++c) norm += sum[c] * sum[c];
-        from = to;
-      }
-      job.out[i] = static_cast<float>(norm);
-    }
+    ExampleNorm norm(job);
+    for (int64_t i = begin; i < end; ++i) job.out[i] = static_cast<float>(norm(i));
   });
 }
 
+namespace {
+
+// ---- scatter ----
+
+float weight_of_lookup(const ScatterAdd& job, int64_t lookup) {
+  const float scale = job.scale[job.bag[lookup]];
+  return job.per_lookup ? scale * job.per_lookup[lookup] : scale;
+}
+
+const float* gradient_of_lookup(const ScatterAdd& job, int64_t lookup) {
+  return job.grad + job.bag[lookup] * job.columns;
+}
+
+void add_to_row(const ScatterAdd& job, int64_t u, std::vector<float>& sum) {
+  float* row = job.weight + job.rows[u] * job.columns;
+  const int64_t first = job.starts[u];
+  const int64_t end = job.starts[u + 1];
+  if (end == first + 1) {
+    const int64_t lookup = job.order[first];
+    add_scaled_twice(row, job.alpha, weight_of_lookup(job, lookup), gradient_of_lookup(job, lookup), job.columns);
+    return;
+  }
+  sum.assign(job.columns, 0.0f);
+  for (int64_t i = first; i < end; ++i)
+    add_scaled(sum.data(), weight_of_lookup(job, job.order[i]), gradient_of_lookup(job, job.order[i]), job.columns);
+  add_scaled(row, job.alpha, sum.data(), job.columns);
+}
+
+}  // namespace
+
 void scatter_add(const ScatterAdd& job, const Parallel& parallel) {
   parallel(0, job.groups, grain(job.columns), [&](int64_t begin, int64_t end) {
-    std::vector<float> sum(job.columns);
+    std::vector<float> sum;
     for (int64_t u = begin; u < end; ++u) {
-      std::fill(sum.begin(), sum.end(), 0.0f);
-      for (int64_t i = job.starts[u]; i < job.starts[u + 1]; ++i) {
-        const int64_t lookup = job.order[i];
-        const int64_t g = job.bag[lookup];
-        const float w = job.per_lookup ? job.scale[g] * job.per_lookup[lookup] : job.scale[g];
-        const float* grad = job.grad + g * job.columns;
-        for (int64_t c = 0; c < job.columns; ++c) sum[c] += w * grad[c];
+      const int64_t ahead = u + kPrefetchDistance;
+      if (ahead < end) {
+        prefetch_to_write(job.weight + job.rows[ahead] * job.columns, job.columns);
+        if (job.starts[ahead] < job.starts[ahead + 1])
+          prefetch_to_read(gradient_of_lookup(job, job.order[job.starts[ahead]]), job.columns);
       }
-      float* row = job.weight + job.rows[u] * job.columns;
-      for (int64_t c = 0; c < job.columns; ++c) row[c] += job.alpha * sum[c];
+      add_to_row(job, u, sum);
     }
   });
 }

@@ -173,7 +173,7 @@ std::tuple<Tensor, Tensor, Tensor> group_rows_op(const Tensor& indices, int64_t 
   Tensor order = torch::stable::new_empty(indices, {count});
   Tensor starts = torch::stable::new_empty(indices, {count + 1});
   const int64_t groups = group_rows(read<int64_t>(indices), count, num_rows, write<int64_t>(rows), write<int64_t>(order),
-                                    write<int64_t>(starts), torch_threads());
+                                    write<int64_t>(starts));
   return {torch::stable::narrow(rows, 0, 0, groups), order, torch::stable::narrow(starts, 0, 0, groups + 1)};
 }
 
