@@ -42,8 +42,8 @@ Values: TypeAlias = Sequence[Any] | Any
 def _as_array(values: Values) -> pa.Array:
     try:
         array = values if isinstance(values, (pa.Array, pa.ChunkedArray)) else pa.array(values)
-    except (pa.ArrowInvalid, pa.ArrowTypeError):
-        # Mixed kinds in one request, such as [5, "6"].
+    except (pa.ArrowInvalid, pa.ArrowTypeError, OverflowError):
+        # Mixed kinds in one request, such as [5, "6"], or integers of more than 64 bits.
         array = pa.array([None if v is None else str(v) for v in values], pa.string())
     if isinstance(array, pa.ChunkedArray):
         array = array.combine_chunks()

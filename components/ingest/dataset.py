@@ -65,8 +65,8 @@ class Counts(_Part):
 class Origin(_Part):
     """Where the interactions came from.
 
-    digest: hash of who took what over all `rows` of the input (without users: of the encoded rows). Two datasets made of
-    one log under different specs, which `fingerprint` tells apart, agree in it.
+    digest: hash of who took what over all `rows` of the input (without users: of the encoded rows). Two datasets made
+    of one log under different specs, which `fingerprint` tells apart, agree in it.
     """
 
     locations: tuple[str, ...]

@@ -71,11 +71,12 @@ def ingest(inputs: Sequence[str], spec: str, out: Path, options: IngestOptions |
         scratch.mkdir(mode=PRIVATE_DIRECTORY)
         interactions = _spill_interactions(source, encoder, resolved.spec, scratch, options.memory_bytes)
         users = _spill_users(resolved, scratch, interactions.num_partitions)
-        writer = _assemble(resolved, interactions, users, folder)
-        scratch.rmdir()
-        rejected = encoder.rejected + Counter({_OVER_BOUND: writer.over_bound})
-        origin = Origin(locations=tuple(inputs), rows=source.num_rows, digest=encoder.source_digest.hexdigest())
-        return writer.finish(origin=origin, rejected=rejected)
+        with DatasetWriter(folder, resolved) as writer:
+            _assemble(resolved, interactions, users, writer)
+            scratch.rmdir()
+            rejected = encoder.rejected + Counter({_OVER_BOUND: writer.over_bound})
+            origin = Origin(locations=tuple(inputs), rows=source.num_rows, digest=encoder.source_digest.hexdigest())
+            return writer.finish(origin=origin, rejected=rejected)
 
 
 def _spill_interactions(
@@ -136,9 +137,8 @@ def _spill_users(resolved: ResolvedSpec, scratch: Path, num_partitions: int) -> 
     return spill
 
 
-def _assemble(resolved: ResolvedSpec, interactions: Spill, users: Spill | None, folder: Path) -> DatasetWriter:
+def _assemble(resolved: ResolvedSpec, interactions: Spill, users: Spill | None, writer: DatasetWriter) -> None:
     assembler = Assembler(resolved.spec, resolved.vocabularies)
-    writer = DatasetWriter(folder, resolved)
     profiles: Iterator[pa.Table | None] = (
         users.partitions() if users is not None else iter([None] * interactions.num_partitions)
     )
@@ -147,4 +147,3 @@ def _assemble(resolved: ResolvedSpec, interactions: Spill, users: Spill | None, 
             if rows is not None:
                 writer.append(assembler.assemble(rows, profile))
             progress.advance()
-    return writer

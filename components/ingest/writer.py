@@ -7,7 +7,7 @@ import json
 from collections.abc import Mapping
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 import pyarrow as pa
@@ -84,6 +84,10 @@ class _SplitWriter:
                 column.append(values)
         self.size += len(examples)
 
+    def close(self) -> None:
+        for column in self._columns.values():
+            column.close()
+
     def finish(self) -> dict[str, str]:
         """Write the split's file; returns column -> fingerprint."""
         write_arrow(self._path, self._columns, num_rows=self.size, notes=self._notes)
@@ -98,6 +102,9 @@ class _UsersWriter:
         self._path = folder / USERS_FILE
         self._user = TextColumn(folder / ".users.user.x")
         self._items = ListColumn(folder / ".users.items.x") if spec.item is not None else None
+        self._columns: dict[str, Column] = {"user": self._user}
+        if self._items is not None:
+            self._columns["items"] = self._items
 
     def append(self, part: Assembled) -> None:
         assert part.users is not None
@@ -107,16 +114,17 @@ class _UsersWriter:
             self._items.append(part.sequences)
         self.size += len(part.users)
 
+    def close(self) -> None:
+        for column in self._columns.values():
+            column.close()
+
     def finish(self) -> dict[str, str]:
-        columns: dict[str, Column] = {"user": self._user}
-        if self._items is not None:
-            columns["items"] = self._items
-        write_arrow(self._path, columns, num_rows=self.size, notes={})
-        return {f"users.{name}": column.fingerprint() for name, column in columns.items()}
+        write_arrow(self._path, self._columns, num_rows=self.size, notes={})
+        return {f"users.{name}": column.fingerprint() for name, column in self._columns.items()}
 
 
 class DatasetWriter:
-    """Takes the partitions of a dataset in order and writes its folder."""
+    """Takes the partitions of a dataset in order and writes its folder; a context manager, which closes its files."""
 
     def __init__(self, folder: Path, resolved: ResolvedSpec) -> None:
         self._folder = folder
@@ -126,6 +134,15 @@ class DatasetWriter:
         self._users = _UsersWriter(folder, spec) if spec.user is not None else None
         self._max_examples = 0
         self.over_bound = 0
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for split in self._splits.values():
+            split.close()
+        if self._users is not None:
+            self._users.close()
 
     def append(self, part: Assembled) -> None:
         """Append one partition."""

@@ -1,0 +1,73 @@
+"""Data larger than the memory given: parts on disk, each bounded; the peak does not grow with the log."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from lazydp.components.ingest.hashing import partition_of
+from lazydp.components.ingest.spill import Spill, partitions_needed
+
+_MEASURE = """
+import resource, sys
+from pathlib import Path
+from lazydp.components.ingest.ingest import IngestOptions, ingest
+spec = (
+    "name: a\\nlabel: {kind: implicit}\\nuser: {column: u, embed: false}\\ntimestamp: t\\nhistory: {max_length: 20}\\n"
+    "item: {column: i, vocabulary: {kind: integer, size: 1000}}\\n"
+)
+ingest([sys.argv[1]], spec, Path(sys.argv[2]), IngestOptions(memory_bytes=int(sys.argv[3])))
+# Pages of files do not count: anonymous memory is what an allocation costs.
+status = Path("/proc/self/status").read_text()
+print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss << 10)
+"""
+
+
+def test_parts_are_as_many_as_memory_asks_for() -> None:
+    assert partitions_needed(num_rows=1000, row_bytes=50, memory_bytes=1 << 30) == 1
+    assert partitions_needed(num_rows=10**7, row_bytes=50, memory_bytes=10**9) == 3
+    assert partitions_needed(num_rows=10**12, row_bytes=50, memory_bytes=10**6) == 512
+
+
+def test_a_spill_gives_back_every_row_in_order_of_parts(tmp_path: Path) -> None:
+    hashes = np.random.default_rng(0).integers(0, 2**64, 1000, dtype=np.uint64)
+    spill = Spill(tmp_path, "x", 7)
+    for part in np.array_split(np.arange(1000), 3):
+        spill.add(pa.record_batch({"row": part}), hashes[part])
+    spill.close()
+    number_of = partition_of(hashes, 7)
+    for number, table in enumerate(spill.partitions()):
+        assert table is not None
+        assert sorted(table.column("row").to_pylist()) == np.flatnonzero(number_of == number).tolist()
+    assert list(tmp_path.iterdir()) == []
+    order = np.argsort(hashes)
+    assert (np.diff(number_of[order]) >= 0).all()
+
+
+def _log(path: Path, rows: int) -> None:
+    generator = np.random.default_rng(0)
+    schema = pa.schema({"u": pa.int64(), "i": pa.int64(), "t": pa.int64()})
+    with pq.ParquetWriter(path, schema) as writer:
+        for _ in range(rows // 100_000):
+            columns = [generator.integers(0, 200_000, 100_000), generator.integers(0, 1000, 100_000)]
+            writer.write_table(pa.table([*columns, generator.integers(0, 10**9, 100_000)], schema=schema))
+
+
+@pytest.mark.slow
+def test_the_peak_stays_bounded(tmp_path: Path) -> None:
+    def peak(rows: int, memory: int) -> int:
+        _log(tmp_path / "log.parquet", rows)
+        arguments = [str(tmp_path / "log.parquet"), str(tmp_path / f"out-{rows}-{memory}"), str(memory)]
+        run = subprocess.run([sys.executable, "-c", _MEASURE, *arguments], check=True, capture_output=True, text=True)
+        return int(run.stdout)
+
+    small, large = peak(1_000_000, 64 << 20), peak(12_000_000, 64 << 20)
+    unbounded = peak(12_000_000, 1 << 40)
+    # Mapped pages of the files being joined count into the resident size, so the bound is not exact.
+    assert large - small < 350 << 20
+    # The negative control: given all memory in the world, it is used.
+    assert unbounded - small > 900 << 20
