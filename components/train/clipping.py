@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from types import TracebackType
 from typing import Any, Self
 
@@ -201,17 +201,25 @@ def _is_per_example(module: nn.Module) -> bool:
     return isinstance(module, nn.modules.instancenorm._InstanceNorm) and not module.track_running_stats
 
 
-class _Anchor(torch.autograd.Function):
-    """Makes the output of a layer that nothing trainable feeds part of the graph, so that its gradient is computed."""
+class _Tap(torch.autograd.Function):
+    """Passes a layer's output on as it is, and keeps its gradient on the way back.
+
+    A tensor hook would be lost where the output is a view that is then modified in place (a linear layer over
+    positions, then an in-place activation). The anchor makes the output of a layer that nothing trainable feeds part of
+    the graph, so that its gradient is computed at all.
+    """
 
     @staticmethod
-    def forward(ctx: Any, output: Tensor, anchor: Tensor) -> Tensor:
-        ctx.mark_dirty(output)
-        return output
+    def forward(ctx: Any, output: Tensor, anchor: Tensor, keep: Callable[[Tensor], None]) -> Tensor:
+        ctx.keep = keep
+        # The same memory, and to autograd no view of anything: in-place activations may follow.
+        storage = output.untyped_storage()
+        return output.new_empty(0).set_(storage, output.storage_offset(), output.shape, output.stride())
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[None, None]:
-        return None, None
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, None, None]:
+        ctx.keep(grad)
+        return grad if ctx.needs_input_grad[0] else None, None, None
 
 
 class _Calls:
@@ -221,26 +229,33 @@ class _Calls:
         self.name = name
         self.layer = layer
         self.names = names
-        self._inputs: list[Tensor] = []
+        self._inputs: list[tuple[Tensor, int]] = []
         self._grads: list[Tensor | None] = []
 
-    def keep(self, inputs: Tensor, output: Tensor) -> None:
+    def keep(self, inputs: Tensor, output: Tensor, anchor: Tensor) -> Tensor:
+        """Keep one call; its output, to be passed on."""
         call = len(self._inputs)
-        self._inputs.append(inputs.detach())
+        self._inputs.append((inputs.detach(), inputs._version))
         self._grads.append(None)
 
         def keep_grad(grad: Tensor) -> None:
             self._grads[call] = grad
 
-        output.register_hook(keep_grad)  # type: ignore[no-untyped-call]
+        tapped: Tensor = _Tap.apply(output, anchor, keep_grad)  # type: ignore[no-untyped-call]
+        return tapped
 
     def pair(self, size: int) -> tuple[Tensor, Tensor] | None:
         """Inputs and output gradients of all calls, [B, P, ...]; None where no gradient came back."""
         dims = self._feature_dims()
         inputs, grads = [], []
-        for some_inputs, grad in zip(self._inputs, self._grads, strict=True):
+        for (some_inputs, version), grad in zip(self._inputs, self._grads, strict=True):
             if grad is None:
                 continue
+            if some_inputs._version != version:
+                raise InputError(
+                    f"the input of layer {self.name!r} ({type(self.layer).__name__}) was modified in place after the "
+                    "layer had read it: per-example norms need it as it was"
+                )
             if some_inputs.shape[0] != size:
                 raise InputError(
                     f"layer {self.name!r} ({type(self.layer).__name__}) saw a first dimension of "
@@ -303,10 +318,7 @@ class Capture:
 
     def _hook(self, calls: _Calls) -> Any:
         def keep(layer: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> Tensor:
-            if not output.requires_grad:
-                output = _Anchor.apply(output, self._anchor)  # type: ignore[no-untyped-call]
-            calls.keep(inputs[0], output)
-            return output
+            return calls.keep(inputs[0], output, self._anchor)
 
         return keep
 
