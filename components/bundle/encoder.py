@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Sequence
 from typing import TypeAlias
 
@@ -24,6 +25,9 @@ from lazydp.components.features.spec import (
 )
 from lazydp.components.features.vocabulary import Vocabulary, hash_code
 from lazydp.components.shared.errors import InputError
+
+# As `features.vocabulary.Integers` reads text.
+_INTEGER = re.compile(r"[+-]?[0-9]{1,18}")
 
 CodeOf: TypeAlias = Callable[[str], int]
 
@@ -97,12 +101,21 @@ def _bags(codes: Sequence[Sequence[int]]) -> Bags:
     return Bags(torch.from_numpy(flat), torch.from_numpy(offsets))
 
 
+def _integer_code(text: str, *, size: int, first: int) -> int:
+    if _INTEGER.fullmatch(text) is None:
+        return 0
+    code = int(text) - first + 1
+    return code if 1 <= code <= size else 0
+
+
 def _lookup(spec: FeatureSpec, vocabulary: Vocabulary, table: str) -> CodeOf:
     """A one-value encoder equal to `vocabulary.encode`, without the cost of a column of one."""
     match spec.vocabularies()[table]:
         case HashedVocabulary(buckets=buckets, salt=salt):
             return lambda text: hash_code(text, buckets=buckets, salt=salt)
-        case IntegerVocabulary() | BucketVocabulary():
+        case IntegerVocabulary(size=size, first=first):
+            return lambda text: _integer_code(text, size=size, first=first)
+        case BucketVocabulary():
             return lambda text: int(vocabulary.encode([text])[0])
         case _:
             values = vocabulary.values()

@@ -42,7 +42,10 @@ class Scorer(ABC):
         bundle: what it scores.
         items: the bundle's items.
         num_items: items of the catalogue.
+        index: how items are found, for a person to read.
     """
+
+    index = "exact"
 
     def __init__(self, bundle: Bundle) -> None:
         if bundle.items is None or bundle.catalogue is None:

@@ -1,0 +1,75 @@
+"""The application: routes, errors, life cycle. `create_app` is all that a server needs."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import AsyncIterator
+from typing import Any
+
+from fastapi import FastAPI
+from fastapi.exceptions import RequestValidationError
+from starlette.exceptions import HTTPException
+
+from lazydp.service import health, models, openapi, page, privacy, recommendations
+from lazydp.service.auth import Doorkeeper
+from lazydp.service.budget import BudgetSource
+from lazydp.service.context import Context
+from lazydp.service.gateway import Gateway
+from lazydp.service.metrics import Metrics
+from lazydp.service.problems import Problem, on_http_exception, on_problem, on_validation_error
+from lazydp.service.registry import Registry
+from lazydp.service.settings import Settings
+
+
+class Service(FastAPI):
+    """FastAPI with the whole OpenAPI document."""
+
+    def openapi(self) -> dict[str, Any]:
+        """The document, made once."""
+        if self.openapi_schema is None:
+            self.openapi_schema = openapi.build(self)
+        return self.openapi_schema
+
+
+def create_app(settings: Settings) -> FastAPI:
+    """The service with `settings`; bundles are brought in when it starts, unless its registry was started before."""
+    metrics = Metrics()
+    registry = Registry(settings, metrics)
+    context = Context(settings=settings, registry=registry, budget=BudgetSource(settings.ledger), metrics=metrics)
+
+    @contextlib.asynccontextmanager
+    async def lifespan(_: FastAPI) -> AsyncIterator[None]:
+        if not registry.ready:
+            await asyncio.to_thread(registry.start)
+        watching = asyncio.create_task(registry.watch())
+        try:
+            yield
+        finally:
+            watching.cancel()
+            with contextlib.suppress(asyncio.CancelledError):
+                await watching
+            registry.close()
+
+    app = Service(
+        title="lazydp",
+        lifespan=lifespan,
+        # FastAPI's own pages of documentation load scripts from elsewhere; `page` serves one that does not.
+        docs_url=None,
+        redoc_url=None,
+        openapi_url="/openapi.json",
+        redirect_slashes=False,
+    )
+    app.state.context = context
+    for router in (recommendations.router, privacy.router, models.router, health.router, page.router):
+        app.include_router(router)
+    app.add_exception_handler(Problem, on_problem)
+    app.add_exception_handler(HTTPException, on_http_exception)
+    app.add_exception_handler(RequestValidationError, on_validation_error)
+    app.add_middleware(
+        Gateway,
+        settings=settings,
+        metrics=metrics,
+        doorkeeper=Doorkeeper(settings.api_keys),
+    )
+    return app

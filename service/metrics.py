@@ -1,0 +1,82 @@
+"""Prometheus metrics of one service."""
+
+from __future__ import annotations
+
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
+from prometheus_client.process_collector import ProcessCollector
+
+_LATENCY_BUCKETS = (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 10.0)
+
+
+class Metrics:
+    """Counters and gauges of one service, in a registry of their own (several apps may live in one process)."""
+
+    def __init__(self) -> None:
+        self.registry = CollectorRegistry()
+        self._latency = Histogram(
+            "lazydp_request_seconds",
+            "Seconds from the request's head to the answer's end.",
+            ["route", "method", "status"],
+            registry=self.registry,
+            buckets=_LATENCY_BUCKETS,
+        )
+        self.in_flight = Gauge("lazydp_requests_in_flight", "Requests under way.", registry=self.registry)
+        self._answers = Counter(
+            "lazydp_recommendations", "Answers by what they rest on.", ["model", "source"], registry=self.registry
+        )
+        self._model = Gauge(
+            "lazydp_model_info",
+            "1 for the version of a model that is served.",
+            ["model", "version"],
+            registry=self.registry,
+        )
+        self._epsilon = Gauge(
+            "lazydp_model_epsilon",
+            "Epsilon of the served model's privacy statement (NaN: no privacy is claimed).",
+            ["model"],
+            registry=self.registry,
+        )
+        self.budget_spent = Gauge(
+            "lazydp_dataset_epsilon_spent",
+            "Epsilon spent on a dataset, by the ledger.",
+            ["dataset"],
+            registry=self.registry,
+        )
+        self.swaps = Counter(
+            "lazydp_model_swaps", "Versions brought in or refused.", ["model", "outcome"], registry=self.registry
+        )
+        ProcessCollector(registry=self.registry)
+        self._bound: dict[tuple[str, str, int], Histogram] = {}
+        self._bound_answers: dict[tuple[str, str], Counter] = {}
+
+    def observe(self, route: str, method: str, status: int, seconds: float) -> None:
+        """Count one request."""
+        key = (route, method, status)
+        bound = self._bound.get(key)
+        if bound is None:
+            bound = self._bound[key] = self._latency.labels(route, method, str(status))
+        bound.observe(seconds)
+
+    def answered(self, model: str, source: str) -> None:
+        """Count one answer."""
+        key = (model, source)
+        bound = self._bound_answers.get(key)
+        if bound is None:
+            bound = self._bound_answers[key] = self._answers.labels(model, source)
+        bound.inc()
+
+    def serving(self, model: str, version: str, epsilon: float | None, *, before: str | None) -> None:
+        """Note which version of a model is served."""
+        if before is not None and before != version:
+            self._model.remove(model, before)
+        self._model.labels(model, version).set(1)
+        self._epsilon.labels(model).set(float("nan") if epsilon is None else epsilon)
+
+    def gone(self, model: str, version: str) -> None:
+        """Note that a model is served no more."""
+        self._model.remove(model, version)
+        self._epsilon.remove(model)
+
+    def text(self) -> bytes:
+        """The exposition format."""
+        return generate_latest(self.registry)

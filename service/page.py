@@ -1,0 +1,143 @@
+"""Pages for people: what is served, what was spent, a box to try it, and the documentation of the interface."""
+
+from __future__ import annotations
+
+import functools
+import importlib.metadata
+import importlib.resources
+import json
+from dataclasses import dataclass
+from typing import Annotated, Any
+
+from fastapi import APIRouter, Query, Request
+from jinja2 import DictLoader, Environment, StrictUndefined
+from starlette.responses import HTMLResponse, Response
+
+from lazydp.components.bundle import query as queries
+from lazydp.service import schemas
+from lazydp.service.context import Context, InContext
+from lazydp.service.plot import budget_bars, epsilon_curve
+from lazydp.service.privacy import privacy_budget
+from lazydp.service.problems import Problem
+from lazydp.service.recommendations import answered
+from lazydp.service.served import ServedVersion
+
+router = APIRouter(tags=["pages"])
+
+_FILES = ("page.html", "docs.html", "page.css")
+_DAY = "private, max-age=86400"
+
+
+@functools.cache
+def _texts() -> dict[str, str]:
+    folder = importlib.resources.files("lazydp.service")
+    return {name: folder.joinpath(name).read_text(encoding="utf-8") for name in _FILES}
+
+
+@functools.cache
+def _templates() -> Environment:
+    return Environment(
+        loader=DictLoader(_texts()), autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class Trial:
+    """What a person tried on the page, and what came of it."""
+
+    user_id: str
+    history: str
+    k: int
+    asked: bool
+    answer: dict[str, Any] | None = None
+    problem: str | None = None
+
+
+@router.get("/", response_class=HTMLResponse, summary="The page")
+async def page(
+    context: InContext,
+    user_id: Annotated[str, Query(max_length=256, description="user to try")] = "",
+    history: Annotated[str, Query(max_length=4096, description="items to try, separated by commas")] = "",
+    k: Annotated[int, Query(ge=1, le=100, description="items wanted")] = 10,
+) -> HTMLResponse:
+    """The model served, the budget, and recommendations for the user or history given."""
+    served = context.served()
+    budget = await privacy_budget(context)
+    tried = await _try(context, served, user_id.strip(), history.strip(), k)
+    statement = served.bundle.statement
+    text = (
+        _templates()
+        .get_template("page.html")
+        .render(
+            version=importlib.metadata.version("lazydp"),
+            served=served,
+            kind=served.bundle.model.config.kind.replace("_", "-"),
+            lineage=served.bundle.manifest.lineage,
+            statement=statement,
+            budget=budget,
+            bars=[budget_bars(dataset) for dataset in budget.datasets],
+            curve=epsilon_curve(statement),
+            tried=tried,
+            item_hint=", ".join(served.scorer.items.ids[:3]),
+        )
+    )
+    return HTMLResponse(text, headers={"cache-control": "no-store"})
+
+
+@router.get("/docs", response_class=HTMLResponse, summary="The documentation of the interface")
+async def docs(request: Request) -> HTMLResponse:
+    """Every path with its parameters, bodies, answers and examples; /openapi.json is the same for machines."""
+    document = request.app.openapi()
+    by_tag: dict[str, list[dict[str, Any]]] = {}
+    for path, operations in document["paths"].items():
+        for method, operation in operations.items():
+            tag = (operation.get("tags") or ["other"])[0]
+            by_tag.setdefault(tag, []).append({**operation, "path": path, "method": method.upper()})
+    text = (
+        _templates()
+        .get_template("docs.html")
+        .render(
+            document=document, by_tag=by_tag, schemas=document["components"]["schemas"], dump=_pretty, type_of=type_name
+        )
+    )
+    return HTMLResponse(text, headers={"cache-control": _DAY})
+
+
+@router.get("/assets/page.css", response_class=Response, include_in_schema=False)
+async def style() -> Response:
+    """The style of both pages."""
+    return Response(_texts()["page.css"], media_type="text/css", headers={"cache-control": _DAY})
+
+
+async def _try(context: Context, served: ServedVersion, user_id: str, history: str, k: int) -> Trial:
+    items = [item.strip() for item in history.split(",") if item.strip()]
+    if not user_id and not items:
+        return Trial(user_id, history, k, asked=False)
+    query = queries.Query(user_id=user_id or None, history=items[: schemas.MAX_HISTORY], k=k, explain=bool(items))
+    try:
+        answer = json.loads(await answered(context, served, query))
+    except Problem as problem:
+        return Trial(user_id, history, k, asked=True, problem=problem.detail)
+    titles = served.scorer.items
+    for item in answer["items"]:
+        because = item.get("because") or []
+        item["because"] = [titles.title(titles.code(near)) or near for near in because]
+    return Trial(user_id, history, k, asked=True, answer=answer)
+
+
+def _pretty(value: Any) -> str:
+    return json.dumps(value, indent=2, ensure_ascii=False)
+
+
+def type_name(schema: dict[str, Any]) -> str:
+    """A schema in a few words: `text`, `list of integer`, `RecommendationQuery`."""
+    if "anyOf" in schema:
+        return " or ".join(dict.fromkeys(type_name(part) for part in schema["anyOf"]))
+    if "$ref" in schema:
+        return str(schema["$ref"]).rsplit("/", 1)[1]
+    if "enum" in schema or "const" in schema:
+        return " or ".join(json.dumps(value) for value in schema.get("enum", [schema.get("const")]))
+    kind = str(schema.get("type", "anything"))
+    if kind == "array":
+        return f"list of {type_name(schema.get('items', {}))}"
+    return {"string": "text", "object": "mapping"}.get(kind, kind)

@@ -1,0 +1,102 @@
+"""Runs the service: binds before it announces, drains before it goes."""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+import sys
+from types import FrameType
+
+import structlog
+import uvicorn
+from fastapi import FastAPI
+
+from lazydp.components.shared.errors import UnavailableError
+from lazydp.components.shared.files import write_bytes
+from lazydp.service.app import create_app
+from lazydp.service.context import Context
+from lazydp.service.logs import configure
+from lazydp.service.settings import Settings
+
+_BACKLOG = 2048
+_log = structlog.get_logger("lazydp.service")
+
+
+def serve(settings: Settings) -> None:
+    """Serve until SIGTERM or SIGINT; requests under way are answered first.
+
+    Raises:
+        LazyDPError: a bundle is refused, the address cannot be bound, or it is open to others without keys.
+    """
+    settings.refuse_open_door()
+    configure(settings.log_level)
+    app = create_app(settings)
+    context = app.state.context
+    assert isinstance(context, Context)
+    context.registry.start()
+    listener = _bind(settings.host, settings.port)
+    server = _Server(app, settings, context)
+    try:
+        server.run(sockets=[listener])
+    finally:
+        listener.close()
+
+
+def _bind(host: str, port: int) -> socket.socket:
+    try:
+        family, kind, protocol, _, address = socket.getaddrinfo(
+            host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
+        )[0]
+        listener = socket.socket(family, kind, protocol)
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        listener.bind(address)
+        listener.listen(_BACKLOG)
+    except OSError as error:
+        raise UnavailableError(f"cannot serve on {host} port {port}: {error.strerror}; choose another --port") from None
+    listener.setblocking(False)
+    return listener
+
+
+class _Server(uvicorn.Server):
+    """uvicorn that says where it listens, and that stops being ready before it stops."""
+
+    def __init__(self, app: FastAPI, settings: Settings, context: Context) -> None:
+        super().__init__(
+            uvicorn.Config(
+                app,
+                log_config=None,
+                access_log=False,
+                server_header=False,
+                proxy_headers=False,
+                timeout_graceful_shutdown=settings.drain_s,
+                ssl_certfile=None if settings.tls_certificate is None else str(settings.tls_certificate),
+                ssl_keyfile=None if settings.tls_key is None else str(settings.tls_key),
+            )
+        )
+        self._settings = settings
+        self._context = context
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        """Start, then announce the address."""
+        await super().startup(sockets)
+        if not self.started or not sockets:
+            return
+        host, port = sockets[0].getsockname()[:2]
+        scheme = "http" if self._settings.tls_certificate is None else "https"
+        shown = f"[{host}]" if ":" in host else host
+        sys.stdout.write(f"lazydp serves on {scheme}://{shown}:{port}\n")
+        sys.stdout.flush()
+        if self._settings.port_file is not None:
+            write_bytes(self._settings.port_file, f"{port}\n".encode())
+
+    def handle_exit(self, sig: int, frame: FrameType | None) -> None:
+        """First stop being ready, then, after the delay that load balancers need, stop accepting."""
+        first = not self._context.draining
+        self._context.draining = True
+        delay = self._settings.drain_delay_s
+        if first and delay:
+            _log.info("draining", seconds=delay)
+            loop = asyncio.get_running_loop()
+            loop.call_later(delay, super().handle_exit, sig, frame)
+        else:
+            super().handle_exit(sig, frame)

@@ -1,0 +1,134 @@
+"""Settings of the service: environment variables LAZYDP_SERVE_*, a YAML file, or options of `lazydp serve`."""
+
+from __future__ import annotations
+
+import ipaddress
+from pathlib import Path
+from typing import Annotated, Literal, Self
+
+from pydantic import BaseModel, ConfigDict, Field, PositiveFloat, PositiveInt, ValidationError, model_validator
+from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict, YamlConfigSettingsSource
+
+from lazydp.components.shared.errors import InputError
+
+Scope = Literal["recommend", "budget", "admin"]
+
+
+class ApiKey(BaseModel):
+    """A key that the service accepts; only its digest is stored (`lazydp serve --make-key` prints both).
+
+    Attributes:
+        name: whose it is; appears in logs.
+        sha256: hexadecimal SHA-256 of the key.
+        scopes: what it opens; none implies another.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    name: Annotated[str, Field(pattern=r"^[A-Za-z0-9._-]{1,64}$")]
+    sha256: Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
+    scopes: Annotated[frozenset[Scope], Field(min_length=1)]
+
+
+class Settings(BaseSettings):
+    """Everything about a running service that can be chosen. Options win over environment, environment over file."""
+
+    model_config = SettingsConfigDict(
+        env_prefix="LAZYDP_SERVE_", env_nested_delimiter="__", extra="forbid", frozen=True, yaml_file=None
+    )
+
+    bundles: Annotated[
+        tuple[Path, ...],
+        Field(description="bundle folders (or links to the version in use, which are watched); first is the default"),
+    ] = ()
+    repository: Annotated[
+        Path | None, Field(description="folder whose bundles POST /v2/repository/models/{name}/load may bring in")
+    ] = None
+    ledger: Annotated[str | None, Field(description="ledger URL, read only; without it the statement alone")] = None
+    host: Annotated[str, Field(description="address to bind")] = "127.0.0.1"
+    port: Annotated[int, Field(ge=0, le=65535, description="port to bind; 0 takes a free one and prints it")] = 8000
+    port_file: Annotated[Path | None, Field(description="file to write the port to once the service is ready")] = None
+    allow_test_key: Annotated[bool, Field(description="serve bundles made under a noise key for tests")] = False
+    allow_non_private: Annotated[bool, Field(description="serve bundles trained without privacy")] = False
+    verify: Annotated[bool, Field(description="read every byte of a bundle and compare digests")] = True
+    api_keys: Annotated[
+        tuple[ApiKey, ...], Field(description="accepted keys: name, sha256 and scopes (recommend, budget, admin) each")
+    ] = ()
+    allow_anonymous: Annotated[bool, Field(description="bind beyond loopback without any key")] = False
+    tls_certificate: Annotated[Path | None, Field(description="PEM certificate chain")] = None
+    tls_key: Annotated[Path | None, Field(description="PEM private key")] = None
+    threads: Annotated[PositiveInt, Field(description="threads of a matrix product")] = 1
+    max_body_bytes: Annotated[PositiveInt, Field(description="largest request body")] = 2**20
+    max_concurrent: Annotated[PositiveInt, Field(description="requests at once; more are told 429, Retry-After")] = 512
+    request_timeout_s: Annotated[PositiveFloat, Field(description="seconds a request may take, its body included")] = 10
+    drain_s: Annotated[PositiveInt, Field(description="seconds that requests under way have after SIGTERM")] = 30
+    drain_delay_s: Annotated[
+        float, Field(ge=0, description="seconds between not being ready and not accepting, for load balancers")
+    ] = 0
+    poll_s: Annotated[PositiveFloat, Field(description="seconds between looks for a new version of a bundle")] = 2
+    cache_entries: Annotated[int, Field(ge=0, description="answers kept per model version; 0 keeps none")] = 4096
+    access_log: Annotated[bool, Field(description="one log line a request (never with ids of users or items)")] = True
+    log_level: Annotated[Literal["debug", "info", "warning", "error"], Field(description="least level logged")] = "info"
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Self:
+        if (self.tls_certificate is None) != (self.tls_key is None):
+            raise ValueError("tls_certificate and tls_key are given together or not at all")
+        digests = [key.sha256 for key in self.api_keys]
+        if len(set(digests)) < len(digests):
+            raise ValueError("api_keys: one key is listed twice")
+        return self
+
+    @classmethod
+    def settings_customise_sources(
+        cls,
+        settings_cls: type[BaseSettings],
+        init_settings: PydanticBaseSettingsSource,
+        env_settings: PydanticBaseSettingsSource,
+        dotenv_settings: PydanticBaseSettingsSource,
+        file_secret_settings: PydanticBaseSettingsSource,
+    ) -> tuple[PydanticBaseSettingsSource, ...]:
+        """Options, environment, file."""
+        return init_settings, env_settings, YamlConfigSettingsSource(settings_cls)
+
+    def refuse_open_door(self) -> None:
+        """Raise where the address can be reached from elsewhere and no key guards it.
+
+        Raises:
+            InputError: the host is not loopback, there are no keys, and that was not asked for.
+        """
+        if self.api_keys or self.allow_anonymous or _is_loopback(self.host):
+            return
+        raise InputError(
+            f"host {self.host} can be reached from other machines and no API key is set: "
+            "set api_keys (see `lazydp serve --make-key`), or say --allow-anonymous"
+        )
+
+
+def _is_loopback(host: str) -> bool:
+    if host == "localhost":
+        return True
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False
+
+
+def load_settings(config: Path | None = None, **options: object) -> Settings:
+    """Settings from options, environment and file.
+
+    Raises:
+        InputError: the file is missing or a setting is not valid; one line that names it.
+    """
+    if config is not None and not config.is_file():
+        raise InputError(f"no configuration at {config}: expected a YAML file of settings of `lazydp serve`")
+
+    class FromFile(Settings):
+        model_config = SettingsConfigDict(yaml_file=config)
+
+    try:
+        return FromFile(**options)  # type: ignore[arg-type]  # validated by pydantic
+    except ValidationError as error:
+        problem = error.errors(include_url=False, include_input=False)[0]
+        where = ".".join(str(part) for part in problem["loc"]) or "settings"
+        raise InputError(f"setting {where}: {problem['msg'].removeprefix('Value error, ')}") from None
