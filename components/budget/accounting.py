@@ -11,7 +11,8 @@ import functools
 import importlib.metadata
 import json
 import math
-from collections.abc import Callable, Iterable
+import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -20,8 +21,10 @@ from dp_accounting.dp_event import DpEvent
 from dp_accounting.pld import privacy_loss_distribution as pld
 from scipy.optimize import brentq
 
-from lazydp.components.budget.events import event_from_json, event_to_json, repeated
+from lazydp.components.budget.events import event_from_json, event_to_json
+from lazydp.components.budget.loss_store import Leaves, LossStore, fresh_store
 from lazydp.components.budget.mixture import RenyiAccountant, mixture_distribution
+from lazydp.components.budget.rules import SMALLEST_DELTA
 from lazydp.components.shared.errors import InputError, PrivacyError
 
 ACCOUNTANTS = ("pld", "rdp")
@@ -30,6 +33,9 @@ ACCOUNTANTS = ("pld", "rdp")
 _INTERVAL = 1e-4
 _COARSE = 1e-3
 _MOST_POINTS = 4_000_000
+
+# A composition that took longer than this is worth a file.
+_DURABLE_SECONDS = 0.05
 
 # Calibration stops when noise_multiplier is known to this relative width.
 _CALIBRATION_WIDTH = 2e-4
@@ -41,7 +47,7 @@ def accountant_version() -> str:
     return f"dp-accounting {importlib.metadata.version('dp-accounting')}"
 
 
-def epsilon(event: DpEvent, *, delta: float, accountant: str = "pld") -> float:
+def epsilon(event: DpEvent, *, delta: float, accountant: str = "pld", store: LossStore | None = None) -> float:
     """The epsilon at which `event` is (epsilon, delta)-DP; infinite where there is none.
 
     Repeat-and-select events (tuning) have no loss distribution: such a part enters by its Renyi curve, turned into
@@ -51,6 +57,7 @@ def epsilon(event: DpEvent, *, delta: float, accountant: str = "pld") -> float:
         event: what was done.
         delta: in (0, 1).
         accountant: `pld` (reported) or `rdp` (a check, never below).
+        store: compositions computed before; by default those of this process only.
 
     Raises:
         InputError: delta out of range, or an unknown accountant.
@@ -61,7 +68,7 @@ def epsilon(event: DpEvent, *, delta: float, accountant: str = "pld") -> float:
         raise InputError(f"accountant must be one of {', '.join(ACCOUNTANTS)}, found {accountant!r}")
     if accountant == "rdp":
         return _renyi_epsilon(event, delta)
-    return _epsilon_at(event, delta, _INTERVAL)
+    return _epsilon_at(event, delta, _INTERVAL, store)
 
 
 def epsilon_over_steps(event_after: Callable[[int], DpEvent], *, steps: int, delta: float) -> list[tuple[int, float]]:
@@ -125,8 +132,8 @@ def _bracket(excess: Callable[[float], float], target_epsilon: float) -> tuple[f
 
 
 def _check_delta(delta: float) -> None:
-    if not 0 < delta < 1:
-        raise InputError(f"delta must be in (0, 1), found {delta}")
+    if not SMALLEST_DELTA <= delta < 1:
+        raise InputError(f"delta must be in [{SMALLEST_DELTA:g}, 1), found {delta}")
 
 
 # --- composition -----------------------------------------------------------------------------------------------
@@ -174,8 +181,9 @@ def _take_apart(event: DpEvent) -> _Parts:
 
     visit(event, 1)
     if inverse_variance:
+        # Last, so that another Gaussian leaves what was composed before it as it is.
         counts[canonical(dp_event.GaussianDpEvent(inverse_variance**-0.5))] = 1
-    return _Parts(counts=dict(sorted(counts.items())), selections=tuple(selections), private=private)
+    return _Parts(counts=counts, selections=tuple(selections), private=private)
 
 
 def _noise(event: DpEvent) -> float:
@@ -186,48 +194,61 @@ def _noise(event: DpEvent) -> float:
     raise PrivacyError(f"no accounting is known for {event}")
 
 
-def _epsilon_at(event: DpEvent, delta: float, interval: float) -> float:
+def _epsilon_at(event: DpEvent, delta: float, interval: float, store: LossStore | None = None) -> float:
     parts = _take_apart(event)
     if not parts.private:
         return math.inf
+    leaves = tuple(parts.counts.items())
+    store = store or fresh_store()
     if not parts.selections:
-        return _loss_epsilon(parts.counts, (), delta, interval)
+        return _loss_epsilon(leaves, (), delta, interval, store)
     selected = _renyi_epsilon(dp_event.ComposedDpEvent(list(parts.selections)), delta / 2)
-    mixed = _loss_epsilon(parts.counts, (selected, delta / 2), delta, interval) if math.isfinite(selected) else math.inf
-    return min(mixed, _renyi_epsilon(event, delta))
+    whole = _renyi_epsilon(event, delta)
+    if not math.isfinite(selected):
+        return whole
+    return min(whole, _loss_epsilon(leaves, (selected, delta / 2), delta, interval, store))
 
 
 def _loss_epsilon(
-    counts: dict[str, int], known: tuple[()] | tuple[float, float], delta: float, interval: float
+    leaves: Leaves, known: tuple[()] | tuple[float, float], delta: float, interval: float, store: LossStore
 ) -> float:
-    """Epsilon of the composition of `counts` and, where given, of a mechanism known to be (epsilon, delta)-DP."""
-    if not counts and not known:
+    """Epsilon of the composition of `leaves` and, where given, of a mechanism known to be (epsilon, delta)-DP."""
+    if not leaves and not known:
         return 0.0
-    interval = max([interval, *(_fitting_interval(key) for key in counts)])
-    distribution = _composition(tuple(counts.items()), interval)
+    interval = max([interval, *(_fitting_interval(key) for key, _ in leaves)])
+    distribution = _composition(leaves, interval, store) if leaves else None
     if known:
         parameters = pld.common.DifferentialPrivacyParameters(*known)
         other = pld.from_privacy_parameters(parameters, value_discretization_interval=interval)
         distribution = other if distribution is None else distribution.compose(other)
+    assert distribution is not None
     return float(distribution.get_epsilon_for_delta(delta))
 
 
-@functools.lru_cache(maxsize=8)
-def _composition(counts: tuple[tuple[str, int], ...], interval: float) -> Any:
-    """The loss distribution of all of `counts`; None where there are none."""
-    distribution = None
-    for key, count in counts:
-        part = _repeated_distribution(key, count, interval)
-        distribution = part if distribution is None else distribution.compose(part)
-    return distribution
+def _composition(leaves: Leaves, interval: float, store: LossStore) -> Any:
+    """The loss distribution of all of `leaves`, from whatever of it is kept.
+
+    Most often one event came after those composed last time. Otherwise halves: where one leaf of n changed, log n
+    compositions are new.
+    """
+    found = store.get(leaves, interval)
+    if found is not None:
+        return found
+    started = time.perf_counter()
+    if len(leaves) == 1:
+        key, count = leaves[0]
+        single = _distribution(key, interval)
+        made = single if count == 1 else single.self_compose(count)
+    elif (before := store.get(leaves[:-1], interval)) is not None:
+        made = before.compose(_composition(leaves[-1:], interval, store))
+    else:
+        half = 1 << (len(leaves) - 1).bit_length() - 1
+        made = _composition(leaves[:half], interval, store).compose(_composition(leaves[half:], interval, store))
+    store.put(leaves, interval, made, durable=time.perf_counter() - started > _DURABLE_SECONDS)
+    return made
 
 
-def _repeated_distribution(key: str, count: int, interval: float) -> Any:
-    single = _distribution(key, interval)
-    return single if count == 1 else single.self_compose(count)
-
-
-@functools.lru_cache(maxsize=32)
+@functools.lru_cache(maxsize=16)
 def _distribution(key: str, interval: float) -> Any:
     """The loss distribution of one event that composes no others."""
     event = event_from_json(json.loads(key))
@@ -290,27 +311,3 @@ def _renyi_epsilon(event: DpEvent, delta: float) -> float:
     accountant.compose(event)
     found = float(accountant.get_epsilon(delta))
     return math.inf if math.isnan(found) else found
-
-
-def self_check(events: Iterable[DpEvent], *, delta: float) -> None:
-    """Refuse to report a PLD epsilon above the Renyi one by more than the grid can explain.
-
-    Raises:
-        PrivacyError: the accountants contradict each other.
-    """
-    for event in events:
-        by_loss, by_renyi = epsilon(event, delta=delta), epsilon(event, delta=delta, accountant="rdp")
-        if by_loss > by_renyi * 1.01 + 1e-2:
-            raise PrivacyError(f"PLD gives epsilon {by_loss}, above the Renyi bound {by_renyi}, for {event}")
-
-
-__all__ = [
-    "ACCOUNTANTS",
-    "accountant_version",
-    "calibrate_noise_multiplier",
-    "canonical",
-    "epsilon",
-    "epsilon_over_steps",
-    "repeated",
-    "self_check",
-]

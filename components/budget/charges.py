@@ -8,13 +8,20 @@ from typing import Any
 from lazydp.components.budget.accounting import epsilon
 from lazydp.components.budget.entries import canonical_json
 from lazydp.components.budget.events import composed, event_from_json, repeated
+from lazydp.components.budget.loss_store import default_store
 from lazydp.components.budget.state import Account, LedgerState
 
 EventJson = dict[str, Any]
 
 
-def epsilon_of(events: Iterable[EventJson], *, delta: float) -> float:
-    """Epsilon of the composition of `events`; infinite where one has no privacy."""
+def epsilon_of(events: Iterable[EventJson], *, delta: float, trusting: bool = True) -> float:
+    """Epsilon of the composition of `events`; infinite where one has no privacy.
+
+    Args:
+        events: as JSON.
+        delta: in (0, 1).
+        trusting: whether loss distributions kept on this machine may be used.
+    """
     counts: dict[str, int] = {}
     documents: dict[str, EventJson] = {}
     for event in events:
@@ -22,18 +29,20 @@ def epsilon_of(events: Iterable[EventJson], *, delta: float) -> float:
         counts[text] = counts.get(text, 0) + 1
         documents[text] = event
     parts = [repeated(event_from_json(documents[text]), count) for text, count in counts.items()]
-    return epsilon(composed(parts), delta=delta)
+    return epsilon(composed(parts), delta=delta, store=default_store() if trusting else None)
 
 
-def account_of(state: LedgerState, fingerprint: str, *, more: Iterable[EventJson] = ()) -> Account:
+def account_of(
+    state: LedgerState, fingerprint: str, *, more: Iterable[EventJson] = (), trusting: bool = True
+) -> Account:
     """The account of a dataset that has a budget, were `more` charged as well."""
     runs = list(state.runs_of(state.family(fingerprint)))
     charged = [event for run in runs if (event := run.charged_event()) is not None]
     released = [run.released_event for run in runs if run.released_event is not None]
     delta = state.budgets[fingerprint].delta
     return Account(
-        epsilon=epsilon_of([*charged, *more], delta=delta),
-        committed_epsilon=epsilon_of(released, delta=delta),
+        epsilon=epsilon_of([*charged, *more], delta=delta, trusting=trusting),
+        committed_epsilon=epsilon_of(released, delta=delta, trusting=trusting),
         delta=delta,
     )
 

@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any, Self
 
 from lazydp.components.budget.entries import Entry, Kind, head_of, next_entry
 from lazydp.components.budget.rules import (
+    SMALLEST_DELTA,
     check_admitted,
     check_budget_is_set,
     check_same_claim,
@@ -184,8 +185,8 @@ class Ledger:
         """
         if not (epsilon > 0 and math.isfinite(epsilon)):
             raise InputError(f"the budget's epsilon must be a finite number above 0, found {epsilon}")
-        if not 0 < delta < 1:
-            raise InputError(f"the budget's delta must be in (0, 1), found {delta}")
+        if not SMALLEST_DELTA <= delta < 1:
+            raise InputError(f"the budget's delta must be in [{SMALLEST_DELTA:g}, 1), found {delta}")
         if privacy_unit not in PRIVACY_UNITS:
             raise InputError(f"privacy_unit must be one of {', '.join(PRIVACY_UNITS)}, found {privacy_unit!r}")
 

@@ -9,6 +9,9 @@ from typing import Any
 from lazydp.components.budget.state import Dataset, LedgerState, Run
 from lazydp.components.shared.errors import BudgetExceededError, InputError, PrivacyError
 
+# Convolutions by FFT leave an absolute error of about 1e-16 in probabilities; a delta must stand far above it.
+SMALLEST_DELTA = 1e-12
+
 # Two computations of one epsilon may differ in the last digits (another machine, another FFT).
 _SAME = 1e-9
 
@@ -74,7 +77,8 @@ def check_admitted(state: LedgerState, fingerprint: str, document: dict[str, Any
                 f"the budget of dataset {state.datasets[member].name}{shared} does not admit the run: epsilon "
                 f"{budget.epsilon:g} at delta {budget.delta:g} per {budget.privacy_unit}, charged so far {before:.4g}, "
                 f"with the run {after:.4g} (alone {epsilon_alone(document, budget.delta):.4g}): take fewer "
-                "steps or more noise, void reservations that released nothing, or raise the budget with `lazydp budget set`"
+                "steps or more noise, void reservations that released nothing, or raise the budget with "
+                "`lazydp budget set`"
             )
 
 

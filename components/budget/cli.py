@@ -1,0 +1,294 @@
+"""`lazydp budget`: the ledger on a terminal. `show` must answer at once, so nothing heavy is imported on its way."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from lazydp.components.shared.errors import InputError, IntegrityError
+
+if TYPE_CHECKING:
+    from lazydp.components.budget.entries import Entry
+    from lazydp.components.budget.ledger import Ledger
+    from lazydp.components.budget.verify import Verification
+    from lazydp.components.budget.views import DatasetBudget
+
+_LEDGER = click.option(
+    "--ledger", envvar="LAZYDP_LEDGER", help="URL of the ledger.  [default: sqlite:///lazydp-ledger.db]"
+)
+_JSON = click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+_BY = click.option("--by", envvar="LAZYDP_OPERATOR", help="Your name, for the ledger.")
+_DATASET = click.option("--dataset", help="One dataset: fingerprint, its first characters, or name.")
+
+
+@click.group(name="budget", epilog="Example: lazydp budget show")
+def command() -> None:
+    """Show and govern the privacy budget."""
+
+
+@command.command(epilog="Example: lazydp budget show --json")
+@_LEDGER
+@_DATASET
+@_JSON
+def show(ledger: str | None, dataset: str | None, as_json: bool) -> None:
+    """What each dataset may spend, what is spent or promised, and what remains."""
+    with _open(ledger, read_only=True) as opened:
+        budgets = [opened.show(dataset)] if dataset else list(opened.budgets())
+    if as_json:
+        _print_json([asdict(budget) for budget in budgets])
+        return
+    _print_table(
+        ["dataset", "fingerprint", "unit", "delta", "budget", "committed", "charged", "remaining", "runs", "releases"],
+        [_budget_row(budget) for budget in budgets],
+        title="epsilon: composed by PLD; charged = committed and reserved",
+        empty="no dataset yet: `lazydp budget set` registers one",
+    )
+
+
+@command.command(
+    name="set", epilog="Example: lazydp budget set --dataset out/dataset --epsilon 8 --delta 1e-5 --by 'A. Turing'"
+)
+@_LEDGER
+@click.option("--dataset", required=True, help="Folder that `lazydp ingest` wrote, or fingerprint or name.")
+@click.option("--epsilon", type=float, required=True, help="The budget.")
+@click.option("--delta", type=float, required=True, help="Its delta.")
+@click.option(
+    "--privacy-unit",
+    type=click.Choice(["example", "user"]),
+    default="example",
+    show_default=True,
+    help="Whose presence the budget bounds.",
+)
+@click.option("--name", help="Name of a dataset that is new to the ledger.")
+@click.option("--parent", "parents", multiple=True, help="A dataset of the ledger that shares users with it.")
+@_BY
+@click.option("--reason", default="", help="Why; must be given to raise a budget.")
+def set_(
+    ledger: str | None,
+    dataset: str,
+    epsilon: float,
+    delta: float,
+    privacy_unit: str,
+    name: str | None,
+    parents: tuple[str, ...],
+    by: str | None,
+    reason: str,
+) -> None:
+    """Set what may be spent on a dataset; to raise it takes a name and a reason."""
+    with _open(ledger) as opened:
+        named = _register(opened, dataset, name=name, parents=parents, by=by)
+        budget = opened.set_budget(named, epsilon=epsilon, delta=delta, privacy_unit=privacy_unit, by=by, reason=reason)
+    click.echo(
+        f"{budget.name}: epsilon {budget.epsilon:g} at delta {budget.delta:g} per {budget.privacy_unit}; "
+        f"charged {budget.charged_epsilon:.4g}, remaining {budget.remaining_epsilon:.4g}"
+    )
+
+
+@command.command(epilog="Example: lazydp budget history --dataset ml-100k")
+@_LEDGER
+@_DATASET
+@_JSON
+def history(ledger: str | None, dataset: str | None, as_json: bool) -> None:
+    """Every entry of the ledger, oldest first."""
+    with _open(ledger, read_only=True) as opened:
+        entries = opened.entries()
+        if dataset:
+            state = opened.state()
+            family = state.family(state.resolve(dataset))
+            entries = tuple(entry for entry in entries if entry.dataset in family)
+    if as_json:
+        _print_json([{**asdict(entry), "body": entry.content()} for entry in entries])
+        return
+    _print_table(
+        ["entry", "at (UTC)", "by", "kind", "dataset", "run", "what", "digest"],
+        [_entry_row(entry) for entry in entries],
+        title=f"{len(entries)} entries",
+        empty="no entry yet",
+    )
+
+
+@command.command(epilog="Example: lazydp budget void run-1f2e --by 'A. Turing' --reason 'crashed; checkpoints deleted'")
+@click.argument("run_id")
+@_LEDGER
+@_BY
+@click.option("--reason", required=True, help="Why nothing of the run was or will be released.")
+def void(run_id: str, ledger: str | None, by: str | None, reason: str) -> None:
+    """Give back what a run reserved, when nothing of it was or will be released.
+
+    Delete its checkpoints first: they hold what was learnt. What its snapshots released stays charged.
+    """
+    with _open(ledger) as opened:
+        opened.void(run_id, by=by or "", reason=reason)
+    click.echo(f"run {run_id} is voided")
+
+
+@command.command(name="verify", epilog="Example: lazydp budget verify --expect-head 41:0f3c...")
+@_LEDGER
+@click.option("--expect-head", help="NUMBER:DIGEST that an earlier verify printed: it must still be there.")
+@_JSON
+def verify_(ledger: str | None, expect_head: str | None, as_json: bool) -> None:
+    """Recompute the chain of entries and every epsilon; exit status 1 where anything does not hold."""
+    with _open(ledger, read_only=True) as opened:
+        entries = opened.entries()
+    found = _verified(entries, expect_head)
+    if as_json:
+        _print_json({**asdict(found), "ok": not found.problems})
+    else:
+        for problem in found.problems:
+            click.echo(problem.line())
+        click.echo(f"{found.entries} entries, {found.epsilons} epsilons recomputed; head {found.head}")
+    if found.problems:
+        more = f" and {len(found.problems) - 1} more" if len(found.problems) > 1 else ""
+        raise IntegrityError(f"the ledger does not verify: {found.problems[0].line()}{more}")
+
+
+@command.command(epilog="Example: lazydp budget export --html budget.html")
+@_LEDGER
+@click.option(
+    "--html", "html_file", type=click.Path(path_type=Path, dir_okay=False), help="A one-page report, with plots."
+)
+@click.option(
+    "--entries", "entries_file", type=click.Path(path_type=Path, dir_okay=False), help="Every entry, one JSON a line."
+)
+def export(ledger: str | None, html_file: Path | None, entries_file: Path | None) -> None:
+    """Write a report for a review, or the entries for an archive."""
+    from lazydp.components.budget.report import report
+    from lazydp.components.shared.files import write_bytes
+
+    if html_file is None and entries_file is None:
+        raise click.UsageError("say what to write: --html FILE or --entries FILE")
+    with _open(ledger, read_only=True) as opened:
+        entries = opened.entries()
+    page = "" if html_file is None else report(entries, ledger=opened.url, verification=_verified(entries, None))
+    try:
+        if html_file is not None:
+            write_bytes(html_file, page.encode())
+            click.echo(f"wrote {html_file}")
+        if entries_file is not None:
+            lines = "".join(json.dumps(asdict(entry), ensure_ascii=False) + "\n" for entry in entries)
+            write_bytes(entries_file, lines.encode())
+            click.echo(f"wrote {entries_file}: {len(entries)} entries")
+    except OSError as error:
+        raise InputError(f"cannot write {error.filename or html_file or entries_file}: {error.strerror}") from error
+
+
+@command.command(epilog="Example: lazydp budget migrate")
+@_LEDGER
+def migrate(ledger: str | None) -> None:
+    """Bring an older ledger to the schema of this lazydp (keep a copy first)."""
+    from lazydp.components.budget.sql_storage import migrate as migrated
+    from lazydp.components.budget.storage import default_url
+
+    migrated(ledger or default_url())
+    click.echo("the ledger has the schema of this lazydp")
+
+
+def _open(url: str | None, *, read_only: bool = False) -> Ledger:
+    from lazydp.components.budget.ledger import Ledger
+
+    return Ledger.open(url, read_only=read_only)
+
+
+def _verified(entries: Sequence[Entry], expect_head: str | None) -> Verification:
+    from lazydp.components.budget.verify import verify
+    from lazydp.components.shared.progress import Progress
+
+    with Progress("verify", total=len(entries), unit="entries") as progress:
+        return verify(entries, expect_head=expect_head, progress=progress.advance)
+
+
+def _register(ledger: Ledger, dataset: str, *, name: str | None, parents: tuple[str, ...], by: str | None) -> str:
+    """Make sure that the ledger knows `dataset`: a folder, or a fingerprint given together with a name."""
+    manifest = Path(dataset) / "dataset.json"
+    if manifest.is_file():
+        try:
+            document = json.loads(manifest.read_bytes())
+            fingerprint, called = document["fingerprint"], name or document["spec"]["name"]
+            sources = [document["source"]["digest"]]
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            raise InputError(f"{manifest} is no dataset of lazydp: {error!r}") from error
+        return ledger.register_dataset(fingerprint, name=called, sources=sources, parents=parents, by=by).fingerprint
+    if name is not None:
+        return ledger.register_dataset(dataset, name=name, parents=parents, by=by).fingerprint
+    known = ledger.state()
+    fingerprint = known.resolve(dataset)
+    if parents:
+        ledger.register_dataset(fingerprint, name=known.datasets[fingerprint].name, parents=parents, by=by)
+    return fingerprint
+
+
+def _budget_row(budget: DatasetBudget) -> list[str]:
+    def figure(value: float | None) -> str:
+        return "none set" if value is None else f"{value:.4g}"
+
+    return [
+        budget.name,
+        budget.dataset[:12],
+        budget.privacy_unit or "-",
+        "-" if budget.delta is None else f"{budget.delta:g}",
+        figure(budget.epsilon),
+        f"{budget.committed_epsilon:.4g}",
+        f"{budget.charged_epsilon:.4g}",
+        "-" if budget.remaining_epsilon is None else figure(budget.remaining_epsilon),
+        f"{budget.reserved_runs} reserved, {budget.committed_runs} committed",
+        str(budget.releases),
+    ]
+
+
+def _entry_row(entry: Entry) -> list[str]:
+    return [
+        str(entry.number),
+        entry.recorded_at[:19].replace("T", " "),
+        entry.recorded_by,
+        entry.kind,
+        entry.dataset[:12],
+        entry.run_id or "-",
+        _what(entry.kind, entry.content()),
+        entry.digest[:12],
+    ]
+
+
+def _what(kind: str, content: dict[str, Any]) -> str:
+    if kind == "dataset":
+        return f"{content['name']}; parents: {', '.join(name[:12] for name in content['parents']) or 'none'}"
+    if kind == "budget":
+        why = f": {content['reason']}" if content["reason"] else ""
+        return f"epsilon {content['epsilon']:g} at delta {content['delta']:g} per {content['privacy_unit']}{why}"
+    if kind == "reserved":
+        return f"{content['purpose']}, epsilon {content['epsilon']:.4g} alone"
+    if kind == "committed":
+        step = "" if content["step"] is None else f" at step {content['step']}"
+        return f"{'release' if content['final'] else 'snapshot'}{step}, epsilon {content['epsilon']:.4g} alone"
+    return str(content.get("reason", ""))
+
+
+def _print_json(document: Any) -> None:
+    click.echo(json.dumps(document, indent=2, ensure_ascii=False))
+
+
+def _print_table(columns: list[str], rows: list[list[str]], *, title: str, empty: str) -> None:
+    """A table for people: drawn on a terminal, plain columns elsewhere."""
+    if not rows:
+        click.echo(empty)
+        return
+    # Names and reasons were typed by somebody: no control character of theirs reaches the terminal.
+    rows = [["".join(c if c.isprintable() else "?" for c in cell) for cell in row] for row in rows]
+    if sys.stdout.isatty():
+        from rich.console import Console
+        from rich.table import Table
+        from rich.text import Text
+
+        table = Table(*columns, caption=title, caption_justify="left")
+        for row in rows:
+            table.add_row(*map(Text, row))
+        Console().print(table)
+        return
+    widths = [max(len(row[place]) for row in [columns, *rows]) for place in range(len(columns))]
+    for row in [columns, *rows]:
+        click.echo("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip())
