@@ -7,17 +7,19 @@ import logging
 import math
 import os
 import uuid
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
+from torch import Tensor
 
 from lazydp.components.budget.accounting import epsilon
 from lazydp.components.budget.events import event_to_json
 from lazydp.components.features.spec import FeatureSpec
 from lazydp.components.ingest.dataset import EncodedDataset
 from lazydp.components.models.build import build_model
+from lazydp.components.models.recommender import Recommender
 from lazydp.components.shared.errors import InputError
 from lazydp.components.shared.progress import Progress
 from lazydp.components.train.checkpoint import BackgroundWriter, Checkpoint, RunFolder, RunIdentity
@@ -173,9 +175,16 @@ def key_of(checkpoint: Checkpoint, folder: RunFolder) -> NoiseKey:
 
 def build_engine(spec: FeatureSpec, identity: RunIdentity, secret: NoiseKey) -> Engine:
     """The engine of a run, at step 0."""
+    return engine_for(build_model(spec, identity.config.model), identity, secret)
+
+
+def engine_for(
+    model: Recommender, identity: RunIdentity, secret: NoiseKey, *, tables: Mapping[str, Tensor] | None = None
+) -> Engine:
+    """The engine of a run with another model than the configured one (an audit's), or other initial `tables`."""
     config = identity.config
     return Engine(
-        build_model(spec, config.model),
+        model,
         mode=config.mode,
         privacy=PrivacyParameters(
             noise_multiplier=identity.noise_multiplier or 0.0,
@@ -189,6 +198,7 @@ def build_engine(spec: FeatureSpec, identity: RunIdentity, secret: NoiseKey) -> 
             **config.dense.options,
         ),
         key=secret.derive("noise"),
+        tables=tables,
     )
 
 
