@@ -6,7 +6,7 @@ noise and serving maps them from a file; both hand the pooled rows to the same `
 
 from __future__ import annotations
 
-import zlib
+import hashlib
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -80,10 +80,15 @@ def initial_tables(model: Recommender) -> dict[str, Tensor]:
     """Initial weights of every table, float32 [num_rows, dim]: a pure function of the model's public seed."""
     weights = {}
     for name, shape in model.tables.items():
-        generator = torch.Generator().manual_seed(model.config.seed * 0x1_0000_0000 + zlib.crc32(name.encode()))
+        generator = torch.Generator().manual_seed(_seed_of(model.config.seed, name))
         weight = torch.empty(shape.num_rows, shape.dim)
         weights[name] = weight.normal_(std=model.config.embedding_init_std, generator=generator)
     return weights
+
+
+def _seed_of(seed: int, table: str) -> int:
+    """A seed for each table: 32 bits, all that the CPU generator takes."""
+    return int.from_bytes(hashlib.sha256(f"{seed} {table}".encode()).digest()[:4])
 
 
 def pool(
