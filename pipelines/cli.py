@@ -19,6 +19,7 @@ _COMMANDS = {
     "train": ("lazydp.components.train.cli:command", "Train a recommender with differential privacy."),
     "export": ("lazydp.components.export.cli:command", "Flush, prove it, and release a bundle."),
     "evaluate": ("lazydp.components.evaluate.cli:command", "Measure a bundle beside popularity (private figures)."),
+    "audit": ("lazydp.components.audit.cli:command", "Bound epsilon from below by one training run with canaries."),
     "serve": ("lazydp.service.cli:command", "Answer recommendation queries over REST."),
     "pipeline": ("lazydp.pipelines.pipeline_cli:command", "Run or compile the whole pipeline."),
     "budget": ("lazydp.components.budget.cli:command", "Show and govern the privacy budget."),

@@ -1,0 +1,128 @@
+"""What an audit found, as a document: the lower bound beside the claim, and what both rest on."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Literal, Self
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from lazydp.components.budget.statement import AuditResult
+from lazydp.components.shared.errors import FormatError
+from lazydp.components.shared.files import PRIVATE_FILE, read_json, write_json
+
+FORMAT_VERSION = 1
+REPORT = "audit.json"
+_CONSEQUENCE = "the training code does not do what it states; release nothing that it made"
+METHOD = "one training run with canaries (Steinke, Nasr, Jagielski 2023)"
+
+
+class _Model(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+
+class RuleResult(_Model):
+    """One way to guess the coins: `statistic` of the canary's row, `guesses` of which `correct` were right."""
+
+    statistic: Literal["along", "across"]
+    said_to_be_in: Literal["high", "low"]
+    guesses: int = Field(ge=0)
+    correct: int = Field(ge=0)
+    confidence: float = Field(gt=0, lt=1)
+    epsilon_lower_bound: float = Field(ge=0)
+
+
+class NoiseCheck(_Model):
+    """Noise of the canaries' rows across their gradients, over what the run promises.
+
+    variance_ratio: measured over promised variance; 1 where all is right.
+    tolerance: five standard deviations of that ratio.
+    """
+
+    promised_std: float = Field(gt=0)
+    variance_ratio: float = Field(ge=0)
+    tolerance: float = Field(gt=0)
+
+    @property
+    def kept(self) -> bool:
+        """Whether there was at least the promised noise."""
+        return self.variance_ratio >= 1 - self.tolerance
+
+
+class AuditReport(_Model):
+    """The result of one audit.
+
+    `epsilon_lower_bound` holds at `confidence` and `delta`, over all rules together. Where it exceeds
+    `epsilon_claimed`, what ran was not what was claimed.
+    """
+
+    epsilon_lower_bound: float = Field(ge=0)
+    epsilon_claimed: float = Field(ge=0)
+    delta: float = Field(gt=0, lt=1)
+    confidence: float = Field(gt=0, lt=1)
+    canaries: int = Field(gt=0)
+    included: int = Field(ge=0)
+    rules: tuple[RuleResult, ...]
+    noise: NoiseCheck | None = Field(description="none where rows have one column: nothing lies across")
+    mode: str
+    privacy_unit: Literal["example", "user"]
+    max_examples_per_user: int | None
+    noise_multiplier: float
+    max_grad_norm: float
+    sampling_prob: float
+    expected_batch_size: float
+    steps: int
+    dataset: str
+    config: str
+    code_version: str
+    seeded: bool = Field(description="whether coins and noise came from a seed, so that the audit can be repeated")
+
+    @property
+    def fault(self) -> str | None:
+        """What contradicts the claim, in one sentence; None where nothing does."""
+        if self.epsilon_lower_bound > self.epsilon_claimed:
+            return (
+                f"the audit shows epsilon of at least {self.epsilon_lower_bound:.3g} at delta {self.delta:g} with "
+                f"{self.confidence:.0%} confidence, the run claims {self.epsilon_claimed:.3g}: {_CONSEQUENCE}"
+            )
+        if self.noise is not None and not self.noise.kept:
+            return f"rows hold {self.noise.variance_ratio:.3g} times the variance of the promised noise: {_CONSEQUENCE}"
+        return None
+
+    def lines(self) -> list[str]:
+        """The report for a person."""
+        best = max(self.rules, key=lambda rule: rule.epsilon_lower_bound)
+        found = [
+            f"claimed      epsilon {self.epsilon_claimed:.4g} at delta {self.delta:g} per {self.privacy_unit}",
+            f"lower bound  epsilon {self.epsilon_lower_bound:.4g} at {self.confidence:.0%} confidence",
+            f"             {best.correct} right of {best.guesses} guesses; {self.canaries} canaries, {self.included} in",
+        ]
+        if self.noise is not None:
+            ratio, tolerance = self.noise.variance_ratio, self.noise.tolerance
+            found.append(f"noise        {ratio:.4g} of the promised variance (1 within {tolerance:.2g})")
+        return found
+
+    def statement(self) -> AuditResult:
+        """As a privacy statement carries it."""
+        method = f"{METHOD}, {self.canaries} canaries, lazydp {self.code_version}, configuration {self.config[:12]}"
+        return AuditResult(epsilon_lower_bound=self.epsilon_lower_bound, confidence=self.confidence, method=method)
+
+    def save(self, folder: Path) -> None:
+        """Write `audit.json`."""
+        write_json(folder / REPORT, self.model_dump(mode="json"), format_version=FORMAT_VERSION, mode=PRIVATE_FILE)
+
+    @classmethod
+    def load(cls, path: Path) -> Self:
+        """Read an `audit.json`, or the one in the folder `path`.
+
+        Raises:
+            FormatError: missing, of a newer format, or not a report.
+        """
+        file = path / REPORT if path.is_dir() else path
+        document = read_json(file, format_version=FORMAT_VERSION, what="audit report")
+        try:
+            return cls.model_validate(document)
+        except ValidationError as error:
+            first = error.errors()[0]
+            field = ".".join(str(part) for part in first["loc"])
+            raise FormatError(f"audit report {file} is invalid at {field}: {first['msg']}") from None
