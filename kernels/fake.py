@@ -31,9 +31,15 @@ def _chacha_words(key: Tensor, stream: int, counter: int, n: int) -> Tensor:
     return key.new_empty(n, dtype=torch.int32)
 
 
+def _normals_of_blocks(words: Tensor) -> Tensor:
+    return words.new_empty(words.shape[0], 12, dtype=torch.float32)
+
+
 for _name in _MUTATING:
     torch.library.register_fake(f"lazydp::{_name}", _nothing)
 torch.library.register_fake("lazydp::group_rows", _group_rows)
 torch.library.register_fake("lazydp::bag_sum", _bag_sum)
 torch.library.register_fake("lazydp::bag_sq_norms", _bag_sq_norms)
 torch.library.register_fake("lazydp::chacha_words", _chacha_words)
+torch.library.register_fake("lazydp::chacha20_blocks", torch.empty_like)
+torch.library.register_fake("lazydp::normals_of_blocks", _normals_of_blocks)

@@ -25,10 +25,12 @@ __all__ = [
     "bag_sq_norms",
     "bag_sum",
     "catch_up_",
+    "chacha20_blocks",
     "chacha_words",
     "flush_",
     "group_rows",
     "normal_",
+    "normals_of_blocks",
     "scatter_add_",
     "set_simd_level",
     "simd_level",
@@ -128,7 +130,7 @@ def bag_sq_norms(indices: Tensor, offsets: Tensor, grad: Tensor, per_lookup_weig
     """Squared norms of the gradients that single examples send to one table.
 
     F features read the table. Example i contributes bag g = f B + i of each feature f, with output gradient
-    grad[f, i]. Its gradient with respect to row r is the sum over f of (sum of the weights of r's lookups in bag f B + i)
+    grad[f, i]. Its gradient in row r is the sum over f of (sum of the weights of r's lookups in bag f B + i)
     times grad[f, i]: equal rows add up over all features before the norm is taken.
 
     Args:
@@ -187,6 +189,24 @@ def chacha_words(key: Tensor, *, stream: int, counter: int, n: int) -> Tensor:
     a table number is kept for them. stream: 0 <= stream < 2^63, for a sampler its step.
     """
     result: Tensor = _lazydp.chacha_words(key, stream, counter, n)
+    return result
+
+
+def chacha20_blocks(inputs: Tensor) -> Tensor:
+    """The ChaCha20 block function (RFC 8439, section 2.3) on int32 [n, 16], constants included; int32 [n, 16].
+
+    The first half of a draw, by itself, so that it can be tested against the RFC.
+    """
+    result: Tensor = _lazydp.chacha20_blocks(inputs)
+    return result
+
+
+def normals_of_blocks(words: Tensor) -> Tensor:
+    """The twelve standard normals of each sixteen words: int32 [n, 16] -> float32 [n, 12].
+
+    The second half of a draw, by itself, so that it can be tested on words that chance would not bring.
+    """
+    result: Tensor = _lazydp.normals_of_blocks(words)
     return result
 
 

@@ -13,6 +13,7 @@
 #include <stdexcept>
 #include <tuple>
 
+#include "common/gaussian.h"
 #include "cpu/bags.h"
 #include "cpu/noise.h"
 #include "cpu/simd_level.h"
@@ -265,6 +266,26 @@ Tensor chacha_words(const Tensor& key, int64_t stream, int64_t counter, int64_t 
   return out;
 }
 
+Tensor chacha20_blocks(const Tensor& inputs) {
+  check(inputs, "inputs", ScalarType::Int, 2);
+  check_size(inputs, "inputs", 1, kBlockWords, "words of a block");
+  constexpr uint32_t sigma[4] = {kSigma0, kSigma1, kSigma2, kSigma3};
+  for (int64_t b = 0; b < inputs.size(0); ++b)
+    if (std::memcmp(read<uint32_t>(inputs) + b * kBlockWords, sigma, sizeof sigma) != 0)
+      refuse("inputs[", b, "]: expected the constants of RFC 8439 in the first four words");
+  Tensor out = torch::stable::new_empty(inputs, {inputs.size(0), kBlockWords});
+  noise_kernels().blocks_of_inputs(read<uint32_t>(inputs), inputs.size(0), write<uint32_t>(out));
+  return out;
+}
+
+Tensor normals_of_blocks(const Tensor& words) {
+  check(words, "words", ScalarType::Int, 2);
+  check_size(words, "words", 1, kBlockWords, "words of a block");
+  Tensor out = torch::stable::new_empty(words, {words.size(0), kNormalsPerBlock}, ScalarType::Float);
+  noise_kernels().normals_of_blocks(read<uint32_t>(words), words.size(0), write<float>(out));
+  return out;
+}
+
 int64_t simd_level_op() { return static_cast<int64_t>(simd_level()); }
 
 int64_t best_simd_level_op() { return static_cast<int64_t>(best_simd_level()); }
@@ -285,6 +306,8 @@ STABLE_TORCH_LIBRARY_IMPL(lazydp, CPU, m) {
   m.impl("bag_sq_norms", TORCH_BOX(&bag_sq_norms_op));
   m.impl("scatter_add_", TORCH_BOX(&scatter_add_op));
   m.impl("chacha_words", TORCH_BOX(&chacha_words));
+  m.impl("chacha20_blocks", TORCH_BOX(&chacha20_blocks));
+  m.impl("normals_of_blocks", TORCH_BOX(&normals_of_blocks));
 }
 
 // No tensor among the arguments, so no device to dispatch on.

@@ -37,6 +37,7 @@ struct V {
   static U splat(int a) { return _mm256_set1_epi32(a); }
   static F splat(float a) { return _mm256_set1_ps(a); }
   static U load(const uint32_t* p) { return _mm256_load_si256(reinterpret_cast<const __m256i*>(p)); }
+  static void store(uint32_t* p, U a) { _mm256_store_si256(reinterpret_cast<__m256i*>(p), a); }
   static F load(const float* p) { return _mm256_load_ps(p); }
 
   static U add(U a, U b) { return _mm256_add_epi32(a, b); }
@@ -92,7 +93,7 @@ struct V {
 
 }  // namespace
 
-NoiseKernels avx2_kernels() { return {fill, wake_positions}; }
+NoiseKernels avx2_kernels() { return {fill, wake_positions, blocks_of_inputs, normals_of_blocks}; }
 
 }  // namespace lazydp::cpu
 

@@ -40,6 +40,7 @@ struct V {
   static U splat(int a) { return _mm512_set1_epi32(a); }
   static F splat(float a) { return _mm512_set1_ps(a); }
   static U load(const uint32_t* p) { return _mm512_load_si512(p); }
+  static void store(uint32_t* p, U a) { _mm512_store_si512(p, a); }
   static F load(const float* p) { return _mm512_load_ps(p); }
 
   static U add(U a, U b) { return _mm512_add_epi32(a, b); }
@@ -91,7 +92,7 @@ struct V {
 
 }  // namespace
 
-NoiseKernels avx512_kernels() { return {fill, wake_positions}; }
+NoiseKernels avx512_kernels() { return {fill, wake_positions, blocks_of_inputs, normals_of_blocks}; }
 
 }  // namespace lazydp::cpu
 

@@ -66,8 +66,21 @@ void fill(const Fill& job, int64_t segments, int64_t begin, int64_t end) {
   }
 }
 
+void blocks_of_inputs(const uint32_t* inputs, int64_t blocks, uint32_t* out) {
+  for (int64_t b = 0; b < blocks; ++b) {
+    const uint32_t* in = inputs + b * kBlockWords;
+    Key key;
+    std::copy_n(in + 4, kKeyWords, key.words);
+    chacha20_block(key, in[12], {in[13], in[14], in[15]}, out + b * kBlockWords);
+  }
+}
+
+void normals_of_blocks(const uint32_t* words, int64_t blocks, float* out) {
+  for (int64_t b = 0; b < blocks; ++b) normals_of_block(words + b * kBlockWords, out + b * kNormalsPerBlock);
+}
+
 }  // namespace
 
-NoiseKernels portable_kernels() { return {fill, wake_positions}; }
+NoiseKernels portable_kernels() { return {fill, wake_positions, blocks_of_inputs, normals_of_blocks}; }
 
 }  // namespace lazydp::cpu

@@ -15,6 +15,8 @@ STABLE_TORCH_LIBRARY(lazydp, m) {
   m.def(
       "scatter_add_(Tensor(a!) weight, Tensor rows, Tensor order, Tensor starts, Tensor bag_of_lookup, Tensor grad, "
       "Tensor scale, float alpha, Tensor? per_lookup_weights) -> ()");
+  m.def("chacha20_blocks(Tensor inputs) -> Tensor");
+  m.def("normals_of_blocks(Tensor words) -> Tensor");
   m.def("simd_level() -> int");
   m.def("best_simd_level() -> int");
   m.def("set_simd_level(int level) -> ()");

@@ -42,7 +42,8 @@ constexpr int kBlocksPerMultiprocessor = 16;
 // Stops for good where an argument is wrong: on the device as a failed assertion does (the next call of the CUDA runtime
 // reports it, and the context stays unusable), on the host by an exception. Noise must not be skipped silently.
 #if defined(__CUDACC__)
-#define LAZYDP_REFUSE(message) __assert_fail(message, __FILE__, __LINE__, "lazydp")
+// The trap is never reached: it tells the assembler that nothing need be kept across the call.
+#define LAZYDP_REFUSE(message) (__assert_fail(message, __FILE__, __LINE__, "lazydp"), __trap(), __builtin_unreachable())
 #else
 #define LAZYDP_REFUSE(message) throw std::invalid_argument(message)
 #endif

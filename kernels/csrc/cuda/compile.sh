@@ -1,0 +1,51 @@
+#!/usr/bin/env bash
+# Compiles every CUDA source for sm_80, sm_90 and sm_100, warnings as errors, and checks what the assembler says of the
+# kernels: no spills and no stack in ours. Needs nvcc, no GPU and no CUDA build of torch. The resources of every kernel are left in
+# build/cuda/resources.log. The binding is checked for syntax where torch's headers are at hand.
+set -euo pipefail
+cd "$(dirname "$0")/../../.."
+
+nvcc=${NVCC:-nvcc}
+cxx=${CXX:-g++}
+python=${PYTHON:-.venv/bin/python}
+out=build/cuda
+architectures=(80 90 100)
+flags=(-std=c++20 -O3 --fmad=false -Ikernels/csrc -Werror all-warnings -Xcompiler -Wall,-Wextra -Xptxas -v)
+for architecture in "${architectures[@]}"; do
+  flags+=(-gencode "arch=compute_$architecture,code=sm_$architecture")
+done
+mkdir -p "$out"
+"$nvcc" --version | tail -1
+
+compile() {
+  local name=$1
+  "$nvcc" "${flags[@]}" -c "kernels/csrc/cuda/$name.cu" -o "$out/$name.o" >"$out/$name.log" 2>&1 || { cat "$out/$name.log"; return 1; }
+}
+
+# The unit with CUB takes as long as the others together: two processes, as CI has two cores.
+compile group_rows & with_cub=$!
+for source in kernels/csrc/cuda/*.cu; do
+  name=$(basename "$source" .cu)
+  [ "$name" = group_rows ] || compile "$name"
+done
+wait "$with_cub"
+
+awk -f kernels/csrc/cuda/resources.awk "$out"/*.log | sort >"$out/resources.log"
+ours=$(grep -c '^lazydp' "$out/resources.log")
+bad=$(grep '^lazydp' "$out/resources.log" | grep -v ' stack 0 spills 0 ' || true)
+if [ "$ours" -eq 0 ] || [ -n "$bad" ]; then
+  echo "cuda: kernels that spill registers or use a stack:"
+  echo "$bad"
+  exit 1
+fi
+echo "cuda: $ours kernels for sm_${architectures[*]}, none spills; registers and shared memory in $out/resources.log"
+
+if [ -n "${torch_include:=$("$python" -c 'import torch, os; print(os.path.join(os.path.dirname(torch.__file__), "include"))' 2>/dev/null || true)}" ]; then
+  # The toolkit's headers, wherever this nvcc keeps them.
+  toolkit=$("$nvcc" --dryrun -x cu -c /dev/null -o /dev/null 2>&1 | sed -n 's/^.*INCLUDES="-I\([^"]*\)".*$/\1/p' | head -1)
+  "$cxx" -std=c++20 -fsyntax-only -Wall -Wextra -Werror -DUSE_CUDA -DTORCH_TARGET_VERSION=0x020a000000000000 \
+    -Ikernels/csrc -isystem "$torch_include" ${toolkit:+-isystem "$toolkit"} kernels/csrc/cuda/binding.cpp
+  echo "cuda: the binding agrees with torch's headers"
+else
+  echo "cuda: binding not checked, no torch for $python"
+fi

@@ -1,0 +1,35 @@
+"""What the tests of the kernels share: a key, the instruction sets, and the two implementations of every operator."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+import torch
+from lazydp.kernels import ops
+from lazydp.kernels.noise_key import NoiseKey
+from torch import Tensor
+
+
+@pytest.fixture
+def key() -> Tensor:
+    return NoiseKey.for_tests(20240807).tensor()
+
+
+@pytest.fixture(params=["portable", "avx2", "avx512"])
+def simd_level(request: pytest.FixtureRequest) -> Iterator[str]:
+    """Runs the test once with the kernels of each instruction set that this machine has."""
+    if request.param not in ops.simd_levels():
+        pytest.skip(f"this machine does not run {request.param}; it runs {', '.join(ops.simd_levels())}")
+    before = ops.simd_level()
+    ops.set_simd_level(request.param)
+    yield request.param
+    ops.set_simd_level(before)
+
+
+@pytest.fixture
+def one_thread() -> Iterator[None]:
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)

@@ -1,0 +1,214 @@
+"""Every operator against its reference, over random shapes, lookups and bags."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import hypothesis.strategies as st
+import pytest
+import torch
+from hypothesis import given, settings
+from lazydp.kernels import ops, reference
+from lazydp.kernels.noise_key import NoiseKey
+from torch import Tensor
+
+KEY = NoiseKey.for_tests(6).tensor()
+
+
+@dataclass(frozen=True)
+class Case:
+    """A table, and bags of lookups into it: empty bags, repeated rows and zero lookups included."""
+
+    weight: Tensor
+    indices: Tensor
+    offsets: Tensor
+    per_lookup: Tensor | None
+    generator: torch.Generator
+
+    @property
+    def bags(self) -> int:
+        return self.offsets.numel() - 1
+
+    def normals(self, *shape: int) -> Tensor:
+        return torch.randn(*shape, generator=self.generator)
+
+
+@st.composite
+def cases(draw: st.DrawFn, bag_multiple: int = 1) -> Case:
+    num_rows, columns = draw(st.integers(1, 30)), draw(st.sampled_from([1, 2, 3, 4, 7, 8, 16, 33, 128]))
+    lengths = draw(st.lists(st.integers(0, 6), min_size=0, max_size=12))
+    lengths = lengths[: len(lengths) // bag_multiple * bag_multiple]
+    generator = torch.Generator().manual_seed(draw(st.integers(0, 2**31)))
+    indices = torch.randint(0, num_rows, (sum(lengths),), generator=generator)
+    per_lookup = torch.randn(sum(lengths), generator=generator) if draw(st.booleans()) else None
+    offsets = torch.tensor([0, *lengths]).cumsum(0)
+    return Case(torch.randn(num_rows, columns, generator=generator), indices, offsets, per_lookup, generator)
+
+
+@settings(deadline=None, max_examples=80)
+@given(case=cases())
+def test_group_rows(case: Case) -> None:
+    found = ops.group_rows(case.indices, num_rows=case.weight.shape[0])
+    wanted = reference.group_rows(case.indices, num_rows=case.weight.shape[0])
+    assert torch.equal(found.rows, wanted.rows)
+    assert torch.equal(found.order, wanted.order)
+    assert torch.equal(found.starts, wanted.starts)
+
+
+@pytest.mark.parametrize("num_rows", [2**11, 2**11 + 1, 2**22, 2**31 + 5, 2**48])
+def test_group_rows_of_wide_ids(num_rows: int) -> None:
+    indices = torch.randint(0, num_rows, (5000,), generator=torch.Generator().manual_seed(1))
+    indices[::7] = num_rows - 1
+    found = ops.group_rows(indices, num_rows=num_rows)
+    wanted = reference.group_rows(indices, num_rows=num_rows)
+    assert torch.equal(found.rows, wanted.rows)
+    assert torch.equal(found.order, wanted.order)
+    assert torch.equal(found.starts, wanted.starts)
+
+
+@settings(deadline=None, max_examples=80)
+@given(case=cases())
+def test_bag_sum(case: Case) -> None:
+    found = ops.bag_sum(case.weight, case.indices, case.offsets, case.per_lookup)
+    wanted = reference.bag_sum(case.weight, case.indices, case.offsets, case.per_lookup)
+    torch.testing.assert_close(found, wanted, rtol=1e-5, atol=1e-5)
+
+
+@settings(deadline=None, max_examples=80)
+@given(case=cases(bag_multiple=3))
+def test_bag_sq_norms(case: Case) -> None:
+    grad = case.normals(3, case.bags // 3, case.weight.shape[1])
+    found = ops.bag_sq_norms(case.indices, case.offsets, grad, case.per_lookup)
+    wanted = reference.bag_sq_norms(case.indices, case.offsets, grad, case.per_lookup)
+    torch.testing.assert_close(found, wanted, rtol=1e-6, atol=1e-6)
+
+
+def test_bag_sq_norms_adds_equal_rows_of_all_features_first() -> None:
+    grad = torch.tensor([[[3.0, 0.0]], [[0.0, 4.0]]])
+    apart = ops.bag_sq_norms(torch.tensor([1, 2]), torch.tensor([0, 1, 2]), grad)
+    together = ops.bag_sq_norms(torch.tensor([1, 1]), torch.tensor([0, 1, 2]), -grad + torch.tensor([1.0, 0.0]))
+    assert apart.tolist() == [25.0]
+    assert together.tolist() == [1.0 + 16.0]
+
+
+@settings(deadline=None, max_examples=80)
+@given(case=cases())
+def test_scatter_add(case: Case) -> None:
+    groups = ops.group_rows(case.indices, num_rows=case.weight.shape[0])
+    bags, scale = ops.bag_ids(case.offsets), case.normals(case.bags)
+    grad = case.normals(case.bags, case.weight.shape[1])
+    found, wanted = case.weight.clone(), case.weight.clone()
+    for implementation, weight in ((ops, found), (reference, wanted)):
+        implementation.scatter_add_(weight, groups, bags, grad, scale, alpha=-0.3, per_lookup_weights=case.per_lookup)
+    torch.testing.assert_close(found, wanted, rtol=1e-5, atol=1e-5)
+
+
+@settings(deadline=None, max_examples=40)
+@given(case=cases())
+def test_bag_ids(case: Case) -> None:
+    assert torch.equal(ops.bag_ids(case.offsets), reference.bag_ids(case.offsets))
+
+
+@settings(deadline=None, max_examples=60)
+@given(
+    data=st.data(),
+    num_rows=st.integers(1, 40),
+    columns=st.sampled_from([1, 3, 11, 12, 13, 16, 128]),
+    momentum=st.booleans(),
+    flush=st.booleans(),
+    noise=st.sampled_from(["gaussian", "ones"]),
+)
+def test_catch_up_and_flush(
+    data: st.DataObject, num_rows: int, columns: int, momentum: bool, flush: bool, noise: ops.Law
+) -> None:
+    generator = torch.Generator().manual_seed(data.draw(st.integers(0, 1000)))
+    step = data.draw(st.integers(0, 9))
+    last = torch.randint(0, step + 1, (num_rows,), generator=generator, dtype=torch.int32)
+    weight = torch.randn(num_rows, columns, generator=generator)
+    velocity = torch.randn(num_rows, columns, generator=generator) if momentum else None
+    rows = torch.nonzero(torch.rand(num_rows, generator=generator) < 0.6).flatten()
+    transition = torch.randn(step + 1, 4 if momentum else 1, generator=generator)
+    factor = torch.randn(step + 1, 3 if momentum else 1, generator=generator)
+    states = []
+    for implementation in (ops, reference):
+        w, n, v = weight.clone(), last.clone(), None if velocity is None else velocity.clone()
+        if flush:
+            implementation.flush_(
+                w, n, KEY, table=3, step=step, transition=transition, factor=factor, momentum=v, noise=noise
+            )
+        else:
+            implementation.catch_up_(
+                w, n, rows, KEY, table=3, step=step, transition=transition, factor=factor, momentum=v, noise=noise
+            )
+        states.append((w, n, v))
+    (w, n, v), (wanted_w, wanted_n, wanted_v) = states
+    torch.testing.assert_close(w, wanted_w, rtol=2e-6, atol=5e-6)
+    assert torch.equal(n, wanted_n)
+    if v is not None and wanted_v is not None:
+        torch.testing.assert_close(v, wanted_v, rtol=2e-6, atol=5e-6)
+    touched = torch.arange(num_rows) if flush else rows
+    assert (n[touched] == step).all()
+    untouched = torch.ones(num_rows, dtype=torch.bool)
+    untouched[touched] = False
+    untouched |= last == step
+    assert torch.equal(w[untouched], weight[untouched])
+
+
+def test_catch_up_of_rows_is_the_flush_of_those_rows() -> None:
+    weight, last = torch.randn(50, 24), torch.zeros(50, dtype=torch.int32)
+    one = torch.ones(1, 1)
+    flushed, caught = weight.clone(), weight.clone()
+    ops.flush_(flushed, last.clone(), KEY, table=0, step=4, transition=one, factor=one)
+    rows = torch.tensor([3, 4, 30])
+    ops.catch_up_(caught, last, rows, KEY, table=0, step=4, transition=one, factor=one)
+    assert torch.equal(flushed[rows], caught[rows])
+    assert torch.equal(caught[5], weight[5])
+
+
+@settings(deadline=None, max_examples=60)
+@given(
+    rows=st.integers(0, 20),
+    columns=st.integers(0, 40),
+    table=st.integers(0, 0xFFFE),
+    first_row=st.one_of(st.integers(0, 100), st.sampled_from([2**32 - 3, 2**48 - 40])),
+    step=st.integers(0, 2**31 - 1),
+)
+def test_normal(rows: int, columns: int, table: int, first_row: int, step: int) -> None:
+    where = {"table": table, "first_row": first_row, "step": step}
+    found = ops.normal_(torch.empty(rows, columns), KEY, **where)
+    wanted = reference.normal_(torch.empty(rows, columns, dtype=torch.float64), KEY, **where)
+    torch.testing.assert_close(found.double(), wanted, rtol=2e-6, atol=5e-7)
+
+
+@settings(deadline=None, max_examples=40)
+@given(
+    stream=st.integers(0, 2**63 - 1), counter=st.integers(0, 2**32 - 100), n=st.integers(0, 1000)
+)
+def test_chacha_words(stream: int, counter: int, n: int) -> None:
+    found = ops.chacha_words(KEY, stream=stream, counter=counter, n=n)
+    assert torch.equal(found, reference.chacha_words(KEY, stream=stream, counter=counter, n=n))
+
+
+def test_chacha_words_go_on_from_block_to_block() -> None:
+    whole = ops.chacha_words(KEY, stream=7, counter=0, n=64)
+    assert torch.equal(whole[32:], ops.chacha_words(KEY, stream=7, counter=2, n=32))
+
+
+def test_ids_beyond_two_to_the_31() -> None:
+    """A table of more than 2^31 rows and elements; its pages are never touched but for those of the rows in use."""
+    num_rows = 2**31 + 16
+    weight, last = torch.empty(num_rows, 1), torch.zeros(num_rows, dtype=torch.int32)
+    rows = torch.tensor([5, 2**31 - 1, 2**31, num_rows - 1])
+    weight[rows] = 0.0
+    one = torch.ones(1, 1)
+    ops.catch_up_(weight, last, rows, KEY, table=1, step=3, transition=one, factor=one)
+    wanted = reference.noise(KEY, table=1, rows=rows, step=3, columns=1).float()
+    torch.testing.assert_close(weight[rows], wanted, rtol=1e-5, atol=1e-6)
+    assert last[rows].tolist() == [3] * 4
+    found = ops.bag_sum(weight, rows, torch.tensor([0, 2, 4]))
+    torch.testing.assert_close(found, torch.stack([weight[rows[:2]].sum(0), weight[rows[2:]].sum(0)]))
+    groups = ops.group_rows(rows.flip(0), num_rows=num_rows)
+    assert torch.equal(groups.rows, rows)
+    before = weight[rows].clone()
+    ops.scatter_add_(weight, groups, torch.zeros(4, dtype=torch.int64), torch.ones(1, 1), torch.ones(1), alpha=2.0)
+    torch.testing.assert_close(weight[rows], before + 2.0)

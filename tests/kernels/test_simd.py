@@ -1,0 +1,112 @@
+"""AVX-512, AVX2 and portable give the same bits; so does any number of threads."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from lazydp.kernels import ops
+from lazydp.kernels.noise_key import NoiseKey
+from torch import Tensor
+
+KEY = NoiseKey.for_tests(5).tensor()
+OTHERS = ops.simd_levels()[1:]
+
+
+def at_level(level: ops.SimdLevel, call: Callable[[], list[Tensor]]) -> list[Tensor]:
+    before = ops.simd_level()
+    ops.set_simd_level(level)
+    try:
+        return call()
+    finally:
+        ops.set_simd_level(before)
+
+
+def assert_all_levels_agree(call: Callable[[], list[Tensor]]) -> None:
+    expected = at_level("portable", call)
+    for level in OTHERS:
+        for wanted, found in zip(expected, at_level(level, call), strict=True):
+            assert torch.equal(wanted.view(torch.int32), found.view(torch.int32)), level
+
+
+@pytest.mark.parametrize("level", ["portable", "avx2", "avx512"])
+def test_level_can_be_chosen_where_the_machine_has_it(level: ops.SimdLevel) -> None:
+    before = ops.simd_level()
+    if level in ops.simd_levels():
+        ops.set_simd_level(level)
+        assert ops.simd_level() == level
+        ops.set_simd_level(before)
+    else:
+        with pytest.raises(ValueError, match="expected one of"):
+            ops.set_simd_level(level)
+        pytest.skip(f"this machine does not run {level}; it runs {', '.join(ops.simd_levels())}")
+
+
+@settings(deadline=None, max_examples=60)
+@given(
+    rows=st.integers(0, 40),
+    columns=st.one_of(st.integers(0, 40), st.sampled_from([127, 128, 500, 5000])),
+    table=st.integers(0, 0xFFFE),
+    first_row=st.one_of(st.integers(0, 100), st.sampled_from([2**32 - 3, 2**48 - 40])),
+    step=st.integers(0, 2**31 - 1),
+)
+def test_normals_have_the_same_bits(rows: int, columns: int, table: int, first_row: int, step: int) -> None:
+    def call() -> list[Tensor]:
+        return [ops.normal_(torch.empty(rows, columns), KEY, table=table, first_row=first_row, step=step)]
+
+    assert_all_levels_agree(call)
+
+
+@settings(deadline=None, max_examples=60)
+@given(data=st.data(), num_rows=st.integers(1, 60), columns=st.integers(1, 40), momentum=st.booleans())
+def test_catch_up_has_the_same_bits(data: st.DataObject, num_rows: int, columns: int, momentum: bool) -> None:
+    generator = torch.Generator().manual_seed(data.draw(st.integers(0, 1000)))
+    step = data.draw(st.integers(1, 9))
+    weight = torch.randn(num_rows, columns, generator=generator)
+    velocity = torch.randn(num_rows, columns, generator=generator) if momentum else None
+    last = torch.randint(0, step + 1, (num_rows,), generator=generator, dtype=torch.int32)
+    rows = torch.nonzero(torch.rand(num_rows, generator=generator) < 0.7).flatten()
+    transition = torch.randn(step, 4 if momentum else 1, generator=generator)
+    factor = torch.randn(step, 3 if momentum else 1, generator=generator)
+
+    def call() -> list[Tensor]:
+        w, n, v = weight.clone(), last.clone(), None if velocity is None else velocity.clone()
+        ops.catch_up_(w, n, rows, KEY, table=2, step=step, transition=transition, factor=factor, momentum=v)
+        return [w, n, *([] if v is None else [v])]
+
+    assert_all_levels_agree(call)
+
+
+def test_extreme_words_have_the_same_bits() -> None:
+    edges = np.array([0, 1, 2, 0x7FFFFFFF, 0x80000000, 0xFFFFFFFF, 0xFFFFFFFE, 0x3FFFFFFF, 0x40000000, 0xC0000000])
+    words = np.random.default_rng(3).choice(edges, size=(4000, 16)).astype(np.uint32).view(np.int32)
+    assert_all_levels_agree(lambda: [ops.normals_of_blocks(torch.from_numpy(words))])
+
+
+@pytest.mark.parametrize("shape", [(1, 100_000), (3, 7000), (1000, 128), (5, 5)])
+def test_no_result_depends_on_the_number_of_threads(shape: tuple[int, int], one_thread: None) -> None:
+    def results() -> list[Tensor]:
+        generator = torch.Generator().manual_seed(1)
+        weight = torch.randn(shape, generator=generator)
+        last = torch.zeros(shape[0], dtype=torch.int32)
+        one = torch.ones(1, 1)
+        ops.flush_(weight, last, KEY, table=1, step=1, transition=one, factor=one)
+        indices = torch.randint(0, shape[0], (4 * shape[0],), generator=generator)
+        offsets = torch.arange(0, 4 * shape[0] + 1, 4)
+        grad = torch.randn(shape, generator=generator)
+        out = ops.bag_sum(weight, indices, offsets)
+        norms = ops.bag_sq_norms(indices, offsets, grad[None])
+        groups = ops.group_rows(indices, num_rows=shape[0])
+        ops.scatter_add_(weight, groups, ops.bag_ids(offsets), grad, norms, alpha=-0.1)
+        noise = ops.normal_(torch.empty(shape), KEY, table=1, first_row=0, step=2)
+        return [weight, last, out, norms, noise, ops.chacha_words(KEY, stream=1, counter=0, n=shape[1])]
+
+    alone = results()
+    for threads in (2, 3, 7):
+        torch.set_num_threads(threads)
+        for wanted, found in zip(alone, results(), strict=True):
+            assert torch.equal(wanted, found)
