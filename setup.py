@@ -33,7 +33,7 @@ def extension() -> CppExtension:
         "lazydp.kernels._C",
         sources,
         include_dirs=[str(CSRC.absolute())],
-        extra_compile_args={"cxx": [*cxx, "-DLAZYDP_CUDA"], "nvcc": ["-O3", "-std=c++20", STABLE_ABI, "-DUSE_CUDA"]},
+        extra_compile_args={"cxx": [*cxx, "-DUSE_CUDA"], "nvcc": ["-O3", "-std=c++20", "--fmad=false"]},
         py_limited_api=True,
     )
 

@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Compiles every CUDA source for sm_80, sm_90 and sm_100, warnings as errors, and checks what the assembler says of the
 # kernels: no spills and no stack in ours. Needs nvcc, no GPU and no CUDA build of torch. The resources of every kernel are left in
-# build/cuda/resources.log. The binding is checked for syntax where torch's headers are at hand.
+# build/cuda/resources. The binding is checked for syntax where torch's headers are at hand.
 set -euo pipefail
 cd "$(dirname "$0")/../../.."
 
@@ -17,9 +17,15 @@ done
 mkdir -p "$out"
 "$nvcc" --version | tail -1
 
+# An object is kept while it is newer than every source, header and this script.
 compile() {
   local name=$1
-  "$nvcc" "${flags[@]}" -c "kernels/csrc/cuda/$name.cu" -o "$out/$name.o" >"$out/$name.log" 2>&1 || { cat "$out/$name.log"; return 1; }
+  if [ -f "$out/$name.o" ] && [ -z "$(find kernels/csrc/cuda kernels/csrc/common -newer "$out/$name.o" -type f)" ]; then return; fi
+  rm -f "$out/$name.o"
+  if ! "$nvcc" "${flags[@]}" -c "kernels/csrc/cuda/$name.cu" -o "$out/$name.o" >"$out/$name.log" 2>&1; then
+    grep -v '^ptxas info\|bytes stack frame' "$out/$name.log"
+    return 1
+  fi
 }
 
 # The unit with CUB takes as long as the others together: two processes, as CI has two cores.
@@ -30,15 +36,15 @@ for source in kernels/csrc/cuda/*.cu; do
 done
 wait "$with_cub"
 
-awk -f kernels/csrc/cuda/resources.awk "$out"/*.log | sort >"$out/resources.log"
-ours=$(grep -c '^lazydp' "$out/resources.log")
-bad=$(grep '^lazydp' "$out/resources.log" | grep -v ' stack 0 spills 0 ' || true)
+awk -f kernels/csrc/cuda/resources.awk "$out"/*.log | sort >"$out/resources"
+ours=$(grep -c '^lazydp' "$out/resources")
+bad=$(grep '^lazydp' "$out/resources" | grep -v ' stack 0 spills 0 ' || true)
 if [ "$ours" -eq 0 ] || [ -n "$bad" ]; then
   echo "cuda: kernels that spill registers or use a stack:"
   echo "$bad"
   exit 1
 fi
-echo "cuda: $ours kernels for sm_${architectures[*]}, none spills; registers and shared memory in $out/resources.log"
+echo "cuda: $ours kernels for sm_${architectures[*]}, none spills; registers and shared memory in $out/resources"
 
 if [ -n "${torch_include:=$("$python" -c 'import torch, os; print(os.path.join(os.path.dirname(torch.__file__), "include"))' 2>/dev/null || true)}" ]; then
   # The toolkit's headers, wherever this nvcc keeps them.
