@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import Literal, TypeAlias
 
 Scalar: TypeAlias = str | int | float | bool | None
-Source: TypeAlias = Literal["user", "history", "user+history", "features", "popular", "none"]
+Source: TypeAlias = Literal["user", "history", "user+history", "features", "item", "popular", "none"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -94,10 +94,12 @@ class Bundle:
             return cls._load(folder, manifest, verify=verify)
         except ValidationError as error:
             raise FormatError(f"bundle {folder}: {first_problem(error)}") from error
-        except (InputError, ValueError, RuntimeError, OverflowError, MemoryError) as error:
+        except (InputError, ValueError, TypeError, RuntimeError, OverflowError, MemoryError) as error:
             if isinstance(error, FormatError):
                 raise
-            raise FormatError(f"bundle {folder}: {' '.join(str(error).split())}") from error
+            # Messages of torch go on with a trace of its C++.
+            reason = str(error).partition("\n")[0][:300] or type(error).__name__
+            raise FormatError(f"bundle {folder}: {reason}") from error
 
     @classmethod
     def _load(cls, folder: Path, manifest: Manifest, *, verify: bool) -> Self:

@@ -94,7 +94,7 @@ class Scorer(ABC):
         vectors = self._units()
         scores: Scores = vectors @ vectors[code]
         query = Query(k=k, offset=offset, exclude=(item_id,), filters=filters)
-        return self._ranking(query, scores, "features")
+        return self._ranking(query, scores, "item")
 
     def warm(self) -> None:
         """Touch everything that a request needs, so that the first one is as fast as the rest."""
