@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import contextlib
 import io
+import logging
 import re
 import time
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, TextIO
 
@@ -88,15 +89,29 @@ def run_locally(
         # kfp warns that our image is not a stock Python image: it holds this very package.
         warnings.filterwarnings("ignore", category=RuntimeWarning, module="kfp")
         warnings.filterwarnings("ignore", category=DeprecationWarning, module="kfp")
+        # ... and that names, volumes and resources are for a cluster.
+        warnings.filterwarnings("ignore", category=UserWarning, message=".*have no effect in the current local runner")
         watcher = _Watcher(log, console)
         try:
-            with contextlib.redirect_stdout(watcher):
+            with contextlib.redirect_stdout(watcher), _quiet_root():
                 task = pipeline(**arguments)
         except RuntimeError as error:
             raise PipelineFailedError(f"{watcher.error or error} (full log: {log_path})") from error
     assert isinstance(task, dsl.PipelineTask)
     outputs: Mapping[str, Any] = task.outputs
     return outputs
+
+
+@contextlib.contextmanager
+def _quiet_root() -> Iterator[None]:
+    """kfp talks through the root logger; what it says is in the log file already."""
+    root = logging.getLogger()
+    level = root.level
+    root.setLevel(logging.WARNING)
+    try:
+        yield
+    finally:
+        root.setLevel(level)
 
 
 def compile_pipeline(pipeline: Any, package: Path, *, defaults: Mapping[str, Any]) -> None:

@@ -20,7 +20,9 @@ def evaluate(bundle: Input[Model], dataset: Input[Dataset], metrics: Output[Metr
     from pathlib import Path
 
     from lazydp.components.evaluate.evaluate import evaluate as run
+    from lazydp.components.shared.logs import log_to_stdout
 
+    log_to_stdout()
     found = run(bundle=Path(bundle.path), dataset=Path(dataset.path))
     found.save(Path(report.path))
     print(found.table())  # the log of a component is internal, like its metrics

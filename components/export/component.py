@@ -35,7 +35,9 @@ def export(
 
     from lazydp.components.bundle.reader import Bundle
     from lazydp.components.export.export import export as run
+    from lazydp.components.shared.logs import log_to_stdout
 
+    log_to_stdout()
     kept = Path(run_folder).with_name(f"{Path(run_folder).name}-bundle-{run_id}")
     manifest = run(
         run=Path(run_folder),

@@ -30,7 +30,9 @@ def ingest(
 
     from lazydp.components.ingest.ingest import IngestOptions
     from lazydp.components.ingest.ingest import ingest as run
+    from lazydp.components.shared.logs import log_to_stdout
 
+    log_to_stdout()
     options = IngestOptions(
         users=users_uri or None, items=items_uri or None, memory_bytes=memory_mib << 20, replace=True
     )

@@ -17,5 +17,7 @@ def sample_data(sample: Output[Dataset], seed: int = 1) -> None:
     from pathlib import Path
 
     from lazydp.components.sample.sample import make_sample
+    from lazydp.components.shared.logs import log_to_stdout
 
+    log_to_stdout()
     make_sample(Path(sample.path), seed=seed, replace=True)

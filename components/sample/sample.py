@@ -31,6 +31,7 @@ INTERACTIONS_FILE = "interactions.parquet"
 USERS_FILE = "users.parquet"
 ITEMS_FILE = "items.parquet"
 SPEC_FILE = "spec.yaml"
+CONFIG_FILE = "train.yaml"
 
 _LATENT = 12
 _POPULARITY_WEIGHT = 1.0
@@ -77,7 +78,11 @@ class _World:
 
 def sample_spec() -> str:
     """The sample's feature spec, YAML."""
-    return files("lazydp.components.sample").joinpath("spec.yaml").read_text(encoding="utf-8")
+    return _packaged(SPEC_FILE)
+
+
+def _packaged(name: str) -> str:
+    return files("lazydp.components.sample").joinpath(name).read_text(encoding="utf-8")
 
 
 def categories() -> list[str]:
@@ -87,7 +92,7 @@ def categories() -> list[str]:
 
 
 def make_sample(out: Path, *, seed: int = 1, size: SampleSize | None = None, replace: bool = False) -> None:
-    """Write interactions.parquet, users.parquet, items.parquet and spec.yaml into the new folder `out`.
+    """Write interactions.parquet, users.parquet, items.parquet, spec.yaml and train.yaml into the new folder `out`.
 
     The same seed and size give the same rows.
 
@@ -102,6 +107,7 @@ def make_sample(out: Path, *, seed: int = 1, size: SampleSize | None = None, rep
         pq.write_table(_users_table(generator, world), folder / USERS_FILE)
         pq.write_table(_interactions_table(generator, world, size), folder / INTERACTIONS_FILE)
         write_bytes(folder / SPEC_FILE, sample_spec().encode())
+        write_bytes(folder / CONFIG_FILE, _packaged(CONFIG_FILE).encode())
 
 
 def _unit(vectors: Array) -> Array:
