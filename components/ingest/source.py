@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
 import pyarrow.csv as pacsv
-import pyarrow.dataset as pads
 import pyarrow.fs as pafs
 import pyarrow.parquet as pq
 
@@ -21,6 +21,7 @@ _SCHEME = re.compile(r"^[A-Za-z][A-Za-z0-9+.-]+://")
 _ATOMIC = re.compile(r"^(.+):(token|token_seq|float|float_seq)$")
 _PARQUET_MAGIC = b"PAR1"
 _BATCH_ROWS = 1 << 17
+_FOOTERS_AT_ONCE = 8
 
 
 def is_uri(location: str) -> bool:
@@ -143,32 +144,52 @@ def _read_delimited(file: Any) -> pa.Table:
 
 
 @dataclass(frozen=True)
-class RowSource:
-    """Rows of one schema, read a batch at a time."""
+class _File:
+    """One Parquet file: its file system, its path there, and what its footer says."""
 
-    dataset: Any
+    filesystem: Any
+    path: str
+    schema: pa.Schema
+    num_rows: int
+
+    def batches(self, columns: Sequence[str]) -> Iterator[pa.RecordBatch]:
+        # A row group at a time: the reader of whole files and the dataset scanner read far ahead.
+        local = isinstance(self.filesystem, pafs.LocalFileSystem)
+        with self.filesystem.open_input_file(self.path) as raw:
+            file = pq.ParquetFile(raw, pre_buffer=not local)
+            for group in range(file.num_row_groups):
+                yield from file.iter_batches(batch_size=_BATCH_ROWS, row_groups=[group], columns=list(columns))
+
+
+@dataclass(frozen=True)
+class RowSource:
+    """Rows of one schema, read a batch at a time: of Parquet files, or of a small table."""
+
     schema: pa.Schema
     num_rows: int
     where: str
+    files: tuple[_File, ...] = ()
+    table: pa.Table | None = None
 
     @classmethod
     def open(cls, locations: Sequence[str]) -> RowSource:
         """Open files and folders (searched for *.parquet at any depth) by path or URI.
 
         Raises:
-            InputError: nothing there, not Parquet, or schemas that differ.
+            InputError: nothing there, or not Parquet.
             UnavailableError: a store does not answer.
         """
-        where = ", ".join(locations)
         if not locations:
             raise InputError("no input given: name a Parquet file or a folder of them")
-        parts = [_open_parquet(location) for location in locations]
-        try:
-            dataset = parts[0] if len(parts) == 1 else pads.dataset(parts)
-            num_rows = sum(part.count_rows() for part in parts)
-        except pa.ArrowException as error:
-            raise InputError(f"{where}: the files cannot be read together: {error}") from None
-        return cls(dataset=dataset, schema=dataset.schema, num_rows=num_rows, where=where)
+        found = [pair for location in locations for pair in _parquet_files(location)]
+        with ThreadPoolExecutor(max_workers=_FOOTERS_AT_ONCE) as pool:
+            files = tuple(pool.map(_open_file, found))
+        return cls(
+            schema=files[0].schema,
+            num_rows=sum(file.num_rows for file in files),
+            where=", ".join(locations),
+            files=files,
+        )
 
     @classmethod
     def open_side_table(cls, location: str) -> RowSource:
@@ -181,23 +202,61 @@ class RowSource:
         if _is_parquet(location):
             return cls.open([location])
         table = read_side_table(location)
-        return cls(dataset=pads.dataset(table), schema=table.schema, num_rows=table.num_rows, where=location)
+        return cls(schema=table.schema, num_rows=table.num_rows, where=location, table=table)
 
     def batches(self, columns: Sequence[str]) -> Iterator[pa.RecordBatch]:
         """The rows of these columns, in batches of bounded size.
 
         Raises:
-            InputError: a file is torn, or a column changes its type between files.
+            InputError: a file is torn, lacks a column, or has it in another type than the first file.
         """
-        scanner = self.dataset.scanner(
-            columns=list(columns), batch_size=_BATCH_ROWS, batch_readahead=2, fragment_readahead=1
-        )
-        try:
-            for batch in scanner.to_batches():
-                if batch.num_rows:
-                    yield batch
-        except (pa.ArrowException, OSError) as error:
-            raise InputError(f"{self.where} cannot be read as Parquet: {error}") from None
+        if self.table is not None:
+            yield from self.table.select(list(columns)).combine_chunks().to_batches(max_chunksize=_BATCH_ROWS)
+            return
+        wanted = pa.schema([self.schema.field(name) for name in columns]).remove_metadata()
+        for file in self.files:
+            _require_same_types(file, wanted)
+        yield from _coalesced(self._file_batches(wanted), wanted)
+
+    def _file_batches(self, wanted: pa.Schema) -> Iterator[pa.RecordBatch]:
+        for file in self.files:
+            try:
+                for batch in file.batches(wanted.names):
+                    yield batch.select(wanted.names).cast(wanted)
+            except (pa.ArrowException, OSError) as error:
+                raise InputError(f"{file.path} cannot be read as Parquet: {error}") from None
+
+
+def _coalesced(batches: Iterator[pa.RecordBatch], schema: pa.Schema) -> Iterator[pa.RecordBatch]:
+    """The same rows in fewer batches, where row groups are small."""
+    waiting: list[pa.RecordBatch] = []
+    size = 0
+    for batch in batches:
+        waiting.append(batch)
+        size += batch.num_rows
+        if size >= _BATCH_ROWS:
+            yield from pa.Table.from_batches(waiting, schema).combine_chunks().to_batches()
+            waiting, size = [], 0
+    if size:
+        yield from pa.Table.from_batches(waiting, schema).combine_chunks().to_batches()
+
+
+def _require_same_types(file: _File, wanted: pa.Schema) -> None:
+    for field in wanted:
+        if field.name not in file.schema.names:
+            raise InputError(f"{file.path} has no column {field.name!r}, which the first file has")
+        found = file.schema.field(field.name).type
+        if found != field.type and _family(found) != _family(field.type):
+            raise InputError(f"{file.path}: column {field.name!r} holds {found}, in the first file {field.type}")
+
+
+def _family(kind: pa.DataType) -> str:
+    """Types of one family are cast to the type of the first file."""
+    if pa.types.is_dictionary(kind):
+        return _family(kind.value_type)
+    if pa.types.is_integer(kind) or pa.types.is_floating(kind):
+        return "number"
+    return "text" if pa.types.is_string(kind) or pa.types.is_large_string(kind) else str(kind)
 
 
 def _is_parquet(location: str) -> bool:
@@ -213,31 +272,37 @@ def _is_parquet(location: str) -> bool:
         raise _unreadable(location, error) from None
 
 
-def _open_parquet(location: str) -> Any:
+def _parquet_files(location: str) -> list[tuple[Any, str]]:
+    """(file system, path) of every Parquet file at a location."""
     filesystem, path = open_location(location)
     try:
         info = filesystem.get_file_info(path)
         if info.type == pafs.FileType.NotFound:
             raise InputError(f"{location} does not exist")
-        files = [path] if info.type == pafs.FileType.File else _parquet_files(filesystem, path)
-        if not files:
-            raise InputError(f"the folder {location} holds no *.parquet file")
-        return pads.dataset(files, filesystem=filesystem, format="parquet")
-    except pa.ArrowException as error:
-        raise InputError(f"{location} is not Parquet: {error}") from None
+        if info.type == pafs.FileType.File:
+            return [(filesystem, path)]
+        inside = filesystem.get_file_info(pafs.FileSelector(path, recursive=True))
     except OSError as error:
         raise _unreadable(location, error) from None
+    found = sorted(info.path for info in inside if _is_data(info, path))
+    if not found:
+        raise InputError(f"the folder {location} holds no *.parquet file")
+    return [(filesystem, path) for path in found]
 
 
-def _parquet_files(filesystem: Any, folder: str) -> list[str]:
-    found = filesystem.get_file_info(pafs.FileSelector(folder, recursive=True))
-    return sorted(
-        info.path
-        for info in found
-        if info.type == pafs.FileType.File and info.extension in {"parquet", "pq"} and not _hidden(info.path, folder)
-    )
+def _is_data(info: Any, folder: str) -> bool:
+    inside = info.path[len(folder) :].strip("/").split("/")
+    hidden = any(part.startswith((".", "_")) for part in inside)
+    return info.type == pafs.FileType.File and info.extension in {"parquet", "pq"} and not hidden
 
 
-def _hidden(path: str, folder: str) -> bool:
-    inside = path[len(folder) :].strip("/").split("/")
-    return any(part.startswith((".", "_")) for part in inside)
+def _open_file(place: tuple[Any, str]) -> _File:
+    filesystem, path = place
+    try:
+        with filesystem.open_input_file(path) as raw:
+            file = pq.ParquetFile(raw)
+            return _File(filesystem, path, file.schema_arrow, file.metadata.num_rows)
+    except pa.ArrowException as error:
+        raise InputError(f"{path} is not Parquet: {error}") from None
+    except OSError as error:
+        raise _unreadable(path, error) from None
