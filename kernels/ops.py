@@ -25,6 +25,7 @@ __all__ = [
     "bag_sq_norms",
     "bag_sum",
     "catch_up_",
+    "catch_up_bag_sum_",
     "chacha20_blocks",
     "chacha_words",
     "flush_",
@@ -126,6 +127,48 @@ def bag_sum(weight: Tensor, indices: Tensor, offsets: Tensor, per_lookup_weights
     return result
 
 
+def catch_up_bag_sum_(
+    weight: Tensor,
+    last: Tensor,
+    groups: RowGroups,
+    key: Tensor,
+    indices: Tensor,
+    offsets: Tensor,
+    bag_of_lookup: Tensor,
+    *,
+    table: int,
+    step: int,
+    transition: Tensor,
+    factor: Tensor,
+    momentum: Tensor | None = None,
+    per_lookup_weights: Tensor | None = None,
+    noise: Law = "gaussian",
+) -> Tensor:
+    """`catch_up_` of the rows of `groups`, then `bag_sum` of the lookups they group; on CUDA one pass over the rows.
+
+    Returns float32 [G, D]. For the arguments see the two operators; `bag_of_lookup` is int64 [N] (see `bag_ids`).
+    """
+    result: Tensor = _lazydp.catch_up_bag_sum_(
+        weight,
+        last,
+        groups.rows,
+        groups.order,
+        groups.starts,
+        key,
+        table,
+        step,
+        transition,
+        factor,
+        momentum,
+        _is_ones(noise),
+        indices,
+        offsets,
+        bag_of_lookup,
+        per_lookup_weights,
+    )
+    return result
+
+
 def bag_sq_norms(indices: Tensor, offsets: Tensor, grad: Tensor, per_lookup_weights: Tensor | None = None) -> Tensor:
     """Squared norms of the gradients that single examples send to one table.
 
@@ -179,7 +222,7 @@ def bag_ids(offsets: Tensor) -> Tensor:
     lengths = offsets.diff()
     if offsets.numel() < 1 or (lengths < 0).any():
         raise ValueError("offsets: expected at least one entry, and none below the one before")
-    return torch.repeat_interleave(torch.arange(lengths.numel()), lengths)
+    return torch.repeat_interleave(torch.arange(lengths.numel(), device=offsets.device), lengths)
 
 
 def chacha_words(key: Tensor, *, stream: int, counter: int, n: int) -> Tensor:

@@ -175,6 +175,40 @@ def bag_sum(weight: Tensor, indices: Tensor, offsets: Tensor, per_lookup_weights
     return out.index_add_(0, bag_ids(offsets), values).float()
 
 
+def catch_up_bag_sum_(
+    weight: Tensor,
+    last: Tensor,
+    groups: RowGroups,
+    key: Tensor,
+    indices: Tensor,
+    offsets: Tensor,
+    bag_of_lookup: Tensor,
+    *,
+    table: int,
+    step: int,
+    transition: Tensor,
+    factor: Tensor,
+    momentum: Tensor | None = None,
+    per_lookup_weights: Tensor | None = None,
+    noise: Law = "gaussian",
+) -> Tensor:
+    """See `ops.catch_up_bag_sum_`."""
+    assert torch.equal(bag_of_lookup, bag_ids(offsets))
+    catch_up_(
+        weight,
+        last,
+        groups.rows,
+        key,
+        table=table,
+        step=step,
+        transition=transition,
+        factor=factor,
+        momentum=momentum,
+        noise=noise,
+    )
+    return bag_sum(weight, indices, offsets, per_lookup_weights)
+
+
 def bag_sq_norms(indices: Tensor, offsets: Tensor, grad: Tensor, per_lookup_weights: Tensor | None = None) -> Tensor:
     """See `ops.bag_sq_norms`."""
     _, examples, columns = grad.shape

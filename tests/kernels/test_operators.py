@@ -8,9 +8,10 @@ import hypothesis.strategies as st
 import pytest
 import torch
 from hypothesis import given, settings
+from torch import Tensor
+
 from lazydp.kernels import ops, reference
 from lazydp.kernels.noise_key import NoiseKey
-from torch import Tensor
 
 KEY = NoiseKey.for_tests(6).tensor()
 
@@ -74,6 +75,36 @@ def test_bag_sum(case: Case) -> None:
     torch.testing.assert_close(found, wanted, rtol=1e-5, atol=1e-5)
 
 
+@settings(deadline=None, max_examples=40)
+@given(case=cases())
+def test_catch_up_bag_sum(case: Case) -> None:
+    groups, bags = ops.group_rows(case.indices, num_rows=case.weight.shape[0]), ops.bag_ids(case.offsets)
+    last = torch.randint(0, 3, (case.weight.shape[0],), generator=case.generator, dtype=torch.int32)
+    transition, factor = case.normals(3, 1), case.normals(3, 1)
+    sums, states = [], []
+    for implementation in (ops, reference):
+        weight, since = case.weight.clone(), last.clone()
+        total = implementation.catch_up_bag_sum_(
+            weight,
+            since,
+            groups,
+            KEY,
+            case.indices,
+            case.offsets,
+            bags,
+            table=1,
+            step=2,
+            transition=transition,
+            factor=factor,
+            per_lookup_weights=case.per_lookup,
+        )
+        sums.append(total)
+        states.append((weight, since))
+    torch.testing.assert_close(sums[0], sums[1], rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(states[0][0], states[1][0], rtol=2e-6, atol=5e-6)
+    assert torch.equal(states[0][1], states[1][1])
+
+
 @settings(deadline=None, max_examples=80)
 @given(case=cases(bag_multiple=3))
 def test_bag_sq_norms(case: Case) -> None:
@@ -119,7 +150,7 @@ def test_bag_ids(case: Case) -> None:
     noise=st.sampled_from(["gaussian", "ones"]),
 )
 def test_catch_up_and_flush(
-    data: st.DataObject, num_rows: int, columns: int, momentum: bool, flush: bool, noise: ops.Law
+    data: st.DataObject, *, num_rows: int, columns: int, momentum: bool, flush: bool, noise: ops.Law
 ) -> None:
     generator = torch.Generator().manual_seed(data.draw(st.integers(0, 1000)))
     step = data.draw(st.integers(0, 9))
@@ -181,9 +212,7 @@ def test_normal(rows: int, columns: int, table: int, first_row: int, step: int) 
 
 
 @settings(deadline=None, max_examples=40)
-@given(
-    stream=st.integers(0, 2**63 - 1), counter=st.integers(0, 2**32 - 100), n=st.integers(0, 1000)
-)
+@given(stream=st.integers(0, 2**63 - 1), counter=st.integers(0, 2**32 - 100), n=st.integers(0, 1000))
 def test_chacha_words(stream: int, counter: int, n: int) -> None:
     found = ops.chacha_words(KEY, stream=stream, counter=counter, n=n)
     assert torch.equal(found, reference.chacha_words(KEY, stream=stream, counter=counter, n=n))
@@ -197,9 +226,9 @@ def test_chacha_words_go_on_from_block_to_block() -> None:
 def test_ids_beyond_two_to_the_31() -> None:
     """A table of more than 2^31 rows and elements; its pages are never touched but for those of the rows in use."""
     num_rows = 2**31 + 16
-    weight, last = torch.empty(num_rows, 1), torch.zeros(num_rows, dtype=torch.int32)
+    weight, last = torch.empty(num_rows, 1), torch.empty(num_rows, dtype=torch.int32)
     rows = torch.tensor([5, 2**31 - 1, 2**31, num_rows - 1])
-    weight[rows] = 0.0
+    weight[rows], last[rows] = 0.0, 0
     one = torch.ones(1, 1)
     ops.catch_up_(weight, last, rows, KEY, table=1, step=3, transition=one, factor=one)
     wanted = reference.noise(KEY, table=1, rows=rows, step=3, columns=1).float()

@@ -212,6 +212,19 @@ Tensor bag_sum_op(const Tensor& weight, const Tensor& indices, const Tensor& off
   return out;
 }
 
+// One after the other: a row that has just woken is still in the cache when its bag is summed.
+Tensor catch_up_bag_sum_(const Tensor& weight, const Tensor& last, const Tensor& rows, const Tensor&, const Tensor&,
+                         const Tensor& key, int64_t table, int64_t step, const Tensor& transition, const Tensor& factor,
+                         const std::optional<Tensor>& momentum, bool ones, const Tensor& indices, const Tensor& offsets,
+                         const Tensor&, const std::optional<Tensor>& per_lookup_weights) {
+  check(weight, "weight", ScalarType::Float, 2);
+  check_indices(indices, "indices", weight.size(0));
+  check_offsets(offsets, indices.size(0));
+  read_optional(per_lookup_weights, "per_lookup_weights", indices.size(0));
+  catch_up_(weight, last, rows, key, table, step, transition, factor, momentum, ones);
+  return bag_sum_op(weight, indices, offsets, per_lookup_weights);
+}
+
 Tensor bag_sq_norms_op(const Tensor& indices, const Tensor& offsets, const Tensor& grad,
                        const std::optional<Tensor>& per_lookup_weights) {
   check(grad, "grad", ScalarType::Float, 3);
@@ -303,6 +316,7 @@ STABLE_TORCH_LIBRARY_IMPL(lazydp, CPU, m) {
   m.impl("catch_up_", TORCH_BOX(&catch_up_));
   m.impl("flush_", TORCH_BOX(&flush_));
   m.impl("bag_sum", TORCH_BOX(&bag_sum_op));
+  m.impl("catch_up_bag_sum_", TORCH_BOX(&catch_up_bag_sum_));
   m.impl("bag_sq_norms", TORCH_BOX(&bag_sq_norms_op));
   m.impl("scatter_add_", TORCH_BOX(&scatter_add_op));
   m.impl("chacha_words", TORCH_BOX(&chacha_words));

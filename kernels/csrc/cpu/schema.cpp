@@ -11,6 +11,10 @@ STABLE_TORCH_LIBRARY(lazydp, m) {
       "flush_(Tensor(a!) weight, Tensor(b!) last, Tensor key, int table, int step, Tensor transition, Tensor factor, "
       "Tensor(c!)? momentum, bool ones) -> ()");
   m.def("bag_sum(Tensor weight, Tensor indices, Tensor offsets, Tensor? per_lookup_weights) -> Tensor");
+  m.def(
+      "catch_up_bag_sum_(Tensor(a!) weight, Tensor(b!) last, Tensor rows, Tensor order, Tensor starts, Tensor key, "
+      "int table, int step, Tensor transition, Tensor factor, Tensor(c!)? momentum, bool ones, Tensor indices, "
+      "Tensor offsets, Tensor bag_of_lookup, Tensor? per_lookup_weights) -> Tensor");
   m.def("bag_sq_norms(Tensor indices, Tensor offsets, Tensor grad, Tensor? per_lookup_weights) -> Tensor");
   m.def(
       "scatter_add_(Tensor(a!) weight, Tensor rows, Tensor order, Tensor starts, Tensor bag_of_lookup, Tensor grad, "

@@ -11,19 +11,30 @@ namespace {
 
 constexpr int kInFlight = 4;  // loads of rows under way before the first is used
 
-// sum over n in [0, count) of weight(n) * quad(n), in that order, several loads in flight.
-template <class QuadAt, class WeightAt>
-LAZYDP_DEVICE Quad weighted_sum(int64_t count, const WeightAt& weight_at, const QuadAt& quad_at) {
+// One row of a sum, and its weight.
+struct Term {
+  float weight;
+  Quad quad;
+};
+
+constexpr Term kNothing = {0.0f, {{0.0f, 0.0f, 0.0f, 0.0f}}};
+
+// sum over n in [0, count) of term_at(n), in that order, several loads in flight.
+template <class TermAt>
+LAZYDP_DEVICE Quad sum_of(int64_t count, const TermAt& term_at) {
   Quad sum = same(0.0f);
   int64_t n = 0;
   for (; n + kInFlight <= count; n += kInFlight) {
-    Quad quads[kInFlight];
+    Term terms[kInFlight];
     LAZYDP_UNROLL
-    for (int j = 0; j < kInFlight; ++j) quads[j] = quad_at(n + j);
+    for (int j = 0; j < kInFlight; ++j) terms[j] = term_at(n + j);
     LAZYDP_UNROLL
-    for (int j = 0; j < kInFlight; ++j) add_product(sum, weight_at(n + j), quads[j]);
+    for (int j = 0; j < kInFlight; ++j) add_product(sum, terms[j].weight, terms[j].quad);
   }
-  for (; n < count; ++n) add_product(sum, weight_at(n), quad_at(n));
+  for (; n < count; ++n) {
+    const Term term = term_at(n);
+    add_product(sum, term.weight, term.quad);
+  }
   return sum;
 }
 
@@ -42,13 +53,18 @@ struct SumBags {
     if (but_single && size == 1) return;
     if (size < 0) LAZYDP_REFUSE("offsets: expected none below the one before");
     const int width = quad_width(column, job.columns);
-    const auto weight_at = [&](int64_t n) { return job.per_lookup ? job.per_lookup[begin + n] : 1.0f; };
-    const auto quad_at = [&](int64_t n) {
+    bool outside = false;
+    const Quad sum = sum_of(size, [&](int64_t n) -> Term {
       const int64_t row = job.indices[begin + n];
-      if (row < 0 || row >= job.num_rows) LAZYDP_REFUSE("indices: expected 0 <= index < rows of weight");
-      return load_quad<kVector>(job.weight + row * job.columns + column, width);
-    };
-    store_quad<kVector>(job.out + bag * job.columns + column, weighted_sum(size, weight_at, quad_at), width);
+      if (row < 0 || row >= job.num_rows) {
+        outside = true;
+        return kNothing;
+      }
+      const float weight = job.per_lookup ? job.per_lookup[begin + n] : 1.0f;
+      return {weight, load_quad<kVector>(job.weight + row * job.columns + column, width)};
+    });
+    if (outside) LAZYDP_REFUSE("indices: expected 0 <= index < rows of weight");
+    store_quad<kVector>(job.out + bag * job.columns + column, sum, width);
   }
 };
 
@@ -174,19 +190,22 @@ struct Lookups {
   ScatterAdd job;
 
   LAZYDP_DEVICE Quad sum(int64_t begin, int64_t end, int64_t column, int width) const {
-    const auto weight_at = [&](int64_t n) {
+    bool order_outside = false;
+    bool bag_outside = false;
+    const Quad total = sum_of(end - begin, [&](int64_t n) -> Term {
       const int64_t lookup = job.order[begin + n];
-      const float scale = job.scale[job.bag[lookup]];
-      return job.per_lookup ? scale * job.per_lookup[lookup] : scale;
-    };
-    const auto quad_at = [&](int64_t n) {
-      const int64_t lookup = job.order[begin + n];
-      if (lookup < 0 || lookup >= job.lookups) LAZYDP_REFUSE("order: expected 0 <= position < lookups");
+      order_outside |= lookup < 0 || lookup >= job.lookups;
+      if (order_outside) return kNothing;
       const int64_t bag = job.bag[lookup];
-      if (bag < 0 || bag >= job.bags) LAZYDP_REFUSE("bag_of_lookup: expected 0 <= bag < bags of grad");
-      return load_quad<kVector>(job.grad + bag * job.columns + column, width);
-    };
-    return weighted_sum(end - begin, weight_at, quad_at);
+      bag_outside |= bag < 0 || bag >= job.bags;
+      if (bag_outside) return kNothing;
+      const float scale = job.scale[bag];
+      const float weight = job.per_lookup ? scale * job.per_lookup[lookup] : scale;
+      return {weight, load_quad<kVector>(job.grad + bag * job.columns + column, width)};
+    });
+    if (order_outside) LAZYDP_REFUSE("order: expected 0 <= position < lookups");
+    if (bag_outside) LAZYDP_REFUSE("bag_of_lookup: expected 0 <= bag < bags of grad");
+    return total;
   }
 };
 
@@ -251,12 +270,11 @@ struct AddRows {
  private:
   LAZYDP_DEVICE Quad sum_of_parts(int64_t begin, int64_t end, int64_t quad) const {
     const int64_t first = begin / kChunk;
-    const auto quad_at = [&](int64_t n) {
+    return sum_of((end - 1) / kChunk - first + 1, [&](int64_t n) -> Term {
       const int64_t chunk = first + n;
       const int64_t slot = 2 * chunk + (begin > chunk * kChunk ? 1 : 0);
-      return load_quad<true>(job.workspace + (slot * quads + quad) * kQuad, kQuad);
-    };
-    return weighted_sum((end - 1) / kChunk - first + 1, [](int64_t) { return 1.0f; }, quad_at);
+      return {1.0f, load_quad<true>(job.workspace + (slot * quads + quad) * kQuad, kQuad)};
+    });
   }
 };
 

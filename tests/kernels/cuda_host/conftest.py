@@ -109,7 +109,7 @@ class CudaOnHost:
     def flush_(self, weight: Tensor, last: Tensor, key: Tensor, **options: Any) -> None:
         self._check(self._library.host_wake(ctypes.byref(_wake(weight, last, None, key, **options))))
 
-    def catch_up_bag_sum_(  # noqa: PLR0917 (the operator's own order)
+    def catch_up_bag_sum_(
         self,
         weight: Tensor,
         last: Tensor,
