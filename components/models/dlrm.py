@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from lazydp.components.models.config import DlrmConfig
+from lazydp.components.models.interaction import PairwiseDots
 from lazydp.components.models.layout import FeatureLayout
 from lazydp.components.models.mlp import mlp
 from lazydp.components.models.recommender import ModelInputs, Recommender
@@ -31,19 +32,16 @@ class Dlrm(Recommender):
         if not layout.features and not layout.num_dense:
             raise InputError("a DLRM needs at least one feature, the feature spec has none")
         vectors = len(layout.features) + (self.bottom is not None) + (self.item_bottom is not None)
-        pairs = vectors * (vectors - 1) // 2
-        self.register_buffer("pair_rows", torch.tril_indices(vectors, vectors, offset=-1), persistent=False)
-        self.top = mlp(dim + pairs, config.top_widths, 1)
-
-    pair_rows: Tensor
+        self.interaction = PairwiseDots(vectors)
+        self.top = mlp(dim + self.interaction.num_pairs, config.top_widths, 1)
 
     def forward(self, inputs: ModelInputs) -> Tensor:
         """Logits [B, K] of the candidates."""
         vectors = self._vectors(inputs)  # [B, K, V, D]
-        products = _self_products(vectors)
-        pairs = products[..., self.pair_rows[0], self.pair_rows[1]]
-        logits: Tensor = self.top(torch.cat([vectors[..., 0, :], pairs], dim=-1))
-        return logits.squeeze(-1)
+        pairs = self.interaction(vectors.flatten(0, 1))
+        features = torch.cat([vectors[:, :, 0], pairs.view(*vectors.shape[:2], pairs.shape[1])], dim=2)
+        logits: Tensor = self.top(features)
+        return logits.squeeze(2)
 
     def _vectors(self, inputs: ModelInputs) -> Tensor:
         example = [inputs.example[feature.name] for feature in self.layout.example]
@@ -59,9 +57,3 @@ class Dlrm(Recommender):
             return of_candidates
         of_examples = torch.stack(example, dim=1).unsqueeze(1)
         return torch.cat([of_examples.expand(-1, of_candidates.shape[1], -1, -1), of_candidates], dim=2)
-
-
-def _self_products(vectors: Tensor) -> Tensor:
-    """Dot products [B, K, V, V] of all pairs among [B, K, V, D]."""
-    flat = vectors.flatten(0, 1)
-    return torch.bmm(flat, flat.transpose(1, 2)).view(*vectors.shape[:3], vectors.shape[2])
