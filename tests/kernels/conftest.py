@@ -6,9 +6,10 @@ from collections.abc import Iterator
 
 import pytest
 import torch
+from torch import Tensor
+
 from lazydp.kernels import ops
 from lazydp.kernels.noise_key import NoiseKey
-from torch import Tensor
 
 
 @pytest.fixture

@@ -8,6 +8,7 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 import torch
+
 from lazydp.kernels import ops, reference
 
 Words = npt.NDArray[np.uint32]
@@ -18,9 +19,9 @@ def words_of(text: str) -> Words:
 
 
 def state(key: bytes, counter: int, nonce: bytes) -> Words:
-    return np.frombuffer(
-        b"expand 32-byte k" + key + counter.to_bytes(4, "little") + nonce, dtype="<u4"
-    ).astype(np.uint32)
+    return np.frombuffer(b"expand 32-byte k" + key + counter.to_bytes(4, "little") + nonce, dtype="<u4").astype(
+        np.uint32
+    )
 
 
 # RFC 8439, section 2.3.2, and appendix A.1, test vectors 1 to 5.

@@ -9,9 +9,10 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from torch import Tensor
+
 from lazydp.kernels import ops
 from lazydp.kernels.noise_key import NoiseKey
-from torch import Tensor
 
 KEY = NoiseKey.for_tests(5).tensor()
 OTHERS = ops.simd_levels()[1:]

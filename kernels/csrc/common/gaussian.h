@@ -15,7 +15,7 @@
 //     normal 2p + 1 = radius * sin(phi)
 //
 // u has 32 + 21 = 53 random bits and is never 0 or 1. Measured from the nearer end it keeps its relative precision
-// in float at both: the radius reaches sqrt(-2 ln 2^-54) = 8.65, and its smallest value is 3e-10, not 0.
+// in float at both: the radius reaches sqrt(-2 ln 2^-54) = 8.65, and its smallest value is 1e-8, not 0.
 //
 // Only operations that IEEE 754 rounds correctly are used (add, multiply, fma, square root, conversion), in one fixed order,
 // so that every instruction set, and CUDA, gives the same bits. Compile with -ffp-contract=off (nvcc: --fmad=false).

@@ -1,0 +1,80 @@
+"""The operators as torch sees them: schemas, aliasing, fake shapes, torch.compile's tracing."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+
+from lazydp.kernels import ops
+from lazydp.kernels.noise_key import NoiseKey
+
+KEY = NoiseKey.for_tests(8).tensor()
+
+
+def int64(*values: int) -> torch.Tensor:
+    return torch.tensor(values, dtype=torch.int64)
+
+
+def samples() -> dict[str, tuple[Any, ...]]:
+    weight, last = torch.randn(6, 8), torch.zeros(6, dtype=torch.int32)
+    m, chol = torch.randn(3, 4), torch.randn(3, 3)
+    one = torch.ones(3, 1)
+    indices, offsets = int64(3, 1, 3, 5), int64(0, 2, 2, 3, 4)
+    groups = ops.group_rows(indices, num_rows=6)
+    grad = torch.randn(4, 8)
+    return {
+        "normal_": (torch.empty(3, 5), KEY, 1, 2, 3),
+        "group_rows": (indices, 6),
+        "catch_up_": (weight.clone(), last.clone(), groups.rows, KEY, 1, 2, m, chol, torch.randn(6, 8), False),
+        "flush_": (weight.clone(), last.clone(), KEY, 1, 2, one, one, None, True),
+        "bag_sum": (weight, indices, offsets, torch.rand(4)),
+        "catch_up_bag_sum_": (
+            weight.clone(),
+            last.clone(),
+            groups.rows,
+            groups.order,
+            groups.starts,
+            KEY,
+            1,
+            2,
+            m,
+            chol,
+            torch.randn(6, 8),
+            False,
+            indices,
+            offsets,
+            ops.bag_ids(offsets),
+            None,
+        ),
+        "bag_sq_norms": (indices, offsets, grad.view(2, 2, 8), None),
+        "scatter_add_": (
+            weight.clone(),
+            groups.rows,
+            groups.order,
+            groups.starts,
+            ops.bag_ids(offsets),
+            grad,
+            torch.rand(4),
+            0.5,
+            None,
+        ),
+        "chacha_words": (KEY, 1, 2, 33),
+        "chacha20_blocks": (
+            torch.tensor([[0x61707865, 0x3320646E, 0x79622D32, 0x6B206574] + [7] * 12], dtype=torch.int32),
+        ),
+        "normals_of_blocks": (torch.arange(32, dtype=torch.int32).view(2, 16),),
+    }
+
+
+@pytest.mark.parametrize("name", samples())
+def test_opcheck(name: str) -> None:
+    torch.library.opcheck(getattr(torch.ops.lazydp, name).default, samples()[name])
+
+
+def test_every_operator_is_checked() -> None:
+    registered = {name for name in dir(torch.ops.lazydp) if not name.startswith("_")} - {"name"}
+    schemas = {s.name.split("::")[1] for s in torch._C._jit_get_all_schemas() if s.name.startswith("lazydp::")}
+    assert registered <= schemas
+    assert schemas - {"simd_level", "best_simd_level", "set_simd_level"} == set(samples())
