@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -29,7 +30,7 @@ def run_and_show(*, arguments: Mapping[str, Any], out: Path, compare: bool, ask:
         PipelineFailedError: a component failed.
         UnavailableError: the service did not start.
     """
-    console = Console()
+    console = Console(file=sys.stdout)  # this very stream: the runner's output is taken off sys.stdout
     outputs = run_locally(recommender_pipeline(compare=compare), arguments, folder=out, console=console)
     bundle = _link(out / "bundle", Path(outputs["bundle"].path))
     reports = {"with privacy": json.loads(_link(out / "metrics.json", Path(outputs["report"].path)).read_text())}

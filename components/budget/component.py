@@ -36,8 +36,8 @@ def budget_gate(
 
     from lazydp.components.budget.gate import reserve_for_training
     from lazydp.components.ingest.dataset import EncodedDataset
-    from lazydp.components.train.config import TrainConfig
     from lazydp.components.shared.logs import log_to_stdout
+    from lazydp.components.train.config import TrainConfig
 
     log_to_stdout()
     settings = TrainConfig.parse_text(config, where="(parameter config)")

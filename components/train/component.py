@@ -33,9 +33,9 @@ def train(
     """
     from pathlib import Path
 
+    from lazydp.components.shared.logs import log_to_stdout
     from lazydp.components.train.config import TrainConfig
     from lazydp.components.train.train import train as run
-    from lazydp.components.shared.logs import log_to_stdout
 
     log_to_stdout()
     settings = TrainConfig.parse_text(config, where="(parameter config)")
