@@ -260,7 +260,8 @@ def simd_levels() -> tuple[SimdLevel, ...]:
 
 def simd_level() -> SimdLevel:
     """The instruction set in use: the best, unless the environment's LAZYDP_SIMD or `set_simd_level` chose another."""
-    return _SIMD_LEVELS[_lazydp.simd_level()]
+    level: int = _lazydp.simd_level()
+    return _SIMD_LEVELS[level]
 
 
 def set_simd_level(level: SimdLevel) -> None:

@@ -1,0 +1,166 @@
+"""Contestants measured against each other in one run: interleaved repeats, medians, ratios; one JSON object each.
+
+Repeats are interleaved (every contestant once a round, in rotating order) so that whatever else the machine does in the
+meantime falls on all of them alike.
+"""
+
+from __future__ import annotations
+
+import json
+import resource
+import statistics
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+
+from rich.console import Console
+from rich.table import Table
+
+_KIB = 1024
+
+
+def _nothing() -> None:
+    return None
+
+
+@dataclass(frozen=True, slots=True)
+class Contestant:
+    """One way to do the work.
+
+    Attributes:
+        name: as it stands in the results.
+        run: does the work once; this is what is timed.
+        bytes: read plus written by one run, counted from the shapes.
+        flops: arithmetic operations of one run, counted from the source (an fma is two); None where it cannot be seen.
+        prepare: done before each run, untimed.
+    """
+
+    name: str
+    run: Callable[[], object]
+    bytes: int
+    flops: int | None = None
+    prepare: Callable[[], object] = _nothing
+
+
+@dataclass(frozen=True, slots=True)
+class Result:
+    """What one contestant reached. Times in seconds; `ratios` are this median over the other's."""
+
+    bench: str
+    shape: dict[str, int]
+    contestant: str
+    median_s: float
+    p10_s: float
+    p90_s: float
+    repeats: int
+    bytes: int
+    flops: int | None
+    minor_faults: int
+    peak_rss_bytes: int
+    ratios: dict[str, float] = field(default_factory=dict)
+
+    def to_json(self) -> str:
+        """One line, the fields of this class by name."""
+        return json.dumps(asdict(self))
+
+    @property
+    def bytes_per_second(self) -> float:
+        """Bytes read plus written, by the median."""
+        return self.bytes / self.median_s
+
+
+@dataclass(slots=True)
+class _Timings:
+    seconds: list[float] = field(default_factory=list)
+    minor_faults: list[int] = field(default_factory=list)
+
+
+def measure(
+    bench: str, *, shape: Mapping[str, int], contestants: Sequence[Contestant], repeats: int, warm_ups: int = 1
+) -> list[Result]:
+    """Runs every contestant `warm_ups` times unrecorded, then `repeats` rounds; results in the contestants' order.
+
+    Raises ValueError where there is nothing to measure.
+    """
+    if repeats < 1 or not contestants:
+        raise ValueError(
+            f"{bench}: expected at least one repeat and one contestant, found {repeats}, {len(contestants)}"
+        )
+    timings = {contestant.name: _Timings() for contestant in contestants}
+    for round_number in range(-warm_ups, repeats):
+        turn = round_number % len(contestants)
+        for contestant in [*contestants[turn:], *contestants[:turn]]:
+            seconds, faults = _time_once(contestant)
+            if round_number >= 0:
+                timings[contestant.name].seconds.append(seconds)
+                timings[contestant.name].minor_faults.append(faults)
+    medians = {name: statistics.median(timing.seconds) for name, timing in timings.items()}
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * _KIB
+    return [
+        Result(
+            bench=bench,
+            shape=dict(shape),
+            contestant=contestant.name,
+            median_s=medians[contestant.name],
+            p10_s=_quantile(timings[contestant.name].seconds, 0.1),
+            p90_s=_quantile(timings[contestant.name].seconds, 0.9),
+            repeats=repeats,
+            bytes=contestant.bytes,
+            flops=contestant.flops,
+            minor_faults=int(statistics.median(timings[contestant.name].minor_faults)),
+            peak_rss_bytes=peak,
+            ratios={
+                name: medians[contestant.name] / median for name, median in medians.items() if name != contestant.name
+            },
+        )
+        for contestant in contestants
+    ]
+
+
+def print_table(results: Sequence[Result], *, unit: str, console: Console | None = None) -> None:
+    """A table for people; `unit` names the entry of `shape` that times, bytes and operations are divided by."""
+    first = results[0]
+    count = first.shape[unit]
+    one = unit.removesuffix("s")
+    shape = ", ".join(f"{name} {value:,}" for name, value in first.shape.items())
+    table = Table(title=f"{first.bench}: {shape}; {first.repeats} interleaved repeats")
+    headings = ("median ms", "p10 to p90", f"ns/{one}", f"B/{one}", "GB/s", f"ops/{one}", "Gop/s", "faults")
+    table.add_column("contestant")
+    for heading in headings:
+        table.add_column(heading, justify="right")
+    for name in (result.contestant for result in results):
+        table.add_column(f"/ {name}", justify="right")
+    for result in results:
+        operations = ("", "")
+        if result.flops is not None:
+            operations = (f"{result.flops / count:.1f}", f"{result.flops / result.median_s / 1e9:.1f}")
+        table.add_row(
+            result.contestant,
+            f"{result.median_s * 1e3:.2f}",
+            f"{result.p10_s * 1e3:.2f} to {result.p90_s * 1e3:.2f}",
+            f"{result.median_s / count * 1e9:.2f}",
+            f"{result.bytes / count:.1f}",
+            f"{result.bytes_per_second / 1e9:.2f}",
+            *operations,
+            f"{result.minor_faults}",
+            *(f"{result.ratios.get(other.contestant, 1.0):.3f}" for other in results),
+        )
+    (console or Console()).print(table)
+
+
+def _time_once(contestant: Contestant) -> tuple[float, int]:
+    contestant.prepare()
+    faults = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+    start = time.perf_counter()
+    contestant.run()
+    seconds = time.perf_counter() - start
+    return seconds, resource.getrusage(resource.RUSAGE_SELF).ru_minflt - faults
+
+
+def _quantile(values: Sequence[float], q: float) -> float:
+    """Linear interpolation between the order statistics."""
+    ordered = sorted(values)
+    position = q * (len(ordered) - 1)
+    below = int(position)
+    above = min(below + 1, len(ordered) - 1)
+    return ordered[below] + (position - below) * (ordered[above] - ordered[below])
