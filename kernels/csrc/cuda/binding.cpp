@@ -5,7 +5,8 @@
 // Differences from the CPU operators, both for the same reason: group_rows returns lists as long as the lookups, padded
 // as csrc/cuda/rows.h says; and an index out of range is an error of the device, reported by a later call.
 //
-// Workspaces come from torch's caching allocator: in stream order, and from the graph's own pool under capture.
+// Workspaces come from torch's caching allocator: in stream order, and from the graph's own pool under capture (of the
+// operators that draw no noise; those that do refuse it).
 #include <torch/csrc/inductor/aoti_torch/c/shim.h>
 #include <torch/csrc/stable/accelerator.h>
 #include <torch/csrc/stable/library.h>
@@ -17,6 +18,7 @@
 #include <optional>
 #include <sstream>
 #include <stdexcept>
+#include <string>
 #include <tuple>
 
 #include "cuda/bags.h"
@@ -45,6 +47,10 @@ const char* name_of(ScalarType type) {
   }
 }
 
+void check_launch(cudaError_t error) {
+  if (error != cudaSuccess) throw std::runtime_error(std::string("CUDA: ") + cudaGetErrorString(error));
+}
+
 // The device and stream of one call, made current while it lasts; every tensor must live on that device.
 class Call {
  public:
@@ -55,6 +61,15 @@ class Call {
   }
 
   cudaStream_t stream() const { return stream_; }
+
+  // A graph repeats the arguments it was captured with. The same step twice is the same noise twice (whoever subtracts
+  // two models sees the data without noise), or none: what draws noise must be launched anew at every step.
+  void refuse_capture() const {
+    cudaStreamCaptureStatus status = cudaStreamCaptureStatusNone;
+    check_launch(cudaStreamIsCapturing(stream_, &status));
+    if (status != cudaStreamCaptureStatusNone)
+      refuse("noise cannot be captured in a CUDA graph: every replay would draw that of the same step; capture the dense part only");
+  }
 
   void check(const Tensor& tensor, const char* name, ScalarType type, int64_t dims) const {
     if (!tensor.is_cuda() || tensor.get_device_index() != device_) refuse(name, ": expected a tensor on cuda:", device_);
@@ -72,10 +87,6 @@ class Call {
 void check_size(const Tensor& tensor, const char* name, int64_t dim, int64_t size, const char* what) {
   if (tensor.size(dim) != size)
     refuse(name, ": expected size ", size, " in dimension ", dim, " (", what, "), found ", tensor.size(dim));
-}
-
-void check_launch(cudaError_t error) {
-  if (error != cudaSuccess) throw std::runtime_error(std::string("CUDA: ") + cudaGetErrorString(error));
 }
 
 template <class T>
@@ -128,6 +139,7 @@ void check_offsets(const Call& call, const Tensor& offsets) {
 
 Wake read_wake(const Call& call, const Tensor& weight, const Tensor& last, const Tensor& key, int64_t table, int64_t step,
                const Tensor& transition, const Tensor& factor, const std::optional<Tensor>& momentum, bool ones) {
+  call.refuse_capture();
   call.check(weight, "weight", ScalarType::Float, 2);
   const int64_t num_rows = weight.size(0);
   if (num_rows > kMaxRows) refuse("weight: expected at most 2^48 rows, found ", num_rows);
@@ -165,6 +177,7 @@ BagSum read_bag_sum(const Call& call, const Tensor& weight, const Tensor& indice
 
 void normal_(const Tensor& out, const Tensor& key, int64_t table, int64_t first_row, int64_t step) {
   const Call call(out);
+  call.refuse_capture();
   call.check(out, "out", ScalarType::Float, 2);
   if (first_row < 0 || first_row > kMaxRows - out.size(0))
     refuse("first_row: expected 0 <= first_row and first_row + rows <= 2^48, found ", first_row);

@@ -11,8 +11,7 @@
 // same bodies by loops, in any order of threads, and an access outside a tensor or a dependence on that order shows without
 // a GPU (tests/kernels/cuda_host).
 //
-// Grids are persistent: a few blocks for each multiprocessor, that stride over the items. Nothing here allocates or waits,
-// so that all of it can be captured in a graph.
+// Grids are persistent: a few blocks for each multiprocessor, that stride over the items. Nothing here allocates or waits.
 #pragma once
 
 #include <cstdint>

@@ -1,6 +1,6 @@
 // Noise on rows, on the device: fill, catch up, flush, and catch up with the gather of bags. Raw pointers to device memory
-// (or to host memory that the device can reach) and a stream; no torch. Launchers neither allocate nor wait, and can be
-// captured in a graph. What is wrong in the memory they are given stops the kernel (LAZYDP_REFUSE in launch.cuh).
+// (or to host memory that the device can reach) and a stream; no torch. Launchers neither allocate nor wait.
+// Key and step are arguments of the kernels: a captured launch would repeat its noise (binding.cpp refuses). What is wrong in the memory they are given stops the kernel (LAZYDP_REFUSE in launch.cuh).
 #pragma once
 
 #include <cstdint>

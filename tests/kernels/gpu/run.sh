@@ -1,0 +1,57 @@
+#!/usr/bin/env bash
+# What needs a GPU, in one call of under eight minutes: builds the extension with CUDA in place, compares every operator with
+# its CPU twin, runs compute-sanitizer on small shapes, measures. Elsewhere one line. Needs nothing but torch (with CUDA),
+# nvcc, ninja, pytest and what lies in this tree; installs nothing.
+#
+#   tests/kernels/gpu/run.sh [folder for logs and figures, default build/gpu]
+set -euo pipefail
+cd "$(dirname "$0")/../../.."
+
+python=${PYTHON:-$(command -v python3 || true)}
+has_gpu() { "$1" -c 'import sys, torch; sys.exit(not torch.cuda.is_available())' 2>/dev/null; }
+if ! has_gpu "$python" && [ -x .venv/bin/python ]; then python=.venv/bin/python; fi
+if ! has_gpu "$python"; then
+  echo "gpu: skipped, no NVIDIA GPU that torch can use on this machine"
+  exit 0
+fi
+
+out=${1:-build/gpu}
+mkdir -p "$out"
+# The four folders under their package names, without an installation.
+export PYTHONPATH=$PWD/.typecheck${PYTHONPATH:+:$PYTHONPATH}
+export PYTHONDONTWRITEBYTECODE=1 PYTHONUNBUFFERED=1
+failed=0
+
+stage() {  # name, seconds, command...
+  local name=$1 seconds=$2 begin=$SECONDS
+  shift 2
+  echo "gpu: $name"
+  if timeout "$seconds" "$@" >"$out/$name.log" 2>&1; then
+    tail -3 "$out/$name.log"
+  else
+    failed=1
+    echo "gpu: $name failed; the end of $out/$name.log:"
+    tail -40 "$out/$name.log"
+  fi
+  echo "gpu: $name took $((SECONDS - begin)) s"
+}
+
+nvidia-smi --query-gpu=name,driver_version,memory.total --format=csv,noheader || true
+TORCH_CUDA_ARCH_LIST=$("$python" -c 'import torch; print("%d.%d" % torch.cuda.get_device_capability())')
+export TORCH_CUDA_ARCH_LIST LAZYDP_CUDA=1
+
+stage build 200 "$python" setup.py build_ext --inplace --build-temp "$out/temp"
+[ "$failed" -eq 0 ] || exit 1
+stage test 100 "$python" -m pytest tests/kernels/gpu -q -p no:cacheprovider
+# Without torch's caching every tensor is an allocation of its own, and an access beside it is seen.
+sanitizer=(compute-sanitizer --error-exitcode 1 --kernel-regex kns=lazydp)
+if command -v compute-sanitizer >/dev/null; then
+  PYTORCH_NO_CUDA_MEMORY_CACHING=1 stage memcheck 60 "${sanitizer[@]}" --tool memcheck "$python" tests/kernels/gpu/small_shapes.py
+  PYTORCH_NO_CUDA_MEMORY_CACHING=1 stage racecheck 60 "${sanitizer[@]}" --tool racecheck "$python" tests/kernels/gpu/small_shapes.py
+else
+  echo "gpu: no compute-sanitizer on this machine"
+  failed=1
+fi
+stage bench 60 "$python" tests/kernels/gpu/bench.py
+cat "$out/bench.log"
+[ "$failed" -eq 0 ] && echo "gpu: all passed" || { echo "gpu: something failed"; exit 1; }
