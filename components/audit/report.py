@@ -95,7 +95,7 @@ class AuditReport(_Model):
         found = [
             f"claimed      epsilon {self.epsilon_claimed:.4g} at delta {self.delta:g} per {self.privacy_unit}",
             f"lower bound  epsilon {self.epsilon_lower_bound:.4g} at {self.confidence:.0%} confidence",
-            f"             {best.correct} right of {best.guesses} guesses; {self.canaries} canaries, {self.included} in",
+            f"             {best.correct} of {best.guesses} guesses right, {self.canaries} canaries",
         ]
         if self.noise is not None:
             ratio, tolerance = self.noise.variance_ratio, self.noise.tolerance
