@@ -1,7 +1,7 @@
 """Flush of a table in which every row owes noise, against the same run's memory copy and in-place scale.
 
-Flush reads and writes each weight once, so a copy of the table, which moves the same bytes, is its upper bound where memory
-is the limit. Where arithmetic is (ChaCha20 and Box-Muller, the operations that the table shows), the rate of
+Flush reads and writes each weight once, so a copy of the table, which moves the same bytes, bounds it where memory is
+the limit. Where arithmetic is (ChaCha20 and Box-Muller, the operations that the table shows), the rate of
 `lazydp bench noise` is the bound.
 """
 

@@ -118,34 +118,42 @@ def measure(
 
 
 def print_table(results: Sequence[Result], *, unit: str, console: Console | None = None) -> None:
-    """A table for people; `unit` names the entry of `shape` that times, bytes and operations are divided by."""
+    """A table for people; `unit` names the entry of `shape` that times, bytes and operations are divided by.
+
+    Bytes and operations of one unit, counted, stand beside the rates that were reached.
+    """
     first = results[0]
-    count = first.shape[unit]
     one = unit.removesuffix("s")
     shape = ", ".join(f"{name} {value:,}" for name, value in first.shape.items())
     table = Table(title=f"{first.bench}: {shape}; {first.repeats} interleaved repeats")
-    headings = ("median ms", "p10 to p90", f"ns/{one}", f"B/{one}", "GB/s", f"ops/{one}", "Gop/s", "faults")
-    table.add_column("contestant")
-    for heading in headings:
-        table.add_column(heading, justify="right")
-    for name in (result.contestant for result in results):
-        table.add_column(f"/ {name}", justify="right")
+    table.add_column("contestant", no_wrap=True)
+    for heading in ("median ms", "p10 .. p90", f"ns/{one}", f"B/{one}", "GB/s", f"ops/{one}", "Gop/s", "times"):
+        table.add_column(heading, justify="right", no_wrap=True)
     for result in results:
-        operations = ("", "")
-        if result.flops is not None:
-            operations = (f"{result.flops / count:.1f}", f"{result.flops / result.median_s / 1e9:.1f}")
-        table.add_row(
-            result.contestant,
-            f"{result.median_s * 1e3:.2f}",
-            f"{result.p10_s * 1e3:.2f} to {result.p90_s * 1e3:.2f}",
-            f"{result.median_s / count * 1e9:.2f}",
-            f"{result.bytes / count:.1f}",
-            f"{result.bytes_per_second / 1e9:.2f}",
-            *operations,
-            f"{result.minor_faults}",
-            *(f"{result.ratios.get(other.contestant, 1.0):.3f}" for other in results),
-        )
+        table.add_row(*_cells(result, count=first.shape[unit], fastest=min(results, key=lambda r: r.median_s)))
     (console or Console()).print(table)
+
+
+def _cells(result: Result, *, count: int, fastest: Result) -> list[str]:
+    counted, rate = "", ""
+    if result.flops is not None:
+        counted, rate = f"{result.flops / count:.0f}", f"{result.flops / result.median_s / 1e9:.1f}"
+    return [
+        result.contestant,
+        _short(result.median_s * 1e3),
+        f"{_short(result.p10_s * 1e3)} .. {_short(result.p90_s * 1e3)}",
+        _short(result.median_s / count * 1e9),
+        f"{result.bytes / count:.0f}",
+        f"{result.bytes_per_second / 1e9:.1f}",
+        counted,
+        rate,
+        f"{result.median_s / fastest.median_s:.2f}",
+    ]
+
+
+def _short(value: float) -> str:
+    """Three significant digits, without an exponent."""
+    return f"{value:.0f}" if value >= 100 else f"{value:.3g}"
 
 
 def _time_once(contestant: Contestant) -> tuple[float, int]:
