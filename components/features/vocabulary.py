@@ -107,16 +107,25 @@ def to_numbers(values: Values) -> Numbers:
     return np.asarray(numbers.fill_null(float("nan")).to_numpy(zero_copy_only=False), dtype=np.float64)
 
 
+class _KeyedHash:
+    """BLAKE2b (RFC 7693), 64-bit, keyed with a salt; the keyed state is made once and copied for each value."""
+
+    def __init__(self, *, buckets: int, salt: str) -> None:
+        key = salt.encode()
+        # BLAKE2b takes keys of up to 64 bytes; a salt of 64 characters may be longer.
+        key = key if len(key) <= 64 else hashlib.sha256(key).digest()
+        self._keyed = hashlib.blake2b(digest_size=8, key=key, person=_HASH_PERSON)
+        self._buckets = buckets
+
+    def code(self, text: str) -> int:
+        state = self._keyed.copy()
+        state.update(text.encode())
+        return 1 + int.from_bytes(state.digest(), "little") % self._buckets
+
+
 def hash_code(text: str, *, buckets: int, salt: str) -> int:
     """Code 1..buckets of a value: BLAKE2b (RFC 7693) of its UTF-8, 64-bit, keyed with the salt, little-endian, mod."""
-    digest = hashlib.blake2b(text.encode(), digest_size=8, key=_key(salt), person=_HASH_PERSON).digest()
-    return 1 + int.from_bytes(digest, "little") % buckets
-
-
-def _key(salt: str) -> bytes:
-    # BLAKE2b takes keys of up to 64 bytes; a salt of 64 characters may be longer.
-    encoded = salt.encode()
-    return encoded if len(encoded) <= 64 else hashlib.sha256(encoded).digest()
+    return _KeyedHash(buckets=buckets, salt=salt).code(text)
 
 
 class Vocabulary(ABC):
@@ -158,11 +167,10 @@ class Hashed(_TextVocabulary):
 
     def __init__(self, spec: HashedVocabulary) -> None:
         self.size = spec.buckets
-        self._salt = spec.salt
+        self._hash = _KeyedHash(buckets=spec.buckets, salt=spec.salt)
 
     def _encode_distinct(self, texts: pa.Array) -> Codes:
-        codes = (hash_code(text, buckets=self.size, salt=self._salt) for text in texts.to_pylist())
-        return np.fromiter(codes, dtype=np.int64, count=len(texts))
+        return np.fromiter(map(self._hash.code, texts.to_pylist()), dtype=np.int64, count=len(texts))
 
 
 class Declared(_TextVocabulary):

@@ -29,6 +29,7 @@ from lazydp.components.ingest.rows import (
 )
 
 Array = np.ndarray[Any, Any]
+_USER_CODE = "user_code"
 # Any fixed word: keeps the choice of a sample independent of the order by hash.
 _SAMPLE = np.uint64(0x73616D706C65)
 
@@ -185,6 +186,9 @@ class Assembler:
         if names is None:
             return None
         found = pa.table({USER_COLUMN: names})
+        if self._spec.user is not None and self._spec.user.embed:
+            codes = self._vocabularies[USER].encode(names)
+            found = found.append_column(_USER_CODE, pa.array(codes.astype(np.int32)))
         if users is None or not self._user_features():
             return found
         # Of several rows for one user the one with the smallest hash counts, wherever it stands.
@@ -212,7 +216,7 @@ class Assembler:
         embedded = spec.embedded("user", "context")
         codes = [gather.numbers(f.source, f.name, np.int32) for f in embedded if isinstance(f, SingleFeature)]
         if spec.user is not None and spec.user.embed and profiles is not None:
-            codes.insert(0, self._vocabularies[USER].encode(profiles.column(USER_COLUMN)).astype(np.int32)[user])
+            codes.insert(0, profiles.column(_USER_CODE).to_numpy()[user])
         return Examples(
             label=gather.own(LABEL_COLUMN),
             dense=_stacked(dense, len(rows), np.float32),

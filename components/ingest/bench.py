@@ -9,6 +9,7 @@ pandas          read, factorize, sort, keep the last k of each user, write Arrow
 from __future__ import annotations
 
 import importlib.util
+import tempfile
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,8 +18,10 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from lazydp.components.bench.harness import Contestant, Result, measure
 from lazydp.components.ingest.ingest import IngestOptions, ingest
 
+UNIT = "rows"
 _BOUND = 64
 _PIECE = 250_000
 _SPEC = """
@@ -40,9 +43,28 @@ class LogShape:
     users: int = 50_000
     items: int = 20_000
 
-    def text(self) -> str:
-        """The shape as benches print it."""
-        return f"rows={self.rows} users={self.users} items={self.items}"
+
+def run(*, rows: int = LogShape.rows, repeats: int = 7) -> list[Result]:
+    """Measures the contestants on a log of `rows` rows, made first in a temporary folder.
+
+    `bytes` counts the input file alone: what each writes differs, as does what it keeps.
+    Raises ValueError for less than one row.
+    """
+    if rows < 1:
+        raise ValueError(f"rows: expected at least 1, found {rows}")
+    shape = LogShape(rows=rows)
+    with tempfile.TemporaryDirectory(prefix="lazydp-bench-") as name:
+        folder = Path(name)
+        log = folder / "log.parquet"
+        write_log(log, shape)
+        size = log.stat().st_size
+        entered = [Contestant(name, work, bytes=size) for name, work in contestants(log, shape, folder).items()]
+        return measure(
+            "ingest",
+            shape={UNIT: shape.rows, "users": shape.users, "items": shape.items, "file_bytes": size},
+            contestants=entered,
+            repeats=repeats,
+        )
 
 
 def write_log(path: Path, shape: LogShape, *, seed: int = 0) -> None:

@@ -4,8 +4,9 @@ from pathlib import Path
 
 import pyarrow as pa
 import pyarrow.parquet as pq
+import pytest
 
-from lazydp.components.ingest.bench import LogShape, contestants, write_log
+from lazydp.components.ingest.bench import LogShape, contestants, run, write_log
 from lazydp.components.ingest.dataset import EncodedDataset
 
 SHAPE = LogShape(rows=3000, users=20, items=50)
@@ -14,9 +15,9 @@ SHAPE = LogShape(rows=3000, users=20, items=50)
 def test_every_contestant_runs_twice_over_the_same_log(tmp_path: Path) -> None:
     write_log(tmp_path / "log.parquet", SHAPE)
     assert pq.read_metadata(tmp_path / "log.parquet").num_rows == 3000
-    for run in contestants(tmp_path / "log.parquet", SHAPE, tmp_path).values():
-        run()
-        run()
+    for work in contestants(tmp_path / "log.parquet", SHAPE, tmp_path).values():
+        work()
+        work()
     counts = EncodedDataset.open(tmp_path / "lazydp").manifest.counts
     assert (counts.users, counts.max_examples_of_a_user) == (20, 64)
     for name in ("pyarrow", "pyarrow_sorted"):
@@ -27,3 +28,11 @@ def test_every_contestant_runs_twice_over_the_same_log(tmp_path: Path) -> None:
     times = table.column("at").to_numpy()
     assert (users[1:] >= users[:-1]).all()
     assert (times[1:] >= times[:-1])[users[1:] == users[:-1]].all()
+
+
+def test_a_run_measures_them_all() -> None:
+    results = run(rows=2000, repeats=2)
+    assert {"lazydp", "pyarrow", "pyarrow_sorted"} <= {result.contestant for result in results}
+    assert all(result.median_s > 0 and result.shape["rows"] == 2000 for result in results)
+    with pytest.raises(ValueError, match="at least 1"):
+        run(rows=0)
