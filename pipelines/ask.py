@@ -89,5 +89,5 @@ def _recommendations(title: str, answer: dict[str, Any]) -> Table:
     for column in ("rank", "item", "title", "score"):
         table.add_column(column, justify="right" if column in {"rank", "score"} else "left")
     for rank, item in enumerate(answer["items"], start=1):
-        table.add_row(str(rank), str(item["item_id"]), str(item.get("title") or ""), f"{item['score']:.4f}")
+        table.add_row(str(rank), str(item["id"]), str(item.get("title") or ""), f"{item['score']:.4f}")
     return table

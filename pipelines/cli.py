@@ -63,7 +63,7 @@ def cli(ctx: click.Context, verbose: bool) -> None:
         stream=sys.stderr,
     )
     if not verbose:
-        for chatty in ("matplotlib", "alembic", "absl", "urllib3", "kfp"):
+        for chatty in ("matplotlib", "alembic", "absl", "httpx", "urllib3", "kfp"):
             logging.getLogger(chatty).setLevel(logging.WARNING)
 
 

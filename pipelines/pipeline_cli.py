@@ -22,6 +22,20 @@ def _read(path: Path, what: str) -> str:
         raise InputError(f"{what} {path} cannot be read: {error}") from error
 
 
+def _on_one_line(path: Path, what: str) -> str:
+    """The file's YAML as JSON, which is YAML: kfp writes defaults into comments, where a line break breaks the file."""
+    import json
+
+    import yaml
+
+    from lazydp.components.shared.errors import InputError
+
+    try:
+        return json.dumps(yaml.safe_load(_read(path, what)), default=str)
+    except yaml.YAMLError as error:
+        raise InputError(f"{what} {path} is not YAML: {' '.join(str(error).split())}") from error
+
+
 @command.command(
     name="run",
     epilog="Example: lazydp pipeline run --input interactions.parquet --spec spec.yaml --config train.yaml --out run",
@@ -129,7 +143,7 @@ def compile_(
     cluster = Cluster(runs_claim=runs_claim, runs_mount=runs_mount, ledger_secret=ledger_secret, cpu=cpu, memory=memory)
     defaults = {"runs_folder": runs_mount}
     if spec is not None:
-        defaults["spec"] = _read(spec, "feature spec")
+        defaults["spec"] = _on_one_line(spec, "feature spec")
     if config is not None:
-        defaults["config"] = _read(config, "training configuration")
+        defaults["config"] = _on_one_line(config, "training configuration")
     compile_pipeline(recommender_pipeline(compare=compare, cluster=cluster), out, defaults=defaults)

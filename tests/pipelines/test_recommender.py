@@ -1,0 +1,121 @@
+"""The pipeline: what is compiled for a cluster, and a whole run on this machine."""
+
+import json
+import stat
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from click.testing import CliRunner, Result
+from google.protobuf import json_format
+from kfp.kubernetes import kubernetes_executor_config_pb2
+from kfp.pipeline_spec import pipeline_spec_pb2
+
+from lazydp.pipelines.cli import cli, main
+
+CONFIG = """
+format_version: 1
+model: {kind: two_tower, embedding_dim: 8}
+privacy_unit: example
+sampling_prob: 0.02
+expected_batch_size: 64
+steps: 10
+noise_multiplier: 1.0
+target_delta: 1.0e-5
+negatives: 2
+embeddings: {learning_rate: 1.0}
+"""
+
+
+def invoke(*arguments: str) -> Result:
+    return CliRunner().invoke(cli, arguments, standalone_mode=True)
+
+
+@pytest.fixture(scope="module")
+def compiled(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
+    folder = tmp_path_factory.mktemp("compile")
+    (folder / "train.yaml").write_text(CONFIG)
+    package = folder / "pipeline.yaml"
+    options = ["--config", str(folder / "train.yaml"), "--ledger-secret", "ledger", "--runs-claim", "runs", "--compare"]
+    result = invoke("pipeline", "compile", "--out", str(package), *options)
+    assert result.exit_code == 0, result.output
+    return list(yaml.safe_load_all(package.read_text()))
+
+
+def test_the_package_is_a_pipeline_that_kubeflow_reads(compiled: list[dict[str, Any]]) -> None:
+    spec = json_format.ParseDict(compiled[0], pipeline_spec_pb2.PipelineSpec())
+    assert set(spec.root.dag.tasks) >= {"ingest", "budget-gate", "train", "export", "evaluate"}
+    assert spec.root.dag.tasks["train"].dependent_tasks
+    for executor in compiled[0]["deploymentSpec"]["executors"].values():
+        parsed = json_format.ParseDict(executor, pipeline_spec_pb2.PipelineDeploymentConfig.ExecutorSpec())
+        # Nothing is installed at run time: the image holds this package.
+        assert "pip install" not in " ".join(parsed.container.command)
+
+
+def test_what_spends_or_releases_is_never_cached_and_finds_its_volume(compiled: list[dict[str, Any]]) -> None:
+    tasks = compiled[0]["root"]["dag"]["tasks"]
+    for name in ("budget-gate", "train", "export", "train-2", "export-2"):
+        assert not tasks[name]["cachingOptions"].get("enableCache", False), name
+    assert tasks["ingest"]["cachingOptions"]["enableCache"], "the check above can fail"
+    executors = compiled[1]["platforms"]["kubernetes"]["deploymentSpec"]["executors"]
+    for name in ("exec-train", "exec-export"):
+        config = json_format.ParseDict(executors[name], kubernetes_executor_config_pb2.KubernetesExecutorConfig())
+        assert config.pvc_mount[0].mount_path == "/mnt/runs"
+        assert config.secret_as_env[0].key_to_env[0].env_var == "LAZYDP_LEDGER"
+
+
+def test_a_package_must_be_yaml(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as exited:
+        main(["pipeline", "compile", "--out", str(tmp_path / "pipeline.json")])
+    assert exited.value.code == 1
+    assert capsys.readouterr().err.strip() == "lazydp: the package must be named *.yaml, found pipeline.json"
+
+
+@pytest.fixture(scope="module")
+def sample(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("pipeline") / "sample"
+    result = invoke("sample-data", "--out", str(folder), "--users", "60", "--items", "400", "--interactions", "3000")
+    assert result.exit_code == 0, result.output
+    (folder / "train.yaml").write_text(CONFIG)
+    return folder
+
+
+def run(sample: Path, out: Path, *options: str) -> list[str]:
+    data = ["--input", str(sample / "interactions.parquet"), "--spec", str(sample / "spec.yaml")]
+    return ["pipeline", "run", *data, "--config", str(sample / "train.yaml"), "--out", str(out), *options]
+
+
+def test_whole_run_then_a_run_over_budget(sample: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    out = tmp_path / "out"
+    with pytest.raises(SystemExit) as exited:
+        main(run(sample, out, "--budget-epsilon", "1.5", "--compare", "--ask"))
+    shown = capfd.readouterr()
+    assert exited.value.code == 0, shown.err
+    for expected in ("model with privacy", "model without privacy", "popularity", "privacy statement"):
+        assert expected in " ".join(shown.out.split())
+    assert "GET /v1/users/" in shown.out
+    assert "POST /v1/recommendations" in shown.out
+    assert '"remaining"' in shown.out
+
+    statement = json.loads((out / "bundle" / "manifest.json").read_text())["privacy"]
+    assert statement["private"]
+    assert 0 < statement["epsilon"] < 1.5
+    metrics = json.loads((out / "metrics.json").read_text())
+    assert 0 <= metrics["model"]["hr_at_10"] <= 1
+    assert stat.S_IMODE(out.stat().st_mode) == 0o700, "the folder holds the private dataset and checkpoints"
+
+    # The same again: two such runs together are over the budget, and the second never trains.
+    with pytest.raises(SystemExit) as exited:
+        main(run(sample, out))
+    error = capfd.readouterr().err
+    assert exited.value.code == 1
+    assert "does not admit the run: epsilon 1.5" in error
+    assert "charged so far" in error
+    assert len(error.strip().splitlines()) == 1
+    assert len(list((out / "runs").glob("run-*[0-9]"))) == 3, "run, its bundle, the run without privacy; and no other"
+
+
+def test_usage(tmp_path: Path) -> None:
+    assert invoke("pipeline", "run", "--out", str(tmp_path)).exit_code == 2
+    assert invoke("pipeline", "run", "--sample", "--spec", "x", "--out", str(tmp_path)).exit_code == 2
