@@ -1,0 +1,140 @@
+"""Who runs in `lazydp bench step`: plain PyTorch, our engine in its three modes, and Opacus by ghost clipping."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Mapping
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor, nn
+
+from lazydp.components.bench.shapes import StepShape
+from lazydp.components.models.recommender import ModelInputs
+from lazydp.components.shared.errors import UnavailableError
+from lazydp.components.train import schedules
+from lazydp.components.train.dense import DenseOptimizer
+from lazydp.components.train.engine import Engine, PrivacyParameters
+from lazydp.components.train.examples import Examples
+from lazydp.components.train.skip_ahead import EmbeddingSgd
+from lazydp.components.train.tables import Mode
+from lazydp.components.train.timer import StepTimer
+from lazydp.kernels.noise_key import NoiseKey
+
+LEARNING_RATE = 1e-3
+_PRIVACY = {"noise_multiplier": 1.0, "max_grad_norm": 1.0}
+
+
+class Trainer(Protocol):
+    """Something that does a training step."""
+
+    def step(self, examples: Examples, /) -> object:
+        """One step on one batch."""
+
+
+class TorchSgd:
+    """Non-private SGD as one writes it in PyTorch, with what makes it fastest on a CPU.
+
+    Sparse gradients for the tables (dense ones would cost a pass over every table), `include_last_offset` (no copy of
+    the offsets), the fused optimizer for the dense layers, gradients set to None.
+    """
+
+    def __init__(self, shape: StepShape, weights: Mapping[str, Tensor]) -> None:
+        self._batch_size = shape.batch_size
+        self.model = shape.model()
+        self.bags = nn.ModuleDict(
+            {
+                name: nn.EmbeddingBag.from_pretrained(
+                    weight, freeze=False, mode="sum", sparse=True, include_last_offset=True
+                )
+                for name, weight in weights.items()
+            }
+        )
+        self._of_tables = torch.optim.SGD(self.bags.parameters(), lr=LEARNING_RATE)
+        self._of_dense = torch.optim.SGD(self.model.parameters(), lr=LEARNING_RATE, fused=True)
+
+    def step(self, examples: Examples, /) -> object:
+        """One step on one batch."""
+        self._of_tables.zero_grad(set_to_none=True)
+        self._of_dense.zero_grad(set_to_none=True)
+        pooled = {name: bag(examples.bags[name].values, examples.bags[name].offsets) for name, bag in self.bags.items()}
+        logits = self.model(ModelInputs(pooled, {}, examples.dense, examples.item_dense))
+        loss = self.model.losses(logits, examples.labels).sum() / self._batch_size
+        loss.backward()  # type: ignore[no-untyped-call]
+        self._of_tables.step()
+        self._of_dense.step()
+        return loss
+
+
+def engine(shape: StepShape, weights: Mapping[str, Tensor], mode: Mode, *, timer: StepTimer | None = None) -> Engine:
+    """Our engine; all modes with the same optimizers."""
+    rate = schedules.constant(LEARNING_RATE)
+    return Engine(
+        shape.model(),
+        mode=mode,
+        privacy=PrivacyParameters(**_PRIVACY, expected_batch_size=shape.batch_size),
+        embeddings=EmbeddingSgd(rate),
+        dense=DenseOptimizer.named("sgd", learning_rate=rate, fused=True),
+        key=NoiseKey.generate(),
+        tables=weights,
+        timer=timer,
+    )
+
+
+class _WithEmbeddings(nn.Module):
+    """The model as one module of layers that Opacus knows norms for: rows looked up one by one, then summed."""
+
+    def __init__(self, shape: StepShape, weights: Mapping[str, Tensor]) -> None:
+        super().__init__()
+        self.pooling = shape.pooling
+        self.dense = shape.model()
+        for layer in self.dense.modules():
+            if isinstance(layer, nn.ReLU):
+                layer.inplace = False  # the hooks of Opacus forbid it
+        self.rows = nn.ModuleDict(
+            {name: nn.Embedding(shape.rows, shape.dim, _weight=weight) for name, weight in weights.items()}
+        )
+
+    def forward(self, examples: Examples) -> Tensor:
+        """Logits [B] of the examples."""
+        pooled = {
+            name: rows(examples.bags[name].values.view(-1, self.pooling)).sum(dim=1) for name, rows in self.rows.items()
+        }
+        logits: Tensor = self.dense(ModelInputs(pooled, {}, examples.dense, examples.item_dense))
+        return logits.squeeze(1)
+
+
+class OpacusGhost:
+    """Opacus with ghost clipping: norms in one backward pass, the clipped gradient in a second one.
+
+    Raises:
+        UnavailableError: Opacus is not installed.
+    """
+
+    def __init__(self, shape: StepShape, weights: Mapping[str, Tensor]) -> None:
+        try:
+            from opacus.grad_sample import GradSampleModuleFastGradientClipping  # noqa: PLC0415 - a peer, optional
+            from opacus.optimizers import DPOptimizerFastGradientClipping  # noqa: PLC0415
+            from opacus.utils.fast_gradient_clipping_utils import DPLossFastGradientClipping  # noqa: PLC0415
+        except ImportError as error:
+            raise UnavailableError("opacus is not installed: pip install lazydp[peers]") from error
+        self._model = GradSampleModuleFastGradientClipping(
+            _WithEmbeddings(shape, weights), max_grad_norm=_PRIVACY["max_grad_norm"], use_ghost_clipping=True
+        )
+        self._optimizer = DPOptimizerFastGradientClipping(
+            torch.optim.SGD(self._model.parameters(), lr=LEARNING_RATE),
+            **_PRIVACY,
+            expected_batch_size=shape.batch_size,
+        )
+        criterion = nn.BCEWithLogitsLoss(reduction="mean")
+        self._loss: Any = DPLossFastGradientClipping(self._model, self._optimizer, criterion, loss_reduction="mean")
+
+    def step(self, examples: Examples, /) -> object:
+        """One step on one batch."""
+        self._optimizer.zero_grad()
+        loss = self._loss(self._model(examples), examples.labels)
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", "Full backward hook")  # its hooks, on layers that read plain inputs
+            loss.backward()
+        self._optimizer.step()
+        return loss
