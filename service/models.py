@@ -105,7 +105,7 @@ class InferInput(BaseModel):
     model_config = ConfigDict(extra="ignore", strict=True)
 
     name: Literal["user_id", "history"]
-    shape: Annotated[list[Annotated[int, Field(ge=0, le=schemas.MAX_ITEMS)]], Field(min_length=1, max_length=2)]
+    shape: Annotated[list[schemas.Extent], Field(min_length=1, max_length=2)]
     datatype: Literal["BYTES", "INT64"]
     data: Annotated[list[Any], Field(max_length=schemas.MAX_BATCH * schemas.MAX_HISTORY)]
 

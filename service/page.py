@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import functools
 import importlib.metadata
-import importlib.resources
 import json
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Query, Request
@@ -30,8 +30,9 @@ _DAY = "private, max-age=86400"
 
 @functools.cache
 def _texts() -> dict[str, str]:
-    folder = importlib.resources.files("lazydp.service")
-    return {name: folder.joinpath(name).read_text(encoding="utf-8") for name in _FILES}
+    # importlib.resources cannot read a namespace package of an editable install.
+    folder = Path(__file__).parent
+    return {name: (folder / name).read_text(encoding="utf-8") for name in _FILES}
 
 
 @functools.cache

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal, TypeAlias
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 
 from lazydp.components.budget.statement import PrivacyStatement
 from lazydp.components.bundle.query import CategoryCap, Query, Scalar
@@ -17,13 +17,21 @@ MAX_BATCH = 256
 DEFAULT_K = 10
 
 Text = Annotated[str, Field(min_length=1, max_length=256)]
-Integer = Annotated[int, Field(ge=-(2**63), lt=2**63)]
+
+
+def _integral(value: object) -> object:
+    """JSON knows no integers, and JSON Schema takes 5.0 for one; strict pydantic does not."""
+    return int(value) if isinstance(value, float) and value.is_integer() else value
+
+
+Integer = Annotated[int, Field(ge=-(2**63), lt=2**63), BeforeValidator(_integral)]
 Id: TypeAlias = Text | Integer
 Value: TypeAlias = (
     Annotated[str, Field(max_length=1024)] | Integer | Annotated[float, Field(allow_inf_nan=False)] | bool
 )
-Count = Annotated[int, Field(ge=1, le=MAX_K)]
-Offset = Annotated[int, Field(ge=0, le=MAX_OFFSET)]
+Count = Annotated[int, Field(ge=1, le=MAX_K), BeforeValidator(_integral)]
+Extent = Annotated[int, Field(ge=0, le=MAX_ITEMS), BeforeValidator(_integral)]
+Offset = Annotated[int, Field(ge=0, le=MAX_OFFSET), BeforeValidator(_integral)]
 
 
 class _Request(BaseModel):
@@ -35,7 +43,7 @@ class Diversity(_Request):
     """At most `limit` items of one category."""
 
     attribute: Text = Field(description="item attribute whose values are the categories")
-    limit: Annotated[int, Field(ge=1, le=MAX_K)]
+    limit: Count
 
 
 class RecommendationQuery(_Request):
@@ -123,7 +131,7 @@ class RecommendedItem(_Response):
     because: list[str] | None = Field(default=None, description="nearest items of the history, where asked for")
 
 
-Source = Literal["user", "history", "user+history", "features", "popular", "none"]
+Source = Literal["user", "history", "user+history", "features", "item", "popular", "none"]
 
 
 class Recommendations(_Response):
