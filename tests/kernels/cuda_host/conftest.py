@@ -25,6 +25,9 @@ SOURCES = [
 # No -march: std::fma rounds the same in the C library as in the instruction, and CI's machines differ.
 FLAGS = ["-x", "c++", "-std=c++20", "-O2", "-ffp-contract=off", "-fPIC", "-Wall", "-Wextra", "-Werror"]
 DEFINES = ["-DLAZYDP_CUDA_HOST", f"-I{CSRC}"]
+# What sanitize.sh adds; the process must then have the sanitizers loaded before it starts.
+FLAGS += os.environ.get("LAZYDP_CUDA_HOST_FLAGS", "").split()
+LINK_FLAGS = [flag for flag in FLAGS if flag.startswith("-fsanitize")]
 
 NO_ROW = -1
 
@@ -224,7 +227,7 @@ def _build(compiler: str) -> Path:
     if failures:
         pytest.fail("the CUDA kernels do not compile for the host:\n" + "\n".join(failures))
     unfinished = library.with_suffix(f".{os.getpid()}")
-    subprocess.run([compiler, "-shared", "-o", str(unfinished), *map(str, objects)], check=True)
+    subprocess.run([compiler, "-shared", *LINK_FLAGS, "-o", str(unfinished), *map(str, objects)], check=True)
     unfinished.replace(library)
     for path in objects:
         path.unlink()

@@ -1,8 +1,8 @@
 """Rates of the CUDA operators beside the card's copy bandwidth; one JSON object a line (`make gpu`).
 
-Times are CUDA events, medians of repeats interleaved over the contestants, so that a change of clocks meets all alike. The
-device is kept busy while a contestant is launched, so that the host's part is not in its time. `bytes` is what must move at
-least: each row once in, once out.
+Times are CUDA events, medians of repeats interleaved over the contestants, so that a change of clocks meets all alike.
+The device is kept busy while a contestant is launched, so that the host's part is not in its time. `bytes` is what must
+move at least: each row once in, once out.
 """
 
 from __future__ import annotations
