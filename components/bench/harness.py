@@ -120,35 +120,36 @@ def measure(
 def print_table(results: Sequence[Result], *, unit: str, console: Console | None = None) -> None:
     """A table for people; `unit` names the entry of `shape` that times, bytes and operations are divided by.
 
-    Bytes and operations of one unit, counted, stand beside the rates that were reached.
+    Beneath the rates that were reached stand the bytes and operations of one unit, as they were counted.
     """
     first = results[0]
     one = unit.removesuffix("s")
+    count = first.shape[unit]
+    fastest = min(result.median_s for result in results)
     shape = ", ".join(f"{name} {value:,}" for name, value in first.shape.items())
-    table = Table(title=f"{first.bench}: {shape}; {first.repeats} interleaved repeats")
+    counted = [f"counted per {one}"]
+    table = Table(title=f"{first.bench}: {shape}; {first.repeats} interleaved repeats", caption_justify="left")
     table.add_column("contestant", no_wrap=True)
-    for heading in ("median ms", "p10 .. p90", f"ns/{one}", f"B/{one}", "GB/s", f"ops/{one}", "Gop/s", "times"):
+    for heading in ("median ms", "p10", "p90", f"ns/{one}", "GB/s", "Gop/s", "times"):
         table.add_column(heading, justify="right", no_wrap=True)
     for result in results:
-        table.add_row(*_cells(result, count=first.shape[unit], fastest=min(results, key=lambda r: r.median_s)))
+        reached = ""
+        counted.append(f"{result.contestant}: {_short(result.bytes / count)} bytes")
+        if result.flops is not None:
+            counted[-1] += f", {_short(result.flops / count)} operations"
+            reached = _short(result.flops / result.median_s / 1e9)
+        table.add_row(
+            result.contestant,
+            _short(result.median_s * 1e3),
+            _short(result.p10_s * 1e3),
+            _short(result.p90_s * 1e3),
+            _short(result.median_s / count * 1e9),
+            _short(result.bytes_per_second / 1e9),
+            reached,
+            f"{result.median_s / fastest:.2f}",
+        )
+    table.caption = "\n".join(counted)
     (console or Console()).print(table)
-
-
-def _cells(result: Result, *, count: int, fastest: Result) -> list[str]:
-    counted, rate = "", ""
-    if result.flops is not None:
-        counted, rate = f"{result.flops / count:.0f}", f"{result.flops / result.median_s / 1e9:.1f}"
-    return [
-        result.contestant,
-        _short(result.median_s * 1e3),
-        f"{_short(result.p10_s * 1e3)} .. {_short(result.p90_s * 1e3)}",
-        _short(result.median_s / count * 1e9),
-        f"{result.bytes / count:.0f}",
-        f"{result.bytes_per_second / 1e9:.1f}",
-        counted,
-        rate,
-        f"{result.median_s / fastest.median_s:.2f}",
-    ]
 
 
 def _short(value: float) -> str:

@@ -1,0 +1,25 @@
+#!/usr/bin/env bash
+# Builds the cores of the CPU kernels with their native test under ASan with UBSan, and under TSan, and runs both.
+set -euo pipefail
+
+root=$(cd "$(dirname "$0")/../../.." && pwd)
+build=$(mktemp -d)
+trap 'rm -rf "$build"' EXIT
+csrc=$root/kernels/csrc
+sources=("$root/tests/kernels/native/kernels_test.cpp"
+  "$csrc"/cpu/{bags,noise,noise_avx2,noise_avx512,noise_portable,simd_level}.cpp)
+flags=(-std=c++20 -O1 -g -fno-omit-frame-pointer -ffp-contract=off -fno-math-errno -Wall -Wextra -Werror -pthread "-I$csrc")
+
+run() { # name, flags of the sanitizer
+  local name=$1
+  shift
+  echo "sanitize: $name"
+  "${CXX:-c++}" "${flags[@]}" "$@" "${sources[@]}" -o "$build/$name"
+  "$build/$name"
+}
+
+export ASAN_OPTIONS=detect_stack_use_after_return=1:strict_init_order=1
+export UBSAN_OPTIONS=print_stacktrace=1:halt_on_error=1
+export TSAN_OPTIONS=halt_on_error=1
+run address-undefined -fsanitize=address,undefined -fno-sanitize-recover=all
+run thread -fsanitize=thread
