@@ -6,7 +6,8 @@ import importlib
 import logging
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import click
 
@@ -23,31 +24,43 @@ _COMMANDS = {
     "serve": ("lazydp.service.cli:command", "Answer recommendation queries over REST."),
     "pipeline": ("lazydp.pipelines.pipeline_cli:command", "Run or compile the whole pipeline."),
     "budget": ("lazydp.components.budget.cli:command", "Show and govern the privacy budget."),
-    "bench": ("lazydp.components.bench.cli:command", "Measure against peers in the same run."),
+    "bench": ("lazydp.pipelines.cli:bench", "Measure against peers in the same run."),
+}
+_BENCHES = {
+    "step": ("lazydp.components.bench.cli:step", "A training step, against SGD, eager DP-SGD and Opacus."),
+    "noise": ("lazydp.components.bench.cli:noise", "Drawing normals, against torch and numpy."),
+    "flush": ("lazydp.components.bench.cli:flush", "Flushing a table, against copying and scaling it."),
+    "ingest": ("lazydp.components.bench.cli:ingest", "Reading Parquet into a dataset, against plain reading."),
+    "serve": ("lazydp.service.bench_cli:command", "Answering requests, against a bare route and a bare product."),
 }
 
 
 class _LazyGroup(click.Group):
     """A group that imports a subcommand when it is invoked, not when it is listed."""
 
+    def __init__(self, *args: Any, table: Mapping[str, tuple[str, str]], **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self._table = table
+
     def list_commands(self, ctx: click.Context) -> list[str]:
-        return list(_COMMANDS)
+        return list(self._table)
 
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
-        if cmd_name not in _COMMANDS:
+        if cmd_name not in self._table:
             return None
-        module, attribute = _COMMANDS[cmd_name][0].split(":")
+        module, attribute = self._table[cmd_name][0].split(":")
         command = getattr(importlib.import_module(module), attribute)
         assert isinstance(command, click.Command)
         return command
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         with formatter.section("Commands"):
-            formatter.write_dl([(name, line) for name, (_, line) in _COMMANDS.items()])
+            formatter.write_dl([(name, line) for name, (_, line) in self._table.items()])
 
 
 @click.group(
     cls=_LazyGroup,
+    table=_COMMANDS,
     context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
     epilog="Example: lazydp pipeline run --sample",
 )
@@ -65,6 +78,11 @@ def cli(ctx: click.Context, verbose: bool) -> None:
     if not verbose:
         for chatty in ("matplotlib", "alembic", "absl", "httpx", "urllib3", "kfp"):
             logging.getLogger(chatty).setLevel(logging.WARNING)
+
+
+@click.group(name="bench", cls=_LazyGroup, table=_BENCHES)
+def bench() -> None:
+    """Measure against peers in the same run: interleaved repeats, medians, ratios."""
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
