@@ -30,7 +30,7 @@ from lazydp.components.budget.rules import (
     epsilon_alone,
 )
 from lazydp.components.budget.state import Account, Dataset, LedgerState, Release, Run
-from lazydp.components.budget.storage import Storage, Transaction, default_url, open_storage
+from lazydp.components.budget.storage import Storage, default_url, open_storage
 from lazydp.components.budget.views import Commitment, DatasetBudget, Reservation, budget_of, reservation_of
 from lazydp.components.shared.errors import InputError, PrivacyError
 
@@ -157,8 +157,8 @@ class Ledger:
             check_units_agree(state, after)
             return {"name": after.name, "parents": list(after.parents), "sources": list(after.sources)}
 
-        self._add("dataset", fingerprint, decide, by=by)
-        return self.state().datasets[fingerprint]
+        _, state = self._add("dataset", lambda state: fingerprint, decide, by=by)
+        return state.datasets[fingerprint]
 
     def set_budget(
         self,
@@ -206,9 +206,8 @@ class Ledger:
                     )
             return {"epsilon": epsilon, "delta": delta, "privacy_unit": privacy_unit, "reason": reason.strip()}
 
-        fingerprint = self.state().resolve(dataset)
-        self._add("budget", fingerprint, decide, by=by)
-        return self.show(fingerprint)
+        _, state = self._add("budget", lambda state: state.resolve(dataset), decide, by=by)
+        return budget_of(state, state.resolve(dataset))
 
     # --- runs ------------------------------------------------------------------------------------------------
 
@@ -267,9 +266,8 @@ class Ledger:
             check_admitted(state, fingerprint, document)
             return {**claim, "epsilon": epsilon_alone(document, state.budgets[fingerprint].delta)}
 
-        fingerprint = self.state().resolve(dataset)
-        entry = self._add("reserved", fingerprint, decide, run_id=run_id, by=by)
-        return reservation_of(self.state(), run_id, entry)
+        entry, state = self._add("reserved", lambda state: state.resolve(dataset), decide, run_id=run_id, by=by)
+        return reservation_of(state, run_id, entry)
 
     def require_reservation(self, run_id: str, *, dataset: str, event: DpEvent) -> Reservation:
         """The reservation that a run must hold before its first step.
@@ -330,8 +328,9 @@ class Ledger:
             spent = checked_within_reservation(state, run, document)
             return {"event": document, "release": release, "step": step, "final": final, "epsilon": spent}
 
-        entry = self._add("committed", self._dataset_of(run_id), decide, run_id=run_id, by=by)
-        state = self.state()
+        entry, state = self._add(
+            "committed", lambda state: self._dataset_of(state, run_id), decide, run_id=run_id, by=by
+        )
         run = state.runs[run_id]
         account = state.accounts[run.dataset]
         return Commitment(
@@ -363,7 +362,7 @@ class Ledger:
                 raise PrivacyError(f"run {run_id} holds no reservation to void: {found}")
             return {"reason": reason.strip()}
 
-        self._add("voided", self._dataset_of(run_id), decide, run_id=run_id, by=by)
+        self._add("voided", lambda state: self._dataset_of(state, run_id), decide, run_id=run_id, by=by)
 
     def charge(
         self,
@@ -386,46 +385,55 @@ class Ledger:
 
     # --- writing ---------------------------------------------------------------------------------------------
 
-    def _dataset_of(self, run_id: str) -> str:
-        run = self.state().runs.get(run_id)
+    def _dataset_of(self, state: LedgerState, run_id: str) -> str:
+        run = state.runs.get(run_id)
         if run is None:
-            raise PrivacyError(f"run {run_id} holds no reservation in ledger {self.url}")
+            raise PrivacyError(f"run {run_id} holds no reservation in ledger {self.url}: nothing may be released")
         return run.dataset
 
     def _add(
         self,
         kind: Kind,
-        dataset: str,
+        dataset: Callable[[LedgerState], str],
         decide: Callable[[LedgerState], Mapping[str, Any] | None],
         *,
         run_id: str = "",
         by: str | None = None,
-    ) -> Entry | None:
+    ) -> tuple[Entry | None, LedgerState]:
         """Add the entry that `decide` asks for, with the accounts after it; None where it asks for none.
 
-        Once on a copy without the lock, where composing may take its time, then for good under it.
+        Returns the entry and the state after it. Everything is prepared without the lock, where composing may take its
+        time; under it the entry stands if the ledger still ends where it did, and is otherwise prepared anew.
         """
         recorded_by = by or operator()
 
-        def prepared(entries: list[Entry]) -> Entry | None:
+        def prepared(entries: list[Entry]) -> tuple[Entry | None, LedgerState]:
             state = LedgerState.replayed(entries)
             content = decide(state)
             if content is None:
-                return None
-            return _with_accounts(
+                return None, state
+            last = entries[-1] if entries else None
+            entry = _with_accounts(
                 state,
-                entries[-1] if entries else None,
+                last,
                 kind=kind,
-                dataset=dataset,
+                dataset=dataset(state),
                 run_id=run_id,
                 recorded_by=recorded_by,
                 content=content,
             )
+            return entry, state
 
-        if prepared(self._storage.read()) is None:
-            return None
+        entries = self._storage.read()
+        entry, state = prepared(entries)
+        if entry is None:
+            return None, state
         with self._storage.locked() as transaction:
-            return _append(transaction, prepared(transaction.read()))
+            if transaction.head() != entry.previous:
+                entry, state = prepared(transaction.read())
+            if entry is not None:
+                transaction.append(entry)
+        return entry, state
 
 
 def operator() -> str:
@@ -439,12 +447,6 @@ def operator() -> str:
         return f"uid {os.getuid()}"
 
 
-def _append(transaction: Transaction, entry: Entry | None) -> Entry | None:
-    if entry is not None:
-        transaction.append(entry)
-    return entry
-
-
 def _with_accounts(
     state: LedgerState,
     last: Entry | None,
@@ -455,7 +457,7 @@ def _with_accounts(
     recorded_by: str,
     content: Mapping[str, Any],
 ) -> Entry:
-    """The next entry with the accounts that it leads to; `state` is moved past it."""
+    """The next entry with the accounts that it leads to; `state` is moved past it, accounts included."""
 
     def made(accounts: Mapping[str, Account]) -> Entry:
         return next_entry(
@@ -474,7 +476,10 @@ def _with_accounts(
         return made({})
     from lazydp.components.budget.charges import accounts_of  # noqa: PLC0415 - scipy is slow to import
 
-    return made(accounts_of(state, dataset))
+    accounts = accounts_of(state, dataset)
+    state.accounts.update(accounts)
+    state.updated_at.update(dict.fromkeys(accounts, now))
+    return made(accounts)
 
 
 def _union(known: Iterable[str], more: Iterable[str]) -> tuple[str, ...]:

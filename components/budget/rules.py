@@ -54,12 +54,12 @@ def check_budget_is_set(state: LedgerState, fingerprint: str, privacy_unit: str)
             f"dataset {name} ({fingerprint[:12]}) has no budget: set one with "
             f"`lazydp budget set --dataset {fingerprint[:12]} --epsilon E --delta D --privacy-unit {privacy_unit}`"
         )
-    check_unit(state, fingerprint, privacy_unit)
     if budget.privacy_unit != privacy_unit:
         raise PrivacyError(
             f"the budget of dataset {name} is per {budget.privacy_unit}, the run is accounted per {privacy_unit}: "
             f"train with privacy_unit {budget.privacy_unit}, or use a ledger of its own for this unit (--ledger)"
         )
+    check_unit(state, fingerprint, privacy_unit)
 
 
 def check_admitted(state: LedgerState, fingerprint: str, document: dict[str, Any]) -> None:

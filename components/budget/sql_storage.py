@@ -10,7 +10,7 @@ from pathlib import Path
 import sqlalchemy as sa
 from sqlalchemy.pool import NullPool
 
-from lazydp.components.budget.entries import COLUMNS, Entry
+from lazydp.components.budget.entries import COLUMNS, GENESIS, Entry
 from lazydp.components.budget.storage import (
     LOCK_SECONDS,
     READ_VERSION,
@@ -37,6 +37,11 @@ class SqlTransaction:
     def read(self) -> list[Entry]:
         """Every entry, in order."""
         return _read(self._connection)
+
+    def head(self) -> str:
+        """Digest of the last entry; zeros where there is none."""
+        last = sa.select(_ENTRIES.c.digest).order_by(_ENTRIES.c.number.desc()).limit(1)
+        return self._connection.execute(last).scalar() or GENESIS
 
     def append(self, entry: Entry) -> None:
         """Add an entry."""
@@ -163,7 +168,7 @@ def _engine(url: str) -> sa.Engine:
         return engine
     if not url.startswith("postgresql"):
         raise InputError(f"ledger {without_password(url)!r}: expected sqlite:///FILE or postgresql://USER@HOST/NAME")
-    settings = {"connect_timeout": 10, "options": f"-c lock_timeout={LOCK_SECONDS}s"}
+    settings = {"connect_timeout": 10, "options": f"-c lock_timeout={LOCK_SECONDS}s -c client_encoding=UTF8"}
     _, _, rest = url.partition("://")
     return sa.create_engine(f"postgresql+psycopg://{rest}", poolclass=NullPool, connect_args=settings)
 

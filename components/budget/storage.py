@@ -37,6 +37,10 @@ class Transaction(Protocol):
         """Every entry, in order."""
         ...
 
+    def head(self) -> str:
+        """Digest of the last entry; zeros where there is none."""
+        ...
+
     def append(self, entry: Entry) -> None:
         """Add an entry; durable when the transaction ends without an exception."""
         ...
