@@ -37,7 +37,7 @@ def _draw_rows(axes: Axes, along: Floats, included: Coins) -> None:
     edges = np.linspace(low - 0.5, high + 0.5, 60).tolist()
     for name, mask, colour in (("out", ~included, _OUT), ("in", included, _IN)):
         axes.hist(along[mask], bins=edges, alpha=0.55, color=colour, label=f"canaries that were {name}")
-    axes.set_xlabel("row's way along the canary's gradient, in promised standard deviations of its noise")
+    axes.set_xlabel("way of the row along the canary's gradient (1 = promised noise)")
     axes.set_ylabel("canaries")
     axes.legend()
 

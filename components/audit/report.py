@@ -8,7 +8,7 @@ from typing import Literal, Self
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from lazydp.components.budget.statement import AuditResult
-from lazydp.components.shared.errors import FormatError
+from lazydp.components.shared.errors import FormatError, InputError, PrivacyError
 from lazydp.components.shared.files import PRIVATE_FILE, read_json, write_json
 
 FORMAT_VERSION = 1
@@ -102,9 +102,31 @@ class AuditReport(_Model):
             found.append(f"noise        {ratio:.4g} of the promised variance (1 within {tolerance:.2g})")
         return found
 
-    def statement(self) -> AuditResult:
-        """As a privacy statement carries it."""
-        method = f"{METHOD}, {self.canaries} canaries, lazydp {self.code_version}, configuration {self.config[:12]}"
+    def statement(self, *, dataset: str, config: str, code_version: str) -> AuditResult:
+        """As the privacy statement of a run carries it.
+
+        Args:
+            dataset: fingerprint of the run's dataset.
+            config: digest of the run's configuration.
+            code_version: of the run.
+
+        Raises:
+            InputError: the audit is of another dataset, configuration or version.
+            PrivacyError: the audit contradicts the claim.
+        """
+        for what, audited, run in (
+            ("dataset", self.dataset, dataset),
+            ("configuration", self.config, config),
+            ("lazydp version", self.code_version, code_version),
+        ):
+            if audited != run:
+                raise InputError(
+                    f"the audit is of another {what} than the run ({audited[:12]}, the run has {run[:12]}): a "
+                    "statement carries an audit of the very run it describes; audit again with the run's configuration"
+                )
+        if self.fault is not None:
+            raise PrivacyError(self.fault)
+        method = f"{METHOD}, {self.canaries} canaries" + (", repeatable by seed" if self.seeded else "")
         return AuditResult(epsilon_lower_bound=self.epsilon_lower_bound, confidence=self.confidence, method=method)
 
     def save(self, folder: Path) -> None:

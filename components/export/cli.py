@@ -13,8 +13,17 @@ import click
 @click.option("--out", type=click.Path(path_type=Path), required=True, help="Where the bundle goes; must not exist.")
 @click.option("--name", help="Name of the model in the service.  [default: the feature spec's]")
 @click.option("--ledger", envvar="LAZYDP_LEDGER", help="URL of the ledger.  [default: sqlite:///lazydp-ledger.db]")
+@click.option("--audit", type=click.Path(path_type=Path), help="Audit of the run's configuration, for its statement.")
 @click.option("--allow-non-private", is_flag=True, help="Release a run of mode sgd too, marked as not private.")
-def command(run: Path, dataset: Path, out: Path, name: str | None, ledger: str | None, allow_non_private: bool) -> None:
+def command(
+    run: Path,
+    dataset: Path,
+    out: Path,
+    name: str | None,
+    ledger: str | None,
+    audit: Path | None,
+    allow_non_private: bool,
+) -> None:
     """Release a finished run: flush, prove that no row owes noise, commit the budget, destroy the noise key.
 
     Afterwards the run can neither be resumed nor exported again. Interrupted at any moment, the same command finishes.
@@ -22,7 +31,15 @@ def command(run: Path, dataset: Path, out: Path, name: str | None, ledger: str |
     from lazydp.components.bundle.reader import Bundle
     from lazydp.components.export.export import export
 
-    manifest = export(run=run, dataset=dataset, out=out, name=name, ledger=ledger, allow_non_private=allow_non_private)
+    manifest = export(
+        run=run,
+        dataset=dataset,
+        out=out,
+        name=name,
+        ledger=ledger,
+        audit=audit,
+        allow_non_private=allow_non_private,
+    )
     click.echo(f"bundle {out}: {manifest.name}, version {manifest.version}")
     statement = Bundle.open(out, verify=False, allow_test_key=True, allow_non_private=True).statement
     click.echo(statement.line())

@@ -18,7 +18,8 @@ import shutil
 from dataclasses import dataclass
 from pathlib import Path
 
-from lazydp.components.budget.statement import SpentElsewhere
+from lazydp.components.audit.report import AuditReport
+from lazydp.components.budget.statement import AuditResult, SpentElsewhere
 from lazydp.components.bundle.manifest import Lineage, Manifest
 from lazydp.components.bundle.writer import write_bundle
 from lazydp.components.export.proof import OwedRows, prove_flushed
@@ -44,6 +45,7 @@ def export(
     out: Path,
     name: str | None = None,
     ledger: str | None = None,
+    audit: Path | None = None,
     allow_non_private: bool = False,
 ) -> Manifest:
     """Release the model of a finished run as the bundle `out`.
@@ -54,10 +56,13 @@ def export(
         out: where the bundle goes; must not exist.
         name: of the model in the service; the feature spec's name where None.
         ledger: URL of the ledger in which the run was reserved; None for the default one.
+        audit: report of an audit of this run's configuration, to be carried by its privacy statement.
         allow_non_private: release a run of mode `sgd` too, marked as not private.
 
     Raises:
-        InputError: the run is not finished, was exported already, or is of another dataset; or `out` exists.
+        InputError: the run is not finished, was exported already, or is of another dataset; or `out` exists; or the
+            audit is of another run.
+        PrivacyError: the audit contradicts the run's claim.
         NotPrivateError: the run has no privacy, and that was not allowed.
         PendingNoiseError: a row owes noise after the flush.
         NonFiniteError: a weight is not finite.
@@ -67,11 +72,12 @@ def export(
         data = _dataset(dataset, identity)
         if not folder.key_destroyed():
             _refuse_taken(out)
+            audited = _audited(audit, identity)
             flushed = _flush_and_prove(folder, identity, data)
             staged = out.absolute().with_name(f".{out.name}.{identity.run_id}")
             shutil.rmtree(staged, ignore_errors=True)
             others = spent_elsewhere(ledger, identity) if identity.config.private else ()
-            manifest = _stage(staged, flushed, identity, data, name=name, spent_elsewhere=others)
+            manifest = _stage(staged, flushed, identity, data, name=name, spent_elsewhere=others, audit=audited)
             if identity.config.private:
                 bound = contribution_bound(data)
                 commit(ledger, identity, steps=manifest.step, release=manifest.version, max_examples_per_user=bound)
@@ -155,6 +161,14 @@ def _flush_and_prove(folder: RunFolder, identity: RunIdentity, data: EncodedData
     return _Flushed(engine, steps, test_key=key.is_test)
 
 
+def _audited(report: Path | None, identity: RunIdentity) -> AuditResult | None:
+    if report is None:
+        return None
+    return AuditReport.load(report).statement(
+        dataset=identity.dataset_fingerprint, config=identity.config.digest(), code_version=identity.code_version
+    )
+
+
 def _stage(
     staged: Path,
     flushed: _Flushed,
@@ -163,6 +177,7 @@ def _stage(
     *,
     name: str | None,
     spent_elsewhere: tuple[SpentElsewhere, ...],
+    audit: AuditResult | None,
 ) -> Manifest:
     """Write the bundle, synced, under a name where nobody looks for it."""
     engine = flushed.engine
@@ -184,6 +199,7 @@ def _stage(
             steps=engine.steps_done,
             test_key=flushed.test_key,
             spent_elsewhere=spent_elsewhere,
+            audit=audit,
         ),
         lineage=Lineage(
             run_id=identity.run_id,

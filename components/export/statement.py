@@ -9,6 +9,7 @@ from lazydp.components.budget.events import user_level_event, without_amplificat
 from lazydp.components.budget.statement import (
     DEFAULT_NOT_COVERED,
     DEFAULT_PUBLIC,
+    AuditResult,
     PrivacyStatement,
     SpentElsewhere,
     StepEpsilon,
@@ -35,6 +36,7 @@ def statement_of(
     steps: int,
     test_key: bool,
     spent_elsewhere: tuple[SpentElsewhere, ...] = (),
+    audit: AuditResult | None = None,
 ) -> PrivacyStatement:
     """The statement of a run that is about to be released.
 
@@ -45,6 +47,7 @@ def statement_of(
         steps: steps really done.
         test_key: whether the noise key was made for tests.
         spent_elsewhere: what other releases of the dataset cost.
+        audit: lower bound that an audit of this run's configuration found.
     """
     config = identity.config
     private = config.private and not test_key
@@ -104,6 +107,7 @@ def statement_of(
         spent_elsewhere=spent_elsewhere,
         test_key=test_key,
         code_version=identity.code_version,
+        audit=audit,
     )
 
 

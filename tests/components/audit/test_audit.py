@@ -220,8 +220,6 @@ def test_the_report_is_private_whole_and_read_back(dataset: Path, configured: Co
     assert document["format_version"] == 1
     assert document["epsilon_lower_bound"] <= document["epsilon_claimed"]
     assert (out / "audit.svg").read_text().lstrip().startswith("<?xml")
-    statement = found.report.statement()
-    assert statement.epsilon_lower_bound == found.report.epsilon_lower_bound
     with pytest.raises(InputError, match="already exists"):
         found.write(out)
     (out / "audit.json").write_text(json.dumps(document | {"format_version": 2}))
@@ -230,6 +228,25 @@ def test_the_report_is_private_whole_and_read_back(dataset: Path, configured: Co
     (out / "audit.json").write_text(json.dumps(document | {"delta": 2}))
     with pytest.raises(FormatError, match="delta"):
         AuditReport.load(out)
+
+
+def test_a_statement_carries_the_audit_of_its_own_run_only(
+    dataset: Path, configured: Configured, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    report = audited(dataset, configured(steps=2), canaries=200).report
+    run = {"dataset": report.dataset, "config": report.config, "code_version": report.code_version}
+    assert report.config == configured(steps=2).digest()
+    statement = report.statement(**run)
+    assert statement.epsilon_lower_bound == report.epsilon_lower_bound
+    assert statement.confidence == report.confidence
+    assert "200 canaries" in statement.method
+    for what, said in (("dataset", "dataset"), ("config", "configuration"), ("code_version", "version")):
+        with pytest.raises(InputError, match=said):
+            report.statement(**run | {what: "another"})
+    half_the_noise(monkeypatch)
+    wrong = audited(dataset, configured(steps=2), canaries=200).report
+    with pytest.raises(PrivacyError, match="release nothing"):
+        wrong.statement(**run)
 
 
 def test_what_cannot_be_audited_is_refused(dataset: Path, configured: Configured) -> None:
