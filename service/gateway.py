@@ -165,5 +165,5 @@ def _too_large(limit: int) -> Problem:
 
 
 def _route(scope: Scope) -> str:
-    path = getattr(scope.get("route"), "path", None)
+    path = getattr(scope.get("route"), "path_format", None)
     return path if isinstance(path, str) else _UNMATCHED

@@ -25,6 +25,10 @@ from lazydp.service.served import ServedVersion
 router = APIRouter(tags=["pages"])
 
 _FILES = ("page.html", "docs.html", "page.css")
+_ICON = (
+    b'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 16 16"><rect width="16" height="16" rx="3" fill="#0b57a4"/>'
+    b'<path d="M4 3v9h8" fill="none" stroke="#fff" stroke-width="2"/></svg>'
+)
 _DAY = "private, max-age=86400"
 
 
@@ -108,6 +112,12 @@ async def docs(request: Request) -> HTMLResponse:
 async def style() -> Response:
     """The style of both pages."""
     return Response(_texts()["page.css"], media_type="text/css", headers={"cache-control": _DAY})
+
+
+@router.get("/assets/icon.svg", response_class=Response, include_in_schema=False)
+async def icon() -> Response:
+    """What a browser shows beside the title."""
+    return Response(_ICON, media_type="image/svg+xml", headers={"cache-control": _DAY})
 
 
 async def _try(context: Context, served: ServedVersion, user_id: str, history: str, k: int) -> Trial:

@@ -66,7 +66,7 @@ async def recommend(request: Request, context: InContext, model: Model = None) -
 
 
 @router.get(
-    "/v1/users/{user_id}/recommendations",
+    "/v1/users/{user_id:path}/recommendations",
     response_model=schemas.Recommendations,
     responses={304: {"description": "The answer has not changed."}},
     summary="Recommend for a known user",
@@ -87,7 +87,7 @@ async def recommend_to_user(
 
 
 @router.get(
-    "/v1/items/{item_id}/similar",
+    "/v1/items/{item_id:path}/similar",
     response_model=schemas.Recommendations,
     responses={304: {"description": "The answer has not changed."}},
     summary="Items like an item",

@@ -1,0 +1,69 @@
+"""The budget that the service shows is the ledger's, and without one it says so."""
+
+from pathlib import Path
+from typing import Any
+
+import httpx
+
+from lazydp.components.budget.events import dpsgd_event
+from lazydp.components.budget.ledger import Ledger
+
+
+def ledger_with_a_release(url: str) -> None:
+    event = dpsgd_event(noise_multiplier=2.0, sampling_prob=0.01, steps=10)
+    with Ledger.open(url) as ledger:
+        ledger.register_dataset("f" * 64, name="films")
+        ledger.set_budget("films", epsilon=3.0, delta=1e-5)
+        ledger.reserve(dataset="films", event=event, run_id="one")
+        ledger.commit("one", event=event, release="abc")
+        ledger.reserve(dataset="films", event=event, run_id="two")
+
+
+def test_figures_of_the_ledger(start: Any, bundles: dict[str, Path], tmp_path: Path) -> None:
+    url = f"sqlite:///{tmp_path / 'ledger.db'}"
+    ledger_with_a_release(url)
+    with Ledger.open(url, read_only=True) as ledger:
+        expected = ledger.show("films")
+    before = (tmp_path / "ledger.db").read_bytes()
+    with start(bundles["towers"], ledger=url) as client:
+        budget = client.get("/v1/privacy/budget").json()
+        assert budget["source"] == "ledger"
+        assert budget["notice"] is None
+        dataset = budget["datasets"][0]
+        assert dataset["name"] == "films"
+        assert dataset["epsilon_budget"] == 3.0
+        assert dataset["epsilon_spent"] == expected.committed_epsilon
+        assert dataset["epsilon_reserved"] == expected.charged_epsilon > expected.committed_epsilon
+        assert dataset["epsilon_remaining"] == expected.remaining_epsilon
+        releases = client.get("/v1/privacy/releases").json()
+        assert [entry["kind"] for entry in releases["entries"]] == [
+            "dataset",
+            "budget",
+            "reserved",
+            "committed",
+            "reserved",
+        ]
+        assert "lazydp_dataset_epsilon_spent" in client.get("/metrics").text
+        page = client.get("/").text
+        assert "films: epsilon of 3" in page
+        assert "reserved by runs under way" in page
+    assert (tmp_path / "ledger.db").read_bytes() == before
+
+
+def test_without_a_ledger_the_statements_speak(client: httpx.Client) -> None:
+    budget = client.get("/v1/privacy/budget").json()
+    assert budget["source"] == "statement"
+    assert "no ledger is configured" in budget["notice"]
+    assert {model["name"] for model in budget["models"]} == {"untrained", "popular", "dlrm"}
+    assert budget["models"][0]["statement"]["why_not_private"]
+
+
+def test_a_ledger_that_does_not_answer_fails_nothing(start: Any, bundles: dict[str, Path], tmp_path: Path) -> None:
+    with start(bundles["towers"], ledger=f"sqlite:///{tmp_path / 'nothing.db'}") as client:
+        budget = client.get("/v1/privacy/budget")
+        assert budget.status_code == 200
+        assert budget.json()["source"] == "statement"
+        assert "does not answer" in budget.json()["notice"]
+        assert str(tmp_path) not in budget.text
+        assert client.get("/").status_code == 200
+    assert not (tmp_path / "nothing.db").exists()
