@@ -74,7 +74,7 @@ def default_url() -> str:
 
 def without_password(url: str) -> str:
     """The URL, fit for a log."""
-    return re.sub(r"(//[^:/@]*):[^@]*@", r"\1:***@", url)
+    return re.sub(r"(//[^:/@]*):.*@", r"\1:***@", url)
 
 
 def sqlite_path(url: str) -> Path | None:
