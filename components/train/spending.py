@@ -2,13 +2,29 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 from lazydp.components.budget.ledger import Ledger
 from lazydp.components.budget.statement import SpentElsewhere
 from lazydp.components.train.checkpoint import RunIdentity
 
 
-def reserve(url: str | None, identity: RunIdentity, *, dataset_name: str, max_examples_per_user: int | None) -> None:
+def reserve(
+    url: str | None,
+    identity: RunIdentity,
+    *,
+    dataset_name: str,
+    sources: Iterable[str],
+    max_examples_per_user: int | None,
+) -> None:
     """Claim what the whole run may spend; a run that holds its claim already (a retry, a resumed run) keeps it.
+
+    Args:
+        url: of the ledger; None for the default one.
+        identity: of the run.
+        dataset_name: for people.
+        sources: digests of what the dataset was made from, so that datasets of the same log share one budget.
+        max_examples_per_user: the contribution bound k; None where there is none.
 
     Raises:
         BudgetExceededError: the dataset's budget does not admit the run.
@@ -16,7 +32,7 @@ def reserve(url: str | None, identity: RunIdentity, *, dataset_name: str, max_ex
     """
     event = identity.dp_event(max_examples_per_user)
     with Ledger.open(url) as ledger:
-        ledger.register_dataset(identity.dataset_fingerprint, name=dataset_name)
+        ledger.register_dataset(identity.dataset_fingerprint, name=dataset_name, sources=sources)
         ledger.reserve(
             dataset=identity.dataset_fingerprint,
             event=event,

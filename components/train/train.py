@@ -85,8 +85,13 @@ def train(
         checkpoint = folder.latest()
         secret = key_of(checkpoint, folder) if checkpoint is not None else key or NoiseKey.generate()
         if config.private:
-            bound = contribution_bound(data)
-            reserve(ledger, identity, dataset_name=data.spec.name, max_examples_per_user=bound)
+            reserve(
+                ledger,
+                identity,
+                dataset_name=data.spec.name,
+                sources=[data.manifest.source.digest],
+                max_examples_per_user=contribution_bound(data),
+            )
         engine = build_engine(data.spec, identity, secret)
         if checkpoint is None:
             folder.save(_checkpoint(engine, identity, secret, data))

@@ -1,0 +1,243 @@
+"""Nothing is released without flush, proof, commit and the end of its key; and a kill in between loses nothing."""
+
+import base64
+import logging
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from lazydp.components.budget.ledger import Ledger
+from lazydp.components.bundle.reader import Bundle
+from lazydp.components.export import export as module
+from lazydp.components.export.export import export
+from lazydp.components.shared.errors import (
+    InputError,
+    NonFiniteError,
+    NotPrivateError,
+    PendingNoiseError,
+    PrivacyError,
+)
+from lazydp.components.train.checkpoint import RunFolder
+from lazydp.components.train.tables import EmbeddingTables
+from lazydp.components.train.train import train
+from lazydp.kernels.noise_key import NoiseKey
+
+
+class Killed(BaseException):
+    """Stands for `kill -9`: nothing of ours catches it."""
+
+
+@pytest.fixture
+def run(tiny: Any) -> Path:
+    """A finished run under a secret key."""
+    out: Path = train(dataset=tiny.dataset, config=tiny.config(), out=tiny.folder / "run", ledger=tiny.ledger()).folder
+    return out
+
+
+def release(tiny: Any, **changes: Any) -> Any:
+    given = {
+        "run": tiny.folder / "run",
+        "dataset": tiny.dataset,
+        "out": tiny.folder / "bundle",
+        "ledger": f"sqlite:///{tiny.folder / 'ledger.db'}",
+    }
+    return export(**{**given, **changes})
+
+
+def statuses(tiny: Any) -> list[str]:
+    with Ledger.open(f"sqlite:///{tiny.folder / 'ledger.db'}") as ledger:
+        return [entry.status for entry in ledger.runs()]
+
+
+def key_of(run: Path) -> bytes:
+    with RunFolder.locked(run) as folder:
+        found = folder.latest()
+    assert found is not None
+    assert found.key is not None
+    return found.key.to_bytes()
+
+
+def test_a_run_becomes_a_bundle_and_can_never_go_on(tiny: Any, run: Path) -> None:
+    manifest = release(tiny, name="first")
+    bundle = Bundle.open(tiny.folder / "bundle")
+    assert bundle.manifest == manifest
+    assert manifest.name == "first"
+    assert manifest.private
+    assert {table.flushed_step for table in manifest.tables} == {30}
+    assert statuses(tiny) == ["committed"]
+    assert [path.name for path in tiny.folder.iterdir() if path.name.startswith(".bundle")] == []
+    with pytest.raises(InputError, match="noise key destroyed"):
+        train(dataset=tiny.dataset, config=tiny.config(), out=run, ledger=tiny.ledger(), resume=True)
+    assert not list(run.rglob("noise.key"))
+
+
+def test_the_statement_says_what_was_done(tiny: Any, run: Path) -> None:
+    from lazydp.components.budget.accounting import epsilon
+
+    release(tiny)
+    config = tiny.config()
+    statement = Bundle.open(tiny.folder / "bundle").statement
+    assert statement.private
+    assert statement.epsilon == epsilon(config.dp_event(20), delta=1e-5)
+    assert statement.epsilon_rdp is not None
+    assert statement.epsilon_user_level is not None
+    assert statement.epsilon_without_amplification is not None
+    assert statement.epsilon < statement.epsilon_rdp < statement.epsilon_without_amplification
+    assert statement.epsilon < statement.epsilon_user_level
+    assert statement.epsilon_over_steps[-1].step == statement.steps == 30
+    assert (statement.sampler, statement.noise_multiplier, statement.max_grad_norm) == ("poisson", 4.0, 0.5)
+    assert statement.max_examples_per_user == 20
+    assert any("histories" in line for line in statement.not_covered)
+
+
+def test_what_else_was_spent_is_stated(tiny: Any, run: Path) -> None:
+    release(tiny)
+    url = f"sqlite:///{tiny.folder / 'ledger.db'}"
+    train(dataset=tiny.dataset, config=tiny.config(steps=5), out=tiny.folder / "second", ledger=url, run_id="second")
+    release(tiny, run=tiny.folder / "second", out=tiny.folder / "bundle-2")
+    (other,) = Bundle.open(tiny.folder / "bundle-2").statement.spent_elsewhere
+    assert other.purpose == "training"
+    assert other.epsilon == pytest.approx(Bundle.open(tiny.folder / "bundle").statement.epsilon)
+
+
+def test_no_file_log_line_or_entry_holds_the_key(tiny: Any, run: Path, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.DEBUG)
+    key = NoiseKey.from_bytes(key_of(run), is_test=False)
+    secrets = [key.to_bytes(), *(key.derive(label).to_bytes() for label in ("noise", "sampling", "negatives"))]
+    release(tiny)
+    files = [path for path in tiny.folder.rglob("*") if path.is_file()]
+    assert len(files) > 10
+    texts = [caplog.text.encode(), *(path.read_bytes() for path in files)]
+    for secret in secrets:
+        for spelling in (secret, secret.hex().encode(), base64.b64encode(secret), base64.urlsafe_b64encode(secret)):
+            assert not any(spelling in text for text in texts)
+
+
+STAGES = {
+    "flush": (EmbeddingTables, "flush"),
+    "proof": (module, "prove_flushed"),
+    "stage": (module, "write_bundle"),
+    "commit": (module, "commit"),
+    "record": (module, "write_json"),
+    "destroy": (RunFolder, "destroy_keys"),
+    "publish": (module, "_publish"),
+}
+
+
+@pytest.mark.parametrize("moment", ["before", "after"])
+@pytest.mark.parametrize("stage", list(STAGES))
+def test_a_kill_between_any_two_steps(
+    stage: str, moment: str, tiny: Any, run: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    owner, name = STAGES[stage]
+    original: Callable[..., Any] = getattr(owner, name)
+
+    def killed(*arguments: Any, **named: Any) -> Any:
+        if moment == "after":
+            original(*arguments, **named)
+        raise Killed
+
+    with monkeypatch.context() as patch:
+        patch.setattr(owner, name, killed)
+        with pytest.raises(Killed):
+            release(tiny)
+    released = (tiny.folder / "bundle").exists()
+    assert released == (stage == "publish" and moment == "after")
+    if released:
+        assert statuses(tiny) == ["committed"]
+        assert not list(run.rglob("noise.key"))
+    manifest = release(tiny)
+    assert Bundle.open(tiny.folder / "bundle").manifest == manifest
+    assert statuses(tiny) == ["committed"]
+    assert not list(run.rglob("noise.key"))
+    assert [path.name for path in tiny.folder.iterdir() if path.name.startswith(".bundle")] == []
+
+
+def test_a_key_half_destroyed_is_destroyed_wholly(tiny: Any, run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from lazydp.components.train import checkpoint
+
+    destroyed: list[Path] = []
+    original = checkpoint._destroy
+
+    def once(path: Path) -> None:
+        if destroyed:
+            raise Killed
+        destroyed.append(path)
+        original(path)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(checkpoint, "_destroy", once)
+        with pytest.raises(Killed):
+            release(tiny)
+    assert len(list(run.rglob("noise.key"))) == 1
+    assert not (tiny.folder / "bundle").exists()
+    release(tiny)
+    assert not list(run.rglob("noise.key"))
+    assert (tiny.folder / "bundle").exists()
+
+
+def test_without_a_reservation_nothing_is_released(tiny: Any, run: Path) -> None:
+    with pytest.raises(PrivacyError, match="no reservation"):
+        release(tiny, ledger=f"sqlite:///{tiny.folder / 'other.db'}")
+    assert not (tiny.folder / "bundle").exists()
+    assert list(run.rglob("noise.key"))
+
+
+def test_an_unfinished_run_is_refused(tiny: Any, run: Path) -> None:
+    shutil.rmtree(run / "checkpoints" / "step-000000030")
+    with pytest.raises(InputError, match=r"stands at step 20 of 30: finish it with `lazydp train --resume`"):
+        release(tiny)
+
+
+def test_an_output_that_is_there_is_kept(tiny: Any, run: Path) -> None:
+    (tiny.folder / "bundle").mkdir()
+    (tiny.folder / "bundle" / "precious").touch()
+    with pytest.raises(InputError, match="already exists"):
+        release(tiny)
+    assert list(run.rglob("noise.key"))
+
+
+def test_a_run_of_sgd_is_released_only_on_demand_and_marked(tiny: Any) -> None:
+    train(dataset=tiny.dataset, config=tiny.config(mode="sgd"), out=tiny.folder / "run")
+    with pytest.raises(NotPrivateError, match="--allow-non-private"):
+        release(tiny)
+    manifest = release(tiny, allow_non_private=True)
+    assert manifest.mode == "sgd"
+    with pytest.raises(NotPrivateError):
+        Bundle.open(tiny.folder / "bundle")
+    statement = Bundle.open(tiny.folder / "bundle", allow_non_private=True).statement
+    assert not statement.private
+    assert statement.epsilon is None
+
+
+def test_a_test_key_marks_the_bundle(tiny: Any) -> None:
+    url = tiny.ledger()
+    train(dataset=tiny.dataset, config=tiny.config(), out=tiny.folder / "run", ledger=url, key=NoiseKey.for_tests(1))
+    assert release(tiny).test_key
+    with pytest.raises(NotPrivateError):
+        Bundle.open(tiny.folder / "bundle")
+    assert Bundle.open(tiny.folder / "bundle", allow_test_key=True).statement.epsilon is None
+
+
+def test_weights_that_are_not_finite_are_refused(tiny: Any, run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    flush = EmbeddingTables.flush
+
+    def poisoned(self: EmbeddingTables) -> None:
+        flush(self)
+        self.state_dict()["tables"]["item"]["weight"][3, 2] = torch.nan
+
+    monkeypatch.setattr(EmbeddingTables, "flush", poisoned)
+    with pytest.raises((NonFiniteError, PendingNoiseError)):
+        release(tiny)
+    assert not (tiny.folder / "bundle").exists()
+    assert statuses(tiny) == ["reserved"]
+
+
+def test_a_flush_that_does_nothing_is_caught(tiny: Any, run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(EmbeddingTables, "flush", lambda self: None)
+    with pytest.raises(PendingNoiseError, match=r"table '\w+', row \d+: its noise is applied up to step"):
+        release(tiny)

@@ -1,0 +1,122 @@
+"""The exporter's proof accepts the right flush and rejects every wrong one."""
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+
+from lazydp.components.export.proof import OwedRows, backward_moments, prove_flushed
+from lazydp.components.shared.errors import PendingNoiseError
+from lazydp.components.train.schedules import linear
+from lazydp.components.train.skip_ahead import EmbeddingSgd, SkipAhead
+from lazydp.kernels import ops
+from lazydp.kernels.noise_key import NoiseKey
+
+STEPS, NOISE_SCALE = 25, 0.3
+KEY = NoiseKey.for_tests(4)
+OPTIMIZERS = {
+    "sgd": EmbeddingSgd(linear(0.5, steps=STEPS, warmup_steps=3)),
+    "decay": EmbeddingSgd(linear(0.5, steps=STEPS), weight_decay=0.05),
+    "momentum": EmbeddingSgd(linear(0.5, steps=STEPS), momentum=0.8, weight_decay=0.05),
+}
+Tables = dict[str, dict[str, Any]]
+
+
+def tables(optimizer: EmbeddingSgd) -> Tables:
+    generator = torch.Generator().manual_seed(0)
+    made = {}
+    for name, rows in (("item", 200), ("user", 70)):
+        made[name] = {
+            "weight": torch.randn(rows, 6, generator=generator),
+            "last": torch.randint(0, STEPS + 1, (rows,), generator=generator, dtype=torch.int32),
+            "momentum": torch.randn(rows, 6, generator=generator) if optimizer.momentum else None,
+        }
+    return made
+
+
+def skip_ahead(optimizer: EmbeddingSgd, noise_scale: float = NOISE_SCALE) -> SkipAhead:
+    ahead = SkipAhead(optimizer, noise_scale=noise_scale)
+    for _ in range(STEPS):
+        ahead.advance()
+    return ahead
+
+
+def flush(made: Tables, ahead: SkipAhead, *, first_table: int = 0) -> None:
+    for number, table in enumerate(made.values(), start=first_table):
+        ops.flush_(
+            table["weight"],
+            table["last"],
+            KEY.tensor(),
+            table=number,
+            step=STEPS,
+            transition=ahead.transition,
+            factor=ahead.factor,
+            momentum=table["momentum"],
+        )
+
+
+def prove(made: Tables, owed: dict[str, OwedRows], optimizer: EmbeddingSgd) -> dict[str, int]:
+    return prove_flushed(made, owed, optimizer=optimizer, noise_scale=NOISE_SCALE, key=KEY, step=STEPS)
+
+
+@pytest.mark.parametrize("name", list(OPTIMIZERS))
+def test_the_right_flush_is_accepted(name: str) -> None:
+    made = tables(OPTIMIZERS[name])
+    owed = {table: OwedRows.of(value, step=STEPS) for table, value in made.items()}
+    flush(made, skip_ahead(OPTIMIZERS[name]))
+    assert prove(made, owed, OPTIMIZERS[name]) == {"item": STEPS, "user": STEPS}
+
+
+def marks_only(made: Tables, optimizer: EmbeddingSgd) -> None:
+    for table in made.values():
+        table["last"].fill_(STEPS)
+
+
+def misses_a_row(made: Tables, optimizer: EmbeddingSgd) -> None:
+    kept = int(made["item"]["last"].argmin())
+    before = made["item"]["weight"][kept].clone()
+    flush(made, skip_ahead(optimizer))
+    made["item"]["weight"][kept] = before
+
+
+def half_the_noise(made: Tables, optimizer: EmbeddingSgd) -> None:
+    flush(made, skip_ahead(optimizer, NOISE_SCALE / 2))
+
+
+def noise_of_another_table(made: Tables, optimizer: EmbeddingSgd) -> None:
+    flush(made, skip_ahead(optimizer), first_table=1)
+
+
+def no_weight_decay(made: Tables, optimizer: EmbeddingSgd) -> None:
+    flush(made, skip_ahead(EmbeddingSgd(optimizer.learning_rate, momentum=optimizer.momentum, weight_decay=0.5)))
+
+
+@pytest.mark.parametrize("name", list(OPTIMIZERS))
+@pytest.mark.parametrize("wrong", [marks_only, misses_a_row, half_the_noise, noise_of_another_table, no_weight_decay])
+def test_a_wrong_flush_is_rejected(wrong: Callable[[Tables, EmbeddingSgd], None], name: str) -> None:
+    made = tables(OPTIMIZERS[name])
+    owed = {table: OwedRows.of(value, step=STEPS) for table, value in made.items()}
+    wrong(made, OPTIMIZERS[name])
+    with pytest.raises(PendingNoiseError, match="the flushed weight lies"):
+        prove(made, owed, OPTIMIZERS[name])
+
+
+def test_a_pending_row_is_named() -> None:
+    made = tables(OPTIMIZERS["sgd"])
+    owed = {table: OwedRows.of(value, step=STEPS) for table, value in made.items()}
+    flush(made, skip_ahead(OPTIMIZERS["sgd"]))
+    made["user"]["last"][13] = 7
+    with pytest.raises(PendingNoiseError, match=f"table 'user', row 13: its noise is applied up to step 7 of {STEPS}"):
+        prove(made, owed, OPTIMIZERS["sgd"])
+
+
+@pytest.mark.parametrize("name", list(OPTIMIZERS))
+def test_backwards_and_forwards_agree(name: str) -> None:
+    transition, covariance = backward_moments(OPTIMIZERS[name], noise_scale=NOISE_SCALE, step=STEPS)
+    moments = skip_ahead(OPTIMIZERS[name]).state_dict()["moments"]
+    size = transition.shape[1]
+    torch.testing.assert_close(transition.flatten(1), moments[:, : size * size])
+    lower = [(0, 0)] if size == 1 else [(0, 0), (1, 0), (1, 1)]
+    for column, (row, other) in enumerate(lower, start=size * size):
+        torch.testing.assert_close(covariance[:, row, other], moments[:, column])

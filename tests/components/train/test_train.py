@@ -1,0 +1,202 @@
+"""A run reserves before it steps, resumes as the same run, and keeps its key to itself."""
+
+import base64
+import dataclasses
+import logging
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from lazydp.components.budget.ledger import Ledger
+from lazydp.components.ingest.dataset import EncodedDataset
+from lazydp.components.shared.errors import BudgetExceededError, InputError, PrivacyError
+from lazydp.components.train.checkpoint import Checkpoint, RunFolder, RunIdentity
+from lazydp.components.train.train import batch_maker, build_engine, train
+from lazydp.kernels.noise_key import NoiseKey
+
+KEY_SEED = 11
+
+
+def latest(run: Path) -> Checkpoint:
+    with RunFolder.locked(run) as folder:
+        found = folder.latest()
+    assert found is not None
+    return found
+
+
+def tensors(state: Any, name: str = "") -> dict[str, torch.Tensor]:
+    if isinstance(state, torch.Tensor):
+        return {name: state}
+    pairs = state.items() if isinstance(state, dict) else enumerate(state) if isinstance(state, list) else ()
+    return {key: value for part, node in pairs for key, value in tensors(node, f"{name}/{part}").items()}
+
+
+def assert_same_bits(ours: Checkpoint, theirs: Checkpoint) -> None:
+    assert ours.step == theirs.step
+    mine, others = tensors(ours.state), tensors(theirs.state)
+    assert mine.keys() == others.keys()
+    for name, tensor in mine.items():
+        assert torch.equal(tensor, others[name]), name
+
+
+def test_a_run_reserves_trains_and_stops(tiny: Any, tmp_path: Path) -> None:
+    url = tiny.ledger()
+    run = train(dataset=tiny.dataset, config=tiny.config(), out=tmp_path / "run", ledger=url, run_id="mine")
+    assert run.step == 30
+    checkpoint = latest(tmp_path / "run")
+    assert checkpoint.step == 30
+    assert checkpoint.key is not None
+    assert not checkpoint.key.is_test
+    assert checkpoint.event is not None
+    with Ledger.open(url) as ledger:
+        assert [(entry.run_id, entry.status) for entry in ledger.runs()] == [("mine", "reserved")]
+    # nothing is left to do, and a retry does nothing
+    again = train(
+        dataset=tiny.dataset, config=tiny.config(), out=tmp_path / "run", ledger=url, run_id="mine", resume=True
+    )
+    assert again.step == 30
+    assert_same_bits(latest(tmp_path / "run"), checkpoint)
+
+
+@pytest.mark.parametrize("mode", ["lazydp", "dpsgd", "sgd"])
+@pytest.mark.parametrize("stop", [1, 17])
+def test_an_interrupted_run_goes_on_to_the_same_bits(
+    mode: str, stop: int, tiny: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = tiny.config(
+        mode=mode, embeddings={"learning_rate": 1.0, "momentum": 0.5, "weight_decay": 0.01}, micro_batch_size=16
+    )
+    given: dict[str, Any] = {"dataset": tiny.dataset, "config": config, "ledger": tiny.ledger()}
+    train(**given, out=tmp_path / "whole", key=NoiseKey.for_tests(KEY_SEED))
+
+    from lazydp.components.train.engine import Engine
+
+    step = Engine.step
+
+    def interrupted(self: Engine, examples: Any) -> Any:
+        if self.steps_done == stop:
+            raise KeyboardInterrupt
+        return step(self, examples)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Engine, "step", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            train(**given, out=tmp_path / "parts", key=NoiseKey.for_tests(KEY_SEED))
+    assert latest(tmp_path / "parts").step == stop // 10 * 10
+    with pytest.raises(InputError, match="say --resume"):
+        train(**given, out=tmp_path / "parts")
+    train(**given, out=tmp_path / "parts", resume=True)
+    assert_same_bits(latest(tmp_path / "parts"), latest(tmp_path / "whole"))
+
+
+def test_two_runs_draw_different_noise(tiny: Any, tmp_path: Path) -> None:
+    url = tiny.ledger()
+    for name in ("a", "b"):
+        train(dataset=tiny.dataset, config=tiny.config(steps=3), out=tmp_path / name, ledger=url)
+    first, second = (tensors(latest(tmp_path / name).state) for name in ("a", "b"))
+    item = "/embeddings/tables/item/weight"
+    assert not torch.equal(first[item], second[item])
+
+
+def test_a_run_over_the_budget_is_refused_before_training(
+    tiny: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = tiny.config(noise_multiplier=None, target_epsilon=0.5)
+    url = tiny.ledger(epsilon=0.6)
+    train(dataset=tiny.dataset, config=config, out=tmp_path / "first", ledger=url)
+
+    from lazydp.components.train.engine import Engine
+
+    def never(self: Engine, examples: Any) -> None:
+        raise AssertionError("a step was taken without a reservation")
+
+    monkeypatch.setattr(Engine, "step", never)
+    with pytest.raises(BudgetExceededError) as refused:
+        train(dataset=tiny.dataset, config=config, out=tmp_path / "second", ledger=url)
+    assert "0.6" in str(refused.value)
+    with Ledger.open(url) as ledger:
+        assert len(ledger.runs()) == 1
+    # the refused folder is not in the way once there is room
+    monkeypatch.undo()
+    with Ledger.open(url) as ledger:
+        ledger.set_budget("tiny", epsilon=9.0, delta=1e-5, by="tester", reason="room for two")
+    assert train(dataset=tiny.dataset, config=config, out=tmp_path / "second", ledger=url).step == 30
+
+
+def test_no_budget_no_training(tiny: Any, tmp_path: Path) -> None:
+    with pytest.raises(PrivacyError, match="no budget"):
+        train(dataset=tiny.dataset, config=tiny.config(), out=tmp_path / "run", ledger=f"sqlite:///{tmp_path / 'l.db'}")
+
+
+def test_sgd_needs_no_ledger(tiny: Any, tmp_path: Path) -> None:
+    url = f"sqlite:///{tmp_path / 'untouched.db'}"
+    train(dataset=tiny.dataset, config=tiny.config(mode="sgd"), out=tmp_path / "run", ledger=url)
+    assert not (tmp_path / "untouched.db").exists()
+
+
+def test_another_run_is_not_resumed(tiny: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    given: dict[str, Any] = {"dataset": tiny.dataset, "out": tmp_path / "run", "ledger": tiny.ledger(), "resume": True}
+    train(**given, config=tiny.config())
+    with pytest.raises(InputError, match=r"max_grad_norm: 0\.7 != 0\.5"):
+        train(**given, config=tiny.config(max_grad_norm=0.7))
+    train(**given, config=tiny.config(log_every=7))
+    with RunFolder.locked(tmp_path / "run") as folder:
+        held = folder.identity()
+        assert held is not None
+        folder.begin(dataclasses.replace(held, code_version="0.0.1"))
+    with pytest.raises(InputError, match=r"lazydp version: '[\d.]+' != '0\.0\.1'"):
+        train(**given, config=tiny.config())
+
+
+def test_the_three_modes_are_the_same_computation(tiny: Any) -> None:
+    """They draw the same batches; with no noise and nothing to clip lazydp, dpsgd and sgd give the same weights."""
+    data = EncodedDataset.open(tiny.dataset)
+    weights = {}
+    for mode in ("lazydp", "dpsgd", "sgd"):
+        # Adam would blow up rounding errors where a gradient is zero
+        config = tiny.config(mode=mode, max_grad_norm=1e6, dense={"optimizer": "sgd", "learning_rate": 0.1})
+        key = NoiseKey.for_tests(1)
+        engine = build_engine(data.spec, RunIdentity("run", config, "dataset", "version", 0.0), key)
+        make = batch_maker(data, config, key)
+        for step in range(1, 31):
+            engine.step(make(step))
+        weights[mode] = {**engine.table_weights(), **engine.model.state_dict()}
+    for mode in ("lazydp", "dpsgd"):
+        for name, weight in weights[mode].items():
+            torch.testing.assert_close(weight, weights["sgd"][name], rtol=1e-4, atol=1e-5)
+
+
+def test_neither_log_nor_ledger_nor_run_json_holds_the_key(
+    tiny: Any, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.DEBUG)
+    url = tiny.ledger()
+    train(dataset=tiny.dataset, config=tiny.config(log_every=5), out=tmp_path / "run", ledger=url)
+    key = latest(tmp_path / "run").key
+    assert key is not None
+    secrets = [key.to_bytes(), *(key.derive(label).to_bytes() for label in ("noise", "sampling", "negatives"))]
+    texts = [caplog.text.encode(), (tmp_path / "ledger.db").read_bytes(), (tmp_path / "run" / "run.json").read_bytes()]
+    assert "[private]" in caplog.text
+    for secret in secrets:
+        for spelling in (secret, secret.hex().encode(), base64.b64encode(secret), base64.urlsafe_b64encode(secret)):
+            assert not any(spelling in text for text in texts)
+    assert key.to_bytes() in (tmp_path / "run" / "checkpoints" / "step-000000030" / "noise.key").read_bytes()
+
+
+def test_user_level_needs_a_bound(tiny: Any, tmp_path: Path) -> None:
+    config = tiny.config(privacy_unit="user", noise_multiplier=20.0)
+    run = train(dataset=tiny.dataset, config=config, out=tmp_path / "run", ledger=tiny.ledger(privacy_unit="user"))
+    assert run.step == 30
+
+
+def test_errors_of_the_loader_surface_and_leave_nothing_half_written(
+    tiny: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from lazydp.components.ingest.dataset import Split
+
+    monkeypatch.setattr(Split, "take", lambda self, rows: (_ for _ in ()).throw(OSError("disk gone")))
+    with pytest.raises(OSError, match="disk gone"):
+        train(dataset=tiny.dataset, config=tiny.config(mode="sgd"), out=tmp_path / "run")
+    assert latest(tmp_path / "run").step == 0
