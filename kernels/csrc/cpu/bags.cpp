@@ -28,43 +28,64 @@ void prefetch_to_write(const float* row, int64_t columns) {
 constexpr int kDigitBits = 11;
 constexpr int64_t kDigits = int64_t{1} << kDigitBits;
 
-struct Lookup {
-  int64_t row;
-  int64_t position;
+// Row and position of a lookup in one word, where both fit: the sort moves half the bytes.
+struct Packed {
+  uint64_t bits;
+  Packed() = default;
+  Packed(int64_t row, int64_t position) : bits(static_cast<uint64_t>(row) << 32 | static_cast<uint64_t>(position)) {}
+  int64_t row() const { return static_cast<int64_t>(bits >> 32); }
+  int64_t position() const { return static_cast<int64_t>(bits & 0xFFFFFFFF); }
+};
+
+struct Wide {
+  int64_t row_;
+  int64_t position_;
+  Wide() = default;
+  Wide(int64_t row, int64_t position) : row_(row), position_(position) {}
+  int64_t row() const { return row_; }
+  int64_t position() const { return position_; }
 };
 
 // One stable pass of the radix sort, by the digit at `shift`.
+template <typename Lookup>
 void sort_by_digit(const Lookup* from, Lookup* to, int64_t count, int shift) {
   int64_t places[kDigits] = {};
-  for (int64_t i = 0; i < count; ++i) ++places[(from[i].row >> shift) & (kDigits - 1)];
+  for (int64_t i = 0; i < count; ++i) ++places[(from[i].row() >> shift) & (kDigits - 1)];
   int64_t next = 0;
   for (int64_t& place : places) {
     const int64_t here = place;
     place = next;
     next += here;
   }
-  for (int64_t i = 0; i < count; ++i) to[places[(from[i].row >> shift) & (kDigits - 1)]++] = from[i];
+  for (int64_t i = 0; i < count; ++i) to[places[(from[i].row() >> shift) & (kDigits - 1)]++] = from[i];
 }
 
-}  // namespace
-
-int64_t group_rows(const int64_t* indices, int64_t count, int64_t num_rows, int64_t* rows, int64_t* order, int64_t* starts) {
+template <typename Lookup>
+int64_t group_rows_as(const int64_t* indices, int64_t count, int64_t num_rows, int64_t* rows, int64_t* order, int64_t* starts) {
   std::vector<Lookup> lookups(count);
   std::vector<Lookup> other(count);
-  for (int64_t i = 0; i < count; ++i) lookups[i] = {indices[i], i};
+  for (int64_t i = 0; i < count; ++i) lookups[i] = Lookup(indices[i], i);
   for (int shift = 0; shift < 63 && (num_rows - 1) >> shift > 0; shift += kDigitBits) {
     sort_by_digit(lookups.data(), other.data(), count, shift);
     lookups.swap(other);
   }
   int64_t groups = 0;
   for (int64_t i = 0; i < count; ++i) {
-    order[i] = lookups[i].position;
-    if (groups > 0 && rows[groups - 1] == lookups[i].row) continue;
-    rows[groups] = lookups[i].row;
+    order[i] = lookups[i].position();
+    if (groups > 0 && rows[groups - 1] == lookups[i].row()) continue;
+    rows[groups] = lookups[i].row();
     starts[groups++] = i;
   }
   starts[groups] = count;
   return groups;
+}
+
+}  // namespace
+
+int64_t group_rows(const int64_t* indices, int64_t count, int64_t num_rows, int64_t* rows, int64_t* order, int64_t* starts) {
+  constexpr int64_t kPackable = int64_t{1} << 32;
+  return count < kPackable && num_rows <= kPackable ? group_rows_as<Packed>(indices, count, num_rows, rows, order, starts)
+                                                     : group_rows_as<Wide>(indices, count, num_rows, rows, order, starts);
 }
 
 namespace {
@@ -125,6 +146,7 @@ double squared_norm(const float* x, int64_t columns) {
 }
 
 // The squared norm of what one example sends to the table. Reused over examples, so that it allocates once.
+// Equal rows meet in a hash table: sorting the lookups took ten times as long.
 class ExampleNorm {
  public:
   explicit ExampleNorm(const BagSquaredNorms& job) : job_(job), sum_(job.columns), of_feature_(job.features) {}
@@ -133,21 +155,24 @@ class ExampleNorm {
     collect(example);
     std::fill(of_feature_.begin(), of_feature_.end(), -1.0);
     double norm = 0.0;
-    for (size_t from = 0; from < lookups_.size();) {
-      size_t to = from;
-      double weight = 0.0;
-      for (; to < lookups_.size() && lookups_[to].row == lookups_[from].row; ++to) weight += lookups_[to].weight;
-      const bool one_feature = lookups_[from].feature == lookups_[to - 1].feature;
-      norm += one_feature ? weight * weight * norm_of_feature(lookups_[from].feature, example) : norm_of_row(from, to, example);
-      from = to;
+    for (const size_t slot : taken_) {  // in the order in which rows first appeared: one order of addition
+      const Weighted& lookup = lookups_[slots_[slot]];
+      norm += lookup.earlier == kNone ? lookup.weight * lookup.weight * norm_of_feature(lookup.feature, example)
+                                      : norm_of_row(slots_[slot], example);
+      slots_[slot] = kNone;
     }
+    taken_.clear();
     return norm;
   }
 
  private:
+  static constexpr int64_t kNone = -1;
+
+  // The lookups of one row by one feature; `earlier` are those of the same row by the feature before.
   struct Weighted {
     int64_t row;
     int64_t feature;
+    int64_t earlier;
     double weight;
   };
 
@@ -155,16 +180,41 @@ class ExampleNorm {
     return job_.grad + (feature * job_.examples + example) * job_.columns;
   }
 
-  // The example's lookups, sorted by row and then by feature.
+  int64_t bag_size(int64_t bag) const { return job_.offsets[bag + 1] - job_.offsets[bag]; }
+
   void collect(int64_t example) {
+    int64_t count = 0;
+    for (int64_t f = 0; f < job_.features; ++f) count += bag_size(f * job_.examples + example);
+    if (slots_.size() < 2 * static_cast<size_t>(count)) grow(2 * static_cast<size_t>(count));
     lookups_.clear();
     for (int64_t f = 0; f < job_.features; ++f) {
       const int64_t bag = f * job_.examples + example;
       for (int64_t j = job_.offsets[bag]; j < job_.offsets[bag + 1]; ++j)
-        lookups_.push_back({job_.indices[j], f, job_.per_lookup ? static_cast<double>(job_.per_lookup[j]) : 1.0});
+        add(job_.indices[j], f, job_.per_lookup ? static_cast<double>(job_.per_lookup[j]) : 1.0);
     }
-    // Stable, so that the sum of a row's weights has one order.
-    std::stable_sort(lookups_.begin(), lookups_.end(), [](const Weighted& a, const Weighted& b) { return a.row < b.row; });
+  }
+
+  // Slots are a power of two, at least twice the lookups, and all empty between examples.
+  void grow(size_t least) {
+    size_t size = 16;
+    shift_ = 60;
+    for (; size < least; size *= 2) --shift_;
+    slots_.assign(size, kNone);
+  }
+
+  void add(int64_t row, int64_t feature, double weight) {
+    constexpr uint64_t kGoldenRatio = 0x9E3779B97F4A7C15;
+    size_t slot = (static_cast<uint64_t>(row) * kGoldenRatio) >> shift_;
+    while (slots_[slot] != kNone && lookups_[slots_[slot]].row != row) slot = (slot + 1) & (slots_.size() - 1);
+    const int64_t found = slots_[slot];
+    if (found == kNone) {
+      taken_.push_back(slot);
+    } else if (lookups_[found].feature == feature) {
+      lookups_[found].weight += weight;
+      return;
+    }
+    slots_[slot] = static_cast<int64_t>(lookups_.size());
+    lookups_.push_back({row, feature, found, weight});
   }
 
   double norm_of_feature(int64_t feature, int64_t example) {
@@ -174,9 +224,9 @@ class ExampleNorm {
   }
 
   // A row that several features share: their gradients add up first.
-  double norm_of_row(size_t from, size_t to, int64_t example) {
+  double norm_of_row(int64_t last, int64_t example) {
     std::fill(sum_.begin(), sum_.end(), 0.0);
-    for (size_t i = from; i < to; ++i) {
+    for (int64_t i = last; i != kNone; i = lookups_[i].earlier) {
       const float* grad = gradient(lookups_[i].feature, example);
       for (int64_t c = 0; c < job_.columns; ++c) sum_[c] += lookups_[i].weight * static_cast<double>(grad[c]);
     }
@@ -187,6 +237,9 @@ class ExampleNorm {
 
   const BagSquaredNorms& job_;
   std::vector<Weighted> lookups_;
+  std::vector<int64_t> slots_;  // index into lookups_ of a row's last entry
+  std::vector<size_t> taken_;
+  int shift_ = 64;
   std::vector<double> sum_;
   std::vector<double> of_feature_;
 };
