@@ -34,7 +34,7 @@ class Evaluation:
 
     Attributes:
         model: the bundle's metrics; None where the dataset has no items to rank.
-        popularity: items by their number of positive training rows.
+        popularity: items by their number of positive training examples.
         label_auc: AUC of the observed examples' scores against their labels; None with one kind of label only.
         examples: held-out examples read.
         epsilon: of the bundle's privacy statement; None without privacy.
@@ -130,7 +130,7 @@ def evaluate(*, bundle: Path, dataset: Path) -> Evaluation:
 def _rank_both(scorer: Scorer, data: EncodedDataset, test: Split) -> tuple[RankingMetrics, RankingMetrics]:
     num_items = data.items.num_items
     seen = data.seen_items() if data.spec.user is not None else None
-    popularity = item_counts(data, seen, num_items=num_items)
+    popularity = item_counts(data.split("train"), num_items=num_items)
     at_once = max(1, _SCORES_AT_ONCE // (num_items + 1))
     model_ranks, popularity_ranks, users = [], [], []
     read = 0
@@ -160,11 +160,8 @@ def _join(parts: list[Ranks]) -> Ranks:
     )
 
 
-def item_counts(data: EncodedDataset, seen: Bags | None, *, num_items: int) -> Tensor:
-    """Positive training rows of each item, those beyond the contribution bound included: float32 [num_items + 1]."""
-    if seen is not None:
-        return torch.bincount(seen.values, minlength=num_items + 1).float()
-    train = data.split("train")
+def item_counts(train: Split, *, num_items: int) -> Tensor:
+    """Positive training examples of each item, float32 [num_items + 1]: what the model is trained on, no more."""
     assert train.item is not None
     return torch.from_numpy(np.bincount(train.item[train.label >= 0.5], minlength=num_items + 1)).float()
 

@@ -68,6 +68,8 @@ def spent_elsewhere(url: str | None, identity: RunIdentity) -> tuple[SpentElsewh
     """What else was released from the dataset, or from one that shares users with it."""
     with Ledger.open(url, read_only=True) as ledger:
         state = ledger.state()
+    if identity.dataset_fingerprint not in state.datasets:
+        return ()  # then the run holds no reservation here either, and the commit will say so
     family = state.family(identity.dataset_fingerprint)
     return tuple(
         SpentElsewhere(purpose=run.purpose, run_id=run.run_id, epsilon=run.releases[-1].epsilon)

@@ -20,6 +20,7 @@ from lazydp.components.shared.errors import (
     NotPrivateError,
     PendingNoiseError,
     PrivacyError,
+    UnavailableError,
 )
 from lazydp.components.train.checkpoint import RunFolder
 from lazydp.components.train.tables import EmbeddingTables
@@ -181,8 +182,12 @@ def test_a_key_half_destroyed_is_destroyed_wholly(tiny: Any, run: Path, monkeypa
 
 
 def test_without_a_reservation_nothing_is_released(tiny: Any, run: Path) -> None:
+    other = f"sqlite:///{tiny.folder / 'other.db'}"
+    with pytest.raises(UnavailableError, match="no ledger"):
+        release(tiny, ledger=other)
+    Ledger.open(other).close()
     with pytest.raises(PrivacyError, match="no reservation"):
-        release(tiny, ledger=f"sqlite:///{tiny.folder / 'other.db'}")
+        release(tiny, ledger=other)
     assert not (tiny.folder / "bundle").exists()
     assert list(run.rglob("noise.key"))
 
