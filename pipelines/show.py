@@ -44,7 +44,8 @@ def run_and_show(*, arguments: Mapping[str, Any], out: Path, compare: bool, ask:
     if ask:
         user_id, history = _somebody(arguments["input_uri"], bundle)
         ask_service(bundle, arguments["ledger_url"], user_id=user_id, history=history, console=console)
-    console.print(f"\nbundle: {bundle}   serve it: lazydp serve --bundle {bundle} --ledger {arguments['ledger_url']}")
+    serve = f"lazydp serve --bundle {bundle} --ledger {arguments['ledger_url']}"
+    console.print(f"\nbundle: {bundle}\nserve it: {serve}", soft_wrap=True, highlight=False)
 
 
 def _link(link: Path, target: Path) -> Path:
@@ -58,12 +59,12 @@ def _link(link: Path, target: Path) -> Path:
 
 def _metrics(reports: Mapping[str, Mapping[str, Any]]) -> Table:
     table = Table()
-    table.add_column("")
-    for title in (*_RANKING.values(), "AUC of labels"):
-        table.add_column(title, justify="right")
+    table.add_column("", no_wrap=True)
+    for title in (*_RANKING.values(), "label AUC"):
+        table.add_column(title, justify="right", no_wrap=True)
     for name, report in reports.items():
         table.add_row(f"model {name}", *_figures(report["model"]), _figure(report["label_auc"]))
-    table.add_row("popularity", *_figures(next(iter(reports.values()))["popularity"]), "")
+    table.add_row("popularity", *_figures(next(iter(reports.values()))["popularity"]))
     return table
 
 

@@ -96,7 +96,8 @@ def test_whole_run_then_a_run_over_budget(sample: Path, tmp_path: Path, capfd: p
         assert expected in " ".join(shown.out.split())
     assert "GET /v1/users/" in shown.out
     assert "POST /v1/recommendations" in shown.out
-    assert '"remaining"' in shown.out
+    assert '"source": "ledger"' in shown.out
+    assert '"epsilon_remaining"' in shown.out
 
     statement = json.loads((out / "bundle" / "manifest.json").read_text())["privacy"]
     assert statement["private"]
