@@ -27,7 +27,7 @@ def command_lines(text: str) -> Iterator[str]:
 
 def check(line: str) -> None:
     """Walk the words of a command line down the click tree; fail on a command or an option that isn't there."""
-    words = shlex.split(line.split(" | ")[0].split(" > ")[0], comments=True)[1:]
+    words = shlex.split(line.split(" | ", maxsplit=1)[0].split(" > ", maxsplit=1)[0], comments=True)[1:]
     command: click.Command = cli
     context = click.Context(cli, info_name="lazydp")
     while words and isinstance(command, click.Group) and not words[0].startswith("-"):
