@@ -61,8 +61,9 @@ test: setup system lint typecheck cuda ## Everything that must hold.
 test-slow: setup system ## The heavy suite: many kills, many processes, large tables.
 	$(BIN)/pytest -m slow --timeout 3600 $(PYTEST_ARGS)
 
-sanitize: ## The CPU kernels' cores under ASan, UBSan and TSan.
+sanitize: ## The CPU kernels' cores under ASan, UBSan and TSan; the CUDA kernels on the host under ASan and UBSan.
 	tests/kernels/native/sanitize.sh
+	tests/kernels/cuda_host/sanitize.sh
 
 gpu: ## On a machine with an NVIDIA GPU: build, test, sanitize, benchmark; elsewhere one line.
 	@tests/kernels/gpu/run.sh

@@ -18,6 +18,8 @@ class RowGroups:
         rows: int64 [U], the distinct rows, ascending.
         order: int64 [N], positions of the lookups sorted by row; lookups of one row keep their order.
         starts: int64 [U + 1]; the lookups of rows[u] are order[starts[u]:starts[u + 1]].
+
+    On CUDA the host does not know U: rows is padded to [N] with -1, starts to [N + 1] with N (docs/cuda.md).
     """
 
     rows: Tensor

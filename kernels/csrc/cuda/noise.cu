@@ -77,7 +77,7 @@ LAZYDP_DEVICE void draw(const Key& key, uint32_t counter, const Address& address
   }
   LAZYDP_UNROLL
   for (int q = 0; q < kQuadsPerBlock; ++q) {
-    store_quad<true>(tile.z + lane * kNormalsPerBlock + q * kQuad, {{z[4 * q], z[4 * q + 1], z[4 * q + 2], z[4 * q + 3]}}, kQuad);
+    store_shared(tile.z + lane * kNormalsPerBlock + q * kQuad, {{z[4 * q], z[4 * q + 1], z[4 * q + 2], z[4 * q + 3]}});
   }
 }
 
@@ -103,7 +103,7 @@ struct FillTiles {
       const QuadPlace at = quad_place(tiling, tile, lane, k);
       const int width = quad_width(at.column, job.columns);
       if (at.position >= job.rows || width <= 0) continue;
-      store_quad<kVector>(job.out + at.position * job.columns + at.column, load_quad<true>(shared.z + at.in_tile, kQuad), width);
+      store_quad<kVector>(job.out + at.position * job.columns + at.column, load_shared(shared.z + at.in_tile), width);
     }
   }
 };
@@ -209,10 +209,10 @@ struct WakeTiles {
   }
 
   LAZYDP_DEVICE void wake_quad(Thread& thread, int k, const Shared& shared, int in_tile) const {
-    const Quad z1 = load_quad<true>(shared.draws[0].z + in_tile, kQuad);
+    const Quad z1 = load_shared(shared.draws[0].z + in_tile);
     const int64_t from = thread.from[k];
     if constexpr (kMomentum) {
-      const Quad z2 = load_quad<true>(shared.draws[1].z + in_tile, kQuad);
+      const Quad z2 = load_shared(shared.draws[1].z + in_tile);
       const float m[4] = {job.transition[4 * from], job.transition[4 * from + 1], job.transition[4 * from + 2], job.transition[4 * from + 3]};
       const float l[3] = {job.factor[3 * from], job.factor[3 * from + 1], job.factor[3 * from + 2]};
       LAZYDP_UNROLL

@@ -1,4 +1,5 @@
-// Four floats of a row, moved as 16 bytes where rows are aligned to them (kVector), else one by one.
+// Four floats of a row, moved as 16 bytes where rows are aligned to them (kVector), else one by one. Device memory is
+// read and written past the first cache: what a lane moves, no other lane of the multiprocessor wants.
 #pragma once
 
 #include <cstdint>
@@ -32,7 +33,12 @@ template <bool kVector>
 LAZYDP_DEVICE Quad load_quad(const float* from, int width) {
   Quad quad;
   if constexpr (kVector) {
+#if defined(__CUDA_ARCH__)  // one instruction, which the compiler does not always make of an assignment
+    const float4 four = __ldcg(reinterpret_cast<const float4*>(from));
+    quad = {{four.x, four.y, four.z, four.w}};
+#else
     quad = *reinterpret_cast<const Quad*>(from);
+#endif
   } else {
     LAZYDP_UNROLL
     for (int j = 0; j < kQuad; ++j) quad.v[j] = j < width ? from[j] : 0.0f;
@@ -43,7 +49,11 @@ LAZYDP_DEVICE Quad load_quad(const float* from, int width) {
 template <bool kVector>
 LAZYDP_DEVICE void store_quad(float* to, const Quad& quad, int width) {
   if constexpr (kVector) {
+#if defined(__CUDA_ARCH__)
+    __stcg(reinterpret_cast<float4*>(to), make_float4(quad.v[0], quad.v[1], quad.v[2], quad.v[3]));
+#else
     *reinterpret_cast<Quad*>(to) = quad;
+#endif
   } else {
     LAZYDP_UNROLL
     for (int j = 0; j < kQuad; ++j) {
@@ -51,6 +61,10 @@ LAZYDP_DEVICE void store_quad(float* to, const Quad& quad, int width) {
     }
   }
 }
+
+LAZYDP_DEVICE Quad load_shared(const float* from) { return *reinterpret_cast<const Quad*>(from); }
+
+LAZYDP_DEVICE void store_shared(float* to, const Quad& quad) { *reinterpret_cast<Quad*>(to) = quad; }
 
 // sum + w * quad, both operations rounded, as the CPU operators do it.
 LAZYDP_DEVICE void add_product(Quad& sum, float w, const Quad& quad) {
