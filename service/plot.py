@@ -8,7 +8,7 @@ from lazydp.components.budget.statement import PrivacyStatement
 from lazydp.service.schemas import DatasetBudget
 
 BAR_WIDTH = 600.0
-CURVE_WIDTH, CURVE_HEIGHT = 560.0, 160.0
+CURVE_WIDTH, CURVE_HEIGHT = 320.0, 160.0
 
 
 @dataclass(frozen=True, slots=True)
