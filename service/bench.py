@@ -1,7 +1,7 @@
 """Requests a second at saturation: the service, a bare FastAPI route that returns the same bytes, the bare product.
 
-Servers run on one core and the client on another, where there are two. Answers of the service are not cached here, so that
-every request is encoded, scored and ranked. `median_s` is seconds a request.
+Servers run on one core and the client on another, where there are two. Answers of the service are not cached here,
+so that every request is encoded, scored and ranked. `median_s` is seconds a request.
 """
 
 from __future__ import annotations
@@ -121,7 +121,7 @@ def _server(command: list[str], core: int | None, environment: dict[str, str]) -
 def _service(folder: Path, core: int | None) -> Iterator[int]:
     port_file = folder / "port"
     command = [sys.executable, "-m", "lazydp.pipelines.cli", "serve", "--bundle", str(folder / "bundle")]
-    command += ["--port", "0", "--port-file", str(port_file), "--allow-non-private"]
+    command += ["--port", "0", "--port-file", str(port_file), "--allow-non-private", "--allow-test-key"]
     settings = {"LAZYDP_SERVE_CACHE_ENTRIES": "0", "LAZYDP_SERVE_ACCESS_LOG": "false"}
     with _server(command, core, settings) as process:
         deadline = time.monotonic() + _START_TIMEOUT_S
