@@ -269,6 +269,10 @@ class _Calls:
             return inputs[0], grads[0]
         return torch.cat(inputs, dim=1), torch.cat(grads, dim=1)
 
+    def reaches_beyond_first(self) -> bool:
+        """Whether a gradient came back to any example but the first."""
+        return any(grad is not None and bool(grad[1:].any()) for grad in self._grads)
+
     def _feature_dims(self) -> int:
         """Trailing dimensions that belong to one position."""
         return len(self.layer.normalized_shape) if isinstance(self.layer, nn.LayerNorm) else 1
@@ -331,6 +335,30 @@ class Capture:
                 self._pairs.append((calls, *pair))
                 total += _rules[type(calls.layer)].sq_norms(calls.layer, calls.names, *pair)
         return total
+
+    def refuse_coupling(self, losses: Tensor, pooled: Sequence[tuple[str, Tensor]]) -> None:
+        """Look whether the loss of the first example has a gradient in another one; called before the backward pass.
+
+        Args:
+            losses: [B].
+            pooled: name and pooled rows [F * B, D] of each read of an embedding layer, feature by feature.
+
+        Raises:
+            InputError: it has, so that no clipping bounds what one example contributes; the message names the layer.
+        """
+        wanted = [self._anchor, *(rows for _, rows in pooled)]
+        _, *of_rows = torch.autograd.grad(losses[0], wanted, retain_graph=True, allow_unused=True)
+        coupled = [
+            name
+            for (name, rows), grad in zip(pooled, of_rows, strict=True)
+            if grad is not None and bool(grad.view(-1, losses.shape[0], rows.shape[1])[:, 1:].any())
+        ]
+        coupled += [calls.name for calls in self._calls if calls.reaches_beyond_first()]
+        if coupled:
+            raise InputError(
+                f"the loss of one example depends on other examples through layer {coupled[0]!r}: "
+                "compute each example's loss from that example alone"
+            )
 
     def drop(self, examples: Tensor) -> None:
         """Make the gradients of `examples` (mask [B]) zero: scaling by zero would keep what is not finite."""

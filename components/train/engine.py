@@ -28,6 +28,7 @@ from torch import Tensor
 
 from lazydp.components.models.recommender import Recommender, initial_tables
 from lazydp.components.shared.errors import FormatError, InputError
+from lazydp.components.train.allocator import keep_freed_memory
 from lazydp.components.train.clipping import Capture, clip_coefficients, trained_layers, without
 from lazydp.components.train.dense import DenseLayers, DenseOptimizer
 from lazydp.components.train.examples import Examples
@@ -93,6 +94,26 @@ class StepReport:
     mean_norm: float
     non_finite: int
 
+    @classmethod
+    def of(cls, step: int, *, losses: Tensor, coefficients: Tensor, sq_norms: Tensor) -> StepReport:
+        """The figures of examples with these losses, clipping coefficients and squared norms, each [B]."""
+        if not losses.shape[0]:
+            return cls.empty(step)
+        norms = sq_norms.sqrt()
+        return cls(
+            step=step,
+            size=losses.shape[0],
+            loss=float(losses.mean()),
+            clipped=float((coefficients < 1.0).to(torch.float32).mean()),
+            mean_norm=float(norms[torch.isfinite(norms)].mean()),
+            non_finite=int((coefficients == 0.0).sum()),
+        )
+
+    @classmethod
+    def empty(cls, step: int) -> StepReport:
+        """Of a step that drew no example."""
+        return cls(step=step, size=0, loss=math.nan, clipped=0.0, mean_norm=math.nan, non_finite=0)
+
 
 class Engine:
     """Trains a recommender step by step.
@@ -126,6 +147,7 @@ class Engine:
         noise: Law = "gaussian",
         timer: StepTimer | None = None,
     ) -> None:
+        keep_freed_memory()
         self.model = model
         self.mode: Mode = mode
         self.privacy = privacy
@@ -191,7 +213,7 @@ class Engine:
         with self._phase("norms"):
             sq_norms = capture.sq_norms(examples.size)
             for name, read in reads.items():
-                by_bag = gradients[name].view(read.bags_per_example, examples.size, -1)
+                by_bag = gradients[name].view(read.bags_per_example, examples.size, gradients[name].shape[1])
                 sq_norms += ops.bag_sq_norms(read.indices, read.offsets, by_bag, read.weights)
             coefficients = clip_coefficients(sq_norms, max_grad_norm=self.privacy.max_grad_norm)
             finite = torch.isfinite(sq_norms)
@@ -259,18 +281,12 @@ class _Pass:
 
 def _report(step: int, passes: Sequence[_Pass]) -> StepReport:
     if not passes:
-        return StepReport(step=step, size=0, loss=math.nan, clipped=0.0, mean_norm=math.nan, non_finite=0)
-    losses = torch.cat([done.losses for done in passes])
-    coefficients = torch.cat([done.coefficients for done in passes])
-    norms = torch.cat([done.sq_norms for done in passes]).sqrt()
-    finite = torch.isfinite(norms)
-    return StepReport(
-        step=step,
-        size=losses.shape[0],
-        loss=float(losses.mean()),
-        clipped=float((coefficients < 1.0).to(torch.float32).mean()),
-        mean_norm=float(norms[finite].mean()),
-        non_finite=int((coefficients == 0.0).sum()),
+        return StepReport.empty(step)
+    return StepReport.of(
+        step,
+        losses=torch.cat([done.losses for done in passes]),
+        coefficients=torch.cat([done.coefficients for done in passes]),
+        sq_norms=torch.cat([done.sq_norms for done in passes]),
     )
 
 

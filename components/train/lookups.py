@@ -38,6 +38,10 @@ class Lookups:
         """F * B."""
         return self.offsets.shape[0] - 1
 
+    def weights_or_ones(self) -> Tensor:
+        """Weight of each lookup, float32 [N]."""
+        return torch.ones(self.indices.shape[0]) if self.weights is None else self.weights
+
 
 def lookups_of(layout: FeatureLayout, examples: Examples) -> dict[str, Lookups]:
     """The lookups of `examples`, by table in the order of `FeatureLayout.tables`."""

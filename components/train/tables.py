@@ -149,7 +149,7 @@ class EmbeddingTables:
             table = self._tables[name]
             weights = None
             if any(part.lookups.weights is not None for part in parts):
-                weights = join([_weights(part.lookups) for part in parts])
+                weights = join([part.lookups.weights_or_ones() for part in parts])
             ops.scatter_add_(
                 table.weight if table.momentum is None else table.momentum,
                 groups[name],
@@ -241,10 +241,6 @@ class EmbeddingTables:
             table.last.copy_(saved["last"])
             if table.momentum is not None:
                 table.momentum.copy_(saved["momentum"])
-
-
-def _weights(lookups: Lookups) -> Tensor:
-    return torch.ones(lookups.indices.shape[0]) if lookups.weights is None else lookups.weights
 
 
 def _all_finite(weight: Tensor) -> bool:

@@ -1,0 +1,234 @@
+"""Differentially private training of any `nn.Module`, in the manner that users of Opacus know.
+
+    trainer = make_private(model, privacy=PrivacyParameters(...), embeddings=EmbeddingSgd(...), dense=..., key=...)
+    for batch in batches:                                   # a true Poisson sample, see `sampler`
+        trainer.step(lambda: criterion(model(batch.x), batch.y))      # one loss an example, [B]
+    trainer.flush()
+
+Embedding layers become `LazyRows`; every other layer with parameters needs a rule for per-example norms (`clipping`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from lazydp.components.shared.errors import InputError
+from lazydp.components.train.allocator import keep_freed_memory
+from lazydp.components.train.clipping import Capture, clip_coefficients, trained_layers, without
+from lazydp.components.train.dense import DenseLayers, DenseOptimizer
+from lazydp.components.train.engine import PrivacyParameters, StepReport
+from lazydp.components.train.lookups import Lookups, join, join_offsets
+from lazydp.components.train.rows import LazyRows, replace_embeddings
+from lazydp.components.train.skip_ahead import EmbeddingSgd
+from lazydp.components.train.tables import EmbeddingTables, Mode, TableGradient
+from lazydp.kernels import ops
+from lazydp.kernels.arguments import Law
+from lazydp.kernels.noise_key import NoiseKey
+
+Losses = Callable[[], Tensor]
+"""Runs the model and gives the loss of each example, [B]; no reduction."""
+
+
+def make_private(
+    model: nn.Module,
+    *,
+    privacy: PrivacyParameters,
+    embeddings: EmbeddingSgd,
+    dense: DenseOptimizer,
+    key: NoiseKey,
+    mode: Mode = "lazydp",
+    noise: Law = "gaussian",
+) -> PrivateTrainer:
+    """Prepare `model` for private training, in place.
+
+    Args:
+        model: its embedding layers are replaced by `LazyRows`, which behave alike; batch-first throughout.
+        privacy: noise, clipping and the fixed divisor of the mechanism.
+        embeddings: optimizer of the embedding tables (linear, so that noise can be delayed).
+        dense: optimizer of every other layer.
+        key: noise key, such as `NoiseKey.generate()`.
+        mode: `lazydp` or `dpsgd`.
+        noise: `ones` for tests of exactness.
+
+    Raises:
+        InputError: a layer or option that cannot be trained privately, by name; nothing has been trained then.
+    """
+    if mode == "sgd":
+        raise InputError("make_private trains with privacy: for a plain run train the model itself")
+    rows = replace_embeddings(model)
+    return PrivateTrainer(
+        model,
+        layers=trained_layers(model),
+        rows=tuple(rows.values()),
+        tables=EmbeddingTables(
+            {name: layer.weight for name, layer in rows.items()},
+            mode=mode,
+            optimizer=embeddings,
+            noise_scale=privacy.noise_scale,
+            key=key,
+            noise=noise,
+        ),
+        dense=DenseLayers(model, optimizer=dense, noise_scale=privacy.noise_scale, key=key, noise=noise),
+        privacy=privacy,
+    )
+
+
+@dataclass(slots=True)
+class _Reading:
+    """One read of a table within a micro-batch: what was looked up and the pooled rows handed out."""
+
+    table: str
+    lookups: Lookups
+    pooled: Tensor
+
+
+class PrivateTrainer:
+    """Trains what `make_private` prepared; see there."""
+
+    def __init__(
+        self,
+        model: nn.Module,
+        *,
+        layers: dict[str, tuple[nn.Module, tuple[str, ...]]],
+        rows: Sequence[LazyRows],
+        tables: EmbeddingTables,
+        dense: DenseLayers,
+        privacy: PrivacyParameters,
+    ) -> None:
+        keep_freed_memory()
+        self.model = model
+        self.tables = tables
+        self.dense = dense
+        self.privacy = privacy
+        self._layers = layers
+        self._rows = rows
+        self._readings: list[_Reading] = []
+        self._looked_for_coupling = False
+
+    @property
+    def steps_done(self) -> int:
+        """Steps completed."""
+        return self.tables.step
+
+    def step(self, *micro_batches: Losses) -> StepReport:
+        """Do one step; no micro-batch at all is an empty Poisson draw: noise alone, and it counts.
+
+        Args:
+            micro_batches: each gives the losses [B] of its examples; all sum to one step.
+
+        Raises:
+            InputError: losses are not one an example, or an example's loss depends on another example.
+        """
+        self.dense.zero_gradients()
+        sent: list[dict[str, TableGradient]] = []
+        figures: list[tuple[Tensor, Tensor, Tensor]] = []
+        for losses_of in micro_batches:
+            gradients, figure = self._pass(losses_of)
+            sent.append(gradients)
+            figures.append(figure)
+        for name in self.tables.names:
+            parts = [part[name] for part in sent if name in part]
+            if parts:
+                groups = self.tables.group_rows([{name: part.lookups} for part in parts])
+                self.tables.add_gradient(groups, {name: parts})
+        step = self.tables.step + 1
+        self.dense.add_noise(step)
+        self.dense.update(step)
+        self.tables.advance()
+        return _report(step, figures)
+
+    def flush(self) -> None:
+        """Give every row the noise it owes: before evaluating, saving or releasing the model. Training may go on."""
+        self.tables.flush()
+
+    def pending(self) -> int:
+        """Number of rows that owe noise."""
+        return self.tables.pending()
+
+    def _pass(self, losses_of: Losses) -> tuple[dict[str, TableGradient], tuple[Tensor, Tensor, Tensor]]:
+        self._readings.clear()
+        for layer in self._rows:
+            layer.read = self._read
+        try:
+            with Capture(self._layers) as capture:
+                losses = losses_of()
+                if losses.dim() != 1:
+                    raise InputError(f"expected one loss an example, [B], found {list(losses.shape)}: no reduction")
+                self._refuse_other_sizes(losses.shape[0])
+                if not self._looked_for_coupling and losses.shape[0] > 1 and bool(torch.isfinite(losses).all()):
+                    self._looked_for_coupling = True  # once: it costs a backward pass
+                    capture.refuse_coupling(losses, [(reading.table, reading.pooled) for reading in self._readings])
+                losses.sum().backward()  # type: ignore[no-untyped-call]
+        finally:
+            for layer in self._rows:
+                layer.read = None
+        return self._clipped(losses.detach(), capture)
+
+    def _read(self, table: str, lookups: Lookups) -> Tensor:
+        self.tables.catch_up(self.tables.group_rows([{table: lookups}]))
+        pooled = self.tables.gather({table: lookups})[table].requires_grad_()
+        self._readings.append(_Reading(table, lookups, pooled))
+        return pooled
+
+    def _clipped(
+        self, losses: Tensor, capture: Capture
+    ) -> tuple[dict[str, TableGradient], tuple[Tensor, Tensor, Tensor]]:
+        size = losses.shape[0]
+        sq_norms = capture.sq_norms(size)
+        joined = self._joined()
+        for lookups, gradient in joined.values():
+            by_bag = gradient.view(lookups.bags_per_example, size, gradient.shape[1])
+            sq_norms += ops.bag_sq_norms(lookups.indices, lookups.offsets, by_bag, lookups.weights)
+        coefficients = clip_coefficients(sq_norms, max_grad_norm=self.privacy.max_grad_norm)
+        bad = ~torch.isfinite(sq_norms)
+        if bool(bad.any()):
+            capture.drop(bad)
+            joined = {
+                name: (lookups, without(gradient, bad.repeat(lookups.bags_per_example)))
+                for name, (lookups, gradient) in joined.items()
+            }
+        scale = coefficients / self.privacy.expected_batch_size
+        capture.add_weighted(scale)
+        sent = {name: TableGradient(lookups, gradient, scale) for name, (lookups, gradient) in joined.items()}
+        return sent, (losses, coefficients, sq_norms)
+
+    def _refuse_other_sizes(self, size: int) -> None:
+        for reading in self._readings:
+            if reading.lookups.num_bags != reading.lookups.bags_per_example * size:
+                raise InputError(
+                    f"embedding layer {reading.table!r} read {reading.lookups.num_bags} bags in a batch of {size} "
+                    "examples: layers must be batch-first"
+                )
+
+    def _joined(self) -> dict[str, tuple[Lookups, Tensor]]:
+        """All reads of each table as one, with their gradients: equal rows must meet before the norm is taken."""
+        by_table: dict[str, list[_Reading]] = {}
+        for reading in self._readings:
+            by_table.setdefault(reading.table, []).append(reading)
+        self._readings.clear()
+        return {name: _join_readings(readings) for name, readings in by_table.items()}
+
+
+def _join_readings(readings: Sequence[_Reading]) -> tuple[Lookups, Tensor]:
+    weights = None
+    if any(reading.lookups.weights is not None for reading in readings):
+        weights = join([reading.lookups.weights_or_ones() for reading in readings])
+    lookups = Lookups(
+        indices=join([reading.lookups.indices for reading in readings]),
+        offsets=join_offsets([reading.lookups.offsets for reading in readings]),
+        weights=weights,
+        bags_per_example=sum(reading.lookups.bags_per_example for reading in readings),
+    )
+    gradients = [r.pooled.grad if r.pooled.grad is not None else torch.zeros_like(r.pooled) for r in readings]
+    return lookups, join(gradients)
+
+
+def _report(step: int, figures: Sequence[tuple[Tensor, Tensor, Tensor]]) -> StepReport:
+    if not figures:
+        return StepReport.empty(step)
+    losses, coefficients, sq_norms = (torch.cat(parts) for parts in zip(*figures, strict=True))
+    return StepReport.of(step, losses=losses, coefficients=coefficients, sq_norms=sq_norms)

@@ -1,0 +1,122 @@
+"""Embedding layers of a model of your own, reading rows that catch up with their noise as they are read."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from lazydp.components.shared.errors import InputError
+from lazydp.components.train.lookups import Lookups
+
+Read = Callable[[str, Lookups], Tensor]
+"""Pooled rows [F * B, D] of a table, during a step."""
+
+
+class LazyRows(nn.Module):
+    """Stands in for an `nn.Embedding` or `nn.EmbeddingBag` of a private model; same calls, same results.
+
+    Its weight is a buffer under the same name, so that state dicts keep their keys and no optimizer of dense layers
+    touches it.
+
+    Raises:
+        InputError: an option whose gradient is not a sum over lookups (`mode="max"`, `max_norm`, `padding_idx`,
+            `scale_grad_by_freq`).
+    """
+
+    weight: Tensor
+
+    def __init__(self, name: str, layer: nn.Embedding | nn.EmbeddingBag) -> None:
+        super().__init__()
+        _refuse_unsupported(name, layer)
+        self.name = name
+        self.register_buffer("weight", layer.weight.detach())
+        self._mode = layer.mode if isinstance(layer, nn.EmbeddingBag) else None
+        self._include_last_offset = isinstance(layer, nn.EmbeddingBag) and layer.include_last_offset
+        self.read: Read | None = None
+        """Set while a step runs; None where rows are read as they are."""
+
+    def forward(self, indices: Tensor, offsets: Tensor | None = None) -> Tensor:
+        """As the layer it stands in for: [..., D] of rows, or [B, D] of bags (2-D indices, or 1-D with offsets).
+
+        Raises:
+            InputError: weights per sample were given, or an embedding read without a leading batch dimension.
+        """
+        return self._rows(indices) if self._mode is None else self._bags(indices, offsets)
+
+    def _rows(self, indices: Tensor) -> Tensor:
+        if self.read is None:
+            return functional.embedding(indices, self.weight)
+        size, positions = indices.shape[0], math.prod(indices.shape[1:])
+        # Position by position, so that position p of example i is bag p * B + i.
+        flat = indices.reshape(size, positions).t().reshape(-1)
+        lookups = Lookups(flat, torch.arange(flat.shape[0] + 1), None, positions)
+        rows = self.read(self.name, lookups)
+        by_position = rows.view(positions, size, rows.shape[1])
+        return by_position.transpose(0, 1).reshape(*indices.shape, rows.shape[1])
+
+    def _bags(self, indices: Tensor, offsets: Tensor | None) -> Tensor:
+        if indices.dim() == 2:
+            offsets = torch.arange(0, indices.numel() + 1, indices.shape[1])
+            indices = indices.reshape(-1)
+        elif offsets is None:
+            raise InputError(f"layer {self.name!r}: 1-D indices of an EmbeddingBag need offsets")
+        elif not self._include_last_offset:
+            offsets = torch.cat([offsets, offsets.new_tensor([indices.shape[0]])])
+        if self.read is None:
+            mode = str(self._mode)
+            return functional.embedding_bag(indices, self.weight, offsets, mode=mode, include_last_offset=True)
+        weights = None
+        if self._mode == "mean":
+            lengths = offsets.diff()
+            weights = torch.repeat_interleave(1.0 / lengths.clamp(min=1).to(torch.float32), lengths)
+        return self.read(self.name, Lookups(indices, offsets, weights, 1))
+
+
+def _refuse_unsupported(name: str, layer: nn.Embedding | nn.EmbeddingBag) -> None:
+    options = {
+        "max_norm": layer.max_norm is not None,
+        "padding_idx": layer.padding_idx is not None,
+        "scale_grad_by_freq": bool(layer.scale_grad_by_freq),
+        'mode="max"': isinstance(layer, nn.EmbeddingBag) and layer.mode == "max",
+    }
+    for option, used in options.items():
+        if used:
+            raise InputError(
+                f"layer {name!r} ({type(layer).__name__}) uses {option}: its gradient is not a plain sum over lookups, "
+                "so per-example norms and delayed noise would be wrong; leave the option out"
+            )
+    if layer.weight.dtype != torch.float32:
+        raise InputError(f"layer {name!r}: tables are float32, found {layer.weight.dtype}")
+
+
+def replace_embeddings(model: nn.Module) -> dict[str, LazyRows]:
+    """Put a `LazyRows` in the place of every trained embedding layer of `model`; by the layer's name.
+
+    A layer used under two names is replaced once, by one `LazyRows` in both places.
+
+    Raises:
+        InputError: see `LazyRows`; or two layers share one weight.
+    """
+    made: dict[int, LazyRows] = {}
+    owners: dict[int, str] = {}
+    for name, layer in list(model.named_modules()):
+        if type(layer) not in (nn.Embedding, nn.EmbeddingBag) or not layer.weight.requires_grad:
+            continue
+        assert isinstance(layer, (nn.Embedding, nn.EmbeddingBag))
+        if not name:
+            raise InputError("the model is a bare embedding layer: wrap it in a module of your own")
+        if id(layer.weight) in owners:
+            raise InputError(
+                f"layers {owners[id(layer.weight)]!r} and {name!r} share a weight: use one layer in both places"
+            )
+        owners[id(layer.weight)] = name
+        made[id(layer)] = LazyRows(name, layer)
+    for module in list(model.modules()):
+        for child_name, child in list(module.named_children()):
+            if id(child) in made:
+                setattr(module, child_name, made[id(child)])
+    return {rows.name: rows for rows in made.values()}

@@ -1,0 +1,32 @@
+"""Freed memory is kept: a step's temporary blocks come without fresh pages."""
+
+import resource
+import subprocess
+import sys
+
+import pytest
+
+_CHURN = """
+import resource, torch
+from lazydp.components.train.allocator import keep_freed_memory
+torch.set_num_threads(1)
+if {keep}: assert keep_freed_memory()
+def step():
+    blocks = [torch.ones(1 << 20) for _ in range(8)]  # 4 MiB each, freed together
+step(); step()
+before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+for _ in range(10): step()
+print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
+"""
+
+
+def faults(*, keep: bool) -> int:
+    done = subprocess.run([sys.executable, "-c", _CHURN.format(keep=keep)], capture_output=True, text=True, check=True)
+    return int(done.stdout)
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="glibc's allocator")
+def test_a_step_after_the_first_asks_for_no_fresh_pages() -> None:
+    pages_of_a_step = 8 * (4 << 20) // resource.getpagesize()
+    assert faults(keep=True) < pages_of_a_step // 10
+    assert faults(keep=False) > pages_of_a_step // 2  # the control

@@ -1,0 +1,227 @@
+"""make_private: any module, the same guarantees."""
+
+from __future__ import annotations
+
+import copy
+import math
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from lazydp.components.shared.errors import InputError
+from lazydp.components.train import schedules
+from lazydp.components.train.dense import DenseOptimizer
+from lazydp.components.train.engine import PrivacyParameters
+from lazydp.components.train.private import PrivateTrainer, make_private
+from lazydp.components.train.skip_ahead import EmbeddingSgd
+from lazydp.kernels.noise_key import NoiseKey
+
+pytestmark = pytest.mark.usefixtures("one_thread")
+
+ROWS, DIM, SIZE, LENGTH = 7, 4, 5, 6
+
+
+class Model(nn.Module):
+    """Rows one by one, bags of both poolings, a layer read twice, and a normalised network over them."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.tokens = nn.Embedding(ROWS, DIM)
+        self.tags = nn.EmbeddingBag(ROWS, DIM, mode="mean")
+        self.words = nn.EmbeddingBag(ROWS, DIM, mode="sum", include_last_offset=True)
+        self.top = nn.Sequential(nn.Linear(4 * DIM, 8), nn.LayerNorm(8), nn.ReLU(inplace=True), nn.Linear(8, 1))
+
+    def forward(self, ids: Tensor) -> Tensor:
+        offsets = torch.arange(0, ids.numel() + 1, ids.shape[1])
+        parts = [
+            torch.tanh(self.tokens(ids)).sum(dim=1),
+            self.tags(ids),
+            self.words(ids.reshape(-1), offsets),
+            self.tags(ids.reshape(-1), offsets[:-1]),
+        ]
+        return self.top(torch.cat(parts, dim=1)).squeeze(1)
+
+
+def ids_of(seed: int, size: int = SIZE) -> Tensor:
+    return torch.randint(0, ROWS, (size, LENGTH), generator=torch.Generator().manual_seed(seed))
+
+
+def losses_of(model: nn.Module, ids: Tensor) -> Callable[[], Tensor]:
+    def losses() -> Tensor:
+        return (model(ids) - ids[:, 0] / ROWS).square()
+
+    return losses
+
+
+def trainer_of(model: nn.Module, *, noise_multiplier: float = 0.0, max_grad_norm: float = 0.5, **more: Any) -> Any:
+    torch.manual_seed(1)
+    return make_private(
+        model,
+        privacy=PrivacyParameters(
+            noise_multiplier=noise_multiplier, max_grad_norm=max_grad_norm, expected_batch_size=float(SIZE)
+        ),
+        embeddings=more.pop("embeddings", EmbeddingSgd(schedules.constant(1.0))),
+        dense=DenseOptimizer.named("sgd", learning_rate=schedules.constant(1.0)),
+        key=NoiseKey.for_tests(0),
+        **more,
+    )
+
+
+def fresh() -> Model:
+    torch.manual_seed(0)
+    return Model()
+
+
+def state(model: nn.Module) -> dict[str, Tensor]:
+    return {name: value.clone() for name, value in model.state_dict().items()}
+
+
+def clipped_sum(model: nn.Module, ids: Tensor, max_grad_norm: float) -> dict[str, Tensor]:
+    """Example by example, by autograd."""
+    total = {name: torch.zeros_like(p) for name, p in model.named_parameters()}
+    for row in ids:
+        model.zero_grad()
+        losses_of(model, row.unsqueeze(0))().sum().backward()
+        gradients = {name: p.grad for name, p in model.named_parameters() if p.grad is not None}
+        norm = math.sqrt(sum(float(g.double().square().sum()) for g in gradients.values()))
+        for name, gradient in gradients.items():
+            total[name] += gradient * min(1.0, max_grad_norm / norm)
+    return total
+
+
+@pytest.mark.parametrize("max_grad_norm", [0.05, 0.5, 100.0])
+def test_a_step_is_the_clipped_sum_of_per_example_gradients(max_grad_norm: float) -> None:
+    model = fresh()
+    expected = clipped_sum(copy.deepcopy(model), ids_of(3), max_grad_norm)
+    trainer = trainer_of(model, max_grad_norm=max_grad_norm)
+    before = state(model)
+    report = trainer.step(losses_of(model, ids_of(3)))
+    after = state(model)
+    assert report.size == SIZE
+    for name, gradient in expected.items():
+        torch.testing.assert_close((before[name] - after[name]) * SIZE, gradient, rtol=1e-3, atol=5e-5)
+
+
+def test_the_model_behaves_as_before_and_keeps_its_keys() -> None:
+    model = fresh()
+    original = copy.deepcopy(model)
+    trainer_of(model)
+    assert model.state_dict().keys() == original.state_dict().keys()
+    torch.testing.assert_close(model(ids_of(0)), original(ids_of(0)))
+    assert {name for name, _ in model.named_parameters()} == {
+        name for name, _ in original.named_parameters() if name.startswith("top")
+    }
+
+
+@pytest.mark.parametrize("momentum", [0.0, 0.9])
+def test_lazy_equals_eager_with_ones_for_noise(momentum: float) -> None:
+    results = []
+    for mode in ("lazydp", "dpsgd"):
+        model = fresh()
+        optimizer = EmbeddingSgd(schedules.warmup_cosine(0.2, steps=8), momentum, 0.01)
+        trainer: PrivateTrainer = trainer_of(model, noise_multiplier=0.3, mode=mode, noise="ones", embeddings=optimizer)
+        for step in range(6):
+            ids = ids_of(step, size=step % 4)
+            trainer.step(losses_of(model, ids[:2]), losses_of(model, ids[2:]))
+        trainer.flush()
+        assert trainer.pending() == 0
+        assert trainer.steps_done == 6
+        results.append(state(model))
+    for name in results[0]:
+        torch.testing.assert_close(results[0][name], results[1][name], rtol=1e-4, atol=1e-5)
+
+
+def test_a_repeated_id_contributes_no_more_than_the_norm_bound() -> None:
+    model = fresh()
+    trainer = trainer_of(model, max_grad_norm=1e-3)
+    before = state(model)
+    trainer.step(losses_of(model, torch.full((1, LENGTH), 3)))
+    after = state(model)
+    squares = sum(float(((before[name] - after[name]).double() * SIZE).square().sum()) for name in before)
+    assert math.sqrt(squares) == pytest.approx(1e-3, rel=2e-2)
+
+
+def test_no_micro_batch_is_noise_alone() -> None:
+    model = fresh()
+    trainer = trainer_of(model, noise_multiplier=1.0, noise="ones")
+    before = state(model)
+    assert trainer.step().size == 0
+    assert trainer.pending() == 3 * ROWS
+    trainer.flush()
+    for name, value in state(model).items():
+        torch.testing.assert_close(before[name] - value, torch.full_like(value, 0.5 / SIZE), rtol=1e-3, atol=1e-5)
+
+
+def test_a_non_finite_example_counts_zero() -> None:
+    model = fresh()
+    trainer = trainer_of(model)
+    factors = torch.tensor([1.0, math.nan, 1.0, 1.0, 1.0])
+    report = trainer.step(lambda: model(ids_of(0)).square() * factors)
+    assert report.non_finite == 1
+    assert all(bool(torch.isfinite(value).all()) for value in model.state_dict().values())
+
+
+class Coupled(nn.Module):
+    def __init__(self, where: str) -> None:
+        super().__init__()
+        self.where = where
+        self.rows = nn.EmbeddingBag(ROWS, DIM, mode="sum")
+        self.layer = nn.Linear(DIM, 1)
+
+    def forward(self, ids: Tensor) -> Tensor:
+        rows = self.rows(ids)
+        if self.where == "rows":
+            rows = rows - rows.mean(dim=0)
+        logits = self.layer(rows).squeeze(1)
+        return logits - logits.mean() if self.where == "logits" else logits
+
+
+def test_examples_that_read_each_other_are_refused() -> None:
+    for where, layer in (("rows", "rows"), ("logits", "layer")):
+        model = Coupled(where)
+        trainer = trainer_of(model)
+        with pytest.raises(InputError, match=f"depends on other examples through layer '({layer}|rows)'"):
+            trainer.step(losses_of(model, ids_of(0)))
+    model = Coupled("nowhere")
+    trainer_of(model).step(losses_of(model, ids_of(0)))
+
+
+def test_in_batch_negatives_are_refused() -> None:
+    model = Coupled("nowhere")
+    trainer = trainer_of(model)
+    with pytest.raises(InputError, match="depends on other examples"):
+        trainer.step(lambda: -torch.log_softmax(model(ids_of(0)), dim=0))
+
+
+@pytest.mark.parametrize(
+    ("layer", "option"),
+    [
+        (nn.EmbeddingBag(ROWS, DIM, mode="max"), "max"),
+        (nn.Embedding(ROWS, DIM, padding_idx=0), "padding_idx"),
+        (nn.Embedding(ROWS, DIM, max_norm=1.0), "max_norm"),
+        (nn.EmbeddingBag(ROWS, DIM, scale_grad_by_freq=True, mode="sum"), "scale_grad_by_freq"),
+    ],
+)
+def test_options_without_a_plain_gradient_are_refused(layer: nn.Module, option: str) -> None:
+    with pytest.raises(InputError, match=f"layer '0'.*{option}"):
+        trainer_of(nn.Sequential(layer, nn.Linear(DIM, 1)))
+
+
+def test_what_cannot_be_private_is_refused_before_training() -> None:
+    with pytest.raises(InputError, match="BatchNorm1d"):
+        trainer_of(nn.Sequential(nn.Linear(3, 3), nn.BatchNorm1d(3)))
+    with pytest.raises(InputError, match="train the model itself"):
+        trainer_of(fresh(), mode="sgd")
+    with pytest.raises(InputError, match="bare embedding"):
+        trainer_of(nn.Embedding(ROWS, DIM))
+    tied = nn.ModuleDict({"a": nn.Embedding(ROWS, DIM), "b": nn.Embedding(ROWS, DIM)})
+    tied["b"].weight = tied["a"].weight
+    with pytest.raises(InputError, match="'a' and 'b' share a weight"):
+        trainer_of(tied)
+    model = fresh()
+    trainer = trainer_of(model)
+    with pytest.raises(InputError, match="one loss an example"):
+        trainer.step(lambda: model(ids_of(0)).sum())
