@@ -53,6 +53,9 @@ def _on_one_line(path: Path, what: str) -> str:
 @click.option("--budget-epsilon", type=float, default=0.0, help="First budget of a dataset that has none.")
 @click.option("--budget-delta", type=float, default=1e-5, show_default=True, help="Delta of that budget.")
 @click.option("--compare", is_flag=True, help="Also train and measure the same model without privacy.")
+@click.option(
+    "--compare-config", type=click.Path(path_type=Path), help="Configuration of that model; --config's if left out."
+)
 @click.option("--ask", is_flag=True, help="Then start the service, ask it, show its answers, and stop it.")
 def run(
     sample: bool,
@@ -66,6 +69,7 @@ def run(
     budget_epsilon: float,
     budget_delta: float,
     compare: bool,
+    compare_config: Path | None,
     ask: bool,
 ) -> None:
     """Ingest, reserve the budget, train, export and evaluate, on this machine.
@@ -94,9 +98,10 @@ def run(
             "budget_epsilon": budget_epsilon,
             "budget_delta": budget_delta,
             "operator": getpass.getuser(),
+            "compare_config": _read(compare_config or config, "training configuration"),
         },
         out=out,
-        compare=compare,
+        compare=compare or compare_config is not None,
         ask=ask,
     )
 
@@ -145,5 +150,5 @@ def compile_(
     if spec is not None:
         defaults["spec"] = _on_one_line(spec, "feature spec")
     if config is not None:
-        defaults["config"] = _on_one_line(config, "training configuration")
+        defaults["config"] = defaults["compare_config"] = _on_one_line(config, "training configuration")
     compile_pipeline(recommender_pipeline(compare=compare, cluster=cluster), out, defaults=defaults)

@@ -82,6 +82,7 @@ def recommender_pipeline(*, compare: bool = False, cluster: Cluster | None = Non
         budget_delta: float = 0.0,
         operator: str = "",
         name: str = "",
+        compare_config: str = "",
     ) -> outputs:  # type: ignore[valid-type]
         run_id = f"run-{dsl.PIPELINE_JOB_ID_PLACEHOLDER}"
         folder = f"{runs_folder}/{run_id}"
@@ -102,7 +103,7 @@ def recommender_pipeline(*, compare: bool = False, cluster: Cluster | None = Non
         _place([reserved, trained, released], cluster)
         found = (released.outputs["bundle"], measured.outputs["metrics"], measured.outputs["report"])
         if compare:
-            return ComparedOutputs(*found, _without_privacy(data, config, folder, run_id, cluster))
+            return ComparedOutputs(*found, _without_privacy(data, compare_config, folder, run_id, cluster))
         return Outputs(*found)
 
     return recommender  # type: ignore[no-any-return]
