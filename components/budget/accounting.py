@@ -38,7 +38,7 @@ _MOST_POINTS = 4_000_000
 _DURABLE_SECONDS = 0.05
 
 # Calibration stops when noise_multiplier is known to this relative width.
-_CALIBRATION_WIDTH = 2e-4
+_CALIBRATION_WIDTH = 1e-3
 _MOST_NOISE = 1e6
 
 
@@ -87,7 +87,7 @@ def epsilon_over_steps(event_after: Callable[[int], DpEvent], *, steps: int, del
 def calibrate_noise_multiplier(
     *, target_epsilon: float, target_delta: float, make_event: Callable[[float], DpEvent]
 ) -> float:
-    """The smallest noise_multiplier, to 2 parts in 10,000, whose event stays within the target by PLD.
+    """The smallest noise_multiplier, to 2 parts in 1,000, whose event stays within the target by PLD.
 
     Args:
         target_epsilon: above 0.
@@ -105,13 +105,27 @@ def calibrate_noise_multiplier(
         return _epsilon_at(make_event(noise_multiplier), target_delta, interval) - target_epsilon
 
     low, high = _bracket(excess, target_epsilon)
-    # Both scales logarithmic: there epsilon is close to a straight line, so few evaluations suffice.
-    root = brentq(lambda x: excess(math.exp(x)), math.log(low), math.log(high), xtol=_CALIBRATION_WIDTH / 4)
-    found = math.exp(root + _CALIBRATION_WIDTH / 2)
-    # The coarse grid only overestimates, so this loop is for the rounding of the last digits.
+    found = _root(excess, low, high)
+    # The coarse grid overestimates, most where epsilon is small; there the fine one is cheap.
+    nearby = found * (1 - _CALIBRATION_WIDTH)
+    if excess(nearby, _INTERVAL) <= 0:
+        low = nearby
+        while excess(low, _INTERVAL) <= 0:
+            low *= 0.98
+        found = _root(lambda noise_multiplier: excess(noise_multiplier, _INTERVAL), low, nearby)
     while excess(found, _INTERVAL) > 0:
-        found *= 1 + _CALIBRATION_WIDTH
+        found *= 1 + _CALIBRATION_WIDTH / 4
     return found
+
+
+def _root(excess: Callable[[float], float], low: float, high: float) -> float:
+    """Where `excess` falls to zero, from above by less than the calibration's width."""
+    if excess(high) == 0:
+        return high
+    # Both scales logarithmic: there epsilon is close to a straight line, so few evaluations suffice.
+    width = _CALIBRATION_WIDTH / 4
+    root = float(brentq(lambda x: excess(math.exp(x)), math.log(low), math.log(high), xtol=width))
+    return math.exp(root + width)
 
 
 def _bracket(excess: Callable[[float], float], target_epsilon: float) -> tuple[float, float]:

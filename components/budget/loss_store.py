@@ -126,7 +126,8 @@ def _encoded(distribution: Any) -> bytes:
 def _read(file: Path) -> Any | None:
     """The distribution in `file`; None where there is none, or it is torn (the archive carries checksums)."""
     try:
-        with np.load(file, allow_pickle=False) as arrays:
+        # Opened here, for numpy leaves the file of a torn archive open.
+        with file.open("rb") as opened, np.load(opened, allow_pickle=False) as arrays:
             sides = []
             for place in range(2):
                 if f"probs{place}" in arrays:

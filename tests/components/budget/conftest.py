@@ -9,7 +9,6 @@ import shutil
 import socket
 import subprocess
 import tempfile
-import uuid
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -101,11 +100,15 @@ def postgres_server() -> Iterator[str]:
 
 @pytest.fixture
 def postgres_url(postgres_server: str) -> str:
-    """The URL of a fresh, empty PostgreSQL database."""
-    name = f"ledger_{uuid.uuid4().hex}"
+    """The URL of an empty PostgreSQL database: one for all tests, swept before each."""
     with psycopg.connect(f"{postgres_server}/postgres", autocommit=True) as connection:
-        connection.execute(f"CREATE DATABASE {name}")
-    return f"{postgres_server}/{name}"
+        if connection.execute("SELECT 1 FROM pg_database WHERE datname = 'ledger'").fetchone() is None:
+            connection.execute("CREATE DATABASE ledger")
+    url = f"{postgres_server}/ledger"
+    with psycopg.connect(url, autocommit=True) as connection:
+        connection.execute("DROP SCHEMA public CASCADE")
+        connection.execute("CREATE SCHEMA public")
+    return url
 
 
 @pytest.fixture

@@ -36,7 +36,7 @@ def test_a_server_that_goes_down(postgres_url: str) -> None:
         ledger.register_dataset("a" * 64, name="shop")
         name = postgres_url.rpartition("/")[2]
         with psycopg.connect(postgres_url.replace(name, "postgres"), autocommit=True) as connection:
-            connection.execute(f"DROP DATABASE {name}")
+            connection.execute(f"DROP DATABASE {name} WITH (FORCE)")
         with pytest.raises(UnavailableError, match="database") as error:
             ledger.budgets()
         one_line(error)
