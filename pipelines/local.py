@@ -21,7 +21,7 @@ from lazydp.components.shared.errors import InputError, LazyDPError
 _STARTED = re.compile(r"Executing task .*'(?P<task>[\w-]+)'")
 _FINISHED = re.compile(r"Task .*'(?P<task>[\w-]+)'.* finished with status \S*?(?P<status>SUCCESS|FAILURE)")
 # What our own code says inside a component: its log lines, and the line in which it refuses something.
-_OURS = re.compile(r"(lazydp[\w.]*: .*|(?:lazydp\.components\.shared\.errors\.)(?P<error>\w+Error: .*))")
+_OURS = re.compile(r"lazydp\.components\.shared\.errors\.\w+Error: (?P<error>.*)|(?P<line>lazydp[\w.]*: .*)")
 
 
 class PipelineFailedError(LazyDPError):
@@ -59,9 +59,9 @@ class _Watcher(io.TextIOBase):
             self._console.print(f"{mark} {found['task']} [dim]{took:.1f} s[/dim]", highlight=False)
         elif found := _OURS.search(line):
             if found["error"]:
-                self.error = found["error"].split(": ", 1)[1]
+                self.error = found["error"]
             else:
-                self._console.print(f"  {found[1]}", style="dim", highlight=False, markup=False)
+                self._console.print(f"  {found['line']}", style="dim", highlight=False, markup=False)
 
 
 def run_locally(

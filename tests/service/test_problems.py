@@ -159,7 +159,7 @@ POST = b"POST /v1/recommendations HTTP/1.1\r\nhost: x\r\ncontent-type: applicati
 
 def raw(client: httpx.Client, data: bytes) -> bytes:
     """Bytes of the answer to bytes that need not be HTTP."""
-    with socket.create_connection((client.base_url.host, client.base_url.port or 80), timeout=5) as connection:
+    with socket.create_connection((client.base_url.host, client.base_url.port or 80), timeout=60) as connection:
         connection.sendall(data)
         connection.shutdown(socket.SHUT_WR)
         answer = b""
