@@ -1,5 +1,6 @@
 """A new version is swapped in whole, and a bad one changes nothing."""
 
+import gc
 import os
 import resource
 import shutil
