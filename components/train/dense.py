@@ -85,13 +85,20 @@ class DenseLayers:
         largest = max((p.numel() for p in self._parameters.values()), default=0)
         # One buffer for the noise of every parameter in turn: a step asks for no fresh memory.
         self._buffer = torch.empty(largest if noise_scale and noise == "gaussian" else 0)
-        for parameter in self._parameters.values():
-            parameter.grad = torch.zeros_like(parameter)
+        self.zero_gradients()
+
+    @property
+    def optimizer(self) -> torch.optim.Optimizer | None:
+        """What follows the privatised gradients, for a scheduler of `torch.optim`; None without dense parameters."""
+        return self._optimizer
 
     def zero_gradients(self) -> None:
-        """Empty the gradient buffers of the coming step, keeping their memory."""
+        """Empty the gradient buffers of the coming step, keeping their memory where nobody took it away."""
         for parameter in self._parameters.values():
-            _gradient(parameter).zero_()
+            if parameter.grad is None:
+                parameter.grad = torch.zeros_like(parameter)
+            else:
+                parameter.grad.zero_()
 
     def add_noise(self, step: int) -> None:
         """Add the noise of `step` to every gradient."""

@@ -3,20 +3,22 @@
     trainer = make_private(model, privacy=PrivacyParameters(...), embeddings=EmbeddingSgd(...), dense=..., key=...)
     for batch in batches:                                   # a true Poisson sample, see `sampler`
         trainer.step(lambda: criterion(model(batch.x), batch.y))      # one loss an example, [B]
-    trainer.flush()
+    trainer.flush()                                         # before the model is evaluated, saved or released
 
 Embedding layers become `LazyRows`; every other layer with parameters needs a rule for per-example norms (`clipping`).
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from lazydp.components.shared.errors import InputError
+from lazydp.components.shared.errors import FormatError, InputError
 from lazydp.components.train.allocator import keep_freed_memory
 from lazydp.components.train.clipping import Capture, clip_coefficients, trained_layers, without
 from lazydp.components.train.dense import DenseLayers, DenseOptimizer
@@ -74,6 +76,7 @@ def make_private(
         ),
         dense=DenseLayers(model, optimizer=dense, noise_scale=privacy.noise_scale, key=key, noise=noise),
         privacy=privacy,
+        mode=mode,
     )
 
 
@@ -98,12 +101,14 @@ class PrivateTrainer:
         tables: EmbeddingTables,
         dense: DenseLayers,
         privacy: PrivacyParameters,
+        mode: Mode,
     ) -> None:
         keep_freed_memory()
         self.model = model
         self.tables = tables
         self.dense = dense
         self.privacy = privacy
+        self.mode: Mode = mode
         self._layers = layers
         self._rows = rows
         self._readings: list[_Reading] = []
@@ -113,6 +118,13 @@ class PrivateTrainer:
     def steps_done(self) -> int:
         """Steps completed."""
         return self.tables.step
+
+    @property
+    def optimizer(self) -> torch.optim.Optimizer | None:
+        """The optimizer of the dense layers: attach a scheduler of `torch.optim.lr_scheduler` to it, and step that
+        after each step of the trainer. (The tables' schedule is known in advance: see `schedules.from_torch`.)
+        """
+        return self.dense.optimizer
 
     def step(self, *micro_batches: Losses) -> StepReport:
         """Do one step; no micro-batch at all is an empty Poisson draw: noise alone, and it counts.
@@ -139,15 +151,60 @@ class PrivateTrainer:
         self.dense.add_noise(step)
         self.dense.update(step)
         self.tables.advance()
+        self._mark_rows()
         return _report(step, figures)
 
     def flush(self) -> None:
         """Give every row the noise it owes: before evaluating, saving or releasing the model. Training may go on."""
         self.tables.flush()
+        self._mark_rows()
 
     def pending(self) -> int:
         """Number of rows that owe noise."""
         return self.tables.pending()
+
+    def state_dict(self) -> dict[str, Any]:
+        """Everything that a private checkpoint needs beside the key: references, not copies, with pending noise.
+
+        It goes on from there to the same bits if the key, the batches and the schedules are the same. From one state
+        let one continuation out: two that draw the same noise under other batches give the noise away.
+        """
+        with self._rows_kept():
+            dense = self.dense.state_dict()
+        return {
+            "mode": self.mode,
+            "privacy": asdict(self.privacy),
+            "dense": dense,
+            "embeddings": self.tables.state_dict(),
+        }
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Continue from `state`, copied into this trainer and its model.
+
+        Raises:
+            FormatError: the state belongs to another mode, mechanism, model or optimizer; the message names it.
+        """
+        for what, ours in (("mode", self.mode), ("privacy", asdict(self.privacy))):
+            if state[what] != ours:
+                raise FormatError(f"the state's {what} is {state[what]!r}, this trainer's {ours!r}")
+        self.tables.load_state_dict(state["embeddings"])
+        with self._rows_kept():
+            self.dense.load_state_dict(state["dense"])
+        self._mark_rows()
+
+    def _mark_rows(self) -> None:
+        for layer in self._rows:
+            layer.owes_noise = self.tables.owes_noise
+
+    @contextmanager
+    def _rows_kept(self) -> Iterator[None]:
+        for layer in self._rows:
+            layer.kept_by_trainer = True
+        try:
+            yield
+        finally:
+            for layer in self._rows:
+                layer.kept_by_trainer = False
 
     def _pass(self, losses_of: Losses) -> tuple[dict[str, TableGradient], tuple[Tensor, Tensor, Tensor]]:
         self._readings.clear()

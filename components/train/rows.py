@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from lazydp.components.shared.errors import InputError
+from lazydp.components.shared.errors import InputError, PendingNoiseError
 from lazydp.components.train.lookups import Lookups
 
 Read = Callable[[str, Lookups], Tensor]
@@ -21,6 +22,9 @@ class LazyRows(nn.Module):
 
     Its weight is a buffer under the same name, so that state dicts keep their keys and no optimizer of dense layers
     touches it.
+
+    Rows that owe noise show which rows were read, and when. So a layer whose rows owe noise answers no call outside a
+    step and enters no state dict, pickle or copy: it raises PendingNoiseError until the trainer has flushed.
 
     Raises:
         InputError: an option whose gradient is not a sum over lookups (`mode="max"`, `max_norm`, `padding_idx`,
@@ -38,14 +42,41 @@ class LazyRows(nn.Module):
         self._include_last_offset = isinstance(layer, nn.EmbeddingBag) and layer.include_last_offset
         self.read: Read | None = None
         """Set while a step runs; None where rows are read as they are."""
+        self.owes_noise = False
+        """Whether a step was taken after the last flush; a plain flag, so that a pickled layer drags no key along."""
+        self.kept_by_trainer = False
+        """Whether state dicts leave the rows out: true while the trainer, which keeps them itself, reads or writes."""
 
     def forward(self, indices: Tensor, offsets: Tensor | None = None) -> Tensor:
         """As the layer it stands in for: [..., D] of rows, or [B, D] of bags (2-D indices, or 1-D with offsets).
 
         Raises:
             InputError: weights per sample were given, or an embedding read without a leading batch dimension.
+            PendingNoiseError: outside a step, rows owe noise.
         """
+        if self.read is None:
+            self._refuse_pending("is read outside a step")
         return self._rows(indices) if self._mode is None else self._bags(indices, offsets)
+
+    def __getstate__(self) -> dict[str, Any]:
+        self._refuse_pending("is pickled or copied")
+        return {**self.__dict__, "read": None}
+
+    def _save_to_state_dict(self, destination: dict[str, Any], prefix: str, keep_vars: bool) -> None:
+        if not self.kept_by_trainer:
+            self._refuse_pending("enters a state dict")
+            super()._save_to_state_dict(destination, prefix, keep_vars)
+
+    def _load_from_state_dict(self, *arguments: Any, **options: Any) -> None:
+        if not self.kept_by_trainer:
+            super()._load_from_state_dict(*arguments, **options)
+
+    def _refuse_pending(self, what: str) -> None:
+        if self.owes_noise:
+            raise PendingNoiseError(
+                f"embedding layer {self.name!r} {what} while its rows owe noise: call the trainer's flush() first; to "
+                "stop and go on later, save the trainer's state_dict(), which is private"
+            )
 
     def _rows(self, indices: Tensor) -> Tensor:
         if self.read is None:

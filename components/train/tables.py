@@ -91,6 +91,12 @@ class EmbeddingTables:
             last = torch.zeros(weight.shape[0], dtype=torch.int32)
             momentum = torch.zeros_like(weight) if self._skip_ahead.dimension == 2 else None
             self._tables[name] = _Table(number, weight, last, momentum)
+        self._owes_noise = False
+
+    @property
+    def owes_noise(self) -> bool:
+        """Whether a step was completed after the last flush: `pending() > 0`, without a look at every row."""
+        return self._owes_noise
 
     @property
     def step(self) -> int:
@@ -163,6 +169,7 @@ class EmbeddingTables:
     def advance(self) -> None:
         """Complete the step: its noise is owed from now on, and in mode `dpsgd` paid at once by every row."""
         self._skip_ahead.advance()
+        self._owes_noise = not self._skip_ahead.is_identity
         if self._mode == "dpsgd":
             self.flush()
 
@@ -182,6 +189,7 @@ class EmbeddingTables:
                 momentum=table.momentum,
                 noise=self._noise,
             )
+        self._owes_noise = False
 
     def pending(self) -> int:
         """Number of rows that owe noise."""
@@ -241,6 +249,7 @@ class EmbeddingTables:
             table.last.copy_(saved["last"])
             if table.momentum is not None:
                 table.momentum.copy_(saved["momentum"])
+        self._owes_noise = self.pending() > 0
 
 
 def _all_finite(weight: Tensor) -> bool:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import io
 import math
 from collections.abc import Callable
 from typing import Any
@@ -11,7 +12,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from lazydp.components.shared.errors import InputError
+from lazydp.components.shared.errors import FormatError, InputError, PendingNoiseError
 from lazydp.components.train import schedules
 from lazydp.components.train.dense import DenseOptimizer
 from lazydp.components.train.engine import PrivacyParameters
@@ -144,11 +145,12 @@ def test_a_repeated_id_contributes_no_more_than_the_norm_bound() -> None:
     assert math.sqrt(squares) == pytest.approx(1e-3, rel=2e-2)
 
 
-def test_no_micro_batch_is_noise_alone() -> None:
+@pytest.mark.parametrize("micro_batches", [0, 1, 2])
+def test_no_example_is_noise_alone(micro_batches: int) -> None:
     model = fresh()
     trainer = trainer_of(model, noise_multiplier=1.0, noise="ones")
     before = state(model)
-    assert trainer.step().size == 0
+    assert trainer.step(*[losses_of(model, ids_of(0, size=0))] * micro_batches).size == 0
     assert trainer.pending() == 3 * ROWS
     trainer.flush()
     for name, value in state(model).items():
@@ -162,6 +164,97 @@ def test_a_non_finite_example_counts_zero() -> None:
     report = trainer.step(lambda: model(ids_of(0)).square() * factors)
     assert report.non_finite == 1
     assert all(bool(torch.isfinite(value).all()) for value in model.state_dict().values())
+
+
+def test_rows_that_owe_noise_stay_inside() -> None:
+    model = fresh()
+    trainer = trainer_of(model, noise_multiplier=1.0)
+    assert trainer.pending() == 0
+    trainer.step(losses_of(model, ids_of(0)))
+    leaks: dict[str, Callable[[], object]] = {
+        "is read outside a step": lambda: model(ids_of(0)),
+        "enters a state dict": model.state_dict,
+        "is pickled or copied": lambda: copy.deepcopy(model),
+    }
+    for what, leak in leaks.items():
+        with pytest.raises(PendingNoiseError, match=rf"'tokens' {what} .* flush\(\) first"):
+            leak()
+    with pytest.raises(PendingNoiseError, match="is pickled"):
+        torch.save(model, io.BytesIO())
+    trainer.flush()
+    for leak in leaks.values():
+        leak()
+    trainer.step(losses_of(model, ids_of(0)))
+    with pytest.raises(PendingNoiseError):
+        model(ids_of(0))
+
+
+def test_nothing_owes_noise_where_every_row_gets_it_at_once() -> None:
+    model = fresh()
+    trainer_of(model, noise_multiplier=1.0, mode="dpsgd").step(losses_of(model, ids_of(0)))
+    model.state_dict()
+
+
+def resumable(*, max_grad_norm: float = 0.5, mode: Any = "lazydp") -> tuple[Model, PrivateTrainer]:
+    model = fresh()
+    trainer: PrivateTrainer = make_private(
+        model,
+        privacy=PrivacyParameters(noise_multiplier=0.7, max_grad_norm=max_grad_norm, expected_batch_size=4.0),
+        embeddings=EmbeddingSgd(schedules.constant(0.1), momentum=0.5),
+        dense=DenseOptimizer(lambda parameters: torch.optim.Adam(parameters, lr=1e-2)),
+        key=NoiseKey.for_tests(3),
+        mode=mode,
+    )
+    return model, trainer
+
+
+@pytest.mark.parametrize("flushed", [False, True])
+def test_a_resumed_trainer_ends_in_the_same_bits(flushed: bool) -> None:
+    """Through a file, and with a scheduler of torch on the dense optimizer."""
+    ends = []
+    for stop in (None, 4):
+        model, trainer = resumable()
+        scheduler = torch.optim.lr_scheduler.ExponentialLR(trainer.optimizer, 0.5)
+        for step in range(8):
+            if step == 4 and flushed:
+                trainer.flush()
+            if step == stop:
+                file = io.BytesIO()
+                torch.save({"trainer": trainer.state_dict(), "scheduler": scheduler.state_dict()}, file)
+                model, trainer = resumable()
+                scheduler = torch.optim.lr_scheduler.ExponentialLR(trainer.optimizer, 0.5)
+                saved = torch.load(io.BytesIO(file.getvalue()), weights_only=True)
+                trainer.load_state_dict(saved["trainer"])
+                scheduler.load_state_dict(saved["scheduler"])
+                if not flushed:
+                    with pytest.raises(PendingNoiseError):
+                        model(ids_of(0))
+            trainer.step(losses_of(model, ids_of(step)))
+            scheduler.step()
+        assert trainer.optimizer is not None
+        assert trainer.optimizer.param_groups[0]["lr"] == pytest.approx(1e-2 * 0.5**8)
+        trainer.flush()
+        ends.append(state(model))
+    assert all(torch.equal(ends[0][name], ends[1][name]) for name in ends[0])
+
+
+def test_a_state_of_another_trainer_is_refused() -> None:
+    saved = resumable()[1].state_dict()
+    with pytest.raises(FormatError, match="mode is 'lazydp'"):
+        resumable(mode="dpsgd")[1].load_state_dict(saved)
+    with pytest.raises(FormatError, match=r"privacy is .*'max_grad_norm': 0\.5"):
+        resumable(max_grad_norm=1.0)[1].load_state_dict(saved)
+    with pytest.raises(FormatError, match="has tables"):
+        trainer_of(Coupled("nowhere"), noise_multiplier=0.7).load_state_dict(
+            {**saved, "privacy": {"noise_multiplier": 0.7, "max_grad_norm": 0.5, "expected_batch_size": float(SIZE)}}
+        )
+
+
+def test_gradients_that_somebody_cleared_come_back() -> None:
+    model = fresh()
+    trainer = trainer_of(model)
+    model.zero_grad(set_to_none=True)
+    assert trainer.step(losses_of(model, ids_of(0))).size == SIZE
 
 
 class Coupled(nn.Module):
