@@ -5,9 +5,11 @@ from __future__ import annotations
 import importlib
 import logging
 import os
+import signal
 import sys
 from collections.abc import Mapping, Sequence
-from typing import Any
+from types import FrameType
+from typing import Any, NoReturn
 
 import click
 
@@ -71,13 +73,11 @@ def cli(ctx: click.Context, verbose: bool) -> None:
     """Differentially private recommenders: ingest, train, export, serve, and prove what was spent."""
     ctx.ensure_object(dict)["verbose"] = verbose
     logging.basicConfig(
-        level=logging.DEBUG if verbose else logging.INFO,
+        level=logging.DEBUG if verbose else logging.WARNING,
         format="%(asctime)s %(levelname)s %(name)s: %(message)s",
         stream=sys.stderr,
     )
-    if not verbose:
-        for chatty in ("matplotlib", "alembic", "absl", "httpx", "urllib3", "kfp"):
-            logging.getLogger(chatty).setLevel(logging.WARNING)
+    logging.getLogger("lazydp").setLevel(logging.DEBUG if verbose else logging.INFO)
 
 
 @click.group(name="bench", cls=_LazyGroup, table=_BENCHES)
@@ -88,6 +88,7 @@ def bench() -> None:
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run the command line: exit status 0, 1 (failed, one line), 2 (wrong usage), 130 (interrupted)."""
     verbose = any(flag in (arguments or sys.argv[1:]) for flag in ("-v", "--verbose"))
+    interrupts = _count_interrupts()
     try:
         status = cli.main(args=arguments, prog_name="lazydp", standalone_mode=False)
     except click.UsageError as error:
@@ -102,13 +103,35 @@ def main(arguments: Sequence[str] | None = None) -> None:
         click.echo(f"lazydp: {error}", err=True)
         sys.exit(1)
     except (KeyboardInterrupt, click.Abort):
-        click.echo("lazydp: interrupted; nothing was left half-written", err=True)
-        sys.exit(130)
+        _exit_interrupted()
     except BrokenPipeError:
         # The reader of our output went away (`lazydp ... | head`): not an error of ours.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(0)
+    except Exception:
+        # A library that is interrupted while it loads may swallow the interrupt and fail later, of something else.
+        if not interrupts or verbose:
+            raise
+        _exit_interrupted()
     sys.exit(status if isinstance(status, int) else 0)
+
+
+def _count_interrupts() -> list[int]:
+    """Note every Ctrl-C in the list returned, and raise KeyboardInterrupt as Python does."""
+    seen: list[int] = []
+
+    def note(signum: int, frame: FrameType | None) -> None:
+        seen.append(signum)
+        signal.default_int_handler(signum, frame)
+
+    if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+        signal.signal(signal.SIGINT, note)
+    return seen
+
+
+def _exit_interrupted() -> NoReturn:
+    click.echo("lazydp: interrupted; nothing was left half-written", err=True)
+    sys.exit(130)
 
 
 if __name__ == "__main__":
