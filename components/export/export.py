@@ -25,12 +25,13 @@ from lazydp.components.bundle.writer import write_bundle
 from lazydp.components.export.proof import OwedRows, prove_flushed
 from lazydp.components.export.statement import statement_of
 from lazydp.components.ingest.dataset import EncodedDataset
+from lazydp.components.models.build import build_model
 from lazydp.components.shared.errors import InputError, NotPrivateError
 from lazydp.components.shared.files import PRIVATE_FILE, read_json, sync_directory, write_json
 from lazydp.components.train.checkpoint import Checkpoint, RunFolder, RunIdentity
 from lazydp.components.train.engine import Engine
 from lazydp.components.train.spending import commit, spent_elsewhere
-from lazydp.components.train.train import build_engine, contribution_bound, embedding_optimizer, key_of
+from lazydp.components.train.train import contribution_bound, embedding_optimizer, engine_for, key_of
 
 _FORMAT_VERSION = 1
 _EXPORT = "export.json"
@@ -145,7 +146,9 @@ def _flush_and_prove(folder: RunFolder, identity: RunIdentity, data: EncodedData
     key = key_of(checkpoint, folder)
     tables = checkpoint.state["embeddings"]["tables"]
     owed = {name: OwedRows.of(table, step=checkpoint.step) for name, table in tables.items()}
-    engine = build_engine(data.spec, identity, key)
+    # The tables are the checkpoint's own, mapped privately from its file: a second copy would double the memory.
+    mapped = {name: table["weight"] for name, table in tables.items()}
+    engine = engine_for(build_model(data.spec, identity.config.model), identity, key, tables=mapped)
     engine.load_state_dict(checkpoint.state)
     engine.flush()
     if not identity.config.private:

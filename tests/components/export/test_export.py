@@ -22,6 +22,7 @@ from lazydp.components.shared.errors import (
     PrivacyError,
     UnavailableError,
 )
+from lazydp.components.shared.files import sha256_file
 from lazydp.components.train.checkpoint import RunFolder
 from lazydp.components.train.tables import EmbeddingTables
 from lazydp.components.train.train import train
@@ -74,6 +75,15 @@ def test_a_run_becomes_a_bundle_and_can_never_go_on(tiny: Any, run: Path) -> Non
     with pytest.raises(InputError, match="noise key destroyed"):
         train(dataset=tiny.dataset, config=tiny.config(), out=run, ledger=tiny.ledger(), resume=True)
     assert not list(run.rglob("noise.key"))
+
+
+def test_the_flush_leaves_the_checkpoint_as_it_is(tiny: Any, run: Path) -> None:
+    """The tables are flushed in a private mapping of the checkpoint, which a killed export has to find again."""
+    states = sorted((run / "checkpoints").glob("*/"))
+    before = [sha256_file(state) for state in states]
+    release(tiny)
+    assert states
+    assert [sha256_file(state) for state in states] == before
 
 
 def test_the_statement_says_what_was_done(tiny: Any, run: Path) -> None:
