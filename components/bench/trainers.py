@@ -14,8 +14,9 @@ from lazydp.components.models.recommender import ModelInputs
 from lazydp.components.shared.errors import UnavailableError
 from lazydp.components.train import schedules
 from lazydp.components.train.dense import DenseOptimizer
-from lazydp.components.train.engine import Engine, PrivacyParameters
+from lazydp.components.train.engine import Engine
 from lazydp.components.train.examples import Examples
+from lazydp.components.train.mechanism import PrivacyParameters
 from lazydp.components.train.skip_ahead import EmbeddingSgd
 from lazydp.components.train.tables import Mode
 from lazydp.components.train.timer import StepTimer

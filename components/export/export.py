@@ -157,7 +157,7 @@ def _flush_and_prove(folder: RunFolder, identity: RunIdentity, data: EncodedData
         engine.state_dict()["embeddings"]["tables"],
         owed,
         optimizer=embedding_optimizer(identity.config),
-        noise_scale=engine.privacy.noise_scale,
+        noise_scale=engine.privacy.noise_scale("embeddings"),
         key=key.derive("noise"),
         step=checkpoint.step,
     )

@@ -1,10 +1,11 @@
-"""Per-example gradient norms and clipped sums from one backward pass; no per-example gradient is ever formed.
+"""Gradient norms of privacy units and clipped sums from one backward pass; no per-example gradient is ever formed.
 
 While a `Capture` is open, parameters are constants to autograd, so the backward pass forms no weight gradients; hooks
 keep, for each call of each layer, what went in (a) and the gradient of what came out (e). A layer's rule turns the
-pair into the squared norm of each example's gradient and, once the clipping coefficients are known, into the sum of
-scaled gradients by one product. The method is that of Goodfellow 2015 (arXiv 1510.01799) and of "ghost clipping"
-(Li et al. 2021, arXiv 2110.05679, who introduced the Gram form for sequences), without their second backward pass.
+pair into the squared norm of each unit's gradient (an example's, or that of a user's examples together: `units`) and,
+once the clipping coefficients are known, into the sum of scaled gradients by one product. The method is that of
+Goodfellow 2015 (arXiv 1510.01799) and of "ghost clipping" (Li et al. 2021, arXiv 2110.05679, who introduced the Gram
+form for sequences), without their second backward pass.
 
 A layer of your own takes part once `register_rule(MyLayer, MyRule())` says how its norms are found. What holds for
 every layer: its input and output are batch-first, and it treats examples independently of each other.
@@ -24,8 +25,9 @@ from torch.nn import functional
 from torch.utils.hooks import RemovableHandle
 
 from lazydp.components.shared.errors import InputError
+from lazydp.components.train.units import Units
 
-_DIRECT_CHUNK_BYTES = 1 << 24
+_CHUNK_BYTES = 1 << 24
 _FLOAT32_EPSILON = torch.finfo(torch.float32).eps
 
 
@@ -34,7 +36,8 @@ class NormRule(ABC):
 
     The arguments of both methods: `layer`; `names` of its own parameters that are trained ("weight", "bias");
     `inputs` and `grads`, the layer's input and output gradient, [B, P, ...] where P counts the positions of an
-    example that the layer saw (1, or the candidates, or several calls).
+    example that the layer saw (1, or the candidates, or several calls). Where users are clipped, `sq_norms` is
+    called with a user's examples as the positions of one example: its norms have to be those of sums over positions.
     """
 
     @abstractmethod
@@ -90,6 +93,11 @@ def _linear_weight_sq_norms(inputs: Tensor, grads: Tensor) -> Tensor:
 
 
 def _gram_sq_norms(inputs: Tensor, grads: Tensor) -> Tensor:
+    per_example = 2 * 4 * inputs.shape[1] ** 2
+    return _in_chunks(_gram_of_chunk, inputs, grads, bytes_each=per_example)
+
+
+def _gram_of_chunk(inputs: Tensor, grads: Tensor) -> Tensor:
     of_inputs = torch.bmm(inputs, inputs.transpose(1, 2))
     of_grads = torch.bmm(grads, grads.transpose(1, 2))
     # Positions may cancel (softmax gradients of like candidates do), and the rounding error of the cancelled terms can
@@ -106,12 +114,22 @@ def _traces(matrices: Tensor) -> Tensor:
 
 def _direct_sq_norms(inputs: Tensor, grads: Tensor) -> Tensor:
     per_example = 4 * inputs.shape[2] * grads.shape[2]
-    chunk = max(1, _DIRECT_CHUNK_BYTES // per_example)
-    parts = [
-        _sq_norms(torch.bmm(some_grads.transpose(1, 2), some_inputs).flatten(1))
-        for some_inputs, some_grads in zip(torch.split(inputs, chunk), torch.split(grads, chunk), strict=True)
-    ]
-    return torch.cat(parts)
+    return _in_chunks(_direct_of_chunk, inputs, grads, bytes_each=per_example)
+
+
+def _direct_of_chunk(inputs: Tensor, grads: Tensor) -> Tensor:
+    return _sq_norms(torch.bmm(grads.transpose(1, 2), inputs).flatten(1))
+
+
+def _in_chunks(
+    sq_norms: Callable[[Tensor, Tensor], Tensor], inputs: Tensor, grads: Tensor, *, bytes_each: int
+) -> Tensor:
+    """`sq_norms` of so few examples at a time that what it forms stays in the cache."""
+    chunk = max(1, _CHUNK_BYTES // bytes_each)
+    if inputs.shape[0] <= chunk:
+        return sq_norms(inputs, grads)
+    parts = zip(torch.split(inputs, chunk), torch.split(grads, chunk), strict=True)
+    return torch.cat([sq_norms(some_inputs, some_grads) for some_inputs, some_grads in parts])
 
 
 def _norms(rows: Tensor) -> Tensor:
@@ -294,7 +312,7 @@ class Capture:
         with Capture(layers) as capture:
             losses = ...
             losses.sum().backward()
-        sq_norms = capture.sq_norms(size)
+        sq_norms = capture.sq_norms(units)
         capture.add_weighted(scale)          # into the parameters' .grad
     """
 
@@ -326,14 +344,14 @@ class Capture:
 
         return keep
 
-    def sq_norms(self, size: int) -> Tensor:
-        """Squared norm of each example's gradient over all layers, float32 [B]."""
-        total = torch.zeros(size)
+    def sq_norms(self, units: Units) -> Tensor:
+        """Squared norm of each unit's gradient (the sum of its examples') over all layers, float32 [U]."""
+        total = torch.zeros(units.count)
         for calls in self._calls:
-            pair = calls.pair(size)
+            pair = calls.pair(units.num_examples)
             if pair is not None:
                 self._pairs.append((calls, *pair))
-                total += _rules[type(calls.layer)].sq_norms(calls.layer, calls.names, *pair)
+                total += _sq_norms_of_units(calls, *pair, units)
         return total
 
     def refuse_coupling(self, losses: Tensor, pooled: Sequence[tuple[str, Tensor]]) -> None:
@@ -375,6 +393,15 @@ class Capture:
         self._pairs.clear()
 
 
+def _sq_norms_of_units(calls: _Calls, inputs: Tensor, grads: Tensor, units: Units) -> Tensor:
+    rule = _rules[type(calls.layer)]
+    if units.single:
+        return rule.sq_norms(calls.layer, calls.names, inputs, grads)
+    # n examples of a user, of P positions each, are n P positions: the gradient is the sum over all of them.
+    parts = [rule.sq_norms(calls.layer, calls.names, run.joined(inputs), run.joined(grads)) for run in units.runs()]
+    return torch.cat(parts)
+
+
 def without(tensor: Tensor, examples: Tensor) -> Tensor:
     """A copy of [B, ...] with zeros for `examples` (mask [B])."""
     return tensor.masked_fill(examples.view(-1, *[1] * (tensor.dim() - 1)), 0.0)
@@ -384,7 +411,7 @@ _SAFETY = 1.0 + 1e-5
 
 
 def clip_coefficients(sq_norms: Tensor, *, max_grad_norm: float) -> Tensor:
-    """min(1, C / ||g_i||) for each example, float32 [B]; zero where the norm is not finite.
+    """min(1, C / ||g_i||) for each unit, float32 [U]; zero where the norm is not finite.
 
     Norms are rounded; the coefficient is taken smaller by 1e-5, relative, so that no contribution passes C by rounding.
     """

@@ -42,6 +42,12 @@ class Lookups:
         """Weight of each lookup, float32 [N]."""
         return torch.ones(self.indices.shape[0]) if self.weights is None else self.weights
 
+    def take(self, bags: Tensor, *, bags_per_example: int) -> Lookups:
+        """The bags numbered `bags` (int64 [G], any order), in that order."""
+        places = Bags(torch.arange(self.indices.shape[0]), self.offsets).take(bags)
+        weights = None if self.weights is None else self.weights[places.values]
+        return Lookups(self.indices[places.values], places.offsets, weights, bags_per_example)
+
 
 def lookups_of(layout: FeatureLayout, examples: Examples) -> dict[str, Lookups]:
     """The lookups of `examples`, by table in the order of `FeatureLayout.tables`."""

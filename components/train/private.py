@@ -19,17 +19,34 @@ import torch
 from torch import Tensor, nn
 
 from lazydp.components.shared.errors import FormatError, InputError
+from lazydp.components.train import schedules
 from lazydp.components.train.allocator import keep_freed_memory
-from lazydp.components.train.clipping import Capture, clip_coefficients, trained_layers, without
+from lazydp.components.train.clipping import Capture, trained_layers
+from lazydp.components.train.contributions import Contributions, units_of
 from lazydp.components.train.dense import DenseLayers, DenseOptimizer
-from lazydp.components.train.engine import PrivacyParameters, StepReport
 from lazydp.components.train.lookups import Lookups, join, join_offsets
+from lazydp.components.train.mechanism import PrivacyParameters
+from lazydp.components.train.report import StepReport
 from lazydp.components.train.rows import LazyRows, replace_embeddings
+from lazydp.components.train.sampler import PoissonSampler, poisson_dp_event
 from lazydp.components.train.skip_ahead import EmbeddingSgd
 from lazydp.components.train.tables import EmbeddingTables, Mode, TableGradient
-from lazydp.kernels import ops
 from lazydp.kernels.arguments import Law
 from lazydp.kernels.noise_key import NoiseKey
+
+# What a program that calls make_private needs besides, from one place (docs/from-opacus.md).
+__all__ = [
+    "DenseOptimizer",
+    "EmbeddingSgd",
+    "Losses",
+    "NoiseKey",
+    "PoissonSampler",
+    "PrivacyParameters",
+    "PrivateTrainer",
+    "make_private",
+    "poisson_dp_event",
+    "schedules",
+]
 
 Losses = Callable[[], Tensor]
 """Runs the model and gives the loss of each example, [B]; no reduction."""
@@ -70,11 +87,11 @@ def make_private(
             {name: layer.weight for name, layer in rows.items()},
             mode=mode,
             optimizer=embeddings,
-            noise_scale=privacy.noise_scale,
+            noise_scale=privacy.noise_scale("embeddings"),
             key=key,
             noise=noise,
         ),
-        dense=DenseLayers(model, optimizer=dense, noise_scale=privacy.noise_scale, key=key, noise=noise),
+        dense=DenseLayers(model, optimizer=dense, noise_scale=privacy.noise_scale("dense"), key=key, noise=noise),
         privacy=privacy,
         mode=mode,
     )
@@ -87,6 +104,15 @@ class _Reading:
     table: str
     lookups: Lookups
     pooled: Tensor
+
+
+@dataclass(frozen=True, slots=True)
+class _Pass:
+    """What one micro-batch leaves for the end of the step."""
+
+    losses: Tensor
+    tables: dict[str, TableGradient]
+    contributions: Contributions
 
 
 class PrivateTrainer:
@@ -126,24 +152,25 @@ class PrivateTrainer:
         """
         return self.dense.optimizer
 
-    def step(self, *micro_batches: Losses) -> StepReport:
+    def step(self, *micro_batches: Losses, user_sizes: Sequence[Tensor] | None = None) -> StepReport:
         """Do one step; no micro-batch at all is an empty Poisson draw: noise alone, and it counts.
 
         Args:
             micro_batches: each gives the losses [B] of its examples; all sum to one step.
+            user_sizes: with `PrivacyParameters.user_gradient`, for each micro-batch how many of its examples each user
+                has, int64 [U]: a user's examples lie side by side, and all in one micro-batch.
 
         Raises:
-            InputError: losses are not one an example, or an example's loss depends on another example.
+            InputError: losses are not one an example, or an example's loss depends on another example, or users' sizes
+                that the micro-batches don't have.
         """
         self.dense.zero_gradients()
-        sent: list[dict[str, TableGradient]] = []
-        figures: list[tuple[Tensor, Tensor, Tensor]] = []
-        for losses_of in micro_batches:
-            gradients, figure = self._pass(losses_of)
-            sent.append(gradients)
-            figures.append(figure)
+        sizes = [None] * len(micro_batches) if user_sizes is None else user_sizes
+        if len(sizes) != len(micro_batches):
+            raise InputError(f"{len(micro_batches)} micro-batches came with the user_sizes of {len(sizes)}")
+        passes = [self._pass(losses_of, of_users) for losses_of, of_users in zip(micro_batches, sizes, strict=True)]
         for name in self.tables.names:
-            parts = [part[name] for part in sent if name in part]
+            parts = [done.tables[name] for done in passes if name in done.tables]
             if parts:
                 groups = self.tables.group_rows([{name: part.lookups} for part in parts])
                 self.tables.add_gradient(groups, {name: parts})
@@ -152,7 +179,7 @@ class PrivateTrainer:
         self.dense.update(step)
         self.tables.advance()
         self._mark_rows()
-        return _report(step, figures)
+        return StepReport.of(step, [done.losses for done in passes], [done.contributions for done in passes])
 
     def flush(self) -> None:
         """Give every row the noise it owes: before evaluating, saving or releasing the model. Training may go on."""
@@ -206,7 +233,7 @@ class PrivateTrainer:
             for layer in self._rows:
                 layer.kept_by_trainer = False
 
-    def _pass(self, losses_of: Losses) -> tuple[dict[str, TableGradient], tuple[Tensor, Tensor, Tensor]]:
+    def _pass(self, losses_of: Losses, user_sizes: Tensor | None) -> _Pass:
         self._readings.clear()
         for layer in self._rows:
             layer.read = self._read
@@ -215,6 +242,7 @@ class PrivateTrainer:
                 losses = losses_of()
                 if losses.dim() != 1:
                     raise InputError(f"expected one loss an example, [B], found {list(losses.shape)}: no reduction")
+                units = units_of(losses.shape[0], user_sizes, self.privacy)
                 self._refuse_other_sizes(losses.shape[0])
                 if not self._looked_for_coupling and losses.shape[0] > 1 and bool(torch.isfinite(losses).all()):
                     self._looked_for_coupling = True  # once: it costs a backward pass
@@ -223,35 +251,15 @@ class PrivateTrainer:
         finally:
             for layer in self._rows:
                 layer.read = None
-        return self._clipped(losses.detach(), capture)
+        tables = self._joined()
+        contributions = Contributions.of(capture, tables, units, self.privacy)
+        return _Pass(losses.detach(), contributions.add(capture, tables), contributions)
 
     def _read(self, table: str, lookups: Lookups) -> Tensor:
         self.tables.catch_up(self.tables.group_rows([{table: lookups}]))
         pooled = self.tables.gather({table: lookups})[table].requires_grad_()
         self._readings.append(_Reading(table, lookups, pooled))
         return pooled
-
-    def _clipped(
-        self, losses: Tensor, capture: Capture
-    ) -> tuple[dict[str, TableGradient], tuple[Tensor, Tensor, Tensor]]:
-        size = losses.shape[0]
-        sq_norms = capture.sq_norms(size)
-        joined = self._joined()
-        for lookups, gradient in joined.values():
-            by_bag = gradient.view(lookups.bags_per_example, size, gradient.shape[1])
-            sq_norms += ops.bag_sq_norms(lookups.indices, lookups.offsets, by_bag, lookups.weights)
-        coefficients = clip_coefficients(sq_norms, max_grad_norm=self.privacy.max_grad_norm)
-        bad = ~torch.isfinite(sq_norms)
-        if bool(bad.any()):
-            capture.drop(bad)
-            joined = {
-                name: (lookups, without(gradient, bad.repeat(lookups.bags_per_example)))
-                for name, (lookups, gradient) in joined.items()
-            }
-        scale = coefficients / self.privacy.expected_batch_size
-        capture.add_weighted(scale)
-        sent = {name: TableGradient(lookups, gradient, scale) for name, (lookups, gradient) in joined.items()}
-        return sent, (losses, coefficients, sq_norms)
 
     def _refuse_other_sizes(self, size: int) -> None:
         for reading in self._readings:
@@ -282,10 +290,3 @@ def _join_readings(readings: Sequence[_Reading]) -> tuple[Lookups, Tensor]:
     )
     gradients = [r.pooled.grad if r.pooled.grad is not None else torch.zeros_like(r.pooled) for r in readings]
     return lookups, join(gradients)
-
-
-def _report(step: int, figures: Sequence[tuple[Tensor, Tensor, Tensor]]) -> StepReport:
-    if not figures:
-        return StepReport.empty(step)
-    losses, coefficients, sq_norms = (torch.cat(parts) for parts in zip(*figures, strict=True))
-    return StepReport.of(step, losses=losses, coefficients=coefficients, sq_norms=sq_norms)

@@ -15,9 +15,9 @@ from lazydp.components.audit.audit import Audit, audit
 from lazydp.components.audit.cli import command
 from lazydp.components.audit.report import AuditReport
 from lazydp.components.shared.errors import FormatError, InputError, PrivacyError
-from lazydp.components.train import engine, skip_ahead
+from lazydp.components.train import contributions, skip_ahead
 from lazydp.components.train.config import TrainConfig
-from lazydp.components.train.engine import PrivacyParameters
+from lazydp.components.train.mechanism import PrivacyParameters
 from lazydp.components.train.tables import EmbeddingTables
 from lazydp.kernels import ops
 from lazydp.kernels.arguments import RowGroups
@@ -83,7 +83,7 @@ def no_clipping(patch: pytest.MonkeyPatch) -> None:
     def ones(sq_norms: Tensor, *, max_grad_norm: float) -> Tensor:
         return torch.ones_like(sq_norms)
 
-    patch.setattr(engine, "clip_coefficients", ones)
+    patch.setattr(contributions, "clip_coefficients", ones)
 
 
 def noise_missed_at_flush(patch: pytest.MonkeyPatch) -> None:
@@ -141,8 +141,8 @@ def variance_by_squared_delay(patch: pytest.MonkeyPatch) -> None:
 
 
 def half_the_noise(patch: pytest.MonkeyPatch) -> None:
-    right = PrivacyParameters.noise_scale.fget  # type: ignore[attr-defined]
-    patch.setattr(PrivacyParameters, "noise_scale", property(lambda self: 0.5 * right(self)))
+    right = PrivacyParameters.noise_scale
+    patch.setattr(PrivacyParameters, "noise_scale", lambda self, group: 0.5 * right(self, group))
 
 
 def equal_rows_not_added_up(patch: pytest.MonkeyPatch) -> None:

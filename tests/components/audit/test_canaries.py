@@ -24,8 +24,9 @@ from lazydp.components.models.build import build_model
 from lazydp.components.models.recommender import initial_tables
 from lazydp.components.train.config import TrainConfig
 from lazydp.components.train.dense import DenseOptimizer
-from lazydp.components.train.engine import Engine, PrivacyParameters
+from lazydp.components.train.engine import Engine
 from lazydp.components.train.examples import Examples
+from lazydp.components.train.mechanism import PrivacyParameters
 from lazydp.components.train.skip_ahead import EmbeddingSgd
 from lazydp.kernels.noise_key import NoiseKey
 

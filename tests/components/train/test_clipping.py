@@ -13,6 +13,7 @@ from torch.func import functional_call, grad, vmap
 from lazydp.components.shared.errors import InputError
 from lazydp.components.train import clipping
 from lazydp.components.train.clipping import Capture, NormRule, clip_coefficients, register_rule, trained_layers
+from lazydp.components.train.units import Units
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -36,7 +37,7 @@ def captured(model: nn.Module, inputs: Tensor, scale: Tensor) -> tuple[Tensor, G
         parameter.grad = torch.zeros_like(parameter)
     with Capture(trained_layers(model)) as capture:
         model(inputs).square().sum().backward()
-    sq_norms = capture.sq_norms(inputs.shape[0])
+    sq_norms = capture.sq_norms(Units.examples(inputs.shape[0]))
     capture.add_weighted(scale)
     return sq_norms, {name: p.grad for name, p in model.named_parameters() if p.grad is not None}
 
@@ -113,7 +114,7 @@ def test_positions_of_any_shape(size: int, positions: int, num_out: int, seed: i
 
 
 def test_chunks_of_direct_gradients_join(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(clipping, "_DIRECT_CHUNK_BYTES", 4 * 4 * 3 * 2)
+    monkeypatch.setattr(clipping, "_CHUNK_BYTES", 4 * 4 * 3 * 2)
     torch.manual_seed(0)
     check(Spread(12, 4, 3), torch.randn(7, 4))
 

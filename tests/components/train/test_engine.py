@@ -19,8 +19,9 @@ from lazydp.components.models.recommender import ModelInputs, Recommender, initi
 from lazydp.components.shared.errors import FormatError, InputError, NonFiniteError, PendingNoiseError
 from lazydp.components.train import schedules
 from lazydp.components.train.dense import DenseOptimizer
-from lazydp.components.train.engine import Engine, PrivacyParameters
+from lazydp.components.train.engine import Engine
 from lazydp.components.train.examples import Examples
+from lazydp.components.train.mechanism import PrivacyParameters
 from lazydp.components.train.skip_ahead import EmbeddingSgd
 from lazydp.components.train.timer import StepTimer
 from lazydp.kernels.noise_key import NoiseKey

@@ -19,8 +19,9 @@ from lazydp.components.models.config import DlrmConfig
 from lazydp.components.models.layout import FeatureLayout
 from lazydp.components.train import schedules
 from lazydp.components.train.dense import DenseOptimizer
-from lazydp.components.train.engine import Engine, PrivacyParameters
+from lazydp.components.train.engine import Engine
 from lazydp.components.train.examples import Examples
+from lazydp.components.train.mechanism import PrivacyParameters
 from lazydp.components.train.skip_ahead import EmbeddingSgd
 from lazydp.kernels.noise_key import NoiseKey
 

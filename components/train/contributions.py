@@ -1,0 +1,158 @@
+"""What each privacy unit of a micro-batch adds to the sums: norms, clipping, and the weighted products that add it.
+
+A unit's gradient is that of its example, or of a user the sum (or mean) of those of its examples. Norms come from what
+the one backward pass left, exactly: of the dense layers by `clipping`, of the tables after equal rows have met, over
+all features that share a table and all examples of the unit.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from lazydp.components.shared.errors import InputError
+from lazydp.components.train.clipping import Capture, clip_coefficients, without
+from lazydp.components.train.lookups import Lookups
+from lazydp.components.train.mechanism import GROUPS, Group, GroupNorms, PrivacyParameters
+from lazydp.components.train.tables import TableGradient
+from lazydp.components.train.units import Units
+from lazydp.kernels import ops
+
+
+@dataclass(frozen=True, slots=True)
+class Contributions:
+    """The clipped contributions of one micro-batch.
+
+    Attributes:
+        units: U units of B examples.
+        sq_norms: squared norm of each unit's gradient by group, before clipping, float32 [U].
+        coefficients: what each unit's gradient is multiplied by, by group, float32 [U]; zero for a unit whose gradient
+            is not finite.
+        per_example: what that means for each example's gradient: float32 [B] by group, divided by b.
+    """
+
+    units: Units
+    sq_norms: Mapping[Group, Tensor]
+    coefficients: Mapping[Group, Tensor]
+    per_example: Mapping[Group, Tensor]
+
+    @classmethod
+    def of(
+        cls,
+        capture: Capture,
+        tables: Mapping[str, tuple[Lookups, Tensor]],
+        units: Units,
+        privacy: PrivacyParameters,
+    ) -> Contributions:
+        """Norms and coefficients, once the backward pass is done.
+
+        Args:
+            capture: of the dense layers.
+            tables: by table, all its lookups and the gradient of each bag [F * B, D].
+            units: of the micro-batch.
+            privacy: norms, divisor, and what is clipped of a user.
+        """
+        weights = _example_weights(units, privacy)
+        of_tables = torch.zeros(units.count)
+        for lookups, gradient in tables.values():
+            of_tables += table_sq_norms(lookups, gradient, units)
+        sums: dict[Group, Tensor] = {"dense": capture.sq_norms(units), "embeddings": of_tables}
+        sq_norms = sums if weights is None else {group: total * weights.square() for group, total in sums.items()}
+        coefficients = _coefficients(sq_norms, privacy)
+        scale = 1.0 / privacy.expected_batch_size
+        per_example = {
+            group: units.per_example(factor * scale if weights is None else factor * weights * scale)
+            for group, factor in coefficients.items()
+        }
+        return cls(units, sq_norms, coefficients, per_example)
+
+    def add(self, capture: Capture, tables: Mapping[str, tuple[Lookups, Tensor]]) -> dict[str, TableGradient]:
+        """Add the clipped contributions to the dense gradients, and give what the tables are to add."""
+        finite = torch.isfinite(self.sq_norms["dense"]) & torch.isfinite(self.sq_norms["embeddings"])
+        sent = {name: gradient for name, (_, gradient) in tables.items()}
+        if not bool(finite.all()):
+            dropped = self.units.per_example(~finite)
+            capture.drop(dropped)
+            sent = {
+                name: without(gradient, dropped.repeat(tables[name][0].bags_per_example))
+                for name, gradient in sent.items()
+            }
+        capture.add_weighted(self.per_example["dense"])
+        return {
+            name: TableGradient(tables[name][0], gradient, self.per_example["embeddings"])
+            for name, gradient in sent.items()
+        }
+
+
+def loss_weights(units: Units, privacy: PrivacyParameters) -> Tensor | float:
+    """What each example's loss [B] counts in the objective of which a step without clipping is the gradient."""
+    weights = _example_weights(units, privacy)
+    return (1.0 if weights is None else units.per_example(weights)) / privacy.expected_batch_size
+
+
+def units_of(size: int, user_sizes: Tensor | None, privacy: PrivacyParameters) -> Units:
+    """The units of a micro-batch of `size` examples.
+
+    Args:
+        size: B.
+        user_sizes: examples of each user, int64 [U], where users are sampled.
+        privacy: says whether they are.
+
+    Raises:
+        InputError: sizes where examples are clipped, none where users are, or sizes that don't add up to B.
+    """
+    if (user_sizes is None) != (privacy.user_gradient is None):
+        found = "no user_sizes" if user_sizes is None else "user_sizes"
+        raise InputError(f"user_gradient is {privacy.user_gradient}, and the examples came with {found}")
+    units = Units.examples(size) if user_sizes is None else Units(user_sizes)
+    if units.num_examples != size:
+        raise InputError(f"user_sizes add up to {units.num_examples}, in a micro-batch of {size} examples")
+    return units
+
+
+def table_sq_norms(lookups: Lookups, gradient: Tensor, units: Units) -> Tensor:
+    """Squared norm of what each unit sends to one table, float32 [U]: equal rows of a unit add up first.
+
+    Args:
+        lookups: F bags of each example.
+        gradient: of each bag, [F * B, D].
+        units: of the examples.
+    """
+    dim = gradient.shape[1]
+    if units.single:
+        by_bag = gradient.view(lookups.bags_per_example, units.count, dim)
+        return ops.bag_sq_norms(lookups.indices, lookups.offsets, by_bag, lookups.weights)
+    # A user of n examples is to the kernel one example with n F bags.
+    bags = torch.arange(lookups.num_bags).view(lookups.bags_per_example, units.num_examples)
+    parts = []
+    for run in units.runs():
+        width = lookups.bags_per_example * run.size
+        of_run = bags[:, run.first : run.first + run.units * run.size]
+        chosen = of_run.reshape(lookups.bags_per_example, run.units, run.size).transpose(1, 2).reshape(-1)
+        taken = lookups.take(chosen, bags_per_example=width)
+        by_bag = gradient[chosen].view(width, run.units, dim)
+        parts.append(ops.bag_sq_norms(taken.indices, taken.offsets, by_bag, taken.weights))
+    return torch.cat(parts)
+
+
+def _example_weights(units: Units, privacy: PrivacyParameters) -> Tensor | None:
+    """What the gradients of a unit's examples are multiplied by to give the unit's, [U]; None where it is 1."""
+    return 1.0 / units.sizes.to(torch.float32) if privacy.user_gradient == "mean" else None
+
+
+def _coefficients(sq_norms: Mapping[Group, Tensor], privacy: PrivacyParameters) -> dict[Group, Tensor]:
+    norms = privacy.max_grad_norm
+    total = sq_norms["dense"] + sq_norms["embeddings"]
+    if not isinstance(norms, GroupNorms):
+        joint = clip_coefficients(total, max_grad_norm=norms)
+        return dict.fromkeys(GROUPS, joint)
+    # A unit that is not finite in one group is not used in the other.
+    return {
+        group: torch.where(
+            torch.isfinite(total), clip_coefficients(sq_norms[group], max_grad_norm=norms.of(group)), 0.0
+        )
+        for group in GROUPS
+    }

@@ -1,0 +1,73 @@
+"""Privacy units within a micro-batch: which examples are clipped together.
+
+Where examples are sampled, a unit is one example. Where users are, it is all examples of one user, which lie side by
+side in one micro-batch. A user with n examples then is to the norms what an example with n times as many positions is:
+neighbouring users of equal n (a run) are handled as one block [users, n * positions, ...], without padding and without
+a copy, so that every rule for norms serves both.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True, slots=True)
+class Run:
+    """Units of equal size that follow each other.
+
+    Attributes:
+        units: how many, g.
+        first: number of the first one's first example.
+        size: examples of each, n.
+    """
+
+    units: int
+    first: int
+    size: int
+
+    def joined(self, tensor: Tensor) -> Tensor:
+        """[B, P, ...] of examples as [g, n P, ...] of this run's units."""
+        examples = tensor[self.first : self.first + self.units * self.size]
+        return examples.reshape(self.units, self.size * tensor.shape[1], *tensor.shape[2:])
+
+
+class Units:
+    """The units of one micro-batch, in the order of its examples.
+
+    Args:
+        sizes: examples of each unit, int64 [U], each at least 1. Few different ones side by side make few runs, so
+            that a micro-batch is best ordered by size.
+    """
+
+    def __init__(self, sizes: Tensor) -> None:
+        self.sizes = sizes
+        self.count = sizes.shape[0]
+        self.num_examples = int(sizes.sum())
+        self.single = self.num_examples == self.count
+        if self.count and int(sizes.min()) < 1:
+            raise ValueError(f"a unit has at least one example, found {int(sizes.min())}")
+
+    @classmethod
+    def examples(cls, count: int) -> Units:
+        """Every example a unit of its own."""
+        return cls(torch.ones(count, dtype=torch.int64))
+
+    def runs(self) -> Iterator[Run]:
+        """The units in runs of equal size."""
+        first = 0
+        for size, units in zip(*(part.tolist() for part in _consecutive(self.sizes)), strict=True):
+            yield Run(units, first, size)
+            first += units * size
+
+    def per_example(self, values: Tensor) -> Tensor:
+        """The value of its unit for each example: [U] -> [B]."""
+        return values if self.single else torch.repeat_interleave(values, self.sizes)
+
+
+def _consecutive(sizes: Tensor) -> tuple[Tensor, Tensor]:
+    values, counts = torch.unique_consecutive(sizes, return_counts=True)
+    return values, counts
