@@ -25,7 +25,7 @@ FORMAT_VERSION = 1
 PRIVATE = "private: computed from private data without noise; internal use only, not a release"
 
 # Scores held at once: examples x items, about 128 MB.
-_SCORES_AT_ONCE = 1 << 25
+SCORES_AT_ONCE = 1 << 25
 
 
 @dataclass(frozen=True, slots=True)
@@ -131,7 +131,7 @@ def _rank_both(scorer: Scorer, data: EncodedDataset, test: Split) -> tuple[Ranki
     num_items = data.items.num_items
     seen = data.seen_items() if data.spec.user is not None else None
     popularity = item_counts(data.split("train"), num_items=num_items)
-    at_once = max(1, _SCORES_AT_ONCE // (num_items + 1))
+    at_once = max(1, SCORES_AT_ONCE // (num_items + 1))
     model_ranks, popularity_ranks, users = [], [], []
     read = 0
     with Progress("evaluate", total=len(test), unit="examples") as progress:

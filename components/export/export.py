@@ -26,7 +26,7 @@ from lazydp.components.export.proof import OwedRows, prove_flushed
 from lazydp.components.export.statement import statement_of
 from lazydp.components.ingest.dataset import EncodedDataset
 from lazydp.components.models.build import build_model
-from lazydp.components.shared.errors import InputError, NotPrivateError
+from lazydp.components.shared.errors import InputError, NotPrivateError, PrivacyError
 from lazydp.components.shared.files import PRIVATE_FILE, read_json, sync_directory, write_json
 from lazydp.components.train.checkpoint import Checkpoint, RunFolder, RunIdentity
 from lazydp.components.train.engine import Engine
@@ -63,7 +63,7 @@ def export(
     Raises:
         InputError: the run is not finished, was exported already, or is of another dataset; or `out` exists; or the
             audit is of another run.
-        PrivacyError: the audit contradicts the run's claim.
+        PrivacyError: the audit contradicts the run's claim, or the run is a trial of a sweep that did not keep it.
         NotPrivateError: the run has no privacy, and that was not allowed.
         PendingNoiseError: a row owes noise after the flush.
         NonFiniteError: a weight is not finite.
@@ -110,6 +110,11 @@ def _identity(folder: RunFolder, *, allow_non_private: bool) -> RunIdentity:
         raise NotPrivateError(
             f"run {identity.run_id} was trained without privacy (mode sgd): releasing it protects nobody; "
             "train with --mode lazydp, or say --allow-non-private"
+        )
+    if identity.tuning is not None and not identity.selected:
+        raise PrivacyError(
+            f"{folder.path} is one trial of sweep {identity.run_id}, and only the one that the sweep keeps may be "
+            "released: finish it with `lazydp train --tune ... --resume`, then export its folder `best`"
         )
     return identity
 

@@ -30,9 +30,11 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self
 
 import torch
+from pydantic import ValidationError
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 
+from lazydp.components.budget.tuning import Tuning
 from lazydp.components.shared.errors import FormatError, InputError, IntegrityError, LazyDPError
 from lazydp.components.shared.files import (
     PRIVATE_DIRECTORY,
@@ -79,6 +81,8 @@ class RunIdentity:
         dataset_fingerprint: what it is trained on.
         code_version: the lazydp that started it.
         noise_multiplier: sigma, as configured or as calibrated when the run began; None without privacy.
+        tuning: the sweep that the run is a trial of; all trials of a sweep share its run id.
+        selected: whether the sweep is over and kept this trial; no other trial may be released.
     """
 
     run_id: str
@@ -86,10 +90,16 @@ class RunIdentity:
     dataset_fingerprint: str
     code_version: str
     noise_multiplier: float | None
+    tuning: Tuning | None = None
+    selected: bool = False
 
     def dp_event(self, max_examples_per_user: int | None, *, steps: int | None = None) -> DpEvent:
         """What the run, or its first `steps` steps, is to the accountant."""
         return self.config.dp_event(max_examples_per_user, noise_multiplier=self.noise_multiplier, steps=steps)
+
+    def released_event(self, training: DpEvent) -> DpEvent:
+        """What a release costs whose run's training is `training`: that, or the whole sweep that selected the run."""
+        return training if self.tuning is None else self.tuning.event(training)
 
     def differences(self, other: RunIdentity) -> list[str]:
         """`what: other's != ours` for everything in which `other` could not go on with this run."""
@@ -98,6 +108,7 @@ class RunIdentity:
             ("dataset", other.dataset_fingerprint, self.dataset_fingerprint),
             ("run id", other.run_id, self.run_id),
             ("lazydp version", other.code_version, self.code_version),
+            ("sweep", other.tuning, self.tuning),
         ):
             if theirs != ours:
                 found.append(f"{what}: {theirs!r} != {ours!r}")
@@ -112,6 +123,8 @@ class RunIdentity:
             "dataset_fingerprint": self.dataset_fingerprint,
             "code_version": self.code_version,
             "noise_multiplier": self.noise_multiplier,
+            "tuning": None if self.tuning is None else self.tuning.model_dump(mode="json"),
+            "selected": self.selected,
         }
 
     @classmethod
@@ -128,9 +141,13 @@ class RunIdentity:
                 dataset_fingerprint=document["dataset_fingerprint"],
                 code_version=document["code_version"],
                 noise_multiplier=document["noise_multiplier"],
+                tuning=None if document.get("tuning") is None else Tuning.model_validate(document["tuning"]),
+                selected=document.get("selected", False),
             )
         except KeyError as error:
             raise FormatError(f"run {where} lacks {error}: it was not written whole") from error
+        except ValidationError as error:
+            raise FormatError(f"run {where} names a sweep that is none: {error.errors()[0]['msg']}") from error
 
 
 @dataclass(frozen=True, slots=True)
@@ -239,6 +256,11 @@ class RunFolder:
         self._sweep()
         for folder in self._steps():
             _destroy(folder / _KEY)
+
+    def erase(self) -> None:
+        """Destroy the keys, then remove everything."""
+        self.destroy_keys()
+        shutil.rmtree(self.path)
 
     def key_destroyed(self) -> bool:
         """Whether the run was exported, so that nothing can be resumed."""

@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
+
+if TYPE_CHECKING:
+    from lazydp.components.train.config import TrainConfig
 
 
 @click.command(
@@ -20,7 +24,12 @@ import click
     type=click.Choice(["lazydp", "dpsgd", "sgd"]),
     help="Instead of the configuration's: lazydp; dpsgd, noise on every row at every step; sgd, no privacy at all.",
 )
-@click.option("--resume", is_flag=True, help="Go on with the run in --out, if it holds one.")
+@click.option(
+    "--tune",
+    type=click.Path(path_type=Path),
+    help="A sweep, YAML: try settings, and leave the best run in the folder `best` of --out. Charged as a whole.",
+)
+@click.option("--resume", is_flag=True, help="Go on with the run (or sweep) in --out, if it holds one.")
 @click.option("--test-key", type=int, metavar="SEED", help="A known noise key: for tests; the model is NOT private.")
 def command(
     dataset: Path,
@@ -28,6 +37,7 @@ def command(
     out: Path,
     ledger: str | None,
     mode: str | None,
+    tune: Path | None,
     resume: bool,
     test_key: int | None,
 ) -> None:
@@ -37,12 +47,16 @@ def command(
     key: keep it where the data is. Interrupt it at any moment and go on with --resume, to the same bits.
     """
     from lazydp.components.train.config import TrainConfig
-    from lazydp.components.train.train import train
     from lazydp.kernels.noise_key import NoiseKey
 
     settings = TrainConfig.load(config)
     if mode is not None:
         settings = settings.with_changes(mode=mode)
+    if tune is not None:
+        _tune(dataset, settings, tune, out=out, ledger=ledger, resume=resume, test_key=test_key)
+        return
+    from lazydp.components.train.train import train
+
     run = train(
         dataset=dataset,
         config=settings,
@@ -52,3 +66,29 @@ def command(
         key=NoiseKey.for_tests(test_key) if test_key is not None else None,
     )
     click.echo(f"run {run.identity.run_id}: {run.step} steps done; release it with `lazydp export --run {run.folder}`")
+
+
+def _tune(
+    dataset: Path,
+    settings: TrainConfig,
+    file: Path,
+    *,
+    out: Path,
+    ledger: str | None,
+    resume: bool,
+    test_key: int | None,
+) -> None:
+    from lazydp.components.train.tune import Sweep, tune
+
+    found = tune(
+        dataset=dataset,
+        config=settings,
+        sweep=Sweep.load(file),
+        out=out,
+        ledger=ledger,
+        resume=resume,
+        test_key=test_key,
+    )
+    # The best trial's settings and score are what the sweep releases; how many others there were is not.
+    click.echo(f"sweep {found.run_id}: best of its trials, score {found.score:.6g}, settings {found.settings}")
+    click.echo(f"release it with `lazydp export --run {found.folder}`")

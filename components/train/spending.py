@@ -19,6 +19,8 @@ def reserve(
 ) -> None:
     """Claim what the whole run may spend; a run that holds its claim already (a retry, a resumed run) keeps it.
 
+    A trial of a sweep claims what the whole sweep may spend: all its trials are that one mechanism.
+
     Args:
         url: of the ledger; None for the default one.
         identity: of the run.
@@ -30,7 +32,7 @@ def reserve(
         BudgetExceededError: the dataset's budget does not admit the run.
         PrivacyError: the dataset has no budget, or one of another privacy unit, or the run was closed.
     """
-    event = identity.dp_event(max_examples_per_user)
+    event = identity.released_event(identity.dp_event(max_examples_per_user))
     with Ledger.open(url) as ledger:
         ledger.register_dataset(identity.dataset_fingerprint, name=dataset_name, sources=sources)
         ledger.reserve(
@@ -38,7 +40,9 @@ def reserve(
             event=event,
             run_id=identity.run_id,
             privacy_unit=identity.config.privacy_unit,
-            config_digest=identity.config.digest(),
+            purpose="training" if identity.tuning is None else "tuning",
+            # One for the whole sweep: which settings a trial drew is told of the best one alone.
+            config_digest=identity.config.digest() if identity.tuning is None else identity.tuning.digest,
             code_version=identity.code_version,
         )
         ledger.require_reservation(identity.run_id, dataset=identity.dataset_fingerprint, event=event)
@@ -59,9 +63,14 @@ def commit(
     Raises:
         PrivacyError: the run holds no reservation there.
     """
-    event = identity.dp_event(max_examples_per_user, steps=steps)
+    event = identity.released_event(identity.dp_event(max_examples_per_user, steps=steps))
     with Ledger.open(url) as ledger:
         ledger.commit(identity.run_id, event=event, release=release)
+
+
+def close_without_release(url: str | None, identity: RunIdentity, *, max_examples_per_user: int | None) -> None:
+    """Charge a sweep that came to nothing: another one is another mechanism, so this one's charge stays."""
+    commit(url, identity, steps=identity.config.steps, release="nothing", max_examples_per_user=max_examples_per_user)
 
 
 def spent_elsewhere(url: str | None, identity: RunIdentity) -> tuple[SpentElsewhere, ...]:
