@@ -23,10 +23,11 @@ from lazydp.components.models.recommender import initial_tables
 from lazydp.components.shared.errors import InputError
 from lazydp.components.shared.files import PRIVATE_DIRECTORY, PRIVATE_FILE, atomic_directory, write_bytes
 from lazydp.components.shared.progress import Progress
+from lazydp.components.train.batches import batch_maker
 from lazydp.components.train.checkpoint import RunIdentity
-from lazydp.components.train.config import TrainConfig
+from lazydp.components.train.config import GroupNorms, TrainConfig
 from lazydp.components.train.loader import Prefetcher
-from lazydp.components.train.train import batch_maker, contribution_bound, embedding_optimizer, engine_for
+from lazydp.components.train.train import contribution_bound, embedding_optimizer, engine_for
 from lazydp.kernels.noise_key import NoiseKey
 
 FEWEST_CANARIES = 100
@@ -121,11 +122,25 @@ def _examples_each(data: EncodedDataset, config: TrainConfig) -> int:
     return contribution_bound(data) or 1 if config.privacy_unit == "user" else 1
 
 
+def _contributions_each(data: EncodedDataset, config: TrainConfig) -> int:
+    """How many clipped gradients one canary may send in a step: users who are sampled send one."""
+    return 1 if config.sampling == "user" else _examples_each(data, config)
+
+
+def _clipping(config: TrainConfig) -> tuple[float, float]:
+    """C of the tables, and what the noise on them is multiplied by because the dense layers have a norm of their own.
+
+    Worked out apart from the code that adds the noise, whose errors an audit is to find.
+    """
+    norms = config.max_grad_norm
+    return (norms.embeddings, math.sqrt(2)) if isinstance(norms, GroupNorms) else (norms, 1.0)
+
+
 def _train(data: EncodedDataset, identity: RunIdentity, secret: NoiseKey, included: Coins) -> Tensor:
     """The canaries' rows [m, D] of the trained and flushed model; they began at zero."""
     config = identity.config
     model = CanaryModel(
-        build_model(data.spec, config.model), num_canaries=len(included), max_grad_norm=config.max_grad_norm
+        build_model(data.spec, config.model), num_canaries=len(included), max_grad_norm=_clipping(config)[0]
     )
     tables = initial_tables(model)
     tables[CANARY].zero_()
@@ -154,11 +169,13 @@ def _conclude(
     assert identity.noise_multiplier is not None
     assert config.target_delta is not None
     statistics = _statistics(rows)
+    max_grad_norm, factor = _clipping(config)
+    noise_multiplier = factor * identity.noise_multiplier
     separation = promised_separation(
-        noise_multiplier=identity.noise_multiplier,
+        noise_multiplier=noise_multiplier,
         sampling_prob=config.sampling_prob,
         steps=config.steps,
-        examples_each=_examples_each(data, config),
+        examples_each=_contributions_each(data, config),
     )
     outcomes = [
         judge(rule, statistics, included, delta=config.target_delta, confidence=confidence)
@@ -168,7 +185,7 @@ def _conclude(
     ]
     std = promised_std(
         embedding_optimizer(config),
-        noise_scale=identity.noise_multiplier * config.max_grad_norm / config.expected_batch_size,
+        noise_scale=noise_multiplier * max_grad_norm / config.expected_batch_size,
         steps=config.steps,
     )
     report = AuditReport(
@@ -184,7 +201,7 @@ def _conclude(
         privacy_unit=config.privacy_unit,
         max_examples_per_user=bound if config.privacy_unit == "user" else None,
         noise_multiplier=identity.noise_multiplier,
-        max_grad_norm=config.max_grad_norm,
+        max_grad_norm=config.stated_norms(),
         sampling_prob=config.sampling_prob,
         expected_batch_size=config.expected_batch_size,
         steps=config.steps,

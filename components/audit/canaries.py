@@ -83,6 +83,8 @@ def direction(dim: int) -> Tensor:
 class AuditedDataset(EncodedDataset):
     """A dataset whose training split also holds canaries.
 
+    To a run that samples users each canary is one more user, after those of the data.
+
     Args:
         data: the dataset.
         canaries: numbers of the canaries that are in, int64 [n].
@@ -91,22 +93,38 @@ class AuditedDataset(EncodedDataset):
 
     def __init__(self, data: EncodedDataset, canaries: Rows, *, examples_each: int = 1) -> None:
         super().__init__(data.path, data.manifest, data.spec)
-        self._canaries = np.repeat(canaries, examples_each)
+        self._canaries = canaries
+        self._examples_each = examples_each
+
+    @property
+    def num_users(self) -> int:
+        """Users of the data, and the canaries that are in."""
+        return super().num_users + len(self._canaries)
 
     def split(self, name: str) -> Split:
         """The split; that for training ends with the canaries' examples."""
         found = super().split(name)
-        return _SplitWithCanaries(found, self._canaries) if name == TRAIN else found
+        if name != TRAIN:
+            return found
+        return _SplitWithCanaries(found, self._canaries, self._examples_each, first_user=super().num_users)
 
 
 class _SplitWithCanaries(Split):
-    def __init__(self, split: Split, canaries: Rows) -> None:
-        # Not a split of a file: it answers the two questions that a run asks.
+    def __init__(self, split: Split, canaries: Rows, examples_each: int, *, first_user: int) -> None:
+        # Not a split of a file: it answers the three questions that a run asks.
         self._examples = split
-        self._canaries = canaries
+        self._canaries = np.repeat(canaries, examples_each)
+        self._examples_each = examples_each
+        self._first_user = first_user
 
     def __len__(self) -> int:
         return len(self._examples) + len(self._canaries)
+
+    def rows_of(self, users: Rows) -> tuple[Rows, Rows]:
+        is_canary = users >= self._first_user
+        starts, counts = self._examples.rows_of(users)
+        of_canaries = len(self._examples) + (users - self._first_user) * self._examples_each
+        return np.where(is_canary, of_canaries, starts), np.where(is_canary, self._examples_each, counts)
 
     def take(self, rows: Rows) -> Batch:
         rows = np.asarray(rows, dtype=np.int64)

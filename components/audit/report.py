@@ -68,7 +68,7 @@ class AuditReport(_Model):
     privacy_unit: Literal["example", "user"]
     max_examples_per_user: int | None
     noise_multiplier: float
-    max_grad_norm: float
+    max_grad_norm: float | dict[str, float] = Field(description="C, or one for each group of parameters")
     sampling_prob: float
     expected_batch_size: float
     steps: int

@@ -23,7 +23,7 @@ from lazydp.components.train.timer import StepTimer
 from lazydp.kernels.noise_key import NoiseKey
 
 LEARNING_RATE = 1e-3
-_PRIVACY = {"noise_multiplier": 1.0, "max_grad_norm": 1.0}
+_NOISE_MULTIPLIER, _MAX_GRAD_NORM = 1.0, 1.0
 
 
 class Trainer(Protocol):
@@ -73,7 +73,11 @@ def engine(shape: StepShape, weights: Mapping[str, Tensor], mode: Mode, *, timer
     return Engine(
         shape.model(),
         mode=mode,
-        privacy=PrivacyParameters(**_PRIVACY, expected_batch_size=shape.batch_size),
+        privacy=PrivacyParameters(
+            noise_multiplier=_NOISE_MULTIPLIER,
+            max_grad_norm=_MAX_GRAD_NORM,
+            expected_batch_size=shape.batch_size,
+        ),
         embeddings=EmbeddingSgd(rate),
         dense=DenseOptimizer.named("sgd", learning_rate=rate, fused=True),
         key=NoiseKey.generate(),
@@ -120,11 +124,12 @@ class OpacusGhost:
         except ImportError as error:
             raise UnavailableError("opacus is not installed: pip install lazydp[peers]") from error
         self._model = GradSampleModuleFastGradientClipping(
-            _WithEmbeddings(shape, weights), max_grad_norm=_PRIVACY["max_grad_norm"], use_ghost_clipping=True
+            _WithEmbeddings(shape, weights), max_grad_norm=_MAX_GRAD_NORM, use_ghost_clipping=True
         )
         self._optimizer = DPOptimizerFastGradientClipping(
             torch.optim.SGD(self._model.parameters(), lr=LEARNING_RATE),
-            **_PRIVACY,
+            noise_multiplier=_NOISE_MULTIPLIER,
+            max_grad_norm=_MAX_GRAD_NORM,
             expected_batch_size=shape.batch_size,
         )
         criterion = nn.BCEWithLogitsLoss(reduction="mean")

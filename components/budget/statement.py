@@ -6,6 +6,8 @@ from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from lazydp.components.budget.tuning import Tuning
+
 PrivacyUnit = Literal["example", "user"]
 
 FLOATING_POINT = (
@@ -60,8 +62,9 @@ class PrivacyStatement(_Model):
     max_examples_per_user: int | None = Field(default=None, ge=1)
     neighbouring_relation: str = ADD_OR_REMOVE
     sampler: str
+    user_gradient: Literal["sum", "mean"] | None = Field(default=None, description="clipped where users are sampled")
     noise_multiplier: float = Field(ge=0)
-    max_grad_norm: float | None
+    max_grad_norm: float | dict[str, float] | None
     expected_batch_size: float | None = None
     sampling_prob: float = Field(gt=0, le=1)
     steps: int = Field(ge=0)
@@ -71,6 +74,9 @@ class PrivacyStatement(_Model):
     assumed_public: tuple[str, ...]
     not_covered: tuple[str, ...]
     spent_elsewhere: tuple[SpentElsewhere, ...] = ()
+    tuning: Tuning | None = Field(
+        default=None, description="the sweep that chose the settings; every epsilon covers it"
+    )
     random_generator: str = RANDOM_GENERATOR
     test_key: bool = False
     floating_point: str = FLOATING_POINT
@@ -98,8 +104,8 @@ DEFAULT_PUBLIC = (
     "hashed and declared vocabularies, and the item catalogue",
     "the initial weights",
 )
+CHOICE_OF_SETTINGS = "the choice of hyper-parameters"
 DEFAULT_NOT_COVERED = (
     "metrics computed on private data: they are internal",
-    "the choice of hyper-parameters, unless an entry of the ledger says so",
     "what a user's answers from the service reveal about the features sent with the request",
 )

@@ -1,12 +1,16 @@
-"""The privacy statement of a run, computed from what was really done."""
+"""The privacy statement of a run, computed from what was really done.
+
+A run that a sweep kept is stated as the sweep: choosing it is part of what was done to the data.
+"""
 
 from __future__ import annotations
 
 import math
 
 from lazydp.components.budget.accounting import accountant_version, epsilon, epsilon_over_steps
-from lazydp.components.budget.events import user_level_event, without_amplification
+from lazydp.components.budget.events import without_amplification
 from lazydp.components.budget.statement import (
+    CHOICE_OF_SETTINGS,
     DEFAULT_NOT_COVERED,
     DEFAULT_PUBLIC,
     AuditResult,
@@ -16,7 +20,7 @@ from lazydp.components.budget.statement import (
 )
 from lazydp.components.features.spec import FeatureSpec
 from lazydp.components.train.checkpoint import RunIdentity
-from lazydp.components.train.sampler import SAMPLER
+from lazydp.components.train.sampler import poisson_dp_event, sampler_name
 
 # Stated by runs without privacy, where no epsilon goes with it.
 _NO_DELTA = 1e-5
@@ -60,51 +64,62 @@ def statement_of(
     spent = user_level = unamplified = rdp = None
     over_steps: tuple[StepEpsilon, ...] = ()
     if private:
-        event = identity.dp_event(max_examples_per_user, steps=steps)
+        event = identity.released_event(identity.dp_event(max_examples_per_user, steps=steps))
         spent, rdp = figure(epsilon(event, delta=delta)), figure(epsilon(event, delta=delta, accountant="rdp"))
-        over_steps = tuple(
-            StepEpsilon(step=step, epsilon=value)
-            for step, value in epsilon_over_steps(
-                lambda step: identity.dp_event(max_examples_per_user, steps=step), steps=steps, delta=delta
+        over_steps = (
+            ()
+            if identity.tuning is not None
+            else tuple(
+                StepEpsilon(step=step, epsilon=value)
+                for step, value in epsilon_over_steps(
+                    lambda step: identity.dp_event(max_examples_per_user, steps=step), steps=steps, delta=delta
+                )
             )
         )
-        unit_bound = max_examples_per_user if config.privacy_unit == "user" and max_examples_per_user else 1
+        several = config.privacy_unit == "user" and config.sampling == "example"
+        unit_bound = max_examples_per_user if several and max_examples_per_user else 1
         unamplified = figure(
             epsilon(
-                without_amplification(noise_multiplier=sigma, steps=steps, max_examples_per_user=unit_bound),
+                identity.released_event(
+                    without_amplification(noise_multiplier=sigma, steps=steps, max_examples_per_user=unit_bound)
+                ),
                 delta=delta,
             )
         )
         if max_examples_per_user is not None:
-            of_user = user_level_event(
+            of_user = poisson_dp_event(
                 noise_multiplier=sigma,
                 sampling_prob=config.sampling_prob,
                 steps=steps,
                 max_examples_per_user=max_examples_per_user,
+                sampled=config.sampling,
             )
-            user_level = figure(epsilon(of_user, delta=delta))
+            user_level = figure(epsilon(identity.released_event(of_user), delta=delta))
     return PrivacyStatement(
         private=private,
         why_not_private=_why_not_private(config.private, test_key=test_key),
         epsilon=spent,
         delta=delta,
-        accountant="pld",
+        # A selection has no loss distribution (`accounting.epsilon`).
+        accountant="pld" if identity.tuning is None else "rdp",
         accountant_version=accountant_version(),
         epsilon_rdp=rdp,
         privacy_unit=config.privacy_unit,
         max_examples_per_user=max_examples_per_user,
-        sampler=SAMPLER,
+        sampler=sampler_name(config.sampling),
+        user_gradient=config.user_gradient,
         noise_multiplier=sigma,
-        max_grad_norm=config.max_grad_norm if config.private else None,
+        max_grad_norm=config.stated_norms() if config.private else None,
         expected_batch_size=config.expected_batch_size,
         sampling_prob=config.sampling_prob,
         steps=steps,
         epsilon_without_amplification=unamplified,
         epsilon_user_level=user_level,
         epsilon_over_steps=over_steps,
-        assumed_public=DEFAULT_PUBLIC,
+        assumed_public=(*DEFAULT_PUBLIC, *_public(identity)),
         not_covered=(*DEFAULT_NOT_COVERED, *_not_covered(identity, spec)),
         spent_elsewhere=spent_elsewhere,
+        tuning=identity.tuning,
         test_key=test_key,
         code_version=identity.code_version,
         audit=audit,
@@ -117,8 +132,15 @@ def _why_not_private(has_noise: bool, *, test_key: bool) -> str | None:
     return "trained under a noise key made for tests, which everyone knows" if test_key else None
 
 
+def _public(identity: RunIdentity) -> list[str]:
+    if identity.tuning is None or identity.tuning.public_dataset is None:
+        return []
+    return [f"dataset {identity.tuning.public_dataset[:12]}, on which the trials of the sweep were scored"]
+
+
 def _not_covered(identity: RunIdentity, spec: FeatureSpec) -> list[str]:
-    found = [_SEEN_ITEMS] if spec.user is not None and spec.item is not None else []
+    found = [CHOICE_OF_SETTINGS] if identity.tuning is None else []
+    found += [_SEEN_ITEMS] if spec.user is not None and spec.item is not None else []
     if identity.config.privacy_unit == "example" and spec.history is not None:
         found.append(_HISTORIES)
     return found

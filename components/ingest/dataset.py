@@ -107,9 +107,8 @@ class Split:
     (ascending) or None.
     """
 
-    def __init__(self, spec: FeatureSpec, columns: Mapping[str, pa.Array], sequence: Array, num_users: int) -> None:
+    def __init__(self, spec: FeatureSpec, columns: Mapping[str, pa.Array], sequence: Array) -> None:
         self._size = len(columns["label"])
-        self._num_users = num_users
         self._sequence = sequence
         self.label: Array = _numbers(columns["label"])
         self.item: Array | None = _numbers(columns["item"]) if "item" in columns else None
@@ -167,17 +166,18 @@ class Split:
             bags[HISTORY] = _gathered(self._sequence, ends - lengths, lengths)
         return bags
 
-    def user_offsets(self) -> Rows:
-        """Where each user's examples begin, and at last where the last one's end: int64 [num_users + 1].
+    def rows_of(self, users: Rows) -> tuple[Rows, Rows]:
+        """Where the examples of `users` (int64 [U], user_index) begin, and how many each has: int64 [U] both.
 
-        The examples of user u are rows offsets[u] .. offsets[u + 1] - 1.
+        A user's examples lie side by side, so two binary searches find them: what isn't asked for isn't read.
 
         Raises:
             InputError: the dataset has no user column.
         """
         if self.user_index is None:
             raise InputError("this dataset has no user column: its privacy unit can only be the example")
-        return np.searchsorted(self.user_index, np.arange(self._num_users + 1)).astype(np.int64)
+        starts = np.searchsorted(self.user_index, users).astype(np.int64)
+        return starts, np.searchsorted(self.user_index, users, side="right") - starts
 
 
 class EncodedDataset:
@@ -225,7 +225,7 @@ class EncodedDataset:
 
     def _open_split(self, name: str) -> Split:
         sequence = self._sequences[0] if self._sequences is not None else np.empty(0, dtype=np.int32)
-        return Split(self.spec, _read_columns(self.path / f"{name}.arrow"), sequence, self.manifest.counts.users)
+        return Split(self.spec, _read_columns(self.path / f"{name}.arrow"), sequence)
 
     def split(self, name: str) -> Split:
         """The split "train" or "test".

@@ -9,10 +9,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, Self
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, PositiveInt, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Discriminator, Field, PositiveInt, Tag, ValidationError, model_validator
 
 from lazydp.components.models.config import ModelConfig
 from lazydp.components.shared.errors import InputError
+from lazydp.components.train import mechanism
 
 if TYPE_CHECKING:
     from dp_accounting import DpEvent
@@ -101,6 +102,25 @@ class DenseOptimizer(_Frozen):
     schedule: Schedule = Schedule()
 
 
+class GroupNorms(_Frozen):
+    """One clipping norm for each group of parameters; `mechanism` argues for its accounting.
+
+    Attributes:
+        dense: C of the dense layers.
+        embeddings: C of the embedding tables.
+    """
+
+    dense: Positive
+    embeddings: Positive
+
+
+_ONE, _GROUPS = "(one norm)", "(a norm for each group)"
+MaxGradNorm = Annotated[
+    Annotated[Positive, Tag(_ONE)] | Annotated[GroupNorms, Tag(_GROUPS)],
+    Discriminator(lambda value: _GROUPS if isinstance(value, dict | GroupNorms) else _ONE),
+]
+
+
 class TrainConfig(_Frozen):
     """One training run.
 
@@ -111,17 +131,23 @@ class TrainConfig(_Frozen):
         model: the recommender, with the public seed of its initial weights.
         mode: `lazydp`; `dpsgd`, the same law with noise on every row at every step; `sgd`, neither clipping nor noise.
         privacy_unit: whose presence is hidden: an `example` (one row of the training split) or a `user` (at most k).
-        sampling_prob: q, the probability that a step holds a given example.
-        expected_batch_size: b, the constant that divides every noised sum.
+        sampling: what a step draws, each with probability q: an `example`; or a `user` with all examples, clipped
+            together (with privacy_unit user).
+        user_gradient: with sampling user, what is clipped: the `sum` or `mean` of the gradients of a user's examples.
+        sampling_prob: q, the probability that a step holds a given example (or user).
+        expected_batch_size: b, the constant that divides every noised sum; in examples (or users).
         steps: T.
         noise_multiplier: sigma; or
         target_epsilon: epsilon from which sigma is calibrated, together with target_delta.
         target_delta: delta of every figure of epsilon.
-        max_grad_norm: C.
+        max_grad_norm: C, or one for each group of parameters: `{dense: 0.5, embeddings: 1.0}`.
         negatives: uniform negatives an example is trained against (implicit feedback).
         embeddings: optimizer of the tables.
         dense: optimizer of the dense layers.
-        micro_batch_size: most examples in memory at once; larger batches are summed from parts.
+        micro_batch_size: most examples in memory at once; larger batches are summed from parts. A user's examples are
+            never parted, so with sampling user it is at least the dataset's max_examples_per_user.
+        publish_every: steps between snapshots that are released while training goes on; None for none. Part of what
+            the run computes: a snapshot flushes the tables.
         checkpoint_every: steps between checkpoints.
         log_every: steps between log lines.
     """
@@ -130,28 +156,45 @@ class TrainConfig(_Frozen):
     model: ModelConfig
     mode: Mode = "lazydp"
     privacy_unit: PrivacyUnit = "example"
+    sampling: Literal["example", "user"] = "example"
+    user_gradient: mechanism.UserGradient | None = None
     sampling_prob: Annotated[float, Field(gt=0, le=1)]
     expected_batch_size: Positive
     steps: PositiveInt
     noise_multiplier: Positive | None = None
     target_epsilon: Positive | None = None
     target_delta: Annotated[float, Field(gt=0, lt=1)] | None = None
-    max_grad_norm: Positive = 1.0
+    max_grad_norm: MaxGradNorm = 1.0
     negatives: PositiveInt = 8
     embeddings: EmbeddingOptimizer = EmbeddingOptimizer()
     dense: DenseOptimizer = DenseOptimizer()
     micro_batch_size: PositiveInt = 4096
+    publish_every: PositiveInt | None = None
     checkpoint_every: PositiveInt = 500
     log_every: PositiveInt = 100
 
     @model_validator(mode="after")
     def _privacy_is_stated(self) -> Self:
         if self.mode == "sgd":
+            if self.publish_every is not None:
+                raise ValueError("publish_every: snapshots of a run without privacy are not released")
             return self
         if (self.noise_multiplier is None) == (self.target_epsilon is None):
             raise ValueError("give one of noise_multiplier and target_epsilon (or mode: sgd, which has no privacy)")
         if self.target_delta is None:
             raise ValueError("target_delta is missing: every epsilon is stated at a delta, for example 1.0e-5")
+        return self
+
+    @model_validator(mode="after")
+    def _sampling_fits_the_unit(self) -> Self:
+        if self.sampling == "user" and self.privacy_unit != "user":
+            raise ValueError("sampling: user clips all examples of a user together: say privacy_unit: user as well")
+        if self.sampling == "user" and self.user_gradient is None:
+            raise ValueError(
+                "user_gradient is missing: is it the sum or the mean of a user's gradients that is clipped?"
+            )
+        if self.sampling == "example" and self.user_gradient is not None:
+            raise ValueError("user_gradient belongs to sampling: user; sampled examples are clipped one by one")
         return self
 
     @property
@@ -212,6 +255,21 @@ class TrainConfig(_Frozen):
             if ours.get(name) != theirs.get(name)
         ]
 
+    def stated_norms(self) -> float | dict[str, float]:
+        """C, or C by group of parameters, as statements and reports give it."""
+        norms = self.max_grad_norm
+        return norms.model_dump() if isinstance(norms, GroupNorms) else norms
+
+    def privacy_parameters(self, noise_multiplier: float | None) -> mechanism.PrivacyParameters:
+        """The mechanism of a step, with the sigma of the run (None without noise)."""
+        norms = self.max_grad_norm
+        return mechanism.PrivacyParameters(
+            noise_multiplier=noise_multiplier or 0.0,
+            max_grad_norm=mechanism.GroupNorms(**norms.model_dump()) if isinstance(norms, GroupNorms) else norms,
+            expected_batch_size=self.expected_batch_size,
+            user_gradient=self.user_gradient,
+        )
+
     def dp_event(
         self, max_examples_per_user: int | None, *, noise_multiplier: float | None = None, steps: int | None = None
     ) -> DpEvent:
@@ -234,6 +292,7 @@ class TrainConfig(_Frozen):
             sampling_prob=self.sampling_prob,
             steps=self.steps if steps is None else steps,
             max_examples_per_user=max_examples_per_user if self.privacy_unit == "user" else None,
+            sampled=self.sampling,
         )
 
     def calibrated_noise_multiplier(self, max_examples_per_user: int | None) -> float:
@@ -264,7 +323,7 @@ def _flatten(settings: dict[str, Any], prefix: str = "") -> dict[str, Any]:
 def _one_line(error: ValidationError) -> str:
     problems = []
     for problem in error.errors():
-        field = ".".join(str(part) for part in problem["loc"])
+        field = ".".join(str(part) for part in problem["loc"] if part not in (_ONE, _GROUPS))
         message = problem["msg"].removeprefix("Value error, ")
         found = "" if problem["type"] in ("missing", "value_error") else f" (found {problem['input']!r:.60})"
         problems.append(f"{field}: {message}{found}" if field else message)

@@ -1,8 +1,9 @@
-"""Poisson sampling of examples and uniform sampling of negatives, from the secure stream.
+"""Poisson sampling of examples or users, and uniform sampling of negatives, from the secure stream.
 
-A step holds each example independently with probability q. Drawing a coin an example would cost as much as the
-dataset is long; the same law costs what the batch is long when the size M ~ Binomial(N, q) is drawn first and then
-a uniform subset of M members: given its size, a Poisson sample is a uniform subset.
+A step holds each example (or each user, with all examples) independently with probability q. Drawing a coin an
+example would cost as much as the dataset is long; the same law costs what the batch is long when the size
+M ~ Binomial(N, q) is drawn first and then a uniform subset of M members: given its size, a Poisson sample is a uniform
+subset.
 
 Both draws are pure functions of (key, step): nothing is carried from step to step, so a resumed run, or another
 process, draws the same batch. Exactness:
@@ -18,7 +19,7 @@ So a run of T steps has the law of ideal Poisson sampling up to T * 2**-96 in to
 from __future__ import annotations
 
 import bisect
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -30,7 +31,10 @@ if TYPE_CHECKING:
     from dp_accounting import DpEvent
 
 SAMPLER = "poisson"
-"""Name of the law of the batches, as the accounting and the privacy statement know it."""
+"""Name of the law of the batches, as the accounting knows it."""
+
+Sampled = Literal["example", "user"]
+"""What a step draws."""
 
 _UNIFORM_BITS = 128
 _FIXED_POINT_BITS = 256
@@ -145,16 +149,18 @@ class PoissonSampler:
 
     Args:
         key: the run's key; the sampler draws under a key derived from it.
-        population: how many examples there are, N. Private, unlike q.
+        population: how many examples (or users) there are, N. Private, unlike q.
         sampling_prob: q, a public setting.
+        sampled: what is drawn.
     """
 
-    def __init__(self, key: NoiseKey, *, population: int, sampling_prob: float) -> None:
+    def __init__(self, key: NoiseKey, *, population: int, sampling_prob: float, sampled: Sampled = "example") -> None:
         if not 0 < sampling_prob <= 1:
             raise ValueError(f"sampling_prob: expected 0 < q <= 1, found {sampling_prob}")
         self._key = key.derive("sampling")
         self._population = population
         self._sampling_prob = sampling_prob
+        self._sampled: Sampled = sampled
         self._size = BinomialLaw(population, sampling_prob)
 
     @property
@@ -163,7 +169,7 @@ class PoissonSampler:
         return self._population
 
     def members(self, step: int) -> npt.NDArray[np.int64]:
-        """The examples of step `step` (1, 2, ...), ascending; possibly none. A pure function of (key, step)."""
+        """What step `step` (1, 2, ...) draws, ascending; possibly none. A pure function of (key, step)."""
         stream = Keystream(self._key, stream=step)
         return uniform_subset(stream, self._population, self._size.draw(stream))
 
@@ -174,23 +180,36 @@ class PoissonSampler:
             sampling_prob=self._sampling_prob,
             steps=steps,
             max_examples_per_user=max_examples_per_user,
+            sampled=self._sampled,
         )
 
 
+def sampler_name(sampled: Sampled) -> str:
+    """The sampler as the privacy statement names it."""
+    return SAMPLER if sampled == "example" else f"{SAMPLER} over users"
+
+
 def poisson_dp_event(
-    *, noise_multiplier: float, sampling_prob: float, steps: int, max_examples_per_user: int | None
+    *,
+    noise_multiplier: float,
+    sampling_prob: float,
+    steps: int,
+    max_examples_per_user: int | None,
+    sampled: Sampled = "example",
 ) -> DpEvent:
     """The event of Poisson-sampled DP-SGD, needed before a dataset (hence a sampler) is at hand.
 
     Args:
         noise_multiplier: standard deviation of the noise over `max_grad_norm`.
-        sampling_prob: q of each example.
+        sampling_prob: q of each example, or of each user.
         steps: how many steps were, or will be, taken.
         max_examples_per_user: None when an example is the privacy unit; else the bound k when a user is.
+        sampled: what a step draws. A user who is drawn, with however many examples, contributes one clipped gradient:
+            then a step is the plain sampled Gaussian per user, and k has no part in it.
     """
     from lazydp.components.budget.events import dpsgd_event, user_level_event  # noqa: PLC0415 - slow to import
 
-    if max_examples_per_user is None:
+    if max_examples_per_user is None or sampled == "user":
         return dpsgd_event(noise_multiplier=noise_multiplier, sampling_prob=sampling_prob, steps=steps, sampler=SAMPLER)
     return user_level_event(
         noise_multiplier=noise_multiplier,

@@ -3,37 +3,32 @@
 from __future__ import annotations
 
 import importlib.metadata
-import logging
-import math
 import os
 import uuid
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-import torch
 from torch import Tensor
 
-from lazydp.components.budget.accounting import epsilon
 from lazydp.components.budget.events import event_to_json
+from lazydp.components.budget.tuning import Tuning
 from lazydp.components.features.spec import FeatureSpec
 from lazydp.components.ingest.dataset import EncodedDataset
 from lazydp.components.models.build import build_model
 from lazydp.components.models.recommender import Recommender
 from lazydp.components.shared.errors import InputError
 from lazydp.components.shared.progress import Progress
+from lazydp.components.train.batches import batch_maker
 from lazydp.components.train.checkpoint import BackgroundWriter, Checkpoint, RunFolder, RunIdentity
 from lazydp.components.train.config import TrainConfig
 from lazydp.components.train.dense import DenseOptimizer
-from lazydp.components.train.engine import Engine, PrivacyParameters, StepReport
-from lazydp.components.train.examples import Examples
+from lazydp.components.train.engine import Engine
 from lazydp.components.train.loader import Prefetcher
-from lazydp.components.train.sampler import NegativeSampler, PoissonSampler
+from lazydp.components.train.private_log import PrivateLog
 from lazydp.components.train.skip_ahead import EmbeddingSgd
 from lazydp.components.train.spending import reserve
 from lazydp.kernels.noise_key import NoiseKey
-
-_log = logging.getLogger("lazydp.train")
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,6 +55,7 @@ def train(
     resume: bool = False,
     run_id: str | None = None,
     key: NoiseKey | None = None,
+    tuning: Tuning | None = None,
 ) -> Run:
     """Train, or go on training, until `config.steps` steps are done.
 
@@ -74,6 +70,7 @@ def train(
         resume: go on with the run in `out`, if there is one, instead of refusing.
         run_id: names the run in the ledger, so that a retry elsewhere is the same run; None for a fresh name.
         key: the noise key of a new run; None for a fresh secret one. Tests give one made for tests.
+        tuning: the sweep that this is a trial of (`tune`); `run_id` is then the sweep's.
 
     Raises:
         InputError: `out` holds another run, or one that was exported, or the dataset doesn't fit the configuration.
@@ -81,7 +78,7 @@ def train(
     """
     data = EncodedDataset.open(dataset)
     with RunFolder.locked(out, create=True) as folder:
-        identity = _begin(folder, data, config, resume=resume, run_id=run_id)
+        identity = _begin(folder, data, config, resume=resume, run_id=run_id, tuning=tuning)
         checkpoint = folder.latest()
         secret = key_of(checkpoint, folder) if checkpoint is not None else key or NoiseKey.generate()
         if config.private:
@@ -105,7 +102,7 @@ def train(
 def _loop(engine: Engine, identity: RunIdentity, secret: NoiseKey, data: EncodedDataset, folder: RunFolder) -> None:
     """Step until the last step; nothing of the loop outlives it, however it ends."""
     config = identity.config
-    log = _PrivateLog(identity, data)
+    log = PrivateLog(identity, contribution_bound(data))
     writer = BackgroundWriter(folder, memory_limit=_snapshot_limit())
     batches = Prefetcher(batch_maker(data, config, secret), first=engine.steps_done + 1, last=config.steps)
     with writer, batches, Progress("train", total=config.steps - engine.steps_done, unit="steps") as progress:
@@ -117,7 +114,13 @@ def _loop(engine: Engine, identity: RunIdentity, secret: NoiseKey, data: Encoded
 
 
 def _begin(
-    folder: RunFolder, data: EncodedDataset, config: TrainConfig, *, resume: bool, run_id: str | None
+    folder: RunFolder,
+    data: EncodedDataset,
+    config: TrainConfig,
+    *,
+    resume: bool,
+    run_id: str | None,
+    tuning: Tuning | None,
 ) -> RunIdentity:
     """The run that `folder` holds, or a new one."""
     bound = contribution_bound(data)
@@ -126,6 +129,11 @@ def _begin(
             f"privacy_unit user needs a bound on the examples of a user, and dataset {data.path} has none: "
             "set max_examples_per_user in the feature spec and ingest again"
         )
+    if config.sampling == "user" and bound is not None and bound > config.micro_batch_size:
+        raise InputError(
+            f"micro_batch_size {config.micro_batch_size} is below max_examples_per_user {bound} of {data.path}, "
+            f"and sampling user never parts a user's examples: set micro_batch_size to {bound} or more"
+        )
     held = folder.identity()
     given = RunIdentity(
         run_id=run_id or (held.run_id if held is not None else _new_run_id()),
@@ -133,6 +141,7 @@ def _begin(
         dataset_fingerprint=data.manifest.fingerprint,
         code_version=importlib.metadata.version("lazydp"),
         noise_multiplier=held.noise_multiplier if held is not None else None,
+        tuning=tuning,
     )
     differences = held.differences(given) if held is not None else []
     if held is not None and folder.has_checkpoint():
@@ -191,11 +200,7 @@ def engine_for(
     return Engine(
         model,
         mode=config.mode,
-        privacy=PrivacyParameters(
-            noise_multiplier=identity.noise_multiplier or 0.0,
-            max_grad_norm=config.max_grad_norm,
-            expected_batch_size=config.expected_batch_size,
-        ),
+        privacy=config.privacy_parameters(identity.noise_multiplier),
         embeddings=embedding_optimizer(config),
         dense=DenseOptimizer.named(
             config.dense.optimizer,
@@ -215,73 +220,6 @@ def embedding_optimizer(config: TrainConfig) -> EmbeddingSgd:
         momentum=settings.momentum,
         weight_decay=settings.weight_decay,
     )
-
-
-def batch_maker(data: EncodedDataset, config: TrainConfig, secret: NoiseKey) -> Callable[[int], Sequence[Examples]]:
-    """What makes the micro-batches of a step: a pure function of the step, run in the background."""
-    split = data.split("train")
-    sampler = PoissonSampler(secret, population=len(split), sampling_prob=config.sampling_prob)
-    items = data.items if data.spec.item is not None else None
-    negatives = NegativeSampler(secret, num_items=items.num_items, negatives=config.negatives) if items else None
-
-    def make(step: int) -> Sequence[Examples]:
-        batch = split.take(sampler.members(step))
-        drawn = torch.from_numpy(negatives.draw(step, batch.size)) if negatives is not None else None
-        parts = torch.split(torch.arange(batch.size), config.micro_batch_size) if batch.size else ()
-        return [
-            Examples.of(
-                batch.take(rows) if len(parts) > 1 else batch,
-                negatives=drawn[rows] if drawn is not None else None,
-                items=items,
-            )
-            for rows in parts
-        ]
-
-    return make
-
-
-class _PrivateLog:
-    """Figures of the run for its owner: they depend on the data, and each line says so."""
-
-    def __init__(self, identity: RunIdentity, data: EncodedDataset) -> None:
-        self._identity = identity
-        self._bound = contribution_bound(data)
-        self._recent: list[StepReport] = []
-
-    def note(self, report: StepReport) -> str:
-        """Take a step's figures, log now and then, and return the note beside the progress bar."""
-        config = self._identity.config
-        self._recent.append(report)
-        if report.step % config.log_every == 0 or report.step == config.steps:
-            _log.info("step %d/%d: %s", report.step, config.steps, self._line(report.step))
-            self._recent.clear()
-        return f"loss {report.loss:.4f} (private)"
-
-    def _line(self, step: int) -> str:
-        config = self._identity.config
-        recent = [report for report in self._recent if report.size]
-        examples = sum(report.size for report in recent)
-
-        def mean(figure: Callable[[StepReport], float]) -> float:
-            return sum(figure(report) * report.size for report in recent) / examples if examples else math.nan
-
-        line = f"[private] loss {mean(lambda report: report.loss):.4f}"
-        non_finite = sum(report.non_finite for report in recent)
-        if non_finite:
-            line += f", {non_finite} examples with a gradient that is not finite counted zero"
-        if not config.private:
-            return line
-        assert self._identity.noise_multiplier is not None
-        assert config.target_delta is not None
-        norm = mean(lambda report: min(report.mean_norm, config.max_grad_norm))
-        signal = norm * examples / max(len(self._recent), 1)
-        noise = self._identity.noise_multiplier * config.max_grad_norm
-        spent = epsilon(self._identity.dp_event(self._bound, steps=step), delta=config.target_delta)
-        return (
-            f"epsilon so far {spent:.4g} | {line}, clipped {mean(lambda report: report.clipped):.1%}, "
-            # one coordinate's noise over the length that the clipped sum has at most
-            f"noise to signal {noise / signal if signal else math.inf:.3g}"
-        )
 
 
 def _checkpoint(engine: Engine, identity: RunIdentity, secret: NoiseKey, data: EncodedDataset) -> Checkpoint:

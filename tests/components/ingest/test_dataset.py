@@ -113,12 +113,13 @@ def test_users_lie_together(made: Path) -> None:
     dataset = EncodedDataset.open(made)
     split = dataset.split("train")
     assert split.user_index is not None
-    offsets = split.user_offsets()
-    assert len(offsets) == dataset.num_users + 1
-    assert (np.diff(offsets) <= 6).all()
+    starts, counts = split.rows_of(np.arange(dataset.num_users))
+    assert (counts <= 6).all()
+    assert counts.sum() == len(split)
     for user in range(dataset.num_users):
-        assert (split.user_index[offsets[user] : offsets[user + 1]] == user).all()
-    assert offsets[-1] == len(split)
+        assert (split.user_index[starts[user] : starts[user] + counts[user]] == user).all()
+    some = np.array([5, 0, 3])
+    assert all((ours == theirs[some]).all() for ours, theirs in zip(split.rows_of(some), (starts, counts), strict=True))
 
 
 def test_seen_items_are_the_histories_source(made: Path) -> None:

@@ -162,7 +162,7 @@ def test_click_data_needs_neither_user_nor_item(tmp_path: Path) -> None:
     assert batch.user_index is None
     assert dataset.items.num_items == 0
     with pytest.raises(InputError, match="no user column"):
-        train.user_offsets()
+        train.rows_of(np.arange(1))
     with pytest.raises(InputError, match="lacks users or items"):
         dataset.seen_items()
 

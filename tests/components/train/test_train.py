@@ -12,8 +12,9 @@ import torch
 from lazydp.components.budget.ledger import Ledger
 from lazydp.components.ingest.dataset import EncodedDataset
 from lazydp.components.shared.errors import BudgetExceededError, InputError, PrivacyError
+from lazydp.components.train.batches import batch_maker
 from lazydp.components.train.checkpoint import Checkpoint, RunFolder, RunIdentity
-from lazydp.components.train.train import batch_maker, build_engine, train
+from lazydp.components.train.train import build_engine, train
 from lazydp.kernels.noise_key import NoiseKey
 
 KEY_SEED = 11
