@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import functools
 from collections.abc import AsyncIterator
 from typing import Any
 
@@ -15,7 +16,7 @@ from lazydp.service import health, models, openapi, page, privacy, recommendatio
 from lazydp.service.auth import Doorkeeper
 from lazydp.service.budget import BudgetSource
 from lazydp.service.context import Context
-from lazydp.service.gateway import Gateway
+from lazydp.service.gateway import Gateway, Receive, Scope, Send
 from lazydp.service.metrics import Metrics
 from lazydp.service.problems import Problem, on_http_exception, on_problem, on_validation_error
 from lazydp.service.registry import Registry
@@ -23,7 +24,21 @@ from lazydp.service.settings import Settings
 
 
 class Service(FastAPI):
-    """FastAPI with the whole OpenAPI document."""
+    """FastAPI behind the gateway, with the whole OpenAPI document.
+
+    The gateway stands before the framework rather than among its middlewares, so that a request which needs nothing of
+    the framework passes by all of it.
+    """
+
+    gateway: Gateway
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Handle whatever the server brings."""
+        await self.gateway(scope, receive, send)
+
+    async def framework(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Handle what passed the gateway."""
+        await super().__call__(scope, receive, send)
 
     def openapi(self) -> dict[str, Any]:
         """The document, made once."""
@@ -66,10 +81,11 @@ def create_app(settings: Settings) -> FastAPI:
     app.add_exception_handler(Problem, on_problem)
     app.add_exception_handler(HTTPException, on_http_exception)
     app.add_exception_handler(RequestValidationError, on_validation_error)
-    app.add_middleware(
-        Gateway,
+    app.gateway = Gateway(
+        app.framework,
         settings=settings,
         metrics=metrics,
         doorkeeper=Doorkeeper(settings.api_keys),
+        direct={("POST", "/v1/recommendations"): functools.partial(recommendations.recommended, context)},
     )
     return app

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Any, TypeVar
 
 from fastapi import Request
@@ -18,24 +19,28 @@ async def parse(request: Request, adapter: TypeAdapter[Parsed]) -> Parsed:
     Raises:
         Problem: 415 for another media type, 400 for what is no JSON, 422 for what is not valid.
     """
-    require_json(request)
+    require_json(request.scope["headers"])
     return parse_bytes(await request.body(), adapter)
 
 
-def require_json(request: Request) -> None:
-    """Refuse a body that does not say it is JSON.
+def require_json(headers: Iterable[tuple[bytes, bytes]]) -> None:
+    """Refuse a body that does not say it is JSON; `headers` as ASGI has them.
 
     Raises:
         Problem: 415.
     """
-    media_type, _, parameters = request.headers.get("content-type", "").lower().partition(";")
+    given = dict(headers)
+    content_type = given.get(b"content-type", b"")
+    if content_type == b"application/json" and b"content-encoding" not in given:
+        return
+    media_type, _, parameters = content_type.decode("latin-1").lower().partition(";")
     charset = parameters.strip().removeprefix("charset=").strip('" ')
     json = media_type.strip() == "application/json" or media_type.strip().endswith("+json")
     if not json or charset not in ("", "utf-8", "utf8"):
         raise Problem(
             415, "not-json", "send the body as application/json in UTF-8", headers={"accept": "application/json"}
         )
-    if request.headers.get("content-encoding", "identity").lower() != "identity":
+    if given.get(b"content-encoding", b"identity").lower() != b"identity":
         raise Problem(415, "encoded-body", "send the body without a content encoding")
 
 

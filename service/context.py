@@ -51,8 +51,9 @@ class Context:
         raise Problem(404, "unknown-model", "no such model is served; /v1/models lists those that are")
 
 
-def context_of(request: Request) -> Context:
+async def context_of(request: Request) -> Context:
     """The context of the application that handles `request`."""
+    # A coroutine, though it waits for nothing: the framework would hand a plain function to a thread.
     context = request.app.state.context
     assert isinstance(context, Context)
     return context

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Iterable
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Path, Query, Request
@@ -45,12 +46,22 @@ async def recommend(request: Request, context: InContext, model: Model = None) -
     A user or history that the model knows nothing of gets the most popular items where the bundle carries counts
     that were released with noise (`source: popular`), and 404 otherwise; in a batch, an empty answer with a notice.
     """
+    return json_response(await recommended(context, request.scope["headers"], await request.body(), model=model))
+
+
+async def recommended(
+    context: Context, headers: Iterable[tuple[bytes, bytes]], body: bytes, *, model: str | None = None
+) -> bytes:
+    """What POST /v1/recommendations answers to `body`, as JSON.
+
+    Raises:
+        Problem: as that route does.
+    """
     served = context.served(model)
-    require_json(request)
-    body = await request.body()
+    require_json(headers)
     cached = served.cache.get(body)
     if cached is not None:
-        return json_response(cached)
+        return cached
     parsed = _parse(body)
     if isinstance(parsed, schemas.RecommendationBatch):
         asked = [part.query() for part in parsed.queries]
@@ -59,10 +70,10 @@ async def recommend(request: Request, context: InContext, model: Model = None) -
         rankings = await _ranked_together(served, asked)
         for ranking in rankings:
             context.metrics.answered(served.name, ranking.source)
-        return json_response(served.answers(asked, rankings))
+        return served.answers(asked, rankings)
     answer = await answered(context, served, parsed.query())
     served.cache.put(body, answer)
-    return json_response(answer)
+    return answer
 
 
 @router.get(

@@ -59,21 +59,27 @@ class RecommendationQuery(_Request):
     )
 
     user_id: Id | None = Field(default=None, description="a user that the model was trained with")
+    # Factories, because pydantic makes a deep copy of a default that can change.
     history: Annotated[list[Id], Field(max_length=MAX_HISTORY)] = Field(
-        default=[], description="items the person took, oldest first"
+        default_factory=list, description="items the person took, oldest first"
     )
     features: Annotated[
         dict[Text, Value | Annotated[list[Value], Field(max_length=MAX_HISTORY)] | None], Field(max_length=256)
-    ] = Field(default={}, description="user and context features of the model, by name")
+    ] = Field(default_factory=dict, description="user and context features of the model, by name")
     k: Count = Field(default=DEFAULT_K, description="items wanted")
     offset: Offset = Field(default=0, description="items to skip: `next_offset` of the page before")
     exclude_seen: bool = Field(default=True, description="leave out the items of `history`")
-    exclude: Annotated[list[Id], Field(max_length=MAX_ITEMS)] = Field(default=[], description="items to leave out")
+    exclude: Annotated[list[Id], Field(max_length=MAX_ITEMS)] = Field(
+        default_factory=list, description="items to leave out"
+    )
     candidates: Annotated[list[Id], Field(max_length=MAX_ITEMS)] | None = Field(
         default=None, description="the only items to choose from"
     )
     filters: Annotated[dict[Text, Annotated[list[Id], Field(min_length=1, max_length=256)]], Field(max_length=32)] = (
-        Field(default={}, description="item attribute -> values; an item must have one of them, for every attribute")
+        Field(
+            default_factory=dict,
+            description="item attribute -> values; an item must have one of them, for every attribute",
+        )
     )
     diversity: Diversity | None = Field(default=None, description="bound on items of one category")
     explain: bool = Field(default=False, description="name the items of `history` that lie nearest to each answer")
