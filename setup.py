@@ -6,9 +6,10 @@ are there. Never decided by torch.cuda.is_available(): images are built on machi
 
 import os
 from pathlib import Path
+from typing import Any
 
 import torch
-from setuptools import setup
+from setuptools import Extension, setup
 from torch.utils.cpp_extension import CUDA_HOME, BuildExtension, CppExtension, CUDAExtension
 
 CSRC = Path("kernels/csrc")
@@ -38,8 +39,40 @@ def extension() -> CppExtension:
     )
 
 
+class AtomicBuild(BuildExtension):
+    """Links and copies under another name, then renames: a killed build leaves no half-written library that imports."""
+
+    _unfinished = ""
+
+    def get_ext_fullpath(self, ext_name: str) -> str:
+        """Where the library goes; while it is being linked, beside that."""
+        return self._unfinished or super().get_ext_fullpath(ext_name)
+
+    def build_extension(self, ext: Extension) -> None:
+        """Link to the unfinished name (which is never there, so never taken for up to date), then rename."""
+        finished = self.get_ext_fullpath(ext.name)
+        self._unfinished = _unfinished_name(finished)
+        try:
+            super().build_extension(ext)
+            Path(self._unfinished).replace(finished)
+        finally:
+            self._unfinished = ""
+
+    def copy_file(self, infile: str, outfile: str, *args: Any, **kwargs: Any) -> tuple[str, int]:
+        """Copy to the unfinished name (the library into the source tree, with `--inplace`), then rename."""
+        unfinished = _unfinished_name(outfile)
+        super().copy_file(infile, unfinished, *args, **kwargs)
+        Path(unfinished).replace(outfile)
+        return outfile, 1
+
+
+def _unfinished_name(library: str) -> str:
+    path = Path(library)
+    return str(path.with_name(f"{path.stem}.unfinished{path.suffix}"))
+
+
 setup(
     ext_modules=[extension()],
-    cmdclass={"build_ext": BuildExtension.with_options(use_ninja=True)},
+    cmdclass={"build_ext": AtomicBuild.with_options(use_ninja=True)},
     options={"bdist_wheel": {"py_limited_api": "cp311"}},
 )
