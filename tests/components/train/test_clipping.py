@@ -100,6 +100,28 @@ def test_one_pass_equals_torch_func(name: str) -> None:
     check(model, torch.randn(7, 4))
 
 
+@pytest.mark.parametrize("name", MODELS)
+@given(sizes=st.lists(st.integers(1, 4), min_size=1, max_size=5), seed=st.integers(0, 1000))
+@settings(max_examples=8, deadline=None)
+def test_examples_of_a_unit_add_up_before_the_norm(name: str, sizes: list[int], seed: int) -> None:
+    torch.manual_seed(seed)
+    model = MODELS[name]()
+    inputs = torch.randn(sum(sizes), 4)
+    total = torch.zeros(len(sizes), dtype=torch.float64)
+    for gradients in per_example(model, inputs).values():
+        joined = torch.stack([part.sum(dim=0) for part in gradients.double().split(sizes)])
+        total += joined.flatten(1).square().sum(dim=1)
+    with Capture(trained_layers(model)) as capture:
+        model(inputs).square().sum().backward()
+    found = capture.sq_norms(Units(torch.tensor(sizes)))
+    torch.testing.assert_close(found.double(), total, rtol=2e-3, atol=1e-4)
+
+
+def test_a_unit_without_examples_is_impossible() -> None:
+    with pytest.raises(ValueError, match="at least one example, found 0"):
+        Units(torch.tensor([2, 0]))
+
+
 @given(
     size=st.integers(1, 9),
     positions=st.integers(1, 14),

@@ -8,6 +8,7 @@ import pytest
 
 from lazydp.components.shared.errors import InputError
 from lazydp.components.train.config import Schedule, TrainConfig
+from lazydp.components.train.mechanism import GroupNorms
 
 MINIMAL: dict[str, Any] = {
     "model": {"kind": "two_tower", "embedding_dim": 8},
@@ -34,7 +35,17 @@ def parse(**changes: Any) -> TrainConfig:
         ({"target_epsilon": 8}, "give one of noise_multiplier and target_epsilon"),
         ({"target_delta": None}, "target_delta is missing"),
         ({"embeddings": {"optimizer": "adam"}}, "'adam' is not linear in the noise"),
-        ({"max_grad_norm": float("inf")}, "max_grad_norm"),
+        ({"max_grad_norm": float("inf")}, "max_grad_norm: Input should be a finite number (found inf)"),
+        ({"max_grad_norm": {"dense": 1.0}}, "max_grad_norm.embeddings: Field required"),
+        (
+            {"max_grad_norm": {"dense": 0, "embeddings": 1}},
+            "max_grad_norm.dense: Input should be greater than 0 (found 0)",
+        ),
+        ({"max_grad_norm": {"dense": 1, "embeddings": 1, "bias": 1}}, "max_grad_norm.bias: Extra inputs"),
+        ({"sampling": "user"}, "say privacy_unit: user as well"),
+        ({"sampling": "user", "privacy_unit": "user"}, "user_gradient is missing"),
+        ({"user_gradient": "sum"}, "user_gradient belongs to sampling: user"),
+        ({"sampling": "users"}, "sampling: Input should be 'example' or 'user'"),
         ({"format_version": 2}, "format_version"),
     ],
 )
@@ -112,3 +123,39 @@ def test_the_noise_multiplier_is_calibrated_to_the_target() -> None:
     assert epsilon(config.dp_event(1, noise_multiplier=sigma), delta=1e-5) == pytest.approx(2.0, rel=0.02)
     assert epsilon(config.dp_event(1, noise_multiplier=sigma), delta=1e-5) <= 2.0
     assert parse().calibrated_noise_multiplier(1) == 1.0
+
+
+def test_the_mechanism_follows_from_the_settings() -> None:
+    one = parse().privacy_parameters(1.5)
+    assert (one.noise_multiplier, one.max_grad_norm, one.expected_batch_size, one.user_gradient) == (
+        1.5,
+        1.0,
+        100,
+        None,
+    )
+    assert one.noise_std("dense") == one.noise_std("embeddings") == 1.5
+    config = parse(
+        privacy_unit="user",
+        sampling="user",
+        user_gradient="mean",
+        max_grad_norm={"dense": 0.5, "embeddings": 2},
+    )
+    both = config.privacy_parameters(1.5)
+    assert both.max_grad_norm == GroupNorms(dense=0.5, embeddings=2.0)
+    assert both.user_gradient == "mean"
+    assert config.stated_norms() == {"dense": 0.5, "embeddings": 2.0}
+    assert config.digest() != parse().digest()
+    assert "max_grad_norm.dense: 0.5 != None" in config.differences(parse())
+
+
+def test_the_event_follows_from_what_is_sampled() -> None:
+    of_users = parse(privacy_unit="user", sampling="user", user_gradient="sum", noise_multiplier=2.0)
+    plain = parse(noise_multiplier=2.0)
+    # A sampled user contributes one clipped gradient, whatever k is: the event of one example, per user.
+    assert of_users.dp_event(20) == of_users.dp_event(3) == plain.dp_event(20)
+    bounded = parse(privacy_unit="user", noise_multiplier=2.0)
+    assert len({str(event) for event in (of_users.dp_event(20), bounded.dp_event(20), bounded.dp_event(3))}) == 3
+    # Norms by group change the noise, not the event.
+    assert parse(noise_multiplier=2.0, max_grad_norm={"dense": 1, "embeddings": 9}).dp_event(None) == plain.dp_event(
+        None
+    )

@@ -257,6 +257,43 @@ def test_gradients_that_somebody_cleared_come_back() -> None:
     assert trainer.step(losses_of(model, ids_of(0))).size == SIZE
 
 
+@pytest.mark.parametrize("user_gradient", ["sum", "mean"])
+def test_users_are_clipped_as_a_whole(user_gradient: Any) -> None:
+    model = fresh()
+    sizes = [3, 1, 2]
+    expected = {name: torch.zeros_like(p) for name, p in model.named_parameters()}
+    for ids in ids_of(7, size=6).split(sizes):
+        weight = len(ids) if user_gradient == "mean" else 1
+        gradients = clipped_sum(copy.deepcopy(model), ids, math.inf)
+        norm = math.sqrt(sum(float(g.double().square().sum()) for g in gradients.values())) / weight
+        for name, gradient in gradients.items():
+            expected[name] += gradient / weight * min(1.0, 0.1 / norm)
+    trainer = make_private(
+        model,
+        privacy=PrivacyParameters(
+            noise_multiplier=0.0, max_grad_norm=0.1, expected_batch_size=float(SIZE), user_gradient=user_gradient
+        ),
+        embeddings=EmbeddingSgd(schedules.constant(1.0)),
+        dense=DenseOptimizer.named("sgd", learning_rate=schedules.constant(1.0)),
+        key=NoiseKey.for_tests(0),
+    )
+    before = state(model)
+    ids = ids_of(7, size=6)
+    with pytest.raises(InputError, match="came with no user_sizes"):
+        trainer.step(losses_of(model, ids))
+    with pytest.raises(InputError, match="2 micro-batches came with the user_sizes of 1"):
+        trainer.step(losses_of(model, ids), losses_of(model, ids), user_sizes=[torch.tensor(sizes)])
+    report = trainer.step(
+        losses_of(model, ids[:4]),
+        losses_of(model, ids[4:]),
+        user_sizes=[torch.tensor(sizes[:2]), torch.tensor(sizes[2:])],
+    )
+    after = state(model)
+    assert (report.size, report.units) == (6, 3)
+    for name, gradient in expected.items():
+        torch.testing.assert_close((before[name] - after[name]) * SIZE, gradient, rtol=1e-3, atol=5e-5)
+
+
 class Coupled(nn.Module):
     def __init__(self, where: str) -> None:
         super().__init__()

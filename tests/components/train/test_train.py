@@ -9,7 +9,10 @@ from typing import Any
 import pytest
 import torch
 
+from lazydp.components.budget.accounting import epsilon
+from lazydp.components.budget.events import event_from_json, without_amplification
 from lazydp.components.budget.ledger import Ledger
+from lazydp.components.export.statement import statement_of
 from lazydp.components.ingest.dataset import EncodedDataset
 from lazydp.components.shared.errors import BudgetExceededError, InputError, PrivacyError
 from lazydp.components.train.batches import batch_maker
@@ -90,6 +93,86 @@ def test_an_interrupted_run_goes_on_to_the_same_bits(
         train(**given, out=tmp_path / "parts")
     train(**given, out=tmp_path / "parts", resume=True)
     assert_same_bits(latest(tmp_path / "parts"), latest(tmp_path / "whole"))
+
+
+USERS = {
+    "privacy_unit": "user",
+    "sampling": "user",
+    "expected_batch_size": 12,
+    "sampling_prob": 0.2,
+    "micro_batch_size": 40,
+    "max_grad_norm": {"dense": 0.2, "embeddings": 0.5},
+}
+
+
+def test_a_run_that_samples_users_resumes_and_is_stated(
+    tiny: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    from lazydp.components.export.export import export
+    from lazydp.components.train.engine import Engine
+
+    caplog.set_level(logging.INFO)
+    config = tiny.config(**USERS, user_gradient="mean")
+    url = tiny.ledger(privacy_unit="user")
+    given: dict[str, Any] = {"dataset": tiny.dataset, "config": config, "ledger": url}
+    train(**given, out=tmp_path / "whole", key=NoiseKey.for_tests(KEY_SEED))
+    step = Engine.step
+
+    def interrupted(self: Engine, examples: Any) -> Any:
+        if self.steps_done == 17:
+            raise KeyboardInterrupt
+        return step(self, examples)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Engine, "step", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            train(**given, out=tmp_path / "parts", key=NoiseKey.for_tests(KEY_SEED))
+    other = tiny.config(**USERS, user_gradient="sum")
+    with pytest.raises(InputError, match="user_gradient: 'sum' != 'mean'"):
+        train(**{**given, "config": other}, out=tmp_path / "parts", resume=True)
+    run = train(**given, out=tmp_path / "parts", resume=True)
+    assert_same_bits(latest(tmp_path / "parts"), latest(tmp_path / "whole"))
+    for group in ("dense", "embeddings"):
+        assert f"; {group}: gradient norm " in caplog.text
+
+    statement = export(
+        run=run.folder, dataset=tiny.dataset, out=tmp_path / "bundle", ledger=url, allow_non_private=True
+    ).privacy
+    assert statement["sampler"] == "poisson over users"
+    assert statement["user_gradient"] == "mean"
+    assert statement["max_grad_norm"] == {"dense": 0.2, "embeddings": 0.5}
+    assert (statement["privacy_unit"], statement["expected_batch_size"]) == ("user", 12)
+
+
+def test_the_ledger_holds_the_event_of_the_sampler(tiny: Any, tmp_path: Path) -> None:
+    """Per user, and by no bound: the plain sampled Gaussian, and so a smaller figure than sampling examples gives."""
+    charges = {}
+    for name, settings in {"users": {**USERS, "user_gradient": "sum"}, "examples": {"privacy_unit": "user"}}.items():
+        config = tiny.config(**{"sampling_prob": 0.2, **settings})
+        run = train(dataset=tiny.dataset, config=config, out=tmp_path / name, ledger=tiny.ledger(privacy_unit="user"))
+        event = latest(run.folder).event
+        assert event is not None
+        charges[name] = event["event"]["type"]
+        statement = statement_of(
+            run.identity,
+            spec=EncodedDataset.open(tiny.dataset).spec,
+            max_examples_per_user=20,
+            steps=30,
+            test_key=False,
+        )
+        expected = epsilon(event_from_json(event), delta=1e-5)
+        assert statement.epsilon == statement.epsilon_user_level == expected
+        unbounded = epsilon(
+            without_amplification(noise_multiplier=4.0 if name == "users" else 0.2, steps=30), delta=1e-5
+        )
+        assert statement.epsilon_without_amplification == pytest.approx(unbounded)
+    assert charges == {"users": "PoissonSampledDpEvent", "examples": "MixtureOfGaussiansDpEvent"}
+
+
+def test_a_user_must_fit_into_a_micro_batch(tiny: Any, tmp_path: Path) -> None:
+    config = tiny.config(**{**USERS, "user_gradient": "sum", "micro_batch_size": 19})
+    with pytest.raises(InputError, match=r"below max_examples_per_user 20 .* set micro_batch_size to 20 or more"):
+        train(dataset=tiny.dataset, config=config, out=tmp_path / "run", ledger=tiny.ledger(privacy_unit="user"))
 
 
 def test_two_runs_draw_different_noise(tiny: Any, tmp_path: Path) -> None:

@@ -1,0 +1,107 @@
+"""What a step reads: sampled examples or whole users, in micro-batches of bounded size."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from scipy import stats
+
+from lazydp.components.ingest.dataset import EncodedDataset
+from lazydp.components.train.batches import Drawn, batch_maker
+from lazydp.components.train.sampler import PoissonSampler
+from lazydp.kernels.noise_key import NoiseKey
+
+KEY = NoiseKey.for_tests(5)
+USERS = {"privacy_unit": "user", "sampling": "user", "user_gradient": "sum"}
+
+
+@given(
+    sizes=st.lists(st.integers(1, 9), max_size=12).map(sorted), micro_batch_size=st.integers(1, 20), users=st.booleans()
+)
+def test_parts_cover_every_example_once_and_part_no_user(sizes: list[int], micro_batch_size: int, users: bool) -> None:
+    rows = np.arange(sum(sizes))
+    drawn = Drawn(rows, np.array(sizes, dtype=np.int64) if users else None)
+    parts = list(drawn.parts(micro_batch_size))
+    assert [row for part, _ in parts for row in rows[part]] == rows.tolist()
+    for part, user_sizes in parts:
+        length = part.stop - part.start
+        if user_sizes is None:
+            assert length <= micro_batch_size
+        else:
+            assert int(user_sizes.sum()) == length
+            assert length <= micro_batch_size or len(user_sizes) == 1
+    if users:
+        assert [size for _, part in parts for size in part.tolist()] == sizes  # type: ignore[union-attr]
+
+
+@pytest.mark.parametrize("micro_batch_size", [20, 4096])
+def test_a_step_holds_all_examples_of_the_users_drawn_and_no_others(tiny: Any, micro_batch_size: int) -> None:
+    data = EncodedDataset.open(tiny.dataset)
+    split = data.split("train")
+    assert split.user_index is not None
+    config = tiny.config(**USERS, sampling_prob=0.2, micro_batch_size=micro_batch_size)
+    make = batch_maker(data, config, KEY)
+    sampler = PoissonSampler(KEY, population=data.num_users, sampling_prob=0.2, sampled="user")
+    seen = 0
+    for step in range(1, 30):
+        members = sampler.members(step)
+        expected = split.take(np.flatnonzero(np.isin(split.user_index, members)))
+        batches = make(step)
+        assert all(examples.size <= micro_batch_size for examples in batches)
+        sizes = [size for examples in batches for size in examples.user_sizes.tolist()]  # type: ignore[union-attr]
+        assert sizes == sorted(sizes)
+        assert len(sizes) == len(members)  # every user of this dataset trains
+        assert sum(sizes) == expected.size
+        found = torch.cat([examples.bags["user"].values for examples in batches]) if batches else torch.empty(0)
+        assert sorted(found.tolist()) == sorted(expected.bags["user"].values.tolist())
+        for examples in batches:
+            assert examples.user_sizes is not None
+            for of_user in examples.bags["user"].values.split(examples.user_sizes.tolist()):
+                assert of_user.unique().numel() == 1
+        seen += len(batches)
+    assert seen > 29 if micro_batch_size == 20 else seen <= 29
+
+
+def test_batches_are_a_function_of_the_step(tiny: Any) -> None:
+    data = EncodedDataset.open(tiny.dataset)
+    config = tiny.config(**USERS)
+    forwards, backwards = batch_maker(data, config, KEY), batch_maker(data, config, KEY)
+    made = {step: forwards(step) for step in range(1, 6)}
+    for step in range(5, 0, -1):
+        for ours, theirs in zip(made[step], backwards(step), strict=True):
+            assert torch.equal(ours.bags["user"].values, theirs.bags["user"].values)
+            assert torch.equal(ours.candidate_bags["item"].values, theirs.candidate_bags["item"].values)
+
+
+def test_every_user_is_drawn_alike_however_many_examples_there_are() -> None:
+    """Per-user rates are Binomial(T, q); sampling examples instead would favour those who have many (the control)."""
+    generator = np.random.default_rng(0)
+    sizes = generator.integers(1, 30, 40)
+    owners = np.repeat(np.arange(40), sizes)
+
+    def p_value(*, by_example: bool) -> float:
+        population = len(owners) if by_example else 40
+        sampler = PoissonSampler(
+            KEY, population=population, sampling_prob=0.1 if not by_example else 0.1 / sizes.mean()
+        )
+        counts = np.zeros(40)
+        for step in range(1, 1001):
+            members = sampler.members(step)
+            counts[np.unique(owners[members]) if by_example else members] += 1
+        return float(stats.chi2.sf(((counts - 100) ** 2 / 90).sum(), 40))
+
+    assert p_value(by_example=False) > 1e-3
+    assert p_value(by_example=True) < 1e-6
+
+
+def test_users_without_a_training_example_add_nothing(tiny: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    data = EncodedDataset.open(tiny.dataset)
+    more = data.num_users + 40
+    monkeypatch.setattr(EncodedDataset, "num_users", property(lambda self: more))
+    make = batch_maker(data, tiny.config(**USERS, sampling_prob=1.0), KEY)
+    assert sum(len(examples.user_sizes) for examples in make(1)) == more - 40  # type: ignore[arg-type]
