@@ -72,7 +72,7 @@ def _datasets(ledger: Ledger) -> list[schemas.DatasetBudget]:
             epsilon_budget=budget.epsilon,
             delta=budget.delta,
             epsilon_spent=budget.committed_epsilon,
-            epsilon_reserved=budget.charged_epsilon,
+            epsilon_reserved=budget.reserved_epsilon,
             epsilon_remaining=budget.remaining_epsilon,
             releases=budget.releases,
         )

@@ -43,6 +43,7 @@ def _describe(context: Context, served: ServedVersion) -> schemas.ServedModel:
         num_items=served.scorer.num_items,
         dim=bundle.model.config.embedding_dim,
         index=served.scorer.index,
+        recall=served.scorer.recall,
         attributes=list(served.scorer.items.attributes),
         features=list(served.scorer.encoder.features),
         private=bundle.statement.private,

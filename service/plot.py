@@ -44,7 +44,7 @@ def budget_bars(dataset: DatasetBudget) -> BudgetBars:
     spent = dataset.epsilon_spent
     if spent is None:
         return BudgetBars(name, f"{name}: no privacy is claimed, so there is no epsilon to show", dataset.delta, ())
-    reserved = max(0.0, (dataset.epsilon_reserved if dataset.epsilon_reserved is not None else spent) - spent)
+    reserved = dataset.epsilon_reserved or 0.0
     remaining = dataset.epsilon_remaining
     amounts = [("spent", "spent", spent), ("reserved", "reserved by runs under way", reserved)]
     if remaining is not None:

@@ -169,7 +169,12 @@ class Registry:
             )
             if expected_name is not None and bundle.manifest.name != expected_name:
                 raise InputError(f"the bundle is of model {bundle.manifest.name!r}, expected {expected_name!r}")
-            fresh = ServedVersion(bundle, executor=self._executor, cache_entries=self._settings.cache_entries)
+            fresh = ServedVersion(
+                bundle,
+                executor=self._executor,
+                cache_entries=self._settings.cache_entries,
+                approximate_from=self._settings.approximate_from,
+            )
         except LazyDPError as error:
             if expected_name is not None:
                 self._refused[expected_name] = str(error)
@@ -184,5 +189,7 @@ class Registry:
         epsilon = bundle.statement.epsilon
         self._metrics.serving(fresh.name, fresh.version, epsilon, before=None if before is None else before.version)
         self._metrics.swaps.labels(fresh.name, "served").inc()
-        _log.info("model served", model=fresh.name, version=fresh.version, inline=fresh.inline)
+        _log.info(
+            "model served", model=fresh.name, version=fresh.version, inline=fresh.inline, index=fresh.scorer.index
+        )
         return fresh

@@ -186,6 +186,10 @@ class ServedModel(_Response):
     num_items: int
     dim: int
     index: str = Field(description="how items are found: exact, or the approximate index and its measured recall")
+    recall: float | None = Field(
+        description="share of the exact best 100 items that the approximate index finds, measured when it was built; "
+        "null where search is exact"
+    )
     attributes: list[str] = Field(description="item attributes that filters may name")
     features: list[str] = Field(description="user and context features that a request may carry")
     private: bool
@@ -211,8 +215,8 @@ class DatasetBudget(_Response):
     epsilon_budget: float | None
     delta: float | None = Field(description="of every epsilon here")
     epsilon_spent: float | None = Field(description="by what was released, composed")
-    epsilon_reserved: float | None = Field(description="spent, composed with runs under way")
-    epsilon_remaining: float | None = Field(description="budget less reserved")
+    epsilon_reserved: float | None = Field(description="what runs under way may add to it at most")
+    epsilon_remaining: float | None = Field(description="budget less spent and reserved")
     releases: int
 
 

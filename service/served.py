@@ -60,12 +60,14 @@ class ServedVersion:
         loaded: when it was built, ISO 8601, UTC.
     """
 
-    def __init__(self, bundle: Bundle, *, executor: Executor, cache_entries: int) -> None:
+    def __init__(
+        self, bundle: Bundle, *, executor: Executor, cache_entries: int, approximate_from: int | None = None
+    ) -> None:
         self._executor = executor
         self.bundle = bundle
         self.name = bundle.manifest.name
         self.version = bundle.manifest.version
-        self.scorer: Scorer = make_scorer(bundle)
+        self.scorer: Scorer = make_scorer(bundle, approximate_from=approximate_from)
         self.inline = _warm_seconds(self.scorer) < _INLINE_SECONDS
         self.batcher = Batcher(self.scorer, executor=None if self.inline else executor)
         self.cache = AnswerCache(cache_entries)

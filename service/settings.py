@@ -58,6 +58,12 @@ class Settings(BaseSettings):
     tls_certificate: Annotated[Path | None, Field(description="PEM certificate chain")] = None
     tls_key: Annotated[Path | None, Field(description="PEM private key")] = None
     threads: Annotated[PositiveInt, Field(description="threads of a matrix product")] = 1
+    approximate_from: Annotated[
+        int | None,
+        Field(
+            ge=1, description="items from which a two-tower model is searched by an approximate index; null for never"
+        ),
+    ] = 200_000
     max_body_bytes: Annotated[PositiveInt, Field(description="largest request body")] = 2**20
     max_concurrent: Annotated[PositiveInt, Field(description="requests at once; more are told 429, Retry-After")] = 512
     request_timeout_s: Annotated[PositiveFloat, Field(description="seconds a request may take, its body included")] = 10

@@ -16,15 +16,16 @@ from torch import Tensor
 from torch.nn import functional
 
 from lazydp.components.bundle.encoder import QueryEncoder
+from lazydp.components.bundle.index import DEPTHS, RECALL_DEPTH, TARGET_RECALL, ApproximateIndex
 from lazydp.components.bundle.items import ItemTable
 from lazydp.components.bundle.query import CategoryCap, Query, Ranking, Source
 from lazydp.components.bundle.reader import Bundle
 from lazydp.components.bundle.topk import Codes, Scores, in_order, top_k
-from lazydp.components.features.batch import ItemCatalogue
-from lazydp.components.features.spec import ITEM, EmbeddedFeature
+from lazydp.components.features.batch import Bags, ItemCatalogue
+from lazydp.components.features.spec import HISTORY, ITEM, EmbeddedFeature
 from lazydp.components.models.recommender import ModelInputs, Recommender, pool
 from lazydp.components.models.two_tower import TwoTower
-from lazydp.components.shared.errors import InputError, NonFiniteError
+from lazydp.components.shared.errors import InputError, NonFiniteError, UnavailableError
 
 Matrix: TypeAlias = np.ndarray[tuple[int, int], np.dtype[np.float32]]
 
@@ -33,6 +34,11 @@ _MAX_SCORES = 2**24
 _DLRM_BLOCK = 8192
 _REASONS = 3
 _EXCLUDED = np.float32(-np.inf)
+# Squares of smaller lengths vanish.
+_SHORTEST = 1e-18
+# Queries that recall is measured with, and items of their histories.
+_SAMPLED_QUERIES = 256
+_SAMPLED_HISTORY = 10
 
 
 class Scorer(ABC):
@@ -43,9 +49,11 @@ class Scorer(ABC):
         items: the bundle's items.
         num_items: items of the catalogue.
         index: how items are found, for a person to read.
+        recall: share of the exact best 100 items that an approximate index finds; None where the search is exact.
     """
 
     index = "exact"
+    recall: float | None = None
 
     def __init__(self, bundle: Bundle) -> None:
         if bundle.items is None or bundle.catalogue is None:
@@ -55,7 +63,7 @@ class Scorer(ABC):
         self.num_items = len(self.items)
         self.encoder = QueryEncoder(bundle)
         self._popularity = _popularity_scores(bundle)
-        self._unit_vectors: Matrix | None = None
+        self._with_lengths: tuple[Matrix, Scores] | None = None
 
     @abstractmethod
     def _score(self, queries: Sequence[Query]) -> Matrix:
@@ -77,29 +85,33 @@ class Scorer(ABC):
         size = max(1, _MAX_SCORES // (self.num_items + 1))
         for start in range(0, len(scored), size):
             block = scored[start : start + size]
-            with torch.inference_mode():
-                scores = self._score([queries[index] for index in block])
-            for row, index in enumerate(block):
-                answers[index] = self._ranking(queries[index], scores[row], sources[index])
+            known = [(queries[index], sources[index]) for index in block]
+            answers.update(zip(block, self._rank_known(known), strict=True))
         for index, source in enumerate(sources):
             if index not in answers:
                 answers[index] = self._fallback(queries[index], source)
         return [answers[index] for index in range(len(queries))]
+
+    def _rank_known(self, known: Sequence[tuple[Query, Source]]) -> list[Ranking]:
+        """Rankings for people of whom the model knows something, by the scores of the whole catalogue."""
+        with torch.inference_mode():
+            scores = self._score([query for query, _ in known])
+        return [self._ranking(query, scores[row], source) for row, (query, source) in enumerate(known)]
 
     def similar(self, item_id: str, *, k: int, offset: int = 0, filters: Mapping[str, Sequence[str]]) -> Ranking | None:
         """Items nearest to an item by cosine; None where the model does not know the item."""
         code = self.items.code(item_id)
         if not code:
             return None
-        vectors = self._units()
-        scores: Scores = vectors @ vectors[code]
+        vectors, lengths = self._directions()
+        scores: Scores = (vectors @ vectors[code]) / (lengths * lengths[code])
         query = Query(k=k, offset=offset, exclude=(item_id,), filters=filters)
         return self._ranking(query, scores, "item")
 
     def warm(self) -> None:
         """Touch everything that a request needs, so that the first one is as fast as the rest."""
         self.rank([Query(user_id="", history=self.items.ids[:1], k=1)])
-        self._units()
+        self._directions()
 
     def _source(self, query: Query) -> Source:
         user = bool(self.encoder.user_code(query.user_id))
@@ -153,12 +165,17 @@ class Scorer(ABC):
         else:
             capped = _capped(in_order(scores), self.items, query.cap)
             found = np.fromiter((code for code, _ in zip(capped, range(wanted + 1), strict=False)), dtype=np.int64)
-        page: Codes = found[query.offset : wanted]
+        return self._page(query, found, scores[found], source)
+
+    def _page(self, query: Query, ranked: Codes, scores: Scores, source: Source) -> Ranking:
+        """The page that `query` asks for, from codes `ranked` best first, to one past its end, with their `scores`."""
+        end = query.offset + query.k
+        page: Codes = ranked[query.offset : end]
         return Ranking(
             codes=page.tolist(),
-            scores=scores[page].tolist(),
+            scores=scores[query.offset : end].tolist(),
             source=source,
-            more=found.shape[0] > wanted,
+            more=ranked.shape[0] > end,
             unknown_items=self._unknown(query),
             reasons=self._reasons(query, page) if query.explain else (),
         )
@@ -184,23 +201,29 @@ class Scorer(ABC):
         history = np.asarray(list(dict.fromkeys(self.encoder.item_codes(query.history))), dtype=np.int64)
         if not history.shape[0]:
             return [[] for _ in page]
-        vectors = self._units()
-        nearness = vectors[page] @ vectors[history].T
+        vectors, lengths = self._directions()
+        # The length of the answered item scales its whole row, so it changes no order.
+        nearness = (vectors[page] @ vectors[history].T) / lengths[history]
         best = np.argsort(-nearness, axis=1, kind="stable")[:, :_REASONS]
         return [[int(code) for code in history[row] if code != item] for row, item in zip(best, page, strict=True)]
 
-    def _units(self) -> Matrix:
-        if self._unit_vectors is None:
+    def _directions(self) -> tuple[Matrix, Scores]:
+        """Vectors that say how alike items are, and their lengths [num_items + 1], never 0."""
+        if self._with_lengths is None:
             vectors = self._item_vectors()
-            lengths = np.linalg.norm(vectors, axis=1, keepdims=True)
-            self._unit_vectors = vectors / np.maximum(lengths, np.finfo(np.float32).tiny)
-        return self._unit_vectors
+            lengths: Scores = np.maximum(np.linalg.norm(vectors, axis=1), np.float32(_SHORTEST))
+            self._with_lengths = vectors, lengths
+        return self._with_lengths
 
 
 class TwoTowerScorer(Scorer):
-    """One matrix product of user vectors with the item vectors, which are computed once."""
+    """One matrix product of user vectors with the item vectors, which are computed once.
 
-    def __init__(self, bundle: Bundle) -> None:
+    A catalogue of `approximate_from` items or more is searched through an approximate index, where that reaches its
+    target of recall. Queries that name what to choose from (candidates, filters, a cap) are answered exactly.
+    """
+
+    def __init__(self, bundle: Bundle, *, approximate_from: int | None = None) -> None:
         super().__init__(bundle)
         assert isinstance(bundle.model, TwoTower)
         assert bundle.catalogue is not None
@@ -211,17 +234,79 @@ class TwoTowerScorer(Scorer):
         if not bool(torch.isfinite(vectors).all()):
             raise NonFiniteError(f"bundle {bundle.path}: an item's vector is not finite; export the run again")
         self._vectors = vectors
-        # The temperature scales every score alike; folding it in saves a pass over the scores.
-        self._scaled = vectors / self._model.config.temperature
+        self._index: ApproximateIndex | None = None
+        if approximate_from is not None and self.num_items >= approximate_from:
+            self._index, self.index = self._build_index()
+            self.recall = None if self._index is None else self._index.recall
 
     def user_vectors(self, queries: Sequence[Query]) -> Tensor:
         """Vectors [B, D] of the people who ask."""
-        bags, dense = self.encoder.encode(queries)
-        return self._model.user_vector(pool(self._model.layout.example, self.bundle.tables, bags), dense)
+        return self._towards(*self.encoder.encode(queries))
+
+    def _towards(self, bags: Mapping[str, Bags], dense: Tensor) -> Tensor:
+        user = self._model.user_vector(pool(self._model.layout.example, self.bundle.tables, bags), dense)
+        # The temperature divides every score alike; here it divides the shorter factor of the product.
+        return user / self._model.config.temperature
 
     def _score(self, queries: Sequence[Query]) -> Matrix:
-        scores: Matrix = functional.linear(self.user_vectors(queries), self._scaled).numpy()
+        scores: Matrix = functional.linear(self.user_vectors(queries), self._vectors).numpy()
         return scores
+
+    def _rank_known(self, known: Sequence[tuple[Query, Source]]) -> list[Ranking]:
+        if self._index is None:
+            return super()._rank_known(known)
+        by_depth: dict[int | None, list[int]] = {}
+        for number, (query, _) in enumerate(known):
+            by_depth.setdefault(_search_depth(query), []).append(number)
+        answers: dict[int, Ranking] = {}
+        for depth, numbers in by_depth.items():
+            part = [known[number] for number in numbers]
+            found = super()._rank_known(part) if depth is None else self._rank_found(self._index, part, depth)
+            answers.update(zip(numbers, found, strict=True))
+        return [answers[number] for number in range(len(known))]
+
+    def _rank_found(self, index: ApproximateIndex, known: Sequence[tuple[Query, Source]], depth: int) -> list[Ranking]:
+        """Rankings of what the index finds, by exact scores."""
+        with torch.inference_mode():
+            users: Matrix = self.user_vectors([query for query, _ in known]).numpy()
+        return [
+            self._ranking_among(query, codes, user, source)
+            for (query, source), codes, user in zip(known, index.search(users, depth), users, strict=True)
+        ]
+
+    def _ranking_among(self, query: Query, codes: Codes, user: Scores, source: Source) -> Ranking:
+        excluded = self.encoder.item_codes([*query.exclude, *(query.history if query.exclude_seen else ())])
+        # In the order of codes, so that a stable sort leaves ties as exact search does.
+        chosen = np.setdiff1d(codes, [0, *excluded])
+        scores = self._vectors.numpy()[chosen] @ user
+        order = top_k(scores, query.offset + query.k + 1)
+        return self._page(query, chosen[order], scores[order], source)
+
+    def _build_index(self) -> tuple[ApproximateIndex | None, str]:
+        """The index and what it is; None and why not where search stays exact."""
+        with torch.inference_mode():
+            queries: Matrix = self._towards(*self._sampled_inputs()).numpy()
+        try:
+            index = ApproximateIndex.build(self._vectors.numpy(), queries)
+        except UnavailableError as error:
+            return None, f"exact ({error})"
+        if index.recall < TARGET_RECALL:
+            return None, f"exact (an approximate index found {index.recall:.4f} of the exact best {RECALL_DEPTH})"
+        return index, index.description
+
+    def _sampled_inputs(self) -> tuple[dict[str, Bags], Tensor]:
+        """Inputs of people who might ask: every feature given by half of them, drawn uniformly from what is public."""
+        generator = torch.Generator().manual_seed(0)
+        bags = {}
+        for feature in self._model.layout.example:
+            longest = _SAMPLED_HISTORY if feature.name == HISTORY else 1
+            given = torch.randint(2, (_SAMPLED_QUERIES,), generator=generator) * longest
+            offsets = torch.zeros(_SAMPLED_QUERIES + 1, dtype=torch.int64)
+            torch.cumsum(given, 0, out=offsets[1:])
+            values = torch.randint(1, max(2, feature.num_rows), (int(offsets[-1]),), generator=generator)
+            bags[feature.name] = Bags(values.clamp_(max=feature.num_rows - 1), offsets)
+        dense = torch.rand(_SAMPLED_QUERIES, self._model.layout.num_dense, generator=generator) * 2 - 1
+        return bags, dense
 
     def _item_vectors(self) -> Matrix:
         vectors: Matrix = self._vectors.numpy()
@@ -268,13 +353,24 @@ class DlrmScorer(Scorer):
         return torch.cat(list(self._pooled.values()), dim=1).numpy()
 
 
-def make_scorer(bundle: Bundle) -> Scorer:
-    """The scorer for the bundle's model.
+def make_scorer(bundle: Bundle, *, approximate_from: int | None = None) -> Scorer:
+    """The scorer for the bundle's model; from `approximate_from` items on with an approximate index, None never.
 
     Raises:
         InputError: the bundle has no items.
     """
-    return TwoTowerScorer(bundle) if isinstance(bundle.model, TwoTower) else DlrmScorer(bundle)
+    if isinstance(bundle.model, TwoTower):
+        return TwoTowerScorer(bundle, approximate_from=approximate_from)
+    return DlrmScorer(bundle)
+
+
+def _search_depth(query: Query) -> int | None:
+    """How deep an index must search so that no item is missing once some are left out; None for exact search."""
+    if query.candidates is not None or query.filters or query.cap is not None:
+        return None
+    seen = len(query.history) if query.exclude_seen else 0
+    needed = query.offset + query.k + len(query.exclude) + seen
+    return next((depth for depth in DEPTHS if needed < depth), None)
 
 
 def pooled_items(model: Recommender, tables: Mapping[str, Tensor], catalogue: ItemCatalogue) -> dict[str, Tensor]:
