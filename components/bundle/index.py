@@ -1,6 +1,6 @@
 """An approximate index over item vectors: which items may have the greatest inner products with a vector.
 
-Scores from codes of 4 bits a dimension, kept in lists by cluster, find ten times as many candidates as are wanted;
+Scores from codes of 4 bits a dimension, kept in lists by cluster, find five times as many candidates as are wanted;
 exact products then order these. Codes scanned in registers hold their recall on any distribution, and the lists spare
 most of the scan where vectors form clusters. (A graph, HNSW, loses a fifth of the items on raw inner products.)
 
@@ -11,6 +11,7 @@ bundle is loaded, with fixed seeds, and its recall is measured on the index itse
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Self, TypeAlias
 
@@ -30,7 +31,7 @@ TARGET_RECALL = 0.99
 DEPTHS = (128, 1_024)
 _MEASURED = (100, 1_000)
 RECALL_DEPTH = _MEASURED[0]
-_CANDIDATES_PER_ITEM = 10
+_CANDIDATES_PER_ITEM = 5
 _TRAINING_VECTORS_PER_LIST = 64
 _KMEANS_ROUNDS = 8
 _FIRST_PROBES = 4
@@ -44,18 +45,17 @@ class ApproximateIndex:
     """Searches lists of coarse scores. Safe to call from several threads.
 
     Attributes:
-        num_lists: clusters that the items are kept in.
-        num_probed: lists that a query reads.
         recall: share of the exact best `RECALL_DEPTH` items found, averaged over `num_queries` sampled queries;
             or of the exact best 1,000, if that is less than the target.
         num_queries: queries that `recall` was measured with.
+        num_lists: clusters that the items are kept in.
+        num_probed: lists that a query reads, by depth of search.
     """
 
-    num_lists: int
-    num_probed: int
     recall: float
     num_queries: int
-    _vectors: Matrix
+    num_lists: int
+    num_probed: Mapping[int, int]
     _lists: Any
 
     @classmethod
@@ -74,41 +74,50 @@ class ApproximateIndex:
         """
         lists = _fill(vectors)
         best = _best(vectors, queries, _MEASURED[-1])
-        index = cls(lists.nlist, lists.nlist, 0.0, len(queries), vectors, lists)
-        probed = min(_FIRST_PROBES, lists.nlist)
-        while True:
-            lists.nprobe = probed
-            first, *deeper = (
-                _recall(best[:, :measured], index.search(queries, depth))
-                for measured, depth in zip(_MEASURED, DEPTHS, strict=True)
-            )
-            least = min(first, *deeper)
-            if least >= TARGET_RECALL or probed == lists.nlist:
-                recall = first if least >= TARGET_RECALL else least
-                return cls(lists.nlist, probed, recall, len(queries), vectors, lists)
-            probed = min(2 * probed, lists.nlist)
+        probed, recalls = {}, []
+        for depth, measured in zip(DEPTHS, _MEASURED, strict=True):
+            probed[depth], recall = _fewest_lists(lists, queries, best[:, :measured], depth)
+            recalls.append(recall)
+        reached = min(recalls) >= TARGET_RECALL
+        return cls(recalls[0] if reached else min(recalls), len(queries), lists.nlist, probed, lists)
 
     def search(self, queries: Matrix, depth: int) -> CodeRows:
-        """Codes [Q, 10 depth] whose vectors may have the greatest inner products with each of `queries` [Q, d].
+        """Codes [Q, 5 depth] whose vectors may have the greatest inner products with each of `queries` [Q, d].
 
         In the order of coarse scores; 0 fills a row whose lists hold fewer. `depth` is one of `DEPTHS`.
         """
-        import faiss  # noqa: PLC0415 - it is there: it made the lists
-
-        # OpenMP keeps this number for each calling thread.
-        faiss.omp_set_num_threads(torch.get_num_threads())
-        found: CodeRows = self._lists.search(queries, _CANDIDATES_PER_ITEM * depth)[1]
-        # faiss counts from 0 and fills with -1.
-        return found + 1
+        return _search(self._lists, queries, depth, probed=self.num_probed[depth])
 
     @property
     def description(self) -> str:
         """For a person to read."""
         recall = math.floor(self.recall * 1e4) / 1e4
         return (
-            f"approximate: {self.num_probed} of {self.num_lists} lists of 4-bit codes, then exact scores; "
+            f"approximate: {self.num_probed[DEPTHS[0]]} of {self.num_lists} lists of 4-bit codes, then exact scores; "
             f"recall at {RECALL_DEPTH} is {recall:.4f} on {self.num_queries} sampled queries"
         )
+
+
+def _search(lists: Any, queries: Matrix, depth: int, *, probed: int) -> CodeRows:
+    import faiss  # noqa: PLC0415 - an extra; it is there, it made the lists
+
+    # OpenMP keeps this number for each calling thread.
+    faiss.omp_set_num_threads(torch.get_num_threads())
+    parameters = faiss.IVFSearchParameters()
+    parameters.nprobe = probed
+    found: CodeRows = lists.search(queries, _CANDIDATES_PER_ITEM * depth, params=parameters)[1]
+    # faiss counts from 0 and fills with -1.
+    return found + 1
+
+
+def _fewest_lists(lists: Any, queries: Matrix, best: CodeRows, depth: int) -> tuple[int, float]:
+    """Lists to read, by doubling, so that `best` [Q, n] of `queries` [Q, d] are found; and the recall reached."""
+    probed = min(_FIRST_PROBES, lists.nlist)
+    while True:
+        recall = _recall(best, _search(lists, queries, depth, probed=probed))
+        if recall >= TARGET_RECALL or probed == lists.nlist:
+            return probed, recall
+        probed = min(2 * probed, lists.nlist)
 
 
 def _fill(vectors: Matrix) -> Any:

@@ -76,7 +76,7 @@ def write_untrained(
         name: of the model.
         spec: instead of `feature_spec`.
         popularity: whether to add counts, to fall back to.
-        replace: replace an existing folder.
+        replace: replace an existing bundle.
     """
     spec = spec or feature_spec(num_users=num_users, num_items=num_items)
     vocabularies = Vocabularies(spec, {})

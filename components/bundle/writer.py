@@ -14,7 +14,7 @@ from torch import Tensor
 
 from lazydp.components.budget.statement import PrivacyStatement
 from lazydp.components.bundle import inventory, tensors
-from lazydp.components.bundle.manifest import Lineage, Manifest, TableEntry, content_version
+from lazydp.components.bundle.manifest import FILE_NAME, Lineage, Manifest, TableEntry, content_version
 from lazydp.components.features.catalogue import item_catalogue
 from lazydp.components.features.spec import FeatureSpec
 from lazydp.components.features.vocabulary import Vocabularies
@@ -67,7 +67,7 @@ def write_bundle(
         items: the catalogue table of the dataset (`features.catalogue.catalogue_table`); None without an item.
         popularity: float32 [num_items + 1] noised counts by item code, where a DP mechanism released them (its
             cost is for the caller to state).
-        replace: replace an existing folder.
+        replace: replace an existing bundle.
 
     Returns:
         The manifest written.
@@ -85,7 +85,7 @@ def write_bundle(
         raise ValueError("items: given exactly where the feature spec has an item")
     if items is not None:
         item_catalogue(spec, items)  # raises where the table does not fit the spec
-    with atomic_directory(path, replace=replace) as folder:
+    with atomic_directory(path, replaces=FILE_NAME if replace else None) as folder:
         (folder / TABLE_FOLDER).mkdir()
         entries = []
         for table, weight in table_weights.items():
