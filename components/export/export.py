@@ -8,6 +8,7 @@ A kill between any two steps leaves one of these, and the same command again fin
     after the rename      done
 
 So the bundle never stands at its name without its commit in the ledger, nor beside a key that could undo its noise.
+(Snapshots of a run that goes on are `publish`'s: their commits come first too, and their key lives until this export.)
 """
 
 from __future__ import annotations
@@ -32,6 +33,7 @@ from lazydp.components.train.checkpoint import Checkpoint, RunFolder, RunIdentit
 from lazydp.components.train.engine import Engine
 from lazydp.components.train.spending import commit, spent_elsewhere
 from lazydp.components.train.train import contribution_bound, embedding_optimizer, engine_for, key_of
+from lazydp.kernels.noise_key import NoiseKey
 
 _FORMAT_VERSION = 1
 _EXPORT = "export.json"
@@ -72,13 +74,13 @@ def export(
         identity = _identity(folder, allow_non_private=allow_non_private)
         data = _dataset(dataset, identity)
         if not folder.key_destroyed():
-            _refuse_taken(out)
+            refuse_taken(out)
             audited = _audited(audit, identity)
             flushed = _flush_and_prove(folder, identity, data)
             staged = out.absolute().with_name(f".{out.name}.{identity.run_id}")
             shutil.rmtree(staged, ignore_errors=True)
             others = spent_elsewhere(ledger, identity) if identity.config.private else ()
-            manifest = _stage(staged, flushed, identity, data, name=name, spent_elsewhere=others, audit=audited)
+            manifest = stage(staged, flushed, identity, data, name=name, spent_elsewhere=others, audit=audited)
             if identity.config.private:
                 bound = contribution_bound(data)
                 commit(ledger, identity, steps=manifest.step, release=manifest.version, max_examples_per_user=bound)
@@ -88,7 +90,7 @@ def export(
 
 
 @dataclass(frozen=True, slots=True)
-class _Flushed:
+class Flushed:
     """A model in which no row owes noise.
 
     Attributes:
@@ -140,33 +142,43 @@ def _finished(folder: RunFolder, identity: RunIdentity) -> Checkpoint:
     return checkpoint
 
 
-def _refuse_taken(out: Path) -> None:
+def refuse_taken(out: Path) -> None:
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise InputError(f"{out} already exists: choose another output folder or remove it first")
 
 
-def _flush_and_prove(folder: RunFolder, identity: RunIdentity, data: EncodedDataset) -> _Flushed:
-    """Flush every row, and let the exporter's own proof judge it."""
+def _flush_and_prove(folder: RunFolder, identity: RunIdentity, data: EncodedDataset) -> Flushed:
     checkpoint = _finished(folder, identity)
     key = key_of(checkpoint, folder)
-    tables = checkpoint.state["embeddings"]["tables"]
-    owed = {name: OwedRows.of(table, step=checkpoint.step) for name, table in tables.items()}
     # The tables are the checkpoint's own, mapped privately from its file: a second copy would double the memory.
-    mapped = {name: table["weight"] for name, table in tables.items()}
+    mapped = {name: table["weight"] for name, table in checkpoint.state["embeddings"]["tables"].items()}
     engine = engine_for(build_model(data.spec, identity.config.model), identity, key, tables=mapped)
     engine.load_state_dict(checkpoint.state)
+    return flush_and_prove(engine, identity, key)
+
+
+def flush_and_prove(engine: Engine, identity: RunIdentity, key: NoiseKey) -> Flushed:
+    """Flush every row of `engine` in place, and let the exporter's own proof judge it.
+
+    Raises:
+        PendingNoiseError: a row owes noise after the flush.
+        NonFiniteError: the variance of the noise is not finite.
+    """
+    tables = engine.state_dict()["embeddings"]["tables"]
+    step = engine.steps_done
+    owed = {name: OwedRows.of(table, step=step) for name, table in tables.items()}
     engine.flush()
     if not identity.config.private:
-        return _Flushed(engine, dict.fromkeys(tables, checkpoint.step), test_key=False)
+        return Flushed(engine, dict.fromkeys(tables, step), test_key=False)
     steps = prove_flushed(
         engine.state_dict()["embeddings"]["tables"],
         owed,
         optimizer=embedding_optimizer(identity.config),
         noise_scale=engine.privacy.noise_scale("embeddings"),
         key=key.derive("noise"),
-        step=checkpoint.step,
+        step=step,
     )
-    return _Flushed(engine, steps, test_key=key.is_test)
+    return Flushed(engine, steps, test_key=key.is_test)
 
 
 def _audited(report: Path | None, identity: RunIdentity) -> AuditResult | None:
@@ -177,9 +189,9 @@ def _audited(report: Path | None, identity: RunIdentity) -> AuditResult | None:
     )
 
 
-def _stage(
+def stage(
     staged: Path,
-    flushed: _Flushed,
+    flushed: Flushed,
     identity: RunIdentity,
     data: EncodedDataset,
     *,
@@ -229,7 +241,7 @@ def _publish(folder: RunFolder, out: Path, identity: RunIdentity) -> Manifest:
             raise InputError(
                 f"the export of run {identity.run_id} was begun into {staged.parent}: name that folder again"
             )
-        _refuse_taken(out)
+        refuse_taken(out)
         staged.rename(out)
         sync_directory(staged.parent)
     elif not out.is_dir() or Manifest.load(out).lineage.run_id != identity.run_id:

@@ -29,6 +29,11 @@ if TYPE_CHECKING:
     type=click.Path(path_type=Path),
     help="A sweep, YAML: try settings, and leave the best run in the folder `best` of --out. Charged as a whole.",
 )
+@click.option("--publish-every", type=click.IntRange(min=1), metavar="STEPS", help="Release a snapshot every so often.")
+@click.option(
+    "--publish-to", type=click.Path(path_type=Path), help="Folder of the snapshots; serve its link `current`."
+)
+@click.option("--name", help="Name of the snapshots in the service.  [default: the feature spec's]")
 @click.option("--resume", is_flag=True, help="Go on with the run (or sweep) in --out, if it holds one.")
 @click.option("--test-key", type=int, metavar="SEED", help="A known noise key: for tests; the model is NOT private.")
 def command(
@@ -38,6 +43,9 @@ def command(
     ledger: str | None,
     mode: str | None,
     tune: Path | None,
+    publish_every: int | None,
+    publish_to: Path | None,
+    name: str | None,
     resume: bool,
     test_key: int | None,
 ) -> None:
@@ -45,6 +53,9 @@ def command(
 
     The budget is reserved in the ledger before the first step. The run's folder holds its checkpoints and the noise
     key: keep it where the data is. Interrupt it at any moment and go on with --resume, to the same bits.
+
+    With --publish-every the model is released as a bundle while training goes on. All snapshots and the final model are
+    charged once, as one run; the service picks up each new one.
     """
     from lazydp.components.train.config import TrainConfig
     from lazydp.kernels.noise_key import NoiseKey
@@ -52,9 +63,12 @@ def command(
     settings = TrainConfig.load(config)
     if mode is not None:
         settings = settings.with_changes(mode=mode)
+    if publish_every is not None:
+        settings = settings.with_changes(publish_every=publish_every)
     if tune is not None:
         _tune(dataset, settings, tune, out=out, ledger=ledger, resume=resume, test_key=test_key)
         return
+    from lazydp.components.export.publish import Snapshots
     from lazydp.components.train.train import train
 
     run = train(
@@ -64,6 +78,7 @@ def command(
         ledger=ledger,
         resume=resume,
         key=NoiseKey.for_tests(test_key) if test_key is not None else None,
+        publish=Snapshots(publish_to, ledger, name).release if publish_to is not None else None,
     )
     click.echo(f"run {run.identity.run_id}: {run.step} steps done; release it with `lazydp export --run {run.folder}`")
 

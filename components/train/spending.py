@@ -49,7 +49,13 @@ def reserve(
 
 
 def commit(
-    url: str | None, identity: RunIdentity, *, steps: int, release: str, max_examples_per_user: int | None
+    url: str | None,
+    identity: RunIdentity,
+    *,
+    steps: int,
+    release: str,
+    max_examples_per_user: int | None,
+    final: bool = True,
 ) -> None:
     """Charge what the run spent; to be called before the release can be seen. Repeated, it changes nothing.
 
@@ -59,13 +65,14 @@ def commit(
         steps: steps done.
         release: version of the bundle.
         max_examples_per_user: the contribution bound k.
+        final: false for a snapshot of a run that goes on: what the whole run reserved stays charged.
 
     Raises:
         PrivacyError: the run holds no reservation there.
     """
     event = identity.released_event(identity.dp_event(max_examples_per_user, steps=steps))
     with Ledger.open(url) as ledger:
-        ledger.commit(identity.run_id, event=event, release=release)
+        ledger.commit(identity.run_id, event=event, release=release, step=None if final else steps, final=final)
 
 
 def close_without_release(url: str | None, identity: RunIdentity, *, max_examples_per_user: int | None) -> None:

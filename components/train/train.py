@@ -5,9 +5,10 @@ from __future__ import annotations
 import importlib.metadata
 import os
 import uuid
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Protocol
 
 from torch import Tensor
 
@@ -29,6 +30,14 @@ from lazydp.components.train.private_log import PrivateLog
 from lazydp.components.train.skip_ahead import EmbeddingSgd
 from lazydp.components.train.spending import reserve
 from lazydp.kernels.noise_key import NoiseKey
+
+
+class Publish(Protocol):
+    """Releases the model as it stands (`export.publish`): flushes it in place, keeps a checkpoint, publishes."""
+
+    def __call__(
+        self, engine: Engine, identity: RunIdentity, key: NoiseKey, data: EncodedDataset, *, keep: Callable[[], None]
+    ) -> None: ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,6 +65,7 @@ def train(
     run_id: str | None = None,
     key: NoiseKey | None = None,
     tuning: Tuning | None = None,
+    publish: Publish | None = None,
 ) -> Run:
     """Train, or go on training, until `config.steps` steps are done.
 
@@ -71,11 +81,16 @@ def train(
         run_id: names the run in the ledger, so that a retry elsewhere is the same run; None for a fresh name.
         key: the noise key of a new run; None for a fresh secret one. Tests give one made for tests.
         tuning: the sweep that this is a trial of (`tune`); `run_id` is then the sweep's.
+        publish: releases snapshots; given exactly where the configuration has `publish_every`.
 
     Raises:
         InputError: `out` holds another run, or one that was exported, or the dataset doesn't fit the configuration.
         BudgetExceededError: the dataset's budget does not admit the run.
     """
+    if (publish is None) != (config.publish_every is None):
+        raise InputError(
+            "publish_every says how often snapshots are released, --publish-to where: give both or neither"
+        )
     data = EncodedDataset.open(dataset)
     with RunFolder.locked(out, create=True) as folder:
         identity = _begin(folder, data, config, resume=resume, run_id=run_id, tuning=tuning)
@@ -94,22 +109,42 @@ def train(
             folder.save(_checkpoint(engine, identity, secret, data))
         else:
             engine.load_state_dict(checkpoint.state)
-        _loop(engine, identity, secret, data, folder)
+        _loop(engine, identity, secret, data, folder, publish)
         secret.destroy()
         return Run(out, identity, engine.steps_done)
 
 
-def _loop(engine: Engine, identity: RunIdentity, secret: NoiseKey, data: EncodedDataset, folder: RunFolder) -> None:
+def _loop(
+    engine: Engine,
+    identity: RunIdentity,
+    secret: NoiseKey,
+    data: EncodedDataset,
+    folder: RunFolder,
+    publish: Publish | None,
+) -> None:
     """Step until the last step; nothing of the loop outlives it, however it ends."""
     config = identity.config
     log = PrivateLog(identity, contribution_bound(data))
     writer = BackgroundWriter(folder, memory_limit=_snapshot_limit())
+
+    def is_snapshot(step: int) -> bool:
+        return config.publish_every is not None and 0 < step < config.steps and step % config.publish_every == 0
+
+    def keep() -> None:
+        folder.save(_checkpoint(engine, identity, secret, data))
+
+    if publish is not None and is_snapshot(engine.steps_done):
+        # Killed while it released this one, perhaps: that ends before the next step begins.
+        publish(engine, identity, secret, data, keep=keep)
     batches = Prefetcher(batch_maker(data, config, secret), first=engine.steps_done + 1, last=config.steps)
     with writer, batches, Progress("train", total=config.steps - engine.steps_done, unit="steps") as progress:
         for step, micro_batches in batches:
             report = engine.step(micro_batches)
             progress.advance(note=log.note(report))
-            if step % config.checkpoint_every == 0 or step == config.steps:
+            if publish is not None and is_snapshot(step):
+                writer.close()
+                publish(engine, identity, secret, data, keep=keep)
+            elif step % config.checkpoint_every == 0 or step == config.steps:
                 writer.save(_checkpoint(engine, identity, secret, data))
 
 

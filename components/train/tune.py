@@ -264,10 +264,11 @@ def with_settings(config: TrainConfig, settings: Mapping[str, Any]) -> TrainConf
     """
     document = config.model_dump()
     for name, value in settings.items():
-        node = document
+        node: dict[str, Any] = document
         *path, last = name.split(".")
         for part in path:
-            node = node.get(part) if isinstance(node.get(part), dict) else {}
+            inner = node.get(part)
+            node = inner if isinstance(inner, dict) else {}
         if last not in node:
             raise InputError(f"settings: the training configuration has no setting {name!r}")
         node[last] = value
@@ -423,8 +424,8 @@ def _choose(out: Path, identity: RunIdentity, trials: int) -> None:
                 f"no trial of sweep {identity.run_id} gave a finite model: there is nothing to release, and its charge "
                 "stays; try smaller learning rates in another sweep"
             )
-        document["best"] = max(finite, key=lambda number: finite[number])
-        document["score"] = finite[document["best"]]
+        number, score = max(finite.items(), key=lambda trial: trial[1])
+        document |= {"best": number, "score": score}
         write_json(out / _SWEEP, document, format_version=_FORMAT_VERSION, mode=PRIVATE_FILE)
     best = out / f"trial-{document['best']:05d}"
     for trial in sorted(out.glob("trial-*")):
