@@ -23,8 +23,8 @@ from scipy.optimize import brentq
 
 from lazydp.components.budget.events import event_from_json, event_to_json
 from lazydp.components.budget.loss_store import Leaves, LossStore, fresh_store
-from lazydp.components.budget.mixture import RenyiAccountant, mixture_distribution
-from lazydp.components.budget.rules import SMALLEST_DELTA
+from lazydp.components.budget.mixture import RenyiAccountant, mixture_distribution, quiet_about_excluded_orders
+from lazydp.components.budget.rules import SMALLEST_DELTA, SMALLEST_NOISE
 from lazydp.components.shared.errors import InputError, PrivacyError
 
 ACCOUNTANTS = ("pld", "rdp")
@@ -32,14 +32,14 @@ ACCOUNTANTS = ("pld", "rdp")
 # Losses are rounded up to multiples of this. Coarser only where a distribution would not fit in memory.
 _INTERVAL = 1e-4
 _COARSE = 1e-3
-_MOST_POINTS = 4_000_000
+_MOST_POINTS = 1_000_000
 
-# A composition that took longer than this is worth a file.
-_DURABLE_SECONDS = 0.05
+# exp of more is infinite.
+_LARGEST_EXPONENT = 700.0
 
 # Calibration stops when noise_multiplier is known to this relative width.
 _CALIBRATION_WIDTH = 1e-3
-_MOST_NOISE = 1e6
+_FIRST_NOISE, _MOST_NOISE = 64.0, 1e6
 
 
 def accountant_version() -> str:
@@ -49,6 +49,9 @@ def accountant_version() -> str:
 
 def epsilon(event: DpEvent, *, delta: float, accountant: str = "pld", store: LossStore | None = None) -> float:
     """The epsilon at which `event` is (epsilon, delta)-DP; infinite where there is none.
+
+    A part whose noise is below a hundredth of its sensitivity counts as having none: alone it has an epsilon of
+    thousands, which protects nobody and lies where floating point ends.
 
     Repeat-and-select events (tuning) have no loss distribution: such a part enters by its Renyi curve, turned into
     (epsilon', delta / 2) and composed with the rest by PLD, or the whole goes by Renyi, whichever is less. Both bound.
@@ -101,8 +104,21 @@ def calibrate_noise_multiplier(
     if not (target_epsilon > 0 and math.isfinite(target_epsilon)):
         raise InputError(f"target_epsilon must be a finite number above 0, found {target_epsilon}")
 
+    # Two events tell one family from another.
+    family = (target_epsilon, target_delta, canonical(make_event(1.0)), canonical(make_event(2.0)))
+    if family not in _calibrated:
+        _calibrated[family] = _calibrate(target_epsilon, target_delta, make_event)
+    return _calibrated[family]
+
+
+_calibrated: dict[tuple[float, float, str, str], float] = {}
+"""What this process has calibrated: the trials of a sweep, an audit and the run it audits ask for the same."""
+
+
+def _calibrate(target_epsilon: float, target_delta: float, make_event: Callable[[float], DpEvent]) -> float:
     def excess(noise_multiplier: float, interval: float = _COARSE) -> float:
-        return _epsilon_at(make_event(noise_multiplier), target_delta, interval) - target_epsilon
+        ratio = _epsilon_at(make_event(noise_multiplier), target_delta, interval) / target_epsilon
+        return math.log(min(max(ratio, 1e-6), 1e6))  # interpolation wants no infinity
 
     low, high = _bracket(excess, target_epsilon)
     found = _root(excess, low, high)
@@ -122,7 +138,7 @@ def _root(excess: Callable[[float], float], low: float, high: float) -> float:
     """Where `excess` falls to zero, from above by less than the calibration's width."""
     if excess(high) == 0:
         return high
-    # Both scales logarithmic: there epsilon is close to a straight line, so few evaluations suffice.
+    # Both scales are logarithmic: there epsilon is close to a straight line, so few evaluations suffice.
     width = _CALIBRATION_WIDTH / 4
     root = float(brentq(lambda x: excess(math.exp(x)), math.log(low), math.log(high), xtol=width))
     return math.exp(root + width)
@@ -130,18 +146,16 @@ def _root(excess: Callable[[float], float], low: float, high: float) -> float:
 
 def _bracket(excess: Callable[[float], float], target_epsilon: float) -> tuple[float, float]:
     # Start from plenty of noise: there the loss is narrow and an evaluation is quick.
-    high = 1.0
-    if excess(high) > 0:
-        while excess(high) > 0:
-            high *= 2
-            if high > _MOST_NOISE:
-                raise InputError(f"no noise_multiplier up to {_MOST_NOISE:g} reaches target_epsilon {target_epsilon}")
-        return high / 2, high
-    low = high / 2
+    high = _FIRST_NOISE
+    while excess(high) > 0:
+        high *= 4
+        if high > _MOST_NOISE:
+            raise InputError(f"no noise_multiplier up to {_MOST_NOISE:g} reaches target_epsilon {target_epsilon}")
+    low = high / 4
     while excess(low) <= 0:
-        low, high = low / 2, low
-        if low < 1e-3:
+        if low == SMALLEST_NOISE:
             raise InputError(f"target_epsilon {target_epsilon} asks for no noise at all: name a smaller one")
+        low, high = max(low / 4, SMALLEST_NOISE), low
     return low, high
 
 
@@ -184,17 +198,20 @@ def _take_apart(event: DpEvent) -> _Parts:
                 visit(inner, count)
         elif isinstance(part, dp_event.RepeatAndSelectDpEvent):
             selections.extend([part] * count)
-        elif isinstance(part, dp_event.NonPrivateDpEvent) or _noise(part) == 0:
+        elif isinstance(part, dp_event.NonPrivateDpEvent) or _noise(part) < SMALLEST_NOISE * _sensitivity(part):
             private = False
         elif isinstance(part, dp_event.GaussianDpEvent):
             # Gaussians of any noise compose to one Gaussian, exactly.
             inverse_variance += count / part.noise_multiplier**2
         else:
+            # Last, where it was before already: then all that came between is composed as it was the last time.
             key = canonical(part)
-            counts[key] = counts.get(key, 0) + count
+            counts[key] = counts.pop(key, 0) + count
 
     visit(event, 1)
-    if inverse_variance:
+    if inverse_variance > SMALLEST_NOISE**-2:
+        private = False
+    elif inverse_variance:
         # Last, so that another Gaussian leaves what was composed before it as it is.
         counts[canonical(dp_event.GaussianDpEvent(inverse_variance**-0.5))] = 1
     return _Parts(counts=counts, selections=tuple(selections), private=private)
@@ -208,6 +225,14 @@ def _noise(event: DpEvent) -> float:
     raise PrivacyError(f"no accounting is known for {event}")
 
 
+def _sensitivity(event: DpEvent) -> float:
+    """In units of the noise's: 1, but where several examples of a unit may meet."""
+    if not isinstance(event, dp_event.MixtureOfGaussiansDpEvent):
+        return 1.0
+    likely = (float(s) for s, p in zip(event.sensitivities, event.sampling_probs, strict=True) if p > 1e-24)
+    return max([1.0, *likely])
+
+
 def _epsilon_at(event: DpEvent, delta: float, interval: float, store: LossStore | None = None) -> float:
     parts = _take_apart(event)
     if not parts.private:
@@ -218,7 +243,7 @@ def _epsilon_at(event: DpEvent, delta: float, interval: float, store: LossStore 
         return _loss_epsilon(leaves, (), delta, interval, store)
     selected = _renyi_epsilon(dp_event.ComposedDpEvent(list(parts.selections)), delta / 2)
     whole = _renyi_epsilon(event, delta)
-    if not math.isfinite(selected):
+    if selected > _LARGEST_EXPONENT:
         return whole
     return min(whole, _loss_epsilon(leaves, (selected, delta / 2), delta, interval, store))
 
@@ -240,26 +265,29 @@ def _loss_epsilon(
 
 
 def _composition(leaves: Leaves, interval: float, store: LossStore) -> Any:
-    """The loss distribution of all of `leaves`, from whatever of it is kept.
+    """The loss distribution of all of `leaves`, from the longest beginning of them that is kept.
 
-    Most often one event came after those composed last time. Otherwise halves: where one leaf of n changed, log n
-    compositions are new.
+    A ledger mostly grows at its end, so that one distribution is new. All but the last are kept apart, since the last
+    may be one that changes with every event (equal events, and Gaussians, are one leaf).
     """
-    found = store.get(leaves, interval)
-    if found is not None:
-        return found
-    started = time.perf_counter()
-    if len(leaves) == 1:
-        key, count = leaves[0]
-        single = _distribution(key, interval)
-        made = single if count == 1 else single.self_compose(count)
-    elif (before := store.get(leaves[:-1], interval)) is not None:
-        made = before.compose(_composition(leaves[-1:], interval, store))
-    else:
-        half = 1 << (len(leaves) - 1).bit_length() - 1
-        made = _composition(leaves[:half], interval, store).compose(_composition(leaves[half:], interval, store))
-    store.put(leaves, interval, made, durable=time.perf_counter() - started > _DURABLE_SECONDS)
+    kept, made = store.longest(leaves, interval)
+    for end in sorted({max(kept, len(leaves) - 1), len(leaves)} - {kept}):
+        started = time.perf_counter()
+        part = _joined(leaves[kept:end], interval)
+        made = part if made is None else made.compose(part)
+        store.put(leaves[:end], interval, made, seconds=time.perf_counter() - started)
+        kept = end
     return made
+
+
+def _joined(leaves: Leaves, interval: float) -> Any:
+    """The loss distribution of `leaves`, by halves: the tails of n compositions are then cut off log n times."""
+    if len(leaves) > 1:
+        half = len(leaves) // 2
+        return _joined(leaves[:half], interval).compose(_joined(leaves[half:], interval))
+    [(key, count)] = leaves
+    single = _distribution(key, interval)
+    return single if count == 1 else single.self_compose(count)
 
 
 @functools.lru_cache(maxsize=16)
@@ -303,16 +331,13 @@ def _sampled_distribution(event: dp_event.PoissonSampledDpEvent, interval: float
     )
 
 
+@functools.lru_cache(maxsize=1 << 14)
 def _fitting_interval(key: str) -> float:
     """A grid fine enough to be exact and coarse enough that one event's losses fit in memory."""
     event = event_from_json(json.loads(key))
     if isinstance(event, dp_event.LaplaceDpEvent | dp_event.DiscreteLaplaceDpEvent):
         return _INTERVAL
-    sensitivity = 1.0
-    if isinstance(event, dp_event.MixtureOfGaussiansDpEvent):
-        likely = (s for s, p in zip(event.sensitivities, event.sampling_probs, strict=True) if p > 1e-24)
-        sensitivity = max([1.0, *likely])
-    ratio = sensitivity / _noise(event)
+    ratio = _sensitivity(event) / _noise(event)
     # Losses of a Gaussian lie within ratio^2 / 2 plus or minus ratio times ten standard deviations.
     needed = (ratio**2 + 20 * ratio) / _MOST_POINTS
     return _INTERVAL if needed <= _INTERVAL else 10.0 ** math.ceil(math.log10(needed))
@@ -322,6 +347,7 @@ def _renyi_epsilon(event: DpEvent, delta: float) -> float:
     accountant = RenyiAccountant()
     if not accountant.supports(event):
         raise PrivacyError(f"the rdp accountant does not know {event}")
-    accountant.compose(event)
+    with quiet_about_excluded_orders():
+        accountant.compose(event)
     found = float(accountant.get_epsilon(delta))
     return math.inf if math.isnan(found) else found

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import functools
+import json
 from collections.abc import Iterable
 from typing import Any
 
+from dp_accounting.dp_event import DpEvent
+
 from lazydp.components.budget.accounting import epsilon
 from lazydp.components.budget.entries import canonical_json
-from lazydp.components.budget.events import composed, event_from_json, repeated
+from lazydp.components.budget.events import composed, event_from_json
 from lazydp.components.budget.loss_store import default_store
 from lazydp.components.budget.state import Account, LedgerState
 
@@ -22,26 +26,31 @@ def epsilon_of(events: Iterable[EventJson], *, delta: float, trusting: bool = Tr
         delta: in (0, 1).
         trusting: whether loss distributions kept on this machine may be used.
     """
-    counts: dict[str, int] = {}
-    documents: dict[str, EventJson] = {}
-    for event in events:
-        text = canonical_json(event)
-        counts[text] = counts.get(text, 0) + 1
-        documents[text] = event
-    parts = [repeated(event_from_json(documents[text]), count) for text, count in counts.items()]
+    parts = [_event(canonical_json(event)) for event in events]
     return epsilon(composed(parts), delta=delta, store=default_store() if trusting else None)
 
 
-def account_of(
+@functools.lru_cache(maxsize=1 << 14)
+def _event(text: str) -> DpEvent:
+    return event_from_json(json.loads(text))
+
+
+def charged_epsilon(
     state: LedgerState, fingerprint: str, *, more: Iterable[EventJson] = (), trusting: bool = True
-) -> Account:
-    """The account of a dataset that has a budget, were `more` charged as well."""
-    runs = list(state.runs_of(state.family(fingerprint)))
+) -> float:
+    """Epsilon of everything charged to a dataset that has a budget, were `more` charged as well."""
+    runs = state.runs_of(state.family(fingerprint))
     charged = [event for run in runs if (event := run.charged_event()) is not None]
+    return epsilon_of([*charged, *more], delta=state.budgets[fingerprint].delta, trusting=trusting)
+
+
+def account_of(state: LedgerState, fingerprint: str, *, trusting: bool = True) -> Account:
+    """The account of a dataset that has a budget."""
+    runs = state.runs_of(state.family(fingerprint))
     released = [run.released_event for run in runs if run.released_event is not None]
     delta = state.budgets[fingerprint].delta
     return Account(
-        epsilon=epsilon_of([*charged, *more], delta=delta, trusting=trusting),
+        epsilon=charged_epsilon(state, fingerprint, trusting=trusting),
         committed_epsilon=epsilon_of(released, delta=delta, trusting=trusting),
         delta=delta,
     )

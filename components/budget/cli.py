@@ -44,9 +44,9 @@ def show(ledger: str | None, dataset: str | None, as_json: bool) -> None:
         _print_json([asdict(budget) for budget in budgets])
         return
     _print_table(
-        ["dataset", "fingerprint", "unit", "delta", "budget", "committed", "charged", "remaining", "runs", "releases"],
+        ["dataset", "fingerprint", "unit", "delta", "budget", "committed", "reserved", "remaining", "runs", "releases"],
         [_budget_row(budget) for budget in budgets],
-        title="epsilon: composed by PLD; charged = committed and reserved",
+        title="epsilon, composed by PLD: committed by releases; reserved: what open runs may add; and what remains",
         empty="no dataset yet: `lazydp budget set` registers one",
     )
 
@@ -234,7 +234,7 @@ def _budget_row(budget: DatasetBudget) -> list[str]:
         "-" if budget.delta is None else f"{budget.delta:g}",
         figure(budget.epsilon),
         f"{budget.committed_epsilon:.4g}",
-        f"{budget.charged_epsilon:.4g}",
+        f"{budget.reserved_epsilon:.4g}",
         "-" if budget.remaining_epsilon is None else figure(budget.remaining_epsilon),
         f"{budget.reserved_runs} reserved, {budget.committed_runs} committed",
         str(budget.releases),

@@ -13,6 +13,7 @@ from dp_accounting import dp_event
 from dp_accounting.dp_event import DpEvent
 from scipy.stats import binom
 
+from lazydp.components.budget.rules import SMALLEST_NOISE
 from lazydp.components.shared.errors import FormatError, InputError, PrivacyError
 
 # The chance that a user has more than the kept number of examples in one batch; see `user_level_event`.
@@ -146,6 +147,11 @@ def composed(events: Sequence[DpEvent]) -> DpEvent:
 def _check(*, noise_multiplier: float, sampling_prob: float, steps: int) -> None:
     if not (math.isfinite(noise_multiplier) and noise_multiplier >= 0):
         raise InputError(f"noise_multiplier must be a finite number of at least 0, found {noise_multiplier}")
+    if 0 < noise_multiplier < SMALLEST_NOISE:
+        raise InputError(
+            f"noise_multiplier {noise_multiplier:g} protects nobody: a single step would have an epsilon of thousands; "
+            f"give {SMALLEST_NOISE:g} or more (useful runs begin near 0.5)"
+        )
     if not 0 < sampling_prob <= 1:
         raise InputError(f"sampling_prob must be in (0, 1], found {sampling_prob}")
     if isinstance(steps, bool) or not isinstance(steps, int) or steps < 0:

@@ -16,6 +16,7 @@ import json
 import os
 import zipfile
 from collections import OrderedDict
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -26,12 +27,15 @@ from dp_accounting.pld.privacy_loss_distribution import PrivacyLossDistribution
 from lazydp.components.shared.files import PRIVATE_DIRECTORY, PRIVATE_FILE, write_bytes
 
 CACHE_VARIABLE = "LAZYDP_CACHE"
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 
 Leaves = tuple[tuple[str, int], ...]
 
 _MEMORY_BYTES = 256 << 20
 _FOLDER_BYTES = 2 << 30
+
+# Work that would be done again without a file is worth one.
+_DURABLE_SECONDS = 0.05
 
 
 class LossStore:
@@ -43,38 +47,70 @@ class LossStore:
 
     def __init__(self, folder: Path | None) -> None:
         self._folder = folder
-        self._memory: OrderedDict[str, Any] = OrderedDict()
+        self._memory: OrderedDict[str, _Kept] = OrderedDict()
         self._bytes = 0
+        self._written = _FOLDER_BYTES  # look at the folder before the first file
 
-    def get(self, leaves: Leaves, interval: float) -> Any | None:
-        """The composition of `leaves` (an event's canonical JSON, how often), if it is kept."""
-        key = _key(leaves, interval)
-        if key in self._memory:
-            self._memory.move_to_end(key)
-            return self._memory[key]
-        found = None if self._folder is None else _read(self._folder / key)
-        if found is not None:
-            self._remember(key, found)
-        return found
+    def longest(self, leaves: Leaves, interval: float) -> tuple[int, Any | None]:
+        """The longest beginning of `leaves` (an event's canonical JSON, how often) whose composition is kept.
 
-    def put(self, leaves: Leaves, interval: float, distribution: Any, *, durable: bool) -> None:
-        """Keep a composition; `durable` where it took long enough to be worth a file."""
-        key = _key(leaves, interval)
-        self._remember(key, distribution)
-        if durable and self._folder is not None:
+        Returns:
+            its length and the composition; 0 and None where none is.
+        """
+        keys = _keys(leaves, interval)
+        for length in range(len(keys), 0, -1):
+            found = self._get(keys[length - 1])
+            if found is not None:
+                return length, found
+        return 0, None
+
+    def put(self, leaves: Leaves, interval: float, distribution: Any, *, seconds: float) -> None:
+        """Keep a composition that took `seconds`, in a file once enough work hangs on it.
+
+        Compositions grow by short steps: what counts is the work since the last one that has a file.
+        """
+        keys = _keys(leaves, interval)
+        before = next((self._memory[key] for key in reversed(keys[:-1]) if key in self._memory), None)
+        unsaved = seconds + (before.unsaved if before is not None else 0.0)
+        if unsaved > _DURABLE_SECONDS and self._folder is not None:
             # A full disk or a read-only home costs time, not correctness.
             with contextlib.suppress(OSError):
-                self._folder.mkdir(mode=PRIVATE_DIRECTORY, parents=True, exist_ok=True)
-                _make_room(self._folder)
-                write_bytes(self._folder / key, _encoded(distribution), mode=PRIVATE_FILE)
+                self._write(self._folder, keys[-1], _encoded(distribution))
+                unsaved = 0.0
+        self._remember(keys[-1], _Kept(distribution, unsaved))
 
-    def _remember(self, key: str, distribution: Any) -> None:
+    def _get(self, key: str) -> Any | None:
         if key in self._memory:
-            self._bytes -= _size(self._memory.pop(key))
-        self._memory[key] = distribution
-        self._bytes += _size(distribution)
+            self._memory.move_to_end(key)
+            return self._memory[key].distribution
+        found = None if self._folder is None else _read(self._folder / key)
+        if found is not None:
+            self._remember(key, _Kept(found, 0.0))
+        return found
+
+    def _write(self, folder: Path, key: str, data: bytes) -> None:
+        folder.mkdir(mode=PRIVATE_DIRECTORY, parents=True, exist_ok=True)
+        self._written += len(data)
+        if self._written > _FOLDER_BYTES // 16:
+            _make_room(folder)
+            self._written = 0
+        write_bytes(folder / key, data, mode=PRIVATE_FILE)
+
+    def _remember(self, key: str, kept: _Kept) -> None:
+        if key in self._memory:
+            self._bytes -= _size(self._memory.pop(key).distribution)
+        self._memory[key] = kept
+        self._bytes += _size(kept.distribution)
         while self._bytes > _MEMORY_BYTES and len(self._memory) > 1:
-            self._bytes -= _size(self._memory.popitem(last=False)[1])
+            self._bytes -= _size(self._memory.popitem(last=False)[1].distribution)
+
+
+@dataclass(frozen=True, slots=True)
+class _Kept:
+    """A composition, and the seconds of work since the last one before it that has a file."""
+
+    distribution: Any
+    unsaved: float
 
 
 @functools.cache
@@ -97,9 +133,19 @@ def fresh_store() -> LossStore:
     return LossStore(None)
 
 
-def _key(leaves: Leaves, interval: float) -> str:
-    covered = [FORMAT_VERSION, importlib.metadata.version("dp-accounting"), interval, leaves]
-    return hashlib.sha256(json.dumps(covered).encode()).hexdigest() + ".npz"
+def _keys(leaves: Leaves, interval: float) -> list[str]:
+    """The file name of each beginning of `leaves`, shortest first: a chain of digests, so that all cost one pass."""
+    digest = hashlib.sha256(json.dumps([FORMAT_VERSION, _accounting_version(), interval]).encode()).digest()
+    keys = []
+    for key, count in leaves:
+        digest = hashlib.sha256(digest + f"{count} {key}".encode()).digest()
+        keys.append(digest.hex() + ".npz")
+    return keys
+
+
+@functools.cache
+def _accounting_version() -> str:
+    return importlib.metadata.version("dp-accounting")
 
 
 def _sides(distribution: Any) -> list[Any]:

@@ -12,6 +12,9 @@ from lazydp.components.shared.errors import BudgetExceededError, InputError, Pri
 # Convolutions by FFT leave an absolute error of about 1e-16 in probabilities; a delta must stand far above it.
 SMALLEST_DELTA = 1e-12
 
+# Noise below this part of the sensitivity is none: see `accounting.epsilon`.
+SMALLEST_NOISE = 0.01
+
 # Two computations of one epsilon may differ in the last digits (another machine, another FFT).
 _SAME = 1e-9
 
@@ -63,14 +66,14 @@ def check_budget_is_set(state: LedgerState, fingerprint: str, privacy_unit: str)
 
 
 def check_admitted(state: LedgerState, fingerprint: str, document: dict[str, Any]) -> None:
-    from lazydp.components.budget.charges import account_of  # noqa: PLC0415 - scipy is slow to import
+    from lazydp.components.budget.charges import charged_epsilon  # noqa: PLC0415 - scipy is slow to import
 
     for member in state.family(fingerprint):
         budget = state.budgets.get(member)
         if budget is None:
             continue
         before = state.accounts[member].epsilon if member in state.accounts else 0.0
-        after = account_of(state, member, more=[document]).epsilon
+        after = charged_epsilon(state, member, more=[document])
         if not after <= budget.epsilon:
             shared = "" if member == fingerprint else f", which shares users with {state.datasets[fingerprint].name}"
             raise BudgetExceededError(

@@ -17,7 +17,8 @@ class DatasetBudget:
         epsilon: the budget; None where none was set, and so nothing can be reserved.
         delta: of every epsilon here.
         charged_epsilon: everything committed and reserved on the dataset's family, composed.
-        committed_epsilon: the part of it that was released.
+        committed_epsilon: everything that was released, composed.
+        reserved_epsilon: what the open reservations add to it, up to charged_epsilon.
         remaining_epsilon: epsilon less charged_epsilon. As losses compose to less than their sum, a run of that
             epsilon or a little more may still be admitted.
         family: fingerprints of the other datasets whose runs count here.
@@ -33,6 +34,7 @@ class DatasetBudget:
     delta: float | None
     charged_epsilon: float
     committed_epsilon: float
+    reserved_epsilon: float
     remaining_epsilon: float | None
     set_by: str
     reason: str
@@ -88,6 +90,7 @@ def budget_of(state: LedgerState, fingerprint: str) -> DatasetBudget:
     family = state.family(fingerprint)
     runs = list(state.runs_of(family))
     charged = 0.0 if account is None else account.epsilon
+    committed = 0.0 if account is None else account.committed_epsilon
     return DatasetBudget(
         dataset=fingerprint,
         name=state.datasets[fingerprint].name,
@@ -95,7 +98,9 @@ def budget_of(state: LedgerState, fingerprint: str) -> DatasetBudget:
         epsilon=budget.epsilon if budget else None,
         delta=budget.delta if budget else None,
         charged_epsilon=charged,
-        committed_epsilon=0.0 if account is None else account.committed_epsilon,
+        committed_epsilon=committed,
+        # What a run in the end released may compose, by a rounding, to more than it reserved.
+        reserved_epsilon=max(0.0, charged - committed),
         remaining_epsilon=max(0.0, budget.epsilon - charged) if budget else None,
         set_by=budget.set_by if budget else "",
         reason=budget.reason if budget else "",

@@ -1,0 +1,183 @@
+"""Each Kubeflow component called as Kubeflow would: what goes in, what comes out, what a retry does."""
+
+import json
+import logging
+import stat
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from kfp import dsl
+
+from lazydp.components.budget.component import budget_gate
+from lazydp.components.budget.ledger import Ledger
+from lazydp.components.bundle.reader import Bundle
+from lazydp.components.evaluate.component import evaluate
+from lazydp.components.export.component import export
+from lazydp.components.ingest.component import ingest
+from lazydp.components.ingest.dataset import EncodedDataset
+from lazydp.components.sample import sample as sample_module
+from lazydp.components.sample.component import sample_data
+from lazydp.components.sample.sample import SampleSize
+from lazydp.components.shared.errors import InputError, NotPrivateError, PrivacyError
+from lazydp.components.train.component import train
+
+CONFIG = """
+model: {kind: two_tower, embedding_dim: 8}
+sampling_prob: 0.05
+expected_batch_size: 30
+steps: 4
+noise_multiplier: 4.0
+target_delta: 1.0e-5
+"""
+
+
+@pytest.fixture(autouse=True, scope="module")
+def logging_as_it_was() -> Iterator[None]:
+    """A component sends the log to its pod's standard output, for good; the tests after these want it back."""
+    logger = logging.getLogger("lazydp")
+    before = (list(logger.handlers), logger.level, logger.propagate)
+    yield
+    logger.handlers[:], logger.level, logger.propagate = before
+
+
+class Cluster:
+    """Paths as a pod sees them, and the artifacts that the components fill."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.ledger = f"sqlite:///{folder / 'ledger.db'}"
+        self.sample = dsl.Dataset(uri=str(folder / "sample"))
+        self.dataset = dsl.Dataset(uri=str(folder / "dataset"))
+
+    def artifact(self, kind: type[dsl.Artifact], name: str) -> Any:
+        return kind(uri=str(self.folder / name))
+
+    def gate(self, run_id: str, **more: Any) -> str:
+        found: str = budget_gate.python_func(
+            dataset=self.dataset, config=CONFIG, run_id=run_id, ledger_url=self.ledger, **more
+        )
+        return found
+
+    def train(self, run_id: str, **more: Any) -> str:
+        run_folder = str(self.folder / run_id)
+        found: str = train.python_func(
+            dataset=self.dataset, config=CONFIG, run_folder=run_folder, run_id=run_id, ledger_url=self.ledger, **more
+        )
+        return found
+
+    def export(self, run_id: str, bundle: Any, **more: Any) -> None:
+        export.python_func(
+            dataset=self.dataset,
+            run_folder=str(self.folder / run_id),
+            run_id=run_id,
+            bundle=bundle,
+            ledger_url=self.ledger,
+            **more,
+        )
+
+    def status(self) -> dict[str, str]:
+        with Ledger.open(self.ledger, read_only=True) as ledger:
+            return {run.run_id: run.status for run in ledger.runs()}
+
+
+@pytest.fixture(scope="module")
+def cluster(tmp_path_factory: pytest.TempPathFactory) -> Cluster:
+    """A cluster with a sample that was ingested, by the components."""
+    made = Cluster(tmp_path_factory.mktemp("cluster"))
+    with pytest.MonkeyPatch.context() as patch:
+        make = sample_module.make_sample
+        patch.setattr(
+            sample_module,
+            "make_sample",
+            lambda *given, **more: make(*given, **more, size=SampleSize(users=80, items=40, interactions=700)),
+        )
+        sample_data.python_func(sample=made.sample, seed=3)
+    folder = Path(made.sample.path)
+    ingest.python_func(
+        input_uri=str(folder / "interactions.parquet"), spec=str(folder / "spec.yaml"), dataset=made.dataset
+    )
+    return made
+
+
+def test_ingest_leaves_a_fingerprint_and_no_count(cluster: Cluster) -> None:
+    data = EncodedDataset.open(cluster.dataset.path)
+    assert cluster.dataset.metadata == {"fingerprint": data.manifest.fingerprint}
+    assert len(data.split("train")) > 0
+
+
+def test_ingest_takes_its_spec_as_text_and_several_inputs(cluster: Cluster) -> None:
+    folder = Path(cluster.sample.path)
+    again = cluster.artifact(dsl.Dataset, "again")
+    interactions = str(folder / "interactions.parquet")
+    ingest.python_func(
+        input_uri=interactions,
+        spec=(folder / "spec.yaml").read_text(),
+        dataset=again,
+        users_uri=str(folder / "users.parquet"),
+        items_uri=str(folder / "items.parquet"),
+    )
+    assert again.metadata == cluster.dataset.metadata
+    with pytest.raises(InputError):
+        ingest.python_func(
+            input_uri=f"{interactions}, {folder / 'none.parquet'}", spec=str(folder / "spec.yaml"), dataset=again
+        )
+
+
+def test_from_the_gate_to_the_metrics(cluster: Cluster) -> None:
+    with pytest.raises(PrivacyError, match="no budget"):
+        cluster.gate("one")
+    assert cluster.gate("one", budget_epsilon=20.0, budget_delta=1e-5) == "one"
+    assert cluster.status() == {"one": "reserved"}
+    assert cluster.train("one") == cluster.train("one") == "one"  # a retry does nothing more
+    assert stat.S_IMODE((cluster.folder / "one").stat().st_mode) == 0o700
+
+    bundle = cluster.artifact(dsl.Model, "bundle")
+    cluster.export("one", bundle, name="films")
+    released = Bundle.open(Path(bundle.path))
+    assert bundle.metadata == {
+        "name": "films",
+        "version": released.manifest.version,
+        "privacy": released.statement.line(),
+    }
+    assert cluster.status() == {"one": "committed"}
+    assert not list((cluster.folder / "one").rglob("noise.key"))
+    # The pod died before the artifact was stored: the retry gives the same bundle, and charges nothing.
+    again = cluster.artifact(dsl.Model, "bundle-again")
+    cluster.export("one", again, name="films")
+    assert again.metadata == bundle.metadata
+
+    metrics, report = cluster.artifact(dsl.Metrics, "metrics"), cluster.artifact(dsl.Artifact, "report.json")
+    evaluate.python_func(bundle=bundle, dataset=cluster.dataset, metrics=metrics, report=report)
+    document = json.loads(Path(report.path).read_text())
+    assert document["bundle"] == released.manifest.version
+    assert metrics.metadata["model_auc"] == document["model"]["auc"]
+    assert all(isinstance(value, float) for value in metrics.metadata.values())
+    assert stat.S_IMODE(Path(report.path).stat().st_mode) == 0o600
+
+
+def test_a_run_without_privacy_passes_no_gate_and_is_marked(cluster: Cluster) -> None:
+    assert cluster.gate("plain", mode="sgd") == "plain"
+    assert cluster.train("plain", mode="sgd") == "plain"
+    bundle = cluster.artifact(dsl.Model, "plain-bundle")
+    with pytest.raises(NotPrivateError, match="--allow-non-private"):
+        cluster.export("plain", bundle)
+    cluster.export("plain", bundle, allow_non_private=True)
+    assert bundle.metadata["privacy"].startswith("not private")
+
+
+def test_training_without_a_reservation_is_refused(cluster: Cluster, tmp_path: Path) -> None:
+    other = Cluster(tmp_path)
+    other.dataset = cluster.dataset
+    with pytest.raises(PrivacyError, match="no budget"):
+        other.train("two")
+    assert not list(tmp_path.rglob("state.safetensors"))
+
+
+@pytest.mark.parametrize("component", [sample_data, ingest, budget_gate, train, export, evaluate])
+def test_a_component_is_a_thin_shell(component: Any) -> None:
+    """It runs in the image that holds this package, and installs nothing."""
+    container = component.component_spec.implementation.container
+    assert "pip install" not in " ".join(container.command)
+    assert container.image.startswith("lazydp")
