@@ -14,6 +14,7 @@ import click
 @click.option("--name", help="Name of the model in the service.  [default: the feature spec's]")
 @click.option("--ledger", envvar="LAZYDP_LEDGER", help="URL of the ledger.  [default: sqlite:///lazydp-ledger.db]")
 @click.option("--audit", type=click.Path(path_type=Path), help="Audit of the run's configuration, for its statement.")
+@click.option("--link", type=click.Path(path_type=Path), help="Point this link at it too: what `lazydp serve` watches.")
 @click.option("--allow-non-private", is_flag=True, help="Release a run of mode sgd too, marked as not private.")
 def command(
     run: Path,
@@ -22,6 +23,7 @@ def command(
     name: str | None,
     ledger: str | None,
     audit: Path | None,
+    link: Path | None,
     allow_non_private: bool,
 ) -> None:
     """Release a finished run: flush, prove that no row owes noise, commit the budget, destroy the noise key.
@@ -30,6 +32,7 @@ def command(
     """
     from lazydp.components.bundle.reader import Bundle
     from lazydp.components.export.export import export
+    from lazydp.components.export.publish import point
 
     manifest = export(
         run=run,
@@ -40,6 +43,8 @@ def command(
         audit=audit,
         allow_non_private=allow_non_private,
     )
+    if link is not None:
+        point(link, out)
     click.echo(f"bundle {out}: {manifest.name}, version {manifest.version}")
     statement = Bundle.open(out, verify=False, allow_test_key=True, allow_non_private=True).statement
     click.echo(statement.line())

@@ -109,7 +109,7 @@ class Snapshots:
 
 
 def point(link: Path, bundle: Path) -> None:
-    """Make `link` a link to `bundle`, beside it, in one rename: whoever reads it finds the old one or the new one.
+    """Make `link` a link to `bundle` in one rename: whoever reads it finds the old one or the new one.
 
     Raises:
         InputError: something that is no link stands there.
@@ -118,7 +118,7 @@ def point(link: Path, bundle: Path) -> None:
         raise InputError(f"{link} is no link: it cannot be made to point at {bundle.name}; remove it first")
     fresh = link.with_name(f".{link.name}.{os.getpid()}")
     fresh.unlink(missing_ok=True)
-    fresh.symlink_to(bundle.name)
+    fresh.symlink_to(os.path.relpath(bundle, link.absolute().parent))
     fresh.replace(link)
     sync_directory(link.parent)
 

@@ -47,7 +47,9 @@ class PrivateLog:
             return line
         assert config.target_delta is not None
         spent = epsilon(self._identity.dp_event(self._bound, steps=step), delta=config.target_delta)
-        return "; ".join([f"epsilon so far {spent:.4g} | {line}", *(self._of_group(group) for group in GROUPS)])
+        # What a sweep costs is no figure of one trial, and is not reached step by step.
+        what = "epsilon so far" if self._identity.tuning is None else "epsilon of this trial's training alone"
+        return "; ".join([f"{what} {spent:.4g} | {line}", *(self._of_group(group) for group in GROUPS)])
 
     def _of_group(self, group: Group) -> str:
         """Norm before clipping, clipped fraction, and one coordinate's noise over the clipped sum's greatest length."""

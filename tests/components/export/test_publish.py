@@ -246,6 +246,15 @@ def test_two_runs_do_not_share_a_folder(tiny: Any, tmp_path: Path) -> None:
         publish(tiny, tmp_path, out=tmp_path / "other")
 
 
+def test_a_pointer_moves_from_bundle_to_bundle(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    for name in ("a/one", "b/two"):
+        Path(name).mkdir(parents=True)
+        module.point(Path("a/current"), Path(name))
+        assert Path("a/current").resolve() == (tmp_path / name).resolve()
+    assert sorted(path.name for path in Path("a").iterdir()) == ["current", "one"]
+
+
 def test_a_pointer_that_is_none(tmp_path: Path) -> None:
     (tmp_path / "current").mkdir()
     with pytest.raises(InputError, match="is no link"):
