@@ -11,7 +11,7 @@ from pydantic import BaseModel, ConfigDict, Field, TypeAdapter
 from starlette.responses import Response
 
 from lazydp.components.bundle.query import Query, Ranking
-from lazydp.components.shared.errors import InputError, LazyDPError
+from lazydp.components.shared.errors import InputError, LazyDPError, UnavailableError
 from lazydp.service import schemas
 from lazydp.service.body import describe, parse
 from lazydp.service.context import Context, InContext, json_response, tagged
@@ -168,10 +168,11 @@ class RepositoryModel(BaseModel):
 
 
 class LoadedModel(BaseModel):
-    """What POST /v2/repository/models/{name}/load brought in."""
+    """What POST /v2/repository/models/{name}/load brought in, or .../unload took out."""
 
     name: str
     version: str
+    durable: bool = Field(description="whether it holds after a restart too; otherwise set state_file")
 
 
 @router.get("/v2/health/live", response_model=Live, tags=["open inference protocol"], summary="Server live")
@@ -339,9 +340,11 @@ async def load(context: InContext, name: Name) -> LoadedModel:
         raise Problem(404, "unknown-model", "neither the repository nor the configuration has a model of this name")
     try:
         fresh = await context.registry.load(path, expected_name=name)
+    except UnavailableError as error:
+        raise Problem(503, "not-remembered", str(error), headers={"retry-after": "1"}) from None
     except LazyDPError as error:
         raise Problem(422, "bundle-refused", str(error)) from None
-    return LoadedModel(name=fresh.name, version=fresh.version)
+    return LoadedModel(name=fresh.name, version=fresh.version, durable=context.registry.remembers(path))
 
 
 @router.post(
@@ -354,6 +357,10 @@ async def load(context: InContext, name: Name) -> LoadedModel:
 async def unload(context: InContext, name: Name) -> LoadedModel:
     """Take a model out; the default one stays."""
     served = context.served(name)
-    if not context.registry.unload(name):
+    try:
+        unloaded = await context.registry.unload(name)
+    except UnavailableError as error:
+        raise Problem(503, "not-remembered", str(error), headers={"retry-after": "1"}) from None
+    if not unloaded:
         raise Problem(409, "default-model", "the default model cannot be unloaded: load another version instead")
-    return LoadedModel(name=name, version=served.version)
+    return LoadedModel(name=name, version=served.version, durable=context.settings.state_file is not None)

@@ -14,10 +14,11 @@ import torch
 
 from lazydp.components.bundle.manifest import FILE_NAME, Manifest
 from lazydp.components.bundle.reader import Bundle
-from lazydp.components.shared.errors import InputError, LazyDPError
+from lazydp.components.shared.errors import InputError, LazyDPError, UnavailableError
 from lazydp.service.metrics import Metrics
 from lazydp.service.served import ServedVersion
 from lazydp.service.settings import Settings
+from lazydp.service.state import Loaded, State
 
 _log = structlog.get_logger("lazydp.service")
 
@@ -51,10 +52,11 @@ class Registry:
         self._settings = settings
         self._metrics = metrics
         self._versions: dict[str, ServedVersion] = {}
-        self._watched: dict[Path, tuple[_Identity | None, str | None]] = {}
+        self._watched: dict[Path, tuple[_Identity | None, str]] = {}
         self._refused: dict[str, str] = {}
         self._default: str | None = None
         self._lock = threading.Lock()
+        self._state = State()
         # Matrix products of large catalogues; as many at once as the settings give threads.
         self._executor = ThreadPoolExecutor(settings.threads, thread_name_prefix="rank")
         self._loader = ThreadPoolExecutor(1, thread_name_prefix="load")
@@ -83,32 +85,91 @@ class Registry:
         return self._refused.get(name)
 
     def start(self) -> None:
-        """Bring in every configured bundle.
+        """Bring in every configured bundle, and what was loaded by request before the last stop.
 
         Raises:
-            LazyDPError: one of them cannot be served.
+            LazyDPError: a configured bundle cannot be served, or the state file is not one.
         """
         torch.set_num_threads(self._settings.threads)
         for path in self._settings.bundles:
             identity = _Identity.of(path)
             name = self._bring_in(path).name
             self._watched[path] = (identity, name)
+        if self._settings.state_file is not None:
+            self._state = State.read(self._settings.state_file)
+            self._restore(self._state)
+
+    def _restore(self, state: State) -> None:
+        """Serve what `state` says. What cannot be is logged: the configured version answers rather than none."""
+        for name in state.unloaded:
+            self._drop(name)
+        for name, loaded in state.loaded.items():
+            path = self._inside_repository(loaded.folder)
+            try:
+                if path is None or Manifest.load(path).version != loaded.version:
+                    raise InputError(f"the repository no longer holds version {loaded.version} at {loaded.folder}")
+                self._bring_in(path, name)
+            except LazyDPError as error:
+                self._refused[name] = str(error)
+                _log.error("loaded model not restored", model=name, reason=str(error))
 
     def close(self) -> None:
         """Let the threads go."""
         self._executor.shutdown(wait=False, cancel_futures=True)
         self._loader.shutdown(wait=False, cancel_futures=True)
 
-    async def load(self, path: Path, *, expected_name: str | None = None) -> ServedVersion:
-        """Bring in a bundle while the service answers.
+    async def load(self, path: Path, *, expected_name: str) -> ServedVersion:
+        """Bring in a bundle while the service answers; on return it is noted in the state file, where there is one.
 
         Raises:
+            UnavailableError: it is served, but the state file cannot be written.
             LazyDPError: it cannot be served; what was served before still is.
         """
-        return await asyncio.get_running_loop().run_in_executor(self._loader, self._bring_in, path, expected_name)
+        return await asyncio.get_running_loop().run_in_executor(self._loader, self._load, path, expected_name)
 
-    def unload(self, name: str) -> bool:
-        """Serve a model no more; whether it was served. The default model stays."""
+    async def unload(self, name: str) -> bool:
+        """Serve a model no more; whether it was served. The default model stays.
+
+        Raises:
+            UnavailableError: the state file cannot be written.
+        """
+        return await asyncio.get_running_loop().run_in_executor(self._loader, self._unload, name)
+
+    def remembers(self, path: Path) -> bool:
+        """Whether a restart would serve what was loaded from `path`."""
+        return self._settings.state_file is not None or path in self._watched
+
+    # The loader is one thread, so that loads, unloads and the state file keep one order.
+
+    def _load(self, path: Path, name: str) -> ServedVersion:
+        fresh = self._bring_in(path, name)
+        root = self._settings.repository
+        resolved = path.resolve()
+        found = None
+        if path not in self._watched and root is not None:
+            found = Loaded(resolved.relative_to(root.resolve()).as_posix(), fresh.version)
+        self._remember(self._state.with_loaded(name, found))
+        return fresh
+
+    def _unload(self, name: str) -> bool:
+        gone = self._drop(name)
+        if gone:
+            self._remember(self._state.with_unloaded(name))
+        return gone
+
+    def _remember(self, state: State) -> None:
+        if state == self._state or self._settings.state_file is None:
+            return
+        try:
+            state.write(self._settings.state_file)
+        except OSError as error:
+            raise UnavailableError(
+                f"the state file {self._settings.state_file} cannot be written ({error.strerror}): "
+                "this holds until the service stops"
+            ) from error
+        self._state = state
+
+    def _drop(self, name: str) -> bool:
         with self._lock:
             if name not in self._versions or name == self._default:
                 return False
@@ -141,10 +202,13 @@ class Registry:
 
         `name` is checked by its pattern, and the folder must lie in the repository after links are followed.
         """
+        return self._inside_repository(name)
+
+    def _inside_repository(self, folder_name: str) -> Path | None:
         root = self._settings.repository
         if root is None:
             return None
-        folder = (root / name).resolve()
+        folder = (root / folder_name).resolve()
         inside = folder.is_dir() and folder.is_relative_to(root.resolve()) and folder != root.resolve()
         return folder if inside else None
 

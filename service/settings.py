@@ -44,6 +44,12 @@ class Settings(BaseSettings):
     repository: Annotated[
         Path | None, Field(description="folder whose bundles POST /v2/repository/models/{name}/load may bring in")
     ] = None
+    state_file: Annotated[
+        Path | None,
+        Field(
+            description="file that remembers models loaded and unloaded by request; without it a restart forgets them"
+        ),
+    ] = None
     ledger: Annotated[str | None, Field(description="ledger URL, read only; without it the statement alone")] = None
     host: Annotated[str, Field(description="address to bind")] = "127.0.0.1"
     port: Annotated[int, Field(ge=0, le=65535, description="port to bind; 0 takes a free one and prints it")] = 8000
