@@ -29,6 +29,10 @@ def _catch_up_bag_sum(weight: Tensor, *rest: object) -> Tensor:
     return weight.new_empty(offsets.shape[0] - 1, weight.shape[1])
 
 
+def _bag_ids(offsets: Tensor) -> Tensor:
+    return offsets.new_empty(torch.library.get_ctx().new_dynamic_size())
+
+
 def _bag_sq_norms(indices: Tensor, offsets: Tensor, grad: Tensor, per_lookup_weights: Tensor | None) -> Tensor:
     return grad.new_empty(grad.shape[1])
 
@@ -46,6 +50,7 @@ for _name in _MUTATING:
 torch.library.register_fake("lazydp::group_rows", _group_rows)
 torch.library.register_fake("lazydp::bag_sum", _bag_sum)
 torch.library.register_fake("lazydp::catch_up_bag_sum_", _catch_up_bag_sum)
+torch.library.register_fake("lazydp::bag_ids", _bag_ids)
 torch.library.register_fake("lazydp::bag_sq_norms", _bag_sq_norms)
 torch.library.register_fake("lazydp::chacha_words", _chacha_words)
 torch.library.register_fake("lazydp::chacha20_blocks", torch.empty_like)

@@ -218,7 +218,13 @@ def scatter_add_(
 
 
 def bag_ids(offsets: Tensor) -> Tensor:
-    """The bag of every lookup: int64 [N] from offsets, int64 [G + 1] from 0 to N, never decreasing."""
+    """The bag of every lookup: int64 [N] from offsets, int64 [G + 1] from 0 to N, never decreasing.
+
+    On a device other than the CPU the host waits, for it must know N.
+    """
+    if offsets.is_cpu:
+        result: Tensor = _lazydp.bag_ids(offsets)
+        return result
     lengths = offsets.diff()
     if offsets.numel() < 1 or (lengths < 0).any():
         raise ValueError("offsets: expected at least one entry, and none below the one before")

@@ -114,6 +114,21 @@ def test_bag_sq_norms(case: Case) -> None:
     torch.testing.assert_close(found, wanted, rtol=1e-6, atol=1e-6)
 
 
+@pytest.mark.parametrize("weighted", [False, True])
+def test_bag_sq_norms_of_one_feature(*, weighted: bool) -> None:
+    """Short bags are compared lookup by lookup, long ones hashed; 192 is the longest of the short."""
+    generator = torch.Generator().manual_seed(4)
+    lengths = torch.tensor([0, 1, 2, 15, 16, 17, 80, 191, 192, 193, 400])
+    offsets = torch.cat([torch.zeros(1, dtype=torch.int64), lengths.cumsum(0)])
+    # Row 0 among them: what pads a short bag must not count as a lookup of it.
+    indices = torch.randint(0, 30, (int(offsets[-1]),), generator=generator)
+    indices[::3] += 2**40
+    weights = torch.randn(indices.numel(), generator=generator) if weighted else None
+    grad = torch.randn(1, lengths.numel(), 7, generator=generator)
+    found = ops.bag_sq_norms(indices, offsets, grad, weights)
+    torch.testing.assert_close(found, reference.bag_sq_norms(indices, offsets, grad, weights), rtol=1e-6, atol=1e-6)
+
+
 def test_bag_sq_norms_adds_equal_rows_of_all_features_first() -> None:
     grad = torch.tensor([[[3.0, 0.0]], [[0.0, 4.0]]])
     apart = ops.bag_sq_norms(torch.tensor([1, 2]), torch.tensor([0, 1, 2]), grad)
@@ -132,6 +147,17 @@ def test_scatter_add(case: Case) -> None:
     for implementation, weight in ((ops, found), (reference, wanted)):
         implementation.scatter_add_(weight, groups, bags, grad, scale, alpha=-0.3, per_lookup_weights=case.per_lookup)
     torch.testing.assert_close(found, wanted, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("num_rows", [1, 7, 5000, 2**21, 2**33])
+def test_group_rows_in_chunks(num_rows: int) -> None:
+    """So many lookups that threads share the sort, of row ids that take one to three digits, or two words."""
+    indices = torch.randint(0, num_rows, (100_003,), generator=torch.Generator().manual_seed(num_rows))
+    indices[5:50] = num_rows - 1
+    found, wanted = ops.group_rows(indices, num_rows=num_rows), reference.group_rows(indices, num_rows=num_rows)
+    assert torch.equal(found.rows, wanted.rows)
+    assert torch.equal(found.order, wanted.order)
+    assert torch.equal(found.starts, wanted.starts)
 
 
 @settings(deadline=None, max_examples=40)

@@ -48,6 +48,7 @@ def samples() -> dict[str, tuple[Any, ...]]:
             ops.bag_ids(offsets),
             None,
         ),
+        "bag_ids": (offsets,),
         "bag_sq_norms": (indices, offsets, grad.view(2, 2, 8), None),
         "scatter_add_": (
             weight.clone(),

@@ -88,7 +88,7 @@ def test_extreme_words_have_the_same_bits() -> None:
     assert_all_levels_agree(lambda: [ops.normals_of_blocks(torch.from_numpy(words))])
 
 
-@pytest.mark.parametrize("shape", [(1, 100_000), (3, 7000), (1000, 128), (5, 5)])
+@pytest.mark.parametrize("shape", [(1, 100_000), (3, 7000), (1000, 128), (5, 5), (30_000, 2)])
 def test_no_result_depends_on_the_number_of_threads(shape: tuple[int, int], one_thread: None) -> None:
     def results() -> list[Tensor]:
         generator = torch.Generator().manual_seed(1)
@@ -104,7 +104,8 @@ def test_no_result_depends_on_the_number_of_threads(shape: tuple[int, int], one_
         groups = ops.group_rows(indices, num_rows=shape[0])
         ops.scatter_add_(weight, groups, ops.bag_ids(offsets), grad, norms, alpha=-0.1)
         noise = ops.normal_(torch.empty(shape), KEY, table=1, first_row=0, step=2)
-        return [weight, last, out, norms, noise, ops.chacha_words(KEY, stream=1, counter=0, n=shape[1])]
+        words = ops.chacha_words(KEY, stream=1, counter=0, n=shape[1])
+        return [weight, last, out, norms, noise, words, groups.rows, groups.order, groups.starts]
 
     alone = results()
     for threads in (2, 3, 7):

@@ -1,7 +1,10 @@
 #include "cpu/bags.h"
 
 #include <algorithm>
+#include <bit>
 #include <cstddef>
+#include <memory>
+#include <numeric>
 #include <vector>
 
 #include "cpu/vector_clones.h"
@@ -10,6 +13,7 @@ namespace lazydp::cpu {
 namespace {
 
 constexpr int64_t kFloatsPerTask = 16384;
+constexpr int64_t kBagsPerTask = 1024;
 constexpr int64_t kFloatsPerCacheLine = 16;
 constexpr int64_t kPrefetchDistance = 8;  // rows ahead; a row of 128 floats is 8 cache lines
 
@@ -25,8 +29,8 @@ void prefetch_to_write(const float* row, int64_t columns) {
 
 // ---- grouping ----
 
-constexpr int kDigitBits = 11;
-constexpr int64_t kDigits = int64_t{1} << kDigitBits;
+constexpr int kMaxDigitBits = 11;
+constexpr int64_t kLookupsPerChunk = 16384;
 
 // Row and position of a lookup in one word, where both fit: the sort moves half the bytes.
 struct Packed {
@@ -46,46 +50,116 @@ struct Wide {
   int64_t position() const { return position_; }
 };
 
-// One stable pass of the radix sort, by the digit at `shift`.
-template <typename Lookup>
-void sort_by_digit(const Lookup* from, Lookup* to, int64_t count, int shift) {
-  int64_t places[kDigits] = {};
-  for (int64_t i = 0; i < count; ++i) ++places[(from[i].row() >> shift) & (kDigits - 1)];
-  int64_t next = 0;
-  for (int64_t& place : places) {
-    const int64_t here = place;
-    place = next;
-    next += here;
+// The lookups in consecutive chunks, one thread on each: every pass counts by chunk, adds up the counts, then places. What
+// comes out doesn't depend on the number of chunks.
+class Chunks {
+ public:
+  Chunks(int64_t count, const Parallel& parallel)
+      : parallel_(parallel), count_(count),
+        chunks_(std::clamp<int64_t>(count / kLookupsPerChunk, 1, parallel.threads)) {}
+
+  int64_t size() const { return chunks_; }
+
+  // Calls f(chunk, begin, end) for every chunk.
+  template <class F>
+  void each(const F& f) const {
+    parallel_(0, chunks_, 1, [&](int64_t from, int64_t to) {
+      for (int64_t c = from; c < to; ++c) f(c, c * count_ / chunks_, (c + 1) * count_ / chunks_);
+    });
   }
-  for (int64_t i = 0; i < count; ++i) to[places[(from[i].row() >> shift) & (kDigits - 1)]++] = from[i];
+
+ private:
+  const Parallel& parallel_;
+  int64_t count_;
+  int64_t chunks_;
+};
+
+// Makes of each count the sum of all before it.
+void running_starts(std::vector<int64_t>& counts) {
+  std::exclusive_scan(counts.begin(), counts.end(), counts.begin(), int64_t{0});
 }
 
+// Stable radix sort of lookups by row.
 template <typename Lookup>
-int64_t group_rows_as(const int64_t* indices, int64_t count, int64_t num_rows, int64_t* rows, int64_t* order, int64_t* starts) {
-  std::vector<Lookup> lookups(count);
-  std::vector<Lookup> other(count);
-  for (int64_t i = 0; i < count; ++i) lookups[i] = Lookup(indices[i], i);
-  for (int shift = 0; shift < 63 && (num_rows - 1) >> shift > 0; shift += kDigitBits) {
-    sort_by_digit(lookups.data(), other.data(), count, shift);
-    lookups.swap(other);
+class RowSort {
+ public:
+  RowSort(const int64_t* indices, int64_t count, int64_t num_rows, const Chunks& chunks)
+      : chunks_(chunks), lookups_(new Lookup[count]), other_(new Lookup[count]) {
+    chunks_.each([&](int64_t, int64_t begin, int64_t end) {
+      for (int64_t i = begin; i < end; ++i) lookups_[i] = Lookup(indices[i], i);
+    });
+    const int bits = std::bit_width(static_cast<uint64_t>(std::max<int64_t>(num_rows - 1, 0)));
+    const int passes = (bits + kMaxDigitBits - 1) / kMaxDigitBits;
+    for (int pass = 0; pass < passes; ++pass) {
+      const int from = bits * pass / passes;
+      sort_by_digit(from, bits * (pass + 1) / passes - from);
+    }
   }
-  int64_t groups = 0;
-  for (int64_t i = 0; i < count; ++i) {
-    order[i] = lookups[i].position();
-    if (groups > 0 && rows[groups - 1] == lookups[i].row()) continue;
-    rows[groups] = lookups[i].row();
-    starts[groups++] = i;
+
+  const Lookup& operator[](int64_t i) const { return lookups_[i]; }
+
+ private:
+  void sort_by_digit(int shift, int digit_bits) {
+    const int64_t digits = int64_t{1} << digit_bits;
+    const auto digit = [=](const Lookup& lookup) { return (lookup.row() >> shift) & (digits - 1); };
+    places_.assign(digits * chunks_.size(), 0);  // by digit, then chunk
+    const auto place = [&](int64_t chunk, const Lookup& lookup) -> int64_t& {
+      return places_[digit(lookup) * chunks_.size() + chunk];
+    };
+    chunks_.each([&](int64_t chunk, int64_t begin, int64_t end) {
+      for (int64_t i = begin; i < end; ++i) ++place(chunk, lookups_[i]);
+    });
+    running_starts(places_);
+    chunks_.each([&](int64_t chunk, int64_t begin, int64_t end) {
+      for (int64_t i = begin; i < end; ++i) other_[place(chunk, lookups_[i])++] = lookups_[i];
+    });
+    lookups_.swap(other_);
   }
+
+  const Chunks& chunks_;
+  std::unique_ptr<Lookup[]> lookups_;  // not vectors: those would write zeros first
+  std::unique_ptr<Lookup[]> other_;
+  std::vector<int64_t> places_;
+};
+
+template <typename Lookup>
+int64_t group_rows_as(const int64_t* indices, int64_t count, int64_t num_rows, int64_t* rows, int64_t* order, int64_t* starts,
+                      const Parallel& parallel) {
+  const Chunks chunks(count, parallel);
+  const RowSort<Lookup> sorted(indices, count, num_rows, chunks);
+  const auto starts_group = [&](int64_t i) { return i == 0 || sorted[i].row() != sorted[i - 1].row(); };
+  std::vector<int64_t> group(chunks.size() + 1);
+  chunks.each([&](int64_t chunk, int64_t begin, int64_t end) {
+    for (int64_t i = begin; i < end; ++i) group[chunk] += starts_group(i);
+  });
+  running_starts(group);
+  const int64_t groups = group.back();
+  chunks.each([&](int64_t chunk, int64_t begin, int64_t end) {
+    int64_t next = group[chunk];
+    for (int64_t i = begin; i < end; ++i) {
+      order[i] = sorted[i].position();
+      if (!starts_group(i)) continue;
+      rows[next] = sorted[i].row();
+      starts[next++] = i;
+    }
+  });
   starts[groups] = count;
   return groups;
 }
 
 }  // namespace
 
-int64_t group_rows(const int64_t* indices, int64_t count, int64_t num_rows, int64_t* rows, int64_t* order, int64_t* starts) {
+int64_t group_rows(const int64_t* indices, int64_t count, int64_t num_rows, int64_t* rows, int64_t* order, int64_t* starts,
+                   const Parallel& parallel) {
   constexpr int64_t kPackable = int64_t{1} << 32;
-  return count < kPackable && num_rows <= kPackable ? group_rows_as<Packed>(indices, count, num_rows, rows, order, starts)
-                                                     : group_rows_as<Wide>(indices, count, num_rows, rows, order, starts);
+  const bool packable = count < kPackable && num_rows <= kPackable;
+  return (packable ? group_rows_as<Packed> : group_rows_as<Wide>)(indices, count, num_rows, rows, order, starts, parallel);
+}
+
+void bag_of_lookups(const int64_t* offsets, int64_t bags, int64_t* out, const Parallel& parallel) {
+  parallel(0, bags, kBagsPerTask, [&](int64_t begin, int64_t end) {
+    for (int64_t g = begin; g < end; ++g) std::fill(out + offsets[g], out + offsets[g + 1], g);
+  });
 }
 
 namespace {
@@ -145,6 +219,45 @@ double squared_norm(const float* x, int64_t columns) {
   return ((sums[0] + sums[4]) + (sums[1] + sums[5])) + ((sums[2] + sums[6]) + (sums[3] + sums[7]));
 }
 
+// The lookups of one example, few enough that comparing all with all by vectors beats hashing.
+class FewLookups {
+ public:
+  static constexpr int64_t kMost = 192;
+
+  FewLookups(const int64_t* rows, const float* weights, int64_t count) : count_(count) {
+    for (int64_t j = 0; j < count; ++j) {
+      rows_[j] = rows[j];
+      weights_[j] = weights ? static_cast<double>(weights[j]) : 1.0;
+    }
+    for (; count_ % kSide != 0; ++count_) rows_[count_] = weights_[count_] = 0;  // without weight they count nothing
+  }
+
+  // The sum over distinct rows of (the sum of a row's weights)^2, as that of w_j w_k over all pairs of lookups of one row.
+  LAZYDP_VECTOR_CLONES
+  double sum_over_rows() const {
+    Doubles sum = {};
+    for (int64_t j = 0; j < count_; j += kSide) {
+      const auto* rows = reinterpret_cast<const Longs*>(rows_ + j);
+      const auto* weights = reinterpret_cast<const Doubles*>(weights_ + j);
+      Doubles equal[kVectors] = {};
+      for (int64_t k = 0; k < count_; ++k)
+        for (int v = 0; v < kVectors; ++v) equal[v] += rows[v] == rows_[k] ? Doubles{} + weights_[k] : Doubles{};
+      for (int v = 0; v < kVectors; ++v) sum += weights[v] * equal[v];
+    }
+    return (sum[0] + sum[2]) + (sum[1] + sum[3]);
+  }
+
+ private:
+  using Longs = int64_t __attribute__((vector_size(32), may_alias));
+  using Doubles = double __attribute__((vector_size(32), may_alias));
+  static constexpr int kVectors = 4;  // of sums at once, to hide the latency of an addition
+  static constexpr int64_t kSide = 4 * kVectors;
+
+  int64_t count_;
+  alignas(32) int64_t rows_[kMost];
+  alignas(32) double weights_[kMost];
+};
+
 // The squared norm of what one example sends to the table. Reused over examples, so that it allocates once.
 // Equal rows meet in a hash table: sorting the lookups took ten times as long.
 class ExampleNorm {
@@ -152,6 +265,7 @@ class ExampleNorm {
   explicit ExampleNorm(const BagSquaredNorms& job) : job_(job), sum_(job.columns), of_feature_(job.features) {}
 
   double operator()(int64_t example) {
+    if (job_.features == 1 && bag_size(example) <= FewLookups::kMost) return norm_of_few(example);
     collect(example);
     std::fill(of_feature_.begin(), of_feature_.end(), -1.0);
     double norm = 0.0;
@@ -181,6 +295,12 @@ class ExampleNorm {
   }
 
   int64_t bag_size(int64_t bag) const { return job_.offsets[bag + 1] - job_.offsets[bag]; }
+
+  double norm_of_few(int64_t example) const {
+    const int64_t first = job_.offsets[example];
+    const FewLookups lookups(job_.indices + first, job_.per_lookup ? job_.per_lookup + first : nullptr, bag_size(example));
+    return lookups.sum_over_rows() * squared_norm(gradient(0, example), job_.columns);
+  }
 
   void collect(int64_t example) {
     int64_t count = 0;

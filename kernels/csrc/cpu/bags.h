@@ -9,7 +9,11 @@ namespace lazydp::cpu {
 
 // Lookups grouped by row. `rows` and `order` have room for `count`, `starts` for count + 1; returns the number of
 // distinct rows. Stable: lookups of one row keep their order.
-int64_t group_rows(const int64_t* indices, int64_t count, int64_t num_rows, int64_t* rows, int64_t* order, int64_t* starts);
+int64_t group_rows(const int64_t* indices, int64_t count, int64_t num_rows, int64_t* rows, int64_t* order, int64_t* starts,
+                   const Parallel& parallel);
+
+// The bag of every lookup, into out[offsets[bags]].
+void bag_of_lookups(const int64_t* offsets, int64_t bags, int64_t* out, const Parallel& parallel);
 
 struct BagSum {
   const float* weight;       // [num_rows, columns]

@@ -4,32 +4,22 @@
 #include <torch/csrc/stable/library.h>
 #include <torch/csrc/stable/ops.h>
 #include <torch/csrc/stable/tensor.h>
-#include <torch/headeronly/core/ScalarType.h>
 
+#include <algorithm>
+#include <atomic>
 #include <cstring>
 #include <limits>
 #include <optional>
-#include <sstream>
-#include <stdexcept>
 #include <tuple>
 
 #include "common/gaussian.h"
+#include "common/tensor_arguments.h"
 #include "cpu/bags.h"
 #include "cpu/noise.h"
 #include "cpu/simd_level.h"
 
 namespace lazydp::cpu {
 namespace {
-
-using torch::headeronly::ScalarType;
-using torch::stable::Tensor;
-
-template <class... Parts>
-[[noreturn]] void refuse(const Parts&... parts) {
-  std::ostringstream message;
-  (message << ... << parts);
-  throw std::invalid_argument(message.str());
-}
 
 Parallel torch_threads() {
   const auto run = [](int64_t begin, int64_t end, int64_t grain, RangeBody body, void* context) {
@@ -38,73 +28,56 @@ Parallel torch_threads() {
   return {run, static_cast<int>(torch::stable::get_num_threads())};
 }
 
-const char* name_of(ScalarType type) {
-  switch (type) {
-    case ScalarType::Float: return "float32";
-    case ScalarType::Long: return "int64";
-    case ScalarType::Int: return "int32";
-    case ScalarType::Byte: return "uint8";
-    default: return "another dtype";
-  }
-}
-
 void check(const Tensor& tensor, const char* name, ScalarType type, int64_t dims) {
   if (!tensor.is_cpu()) refuse(name, ": expected a CPU tensor, found one on another device");
-  if (tensor.scalar_type() != type) refuse(name, ": expected ", name_of(type), ", found ", name_of(tensor.scalar_type()));
-  if (tensor.dim() != dims) refuse(name, ": expected ", dims, " dimension(s), found ", tensor.dim());
-  if (!tensor.is_contiguous()) refuse(name, ": expected a contiguous tensor; call .contiguous()");
+  check_layout(tensor, name, type, dims);
 }
 
-void check_size(const Tensor& tensor, const char* name, int64_t dim, int64_t size, const char* what) {
-  if (tensor.size(dim) != size)
-    refuse(name, ": expected size ", size, " in dimension ", dim, " (", what, "), found ", tensor.size(dim));
+// Calls wrong(begin, end) on ranges that cover [0, count), on all threads; true where one of them says so. The place is looked
+// for afterwards, one after the other: it is needed once in a lifetime, the check at every step.
+template <class F>
+bool any_wrong(int64_t count, const F& wrong) {
+  constexpr int64_t kEntriesPerTask = 32768;
+  std::atomic<bool> any{false};
+  torch_threads()(0, count, kEntriesPerTask, [&](int64_t begin, int64_t end) {
+    if (wrong(begin, end)) any.store(true, std::memory_order_relaxed);
+  });
+  return any.load();
 }
 
-template <class T>
-const T* read(const Tensor& tensor) {
-  return static_cast<const T*>(tensor.const_data_ptr());
+// Whether 0 <= value < limit fails for some value; without a branch in the loop, which so becomes one of vectors.
+bool out_of_range(const int64_t* values, int64_t begin, int64_t end, int64_t limit) {
+  uint64_t signs = 0;
+  const auto highest = static_cast<uint64_t>(limit) - 1;
+  for (int64_t i = begin; i < end; ++i) signs |= static_cast<uint64_t>(values[i]) | (highest - static_cast<uint64_t>(values[i]));
+  return begin < end && (signs >> 63 != 0 || limit <= 0);
 }
 
-template <class T>
-T* write(const Tensor& tensor) {
-  return static_cast<T*>(tensor.mutable_data_ptr());
-}
-
-const float* read_optional(const std::optional<Tensor>& tensor, const char* name, int64_t size) {
-  if (!tensor) return nullptr;
-  check(*tensor, name, ScalarType::Float, 1);
-  check_size(*tensor, name, 0, size, "one for each lookup");
-  return read<float>(*tensor);
-}
-
-Key read_key(const Tensor& tensor) {
-  check(tensor, "key", ScalarType::Byte, 1);
-  check_size(tensor, "key", 0, 32, "bytes");
-  const auto* bytes = read<uint8_t>(tensor);
-  Key key;
-  uint32_t any = 0;
-  for (int i = 0; i < kKeyWords; ++i) {
-    key.words[i] = bytes[4 * i] | bytes[4 * i + 1] << 8 | bytes[4 * i + 2] << 16 | static_cast<uint32_t>(bytes[4 * i + 3]) << 24;
-    any |= key.words[i];
-  }
-  if (any == 0) refuse("key: all bytes are zero, as a destroyed key leaves them; noise under it could be predicted");
-  return key;
-}
-
-void check_table(int64_t table) {
-  if (table < 0 || table >= kKeystreamTable) refuse("table: expected 0 <= table < ", kKeystreamTable, ", found ", table);
-}
-
-void check_step(int64_t step) {
-  if (step < 0 || step > std::numeric_limits<int32_t>::max()) refuse("step: expected 0 <= step < 2^31, found ", step);
+// Whether some value of [begin, end) is less than the one before it plus `step`. All values must lie in [0, 2^63).
+bool descends(const int64_t* values, int64_t begin, int64_t end, int64_t step) {
+  uint64_t signs = 0;
+  for (int64_t i = std::max<int64_t>(begin, 1); i < end; ++i) signs |= static_cast<uint64_t>(values[i] - values[i - 1] - step);
+  return signs >> 63 != 0;
 }
 
 void check_indices(const Tensor& indices, const char* name, int64_t num_rows) {
   check(indices, name, ScalarType::Long, 1);
   const auto* values = read<int64_t>(indices);
-  for (int64_t i = 0; i < indices.size(0); ++i)
+  const int64_t count = indices.size(0);
+  if (!any_wrong(count, [=](int64_t begin, int64_t end) { return out_of_range(values, begin, end, num_rows); })) return;
+  for (int64_t i = 0; i < count; ++i)
     if (values[i] < 0 || values[i] >= num_rows)
       refuse(name, "[", i, "]: expected 0 <= index < ", num_rows, ", found ", values[i]);
+}
+
+void check_distinct_rows(const Tensor& rows, int64_t num_rows) {
+  check_indices(rows, "rows", num_rows);
+  const auto* row = read<int64_t>(rows);
+  const int64_t count = rows.size(0);
+  if (!any_wrong(count, [=](int64_t begin, int64_t end) { return descends(row, begin, end, 1); })) return;
+  for (int64_t i = 1; i < count; ++i)
+    if (row[i] <= row[i - 1])
+      refuse("rows[", i, "]: expected more than ", row[i - 1], " (rows must ascend and be distinct), found ", row[i]);
 }
 
 void check_offsets(const Tensor& offsets, int64_t count) {
@@ -120,6 +93,15 @@ void check_offsets(const Tensor& offsets, int64_t count) {
 }
 
 void check_starting_steps(const int32_t* last, const int64_t* rows, int64_t count, int64_t step, int64_t horizon) {
+  const auto wrong = [=](int64_t begin, int64_t end) {
+    bool any = false;
+    for (int64_t i = begin; i < end; ++i) {
+      const int64_t from = last[rows ? rows[i] : i];
+      any |= from != step && (from < 0 || from > step || from >= horizon);
+    }
+    return any;
+  };
+  if (!any_wrong(count, wrong)) return;
   for (int64_t i = 0; i < count; ++i) {
     const int64_t row = rows ? rows[i] : i;
     const int64_t from = last[row];
@@ -132,39 +114,14 @@ void check_starting_steps(const int32_t* last, const int64_t* rows, int64_t coun
 
 Wake read_wake(const Tensor& weight, const Tensor& last, const Tensor& key, int64_t table, int64_t step,
                const Tensor& transition, const Tensor& factor, const std::optional<Tensor>& momentum, bool ones) {
-  check(weight, "weight", ScalarType::Float, 2);
-  const int64_t num_rows = weight.size(0);
-  if (num_rows > kMaxRows) refuse("weight: expected at most 2^48 rows, found ", num_rows);
-  check(last, "last", ScalarType::Int, 1);
-  check_size(last, "last", 0, num_rows, "rows of weight");
-  check_table(table);
-  check_step(step);
-  check(transition, "transition", ScalarType::Float, 2);
-  check(factor, "factor", ScalarType::Float, 2);
-  check_size(transition, "transition", 1, momentum ? 4 : 1, momentum ? "m11 m12 m21 m22" : "m");
-  check_size(factor, "factor", 0, transition.size(0), "starting steps of transition");
-  check_size(factor, "factor", 1, momentum ? 3 : 1, momentum ? "l11 l21 l22" : "l");
-  float* momentum_data = nullptr;
-  if (momentum) {
-    check(*momentum, "momentum", ScalarType::Float, 2);
-    check_size(*momentum, "momentum", 0, num_rows, "rows of weight");
-    check_size(*momentum, "momentum", 1, weight.size(1), "columns of weight");
-    momentum_data = write<float>(*momentum);
-  }
-  return {write<float>(weight), momentum_data, write<int32_t>(last), nullptr, num_rows, weight.size(1),
-          read<float>(transition), read<float>(factor), read_key(key), static_cast<uint32_t>(table),
-          static_cast<int32_t>(step), ones ? Law::kOnes : Law::kGaussian};
+  check_wake(check, weight, last, transition, factor, momentum);
+  return {write<float>(weight), momentum ? write<float>(*momentum) : nullptr, write<int32_t>(last), nullptr, weight.size(0),
+          weight.size(1), read<float>(transition), read<float>(factor), read_key(key), checked_table(table),
+          checked_step(step), ones ? Law::kOnes : Law::kGaussian};
 }
 
 void normal_(const Tensor& out, const Tensor& key, int64_t table, int64_t first_row, int64_t step) {
-  check(out, "out", ScalarType::Float, 2);
-  check_table(table);
-  check_step(step);
-  if (first_row < 0 || first_row > kMaxRows - out.size(0))
-    refuse("first_row: expected 0 <= first_row and first_row + rows <= 2^48, found ", first_row);
-  fill_normals({write<float>(out), out.size(0), out.size(1), first_row, read_key(key), static_cast<uint32_t>(table),
-                static_cast<uint32_t>(step)},
-               torch_threads());
+  fill_normals(read_fill(check, out, key, table, first_row, step), torch_threads());
 }
 
 std::tuple<Tensor, Tensor, Tensor> group_rows_op(const Tensor& indices, int64_t num_rows) {
@@ -174,19 +131,16 @@ std::tuple<Tensor, Tensor, Tensor> group_rows_op(const Tensor& indices, int64_t 
   Tensor order = torch::stable::new_empty(indices, {count});
   Tensor starts = torch::stable::new_empty(indices, {count + 1});
   const int64_t groups = group_rows(read<int64_t>(indices), count, num_rows, write<int64_t>(rows), write<int64_t>(order),
-                                    write<int64_t>(starts));
+                                    write<int64_t>(starts), torch_threads());
   return {torch::stable::narrow(rows, 0, 0, groups), order, torch::stable::narrow(starts, 0, 0, groups + 1)};
 }
 
 void catch_up_(const Tensor& weight, const Tensor& last, const Tensor& rows, const Tensor& key, int64_t table, int64_t step,
                const Tensor& transition, const Tensor& factor, const std::optional<Tensor>& momentum, bool ones) {
   Wake wake = read_wake(weight, last, key, table, step, transition, factor, momentum, ones);
-  check_indices(rows, "rows", weight.size(0));
+  check_distinct_rows(rows, weight.size(0));
   wake.rows = read<int64_t>(rows);
   wake.count = rows.size(0);
-  for (int64_t i = 1; i < wake.count; ++i)
-    if (wake.rows[i] <= wake.rows[i - 1])
-      refuse("rows[", i, "]: expected more than ", wake.rows[i - 1], " (rows must ascend and be distinct), found ", wake.rows[i]);
   check_starting_steps(wake.last, wake.rows, wake.count, step, transition.size(0));
   wake_rows(wake, torch_threads());
 }
@@ -203,7 +157,7 @@ Tensor bag_sum_op(const Tensor& weight, const Tensor& indices, const Tensor& off
   check(weight, "weight", ScalarType::Float, 2);
   check_indices(indices, "indices", weight.size(0));
   check_offsets(offsets, indices.size(0));
-  const float* per_lookup = read_optional(per_lookup_weights, "per_lookup_weights", indices.size(0));
+  const float* per_lookup = read_per_lookup(check, per_lookup_weights, indices.size(0));
   const int64_t bags = offsets.size(0) - 1;
   Tensor out = torch::stable::new_empty(weight, {bags, weight.size(1)});
   bag_sum({read<float>(weight), read<int64_t>(indices), read<int64_t>(offsets), per_lookup, write<float>(out), bags,
@@ -220,9 +174,18 @@ Tensor catch_up_bag_sum_(const Tensor& weight, const Tensor& last, const Tensor&
   check(weight, "weight", ScalarType::Float, 2);
   check_indices(indices, "indices", weight.size(0));
   check_offsets(offsets, indices.size(0));
-  read_optional(per_lookup_weights, "per_lookup_weights", indices.size(0));
+  read_per_lookup(check, per_lookup_weights, indices.size(0));
   catch_up_(weight, last, rows, key, table, step, transition, factor, momentum, ones);
   return bag_sum_op(weight, indices, offsets, per_lookup_weights);
+}
+
+Tensor bag_ids_op(const Tensor& offsets) {
+  check(offsets, "offsets", ScalarType::Long, 1);
+  const int64_t entries = offsets.size(0);
+  check_offsets(offsets, entries > 0 ? read<int64_t>(offsets)[entries - 1] : 0);
+  Tensor out = torch::stable::new_empty(offsets, {read<int64_t>(offsets)[entries - 1]});
+  bag_of_lookups(read<int64_t>(offsets), entries - 1, write<int64_t>(out), torch_threads());
+  return out;
 }
 
 Tensor bag_sq_norms_op(const Tensor& indices, const Tensor& offsets, const Tensor& grad,
@@ -231,7 +194,7 @@ Tensor bag_sq_norms_op(const Tensor& indices, const Tensor& offsets, const Tenso
   check_indices(indices, "indices", std::numeric_limits<int64_t>::max());
   check_offsets(offsets, indices.size(0));
   check_size(offsets, "offsets", 0, grad.size(0) * grad.size(1) + 1, "features * examples of grad + 1");
-  const float* per_lookup = read_optional(per_lookup_weights, "per_lookup_weights", indices.size(0));
+  const float* per_lookup = read_per_lookup(check, per_lookup_weights, indices.size(0));
   Tensor out = torch::stable::new_empty(grad, {grad.size(1)});
   bag_squared_norms({read<int64_t>(indices), read<int64_t>(offsets), per_lookup, read<float>(grad), write<float>(out),
                      grad.size(0), grad.size(1), grad.size(2)},
@@ -240,10 +203,7 @@ Tensor bag_sq_norms_op(const Tensor& indices, const Tensor& offsets, const Tenso
 }
 
 void check_groups(const Tensor& rows, const Tensor& order, const Tensor& starts, int64_t num_rows) {
-  check_indices(rows, "rows", num_rows);
-  const auto* row = read<int64_t>(rows);
-  for (int64_t u = 1; u < rows.size(0); ++u)
-    if (row[u] <= row[u - 1]) refuse("rows[", u, "]: expected more than ", row[u - 1], " (rows must ascend), found ", row[u]);
+  check_distinct_rows(rows, num_rows);
   check_indices(order, "order", order.size(0));
   check_offsets(starts, order.size(0));
   check_size(starts, "starts", 0, rows.size(0) + 1, "rows + 1");
@@ -260,7 +220,7 @@ void scatter_add_op(const Tensor& weight, const Tensor& rows, const Tensor& orde
   check_groups(rows, order, starts, weight.size(0));
   check_indices(bag_of_lookup, "bag_of_lookup", grad.size(0));
   check_size(bag_of_lookup, "bag_of_lookup", 0, order.size(0), "lookups");
-  const float* per_lookup = read_optional(per_lookup_weights, "per_lookup_weights", order.size(0));
+  const float* per_lookup = read_per_lookup(check, per_lookup_weights, order.size(0));
   scatter_add({write<float>(weight), read<int64_t>(rows), read<int64_t>(order), read<int64_t>(starts),
                read<int64_t>(bag_of_lookup), per_lookup, read<float>(grad), read<float>(scale), static_cast<float>(alpha),
                rows.size(0), weight.size(1)},
@@ -317,6 +277,7 @@ STABLE_TORCH_LIBRARY_IMPL(lazydp, CPU, m) {
   m.impl("flush_", TORCH_BOX(&flush_));
   m.impl("bag_sum", TORCH_BOX(&bag_sum_op));
   m.impl("catch_up_bag_sum_", TORCH_BOX(&catch_up_bag_sum_));
+  m.impl("bag_ids", TORCH_BOX(&bag_ids_op));
   m.impl("bag_sq_norms", TORCH_BOX(&bag_sq_norms_op));
   m.impl("scatter_add_", TORCH_BOX(&scatter_add_op));
   m.impl("chacha_words", TORCH_BOX(&chacha_words));

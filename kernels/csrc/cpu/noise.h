@@ -4,22 +4,12 @@
 #include <cstdint>
 
 #include "common/chacha20.h"
+#include "common/fill.h"
 #include "cpu/parallel.h"
 
 namespace lazydp::cpu {
 
 enum class Law : int { kGaussian = 0, kOnes = 1 };
-
-// A draw of `columns` normals for each of `rows` rows; row r of `out` is row first_row + r of the table.
-struct Fill {
-  float* out;
-  int64_t rows;
-  int64_t columns;
-  int64_t first_row;
-  Key key;
-  uint32_t table;
-  uint32_t step;
-};
 
 // Rows that wake at `step` from the step that last[row] names.
 struct Wake {

@@ -15,6 +15,7 @@ STABLE_TORCH_LIBRARY(lazydp, m) {
       "catch_up_bag_sum_(Tensor(a!) weight, Tensor(b!) last, Tensor rows, Tensor order, Tensor starts, Tensor key, "
       "int table, int step, Tensor transition, Tensor factor, Tensor(c!)? momentum, bool ones, Tensor indices, "
       "Tensor offsets, Tensor bag_of_lookup, Tensor? per_lookup_weights) -> Tensor");
+  m.def("bag_ids(Tensor offsets) -> Tensor");
   m.def("bag_sq_norms(Tensor indices, Tensor offsets, Tensor grad, Tensor? per_lookup_weights) -> Tensor");
   m.def(
       "scatter_add_(Tensor(a!) weight, Tensor rows, Tensor order, Tensor starts, Tensor bag_of_lookup, Tensor grad, "

@@ -12,40 +12,19 @@
 #include <torch/csrc/stable/library.h>
 #include <torch/csrc/stable/ops.h>
 #include <torch/csrc/stable/tensor.h>
-#include <torch/headeronly/core/ScalarType.h>
 
-#include <limits>
 #include <optional>
-#include <sstream>
 #include <stdexcept>
 #include <string>
 #include <tuple>
 
+#include "common/tensor_arguments.h"
 #include "cuda/bags.h"
 #include "cuda/group_rows.h"
 #include "cuda/noise.h"
 
 namespace lazydp::cuda {
 namespace {
-
-using torch::headeronly::ScalarType;
-using torch::stable::Tensor;
-
-template <class... Parts>
-[[noreturn]] void refuse(const Parts&... parts) {
-  std::ostringstream message;
-  (message << ... << parts);
-  throw std::invalid_argument(message.str());
-}
-
-const char* name_of(ScalarType type) {
-  switch (type) {
-    case ScalarType::Float: return "float32";
-    case ScalarType::Long: return "int64";
-    case ScalarType::Int: return "int32";
-    default: return "another dtype";
-  }
-}
 
 void check_launch(cudaError_t error) {
   if (error != cudaSuccess) throw std::runtime_error(std::string("CUDA: ") + cudaGetErrorString(error));
@@ -71,11 +50,10 @@ class Call {
       refuse("noise cannot be captured in a CUDA graph: every replay would draw that of the same step; capture the dense part only");
   }
 
-  void check(const Tensor& tensor, const char* name, ScalarType type, int64_t dims) const {
+  // Checks where a tensor lives, and how it lies there.
+  void operator()(const Tensor& tensor, const char* name, ScalarType type, int64_t dims) const {
     if (!tensor.is_cuda() || tensor.get_device_index() != device_) refuse(name, ": expected a tensor on cuda:", device_);
-    if (tensor.scalar_type() != type) refuse(name, ": expected ", name_of(type), ", found ", name_of(tensor.scalar_type()));
-    if (tensor.dim() != dims) refuse(name, ": expected ", dims, " dimension(s), found ", tensor.dim());
-    if (!tensor.is_contiguous()) refuse(name, ": expected a contiguous tensor; call .contiguous()");
+    check_layout(tensor, name, type, dims);
   }
 
  private:
@@ -84,86 +62,22 @@ class Call {
   cudaStream_t stream_ = nullptr;
 };
 
-void check_size(const Tensor& tensor, const char* name, int64_t dim, int64_t size, const char* what) {
-  if (tensor.size(dim) != size)
-    refuse(name, ": expected size ", size, " in dimension ", dim, " (", what, "), found ", tensor.size(dim));
-}
-
-template <class T>
-const T* read(const Tensor& tensor) {
-  return static_cast<const T*>(tensor.const_data_ptr());
-}
-
-template <class T>
-T* write(const Tensor& tensor) {
-  return static_cast<T*>(tensor.mutable_data_ptr());
-}
-
-// The key stays in host memory and travels as an argument of the kernel: no copy of it lies in the device's heap.
-Key read_key(const Tensor& tensor) {
-  if (!tensor.is_cpu() || tensor.scalar_type() != ScalarType::Byte || tensor.dim() != 1 || tensor.size(0) != 4 * kKeyWords ||
-      !tensor.is_contiguous())
-    refuse("key: expected the uint8 [32] of NoiseKey.tensor(), on the CPU");
-  const auto* bytes = read<uint8_t>(tensor);
-  Key key;
-  uint32_t any = 0;
-  for (int i = 0; i < kKeyWords; ++i) {
-    key.words[i] = bytes[4 * i] | bytes[4 * i + 1] << 8 | bytes[4 * i + 2] << 16 | static_cast<uint32_t>(bytes[4 * i + 3]) << 24;
-    any |= key.words[i];
-  }
-  if (any == 0) refuse("key: all bytes are zero, as a destroyed key leaves them; noise under it could be predicted");
-  return key;
-}
-
-uint32_t checked_table(int64_t table) {
-  if (table < 0 || table >= kKeystreamTable) refuse("table: expected 0 <= table < ", kKeystreamTable, ", found ", table);
-  return static_cast<uint32_t>(table);
-}
-
-int32_t checked_step(int64_t step) {
-  if (step < 0 || step > std::numeric_limits<int32_t>::max()) refuse("step: expected 0 <= step < 2^31, found ", step);
-  return static_cast<int32_t>(step);
-}
-
-const float* read_per_lookup(const Call& call, const std::optional<Tensor>& weights, int64_t lookups) {
-  if (!weights) return nullptr;
-  call.check(*weights, "per_lookup_weights", ScalarType::Float, 1);
-  check_size(*weights, "per_lookup_weights", 0, lookups, "one for each lookup");
-  return read<float>(*weights);
-}
-
 void check_offsets(const Call& call, const Tensor& offsets) {
-  call.check(offsets, "offsets", ScalarType::Long, 1);
+  call(offsets, "offsets", ScalarType::Long, 1);
   if (offsets.size(0) < 1) refuse("offsets: expected at least one entry (bags + 1), found none");
 }
 
 Wake read_wake(const Call& call, const Tensor& weight, const Tensor& last, const Tensor& key, int64_t table, int64_t step,
                const Tensor& transition, const Tensor& factor, const std::optional<Tensor>& momentum, bool ones) {
   call.refuse_capture();
-  call.check(weight, "weight", ScalarType::Float, 2);
-  const int64_t num_rows = weight.size(0);
-  if (num_rows > kMaxRows) refuse("weight: expected at most 2^48 rows, found ", num_rows);
-  call.check(last, "last", ScalarType::Int, 1);
-  check_size(last, "last", 0, num_rows, "rows of weight");
-  call.check(transition, "transition", ScalarType::Float, 2);
-  call.check(factor, "factor", ScalarType::Float, 2);
-  check_size(transition, "transition", 1, momentum ? 4 : 1, momentum ? "m11 m12 m21 m22" : "m");
-  check_size(factor, "factor", 0, transition.size(0), "starting steps of transition");
-  check_size(factor, "factor", 1, momentum ? 3 : 1, momentum ? "l11 l21 l22" : "l");
-  float* momentum_data = nullptr;
-  if (momentum) {
-    call.check(*momentum, "momentum", ScalarType::Float, 2);
-    check_size(*momentum, "momentum", 0, num_rows, "rows of weight");
-    check_size(*momentum, "momentum", 1, weight.size(1), "columns of weight");
-    momentum_data = write<float>(*momentum);
-  }
-  return {write<float>(weight), momentum_data, write<int32_t>(last), nullptr, num_rows, num_rows, weight.size(1),
-          read<float>(transition), read<float>(factor), transition.size(0), read_key(key), checked_table(table),
-          checked_step(step), ones};
+  check_wake(call, weight, last, transition, factor, momentum);
+  return {write<float>(weight), momentum ? write<float>(*momentum) : nullptr, write<int32_t>(last), nullptr, weight.size(0),
+          weight.size(0), weight.size(1), read<float>(transition), read<float>(factor), transition.size(0), read_key(key),
+          checked_table(table), checked_step(step), ones};
 }
 
 void choose_rows(const Call& call, const Tensor& rows, Wake& wake) {
-  call.check(rows, "rows", ScalarType::Long, 1);
+  call(rows, "rows", ScalarType::Long, 1);
   wake.rows = read<int64_t>(rows);
   wake.count = rows.size(0);
 }
@@ -178,17 +92,12 @@ BagSum read_bag_sum(const Call& call, const Tensor& weight, const Tensor& indice
 void normal_(const Tensor& out, const Tensor& key, int64_t table, int64_t first_row, int64_t step) {
   const Call call(out);
   call.refuse_capture();
-  call.check(out, "out", ScalarType::Float, 2);
-  if (first_row < 0 || first_row > kMaxRows - out.size(0))
-    refuse("first_row: expected 0 <= first_row and first_row + rows <= 2^48, found ", first_row);
-  check_launch(fill_normals({write<float>(out), out.size(0), out.size(1), first_row, read_key(key), checked_table(table),
-                             static_cast<uint32_t>(checked_step(step))},
-                            call.stream()));
+  check_launch(fill_normals(read_fill(call, out, key, table, first_row, step), call.stream()));
 }
 
 std::tuple<Tensor, Tensor, Tensor> group_rows_op(const Tensor& indices, int64_t num_rows) {
   const Call call(indices);
-  call.check(indices, "indices", ScalarType::Long, 1);
+  call(indices, "indices", ScalarType::Long, 1);
   const int64_t lookups = indices.size(0);
   size_t bytes = 0;
   check_launch(group_rows_workspace(lookups, num_rows, &bytes));
@@ -219,8 +128,8 @@ void flush_(const Tensor& weight, const Tensor& last, const Tensor& key, int64_t
 Tensor bag_sum_op(const Tensor& weight, const Tensor& indices, const Tensor& offsets,
                   const std::optional<Tensor>& per_lookup_weights) {
   const Call call(weight);
-  call.check(weight, "weight", ScalarType::Float, 2);
-  call.check(indices, "indices", ScalarType::Long, 1);
+  call(weight, "weight", ScalarType::Float, 2);
+  call(indices, "indices", ScalarType::Long, 1);
   check_offsets(call, offsets);
   Tensor out = torch::stable::new_empty(weight, {offsets.size(0) - 1, weight.size(1)});
   check_launch(bag_sum(read_bag_sum(call, weight, indices, offsets, per_lookup_weights, out), call.stream()));
@@ -234,13 +143,13 @@ Tensor catch_up_bag_sum_(const Tensor& weight, const Tensor& last, const Tensor&
   const Call call(weight);
   Wake wake = read_wake(call, weight, last, key, table, step, transition, factor, momentum, ones);
   choose_rows(call, rows, wake);
-  call.check(indices, "indices", ScalarType::Long, 1);
+  call(indices, "indices", ScalarType::Long, 1);
   check_offsets(call, offsets);
-  call.check(order, "order", ScalarType::Long, 1);
+  call(order, "order", ScalarType::Long, 1);
   check_size(order, "order", 0, indices.size(0), "lookups");
-  call.check(starts, "starts", ScalarType::Long, 1);
+  call(starts, "starts", ScalarType::Long, 1);
   check_size(starts, "starts", 0, rows.size(0) + 1, "rows + 1");
-  call.check(bag_of_lookup, "bag_of_lookup", ScalarType::Long, 1);
+  call(bag_of_lookup, "bag_of_lookup", ScalarType::Long, 1);
   check_size(bag_of_lookup, "bag_of_lookup", 0, indices.size(0), "lookups");
   Tensor out = torch::stable::new_empty(weight, {offsets.size(0) - 1, weight.size(1)});
   check_launch(wake_and_sum(wake, {read<int64_t>(order), read<int64_t>(starts), read<int64_t>(bag_of_lookup)},
@@ -251,8 +160,8 @@ Tensor catch_up_bag_sum_(const Tensor& weight, const Tensor& last, const Tensor&
 Tensor bag_sq_norms_op(const Tensor& indices, const Tensor& offsets, const Tensor& grad,
                        const std::optional<Tensor>& per_lookup_weights) {
   const Call call(grad);
-  call.check(grad, "grad", ScalarType::Float, 3);
-  call.check(indices, "indices", ScalarType::Long, 1);
+  call(grad, "grad", ScalarType::Float, 3);
+  call(indices, "indices", ScalarType::Long, 1);
   check_offsets(call, offsets);
   check_size(offsets, "offsets", 0, grad.size(0) * grad.size(1) + 1, "features * examples of grad + 1");
   Tensor out = torch::stable::new_empty(grad, {grad.size(1)});
@@ -269,16 +178,16 @@ void scatter_add_op(const Tensor& weight, const Tensor& rows, const Tensor& orde
                     const Tensor& bag_of_lookup, const Tensor& grad, const Tensor& scale, double alpha,
                     const std::optional<Tensor>& per_lookup_weights) {
   const Call call(weight);
-  call.check(weight, "weight", ScalarType::Float, 2);
-  call.check(grad, "grad", ScalarType::Float, 2);
+  call(weight, "weight", ScalarType::Float, 2);
+  call(grad, "grad", ScalarType::Float, 2);
   check_size(grad, "grad", 1, weight.size(1), "columns of weight");
-  call.check(scale, "scale", ScalarType::Float, 1);
+  call(scale, "scale", ScalarType::Float, 1);
   check_size(scale, "scale", 0, grad.size(0), "bags of grad");
-  call.check(rows, "rows", ScalarType::Long, 1);
-  call.check(order, "order", ScalarType::Long, 1);
-  call.check(starts, "starts", ScalarType::Long, 1);
+  call(rows, "rows", ScalarType::Long, 1);
+  call(order, "order", ScalarType::Long, 1);
+  call(starts, "starts", ScalarType::Long, 1);
   check_size(starts, "starts", 0, rows.size(0) + 1, "rows + 1");
-  call.check(bag_of_lookup, "bag_of_lookup", ScalarType::Long, 1);
+  call(bag_of_lookup, "bag_of_lookup", ScalarType::Long, 1);
   const int64_t lookups = order.size(0);
   check_size(bag_of_lookup, "bag_of_lookup", 0, lookups, "lookups");
   Tensor workspace = torch::stable::new_empty(weight, {scatter_add_workspace(lookups, weight.size(1))});

@@ -1,27 +1,18 @@
 // Noise on rows, on the device: fill, catch up, flush, and catch up with the gather of bags. Raw pointers to device memory
 // (or to host memory that the device can reach) and a stream; no torch. Launchers neither allocate nor wait.
-// Key and step are arguments of the kernels: a captured launch would repeat its noise (binding.cpp refuses). What is wrong in the memory they are given stops the kernel (LAZYDP_REFUSE in launch.cuh).
+// Key and step are arguments of the kernels: a captured launch would repeat its noise (binding.cpp refuses). What is wrong in
+// the memory they are given stops the kernel (LAZYDP_REFUSE in launch.cuh).
 #pragma once
 
 #include <cstdint>
 
 #include "common/chacha20.h"
+#include "common/fill.h"
 #include "cuda/bags.h"
 #include "cuda/rows.h"
 #include "cuda/stream.h"
 
 namespace lazydp::cuda {
-
-// A draw of `columns` normals for each of `rows` rows; row r of `out` is row first_row + r of the table.
-struct Fill {
-  float* out;
-  int64_t rows;
-  int64_t columns;
-  int64_t first_row;
-  Key key;
-  uint32_t table;
-  uint32_t step;
-};
 
 // Rows that wake at `step` from the step that last[row] names.
 struct Wake {

@@ -187,7 +187,8 @@ void test_bags(uint32_t seed) {
   std::vector<int64_t> rows(count);
   std::vector<int64_t> order(count);
   std::vector<int64_t> starts(count + 1);
-  const int64_t groups = group_rows(indices.data(), count, num_rows, rows.data(), order.data(), starts.data());
+  const int64_t groups = group_rows(indices.data(), count, num_rows, rows.data(), order.data(), starts.data(),
+                                    threads(3));
   EXPECT(starts[groups] == count);
   for (int64_t u = 0; u < groups; ++u) {
     EXPECT(u == 0 || rows[u - 1] < rows[u]);
@@ -227,6 +228,22 @@ void test_bags(uint32_t seed) {
   EXPECT(table == expected);
 }
 
+// As many lookups as are cut into chunks: one thread's groups are those of several.
+void test_chunked_groups(int64_t num_rows) {
+  std::mt19937_64 random(num_rows);
+  const int64_t count = 70001;
+  std::vector<int64_t> indices(count);
+  for (int64_t& row : indices) row = static_cast<int64_t>(random() % static_cast<uint64_t>(num_rows));
+  std::vector<std::vector<int64_t>> results;
+  for (const int number : {1, 2, 5}) {
+    std::vector<int64_t> all(3 * count + 1);
+    all.push_back(group_rows(indices.data(), count, num_rows, all.data(), all.data() + count, all.data() + 2 * count, threads(number)));
+    results.push_back(all);
+  }
+  EXPECT(results[0] == results[1]);
+  EXPECT(results[0] == results[2]);
+}
+
 }  // namespace
 
 int main() {
@@ -239,6 +256,7 @@ int main() {
       for (const Law law : {Law::kGaussian, Law::kOnes}) test_wake(with_momentum, listed, law);
   test_keystream();
   for (uint32_t seed = 0; seed < 200; ++seed) test_bags(seed);
+  for (const int64_t num_rows : {int64_t{1}, int64_t{300}, int64_t{1} << 20, int64_t{1} << 40}) test_chunked_groups(num_rows);
   std::printf(failures ? "%d failures\n" : "all passed\n", failures);
   return failures ? EXIT_FAILURE : EXIT_SUCCESS;
 }
