@@ -5,12 +5,16 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from types import MappingProxyType
 
-import torch
+import numpy as np
+import numpy.typing as npt
 from torch import Tensor
 
 from lazydp.components.train.contributions import Contributions
 from lazydp.components.train.mechanism import GROUPS, Group
+
+Array = npt.NDArray[np.float64]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -55,56 +59,61 @@ class StepReport:
     @classmethod
     def of(cls, step: int, losses: Sequence[Tensor], contributions: Sequence[Contributions]) -> StepReport:
         """The figures of micro-batches with these losses [B] and contributions; none at all is a legal draw."""
-        sq_norms = {group: _joined([part.sq_norms[group] for part in contributions]) for group in GROUPS}
-        factors = {group: _joined([part.coefficients[group] for part in contributions]) for group in GROUPS}
-        factor = torch.minimum(factors["dense"], factors["embeddings"])
-        units = factor.shape[0]
+        if not contributions:
+            none = GroupReport(mean_norm=math.nan, clipped=0.0, signal=0.0)
+            return cls.unclipped(step, losses, units=0, groups=dict.fromkeys(GROUPS, none))
+        # A row for each group and one for both together; in numpy, whose small operations cost a step less.
+        sq_norms = _rows([part.sq_norms for part in contributions])
+        factors = _rows([part.coefficients for part in contributions])
+        norms = np.sqrt(np.concatenate([sq_norms, sq_norms.sum(axis=0, keepdims=True)]))
+        factors = np.concatenate([factors, factors.min(axis=0, keepdims=True)])
+        finite = np.isfinite(norms)
+        norms[~finite] = 0.0
+        counted = finite.sum(axis=1)
+        mean_norms = np.where(counted, norms.sum(axis=1) / np.maximum(counted, 1), math.nan).tolist()
+        clipped = (factors < 1.0).mean(axis=1).tolist()
+        signals = (norms * factors).sum(axis=1).tolist()
         return cls(
             step=step,
             size=sum(part.shape[0] for part in losses),
-            units=units,
-            loss=_mean(_joined(losses)),
-            clipped=_fraction_below_one(factor),
-            mean_norm=_finite_mean((sq_norms["dense"] + sq_norms["embeddings"]).sqrt()),
-            non_finite=int((factor == 0.0).sum()),
-            groups={group: _of_group(sq_norms[group].sqrt(), factors[group]) for group in GROUPS},
+            units=norms.shape[1],
+            loss=_mean_loss(losses),
+            clipped=clipped[-1],
+            mean_norm=mean_norms[-1],
+            non_finite=int((factors[-1] == 0.0).sum()),
+            groups={
+                group: GroupReport(mean_norm=mean_norms[row], clipped=clipped[row], signal=signals[row])
+                for row, group in enumerate(GROUPS)
+            },
         )
 
     @classmethod
-    def unclipped(cls, step: int, losses: Sequence[Tensor], *, units: int) -> StepReport:
-        """The figures of a step that clips nothing and so knows no norm."""
+    def unclipped(
+        cls,
+        step: int,
+        losses: Sequence[Tensor],
+        *,
+        units: int,
+        groups: Mapping[Group, GroupReport] = MappingProxyType({}),
+    ) -> StepReport:
+        """The figures of a step that clips nothing, or drew nothing, and so knows no norm."""
         return cls(
             step=step,
             size=sum(part.shape[0] for part in losses),
             units=units,
-            loss=_mean(_joined(losses)),
+            loss=_mean_loss(losses),
             clipped=0.0,
             mean_norm=math.nan,
             non_finite=0,
-            groups={},
+            groups=groups,
         )
 
 
-def _of_group(norms: Tensor, factor: Tensor) -> GroupReport:
-    used = factor > 0.0
-    return GroupReport(
-        mean_norm=_finite_mean(norms),
-        clipped=_fraction_below_one(factor),
-        signal=float((norms * factor)[used].sum()),
-    )
+def _rows(parts: Sequence[Mapping[Group, Tensor]]) -> Array:
+    """[groups, U] of all micro-batches, float64: squares and sums of float32 values don't overflow there."""
+    return np.stack([np.concatenate([part[group].numpy() for part in parts], dtype=np.float64) for group in GROUPS])
 
 
-def _joined(parts: Sequence[Tensor]) -> Tensor:
-    return torch.cat(list(parts)) if parts else torch.empty(0)
-
-
-def _mean(values: Tensor) -> float:
-    return float(values.mean()) if values.numel() else math.nan
-
-
-def _finite_mean(norms: Tensor) -> float:
-    return _mean(norms[torch.isfinite(norms)])
-
-
-def _fraction_below_one(factor: Tensor) -> float:
-    return float((factor < 1.0).to(torch.float32).mean()) if factor.numel() else 0.0
+def _mean_loss(losses: Sequence[Tensor]) -> float:
+    size = sum(part.shape[0] for part in losses)
+    return sum(float(part.sum()) for part in losses) / size if size else math.nan
