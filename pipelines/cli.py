@@ -108,6 +108,15 @@ def main(arguments: Sequence[str] | None = None) -> None:
         # The reader of our output went away (`lazydp ... | head`): not an error of ours.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(0)
+    except OSError as error:
+        if verbose:
+            raise
+        if interrupts:
+            _exit_interrupted()
+        # A path that cannot be read or written, a full disk: the machine's own words say it best.
+        where = f"{error.filename}: " if error.filename is not None else ""
+        click.echo(f"lazydp: {where}{error.strerror or error} (--verbose shows where)", err=True)
+        sys.exit(1)
     except Exception:
         # A library that is interrupted while it loads may swallow the interrupt and fail later, of something else.
         if not interrupts or verbose:

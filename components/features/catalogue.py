@@ -12,7 +12,7 @@ import pyarrow.compute as pc
 import torch
 
 from lazydp.components.features.batch import Bags, ItemCatalogue
-from lazydp.components.features.encode import CodeLists, encode_list, scale_dense
+from lazydp.components.features.encode import CodeLists, encode_list, refuse_text, scale_dense
 from lazydp.components.features.spec import ITEM, FeatureSpec, ListFeature
 from lazydp.components.features.vocabulary import Vocabularies, canonical_text
 from lazydp.components.shared.errors import FormatError, InputError
@@ -83,6 +83,8 @@ def _feature_columns(spec: FeatureSpec, vocabularies: Vocabularies, described: p
     dense = spec.dense("item")
     try:
         if dense:
+            for number in dense:
+                refuse_text(described.column(number.column_name))
             scaled = [scale_dense(feature, described.column(feature.column_name)) for feature in dense]
             flat = np.ascontiguousarray(np.stack(scaled, axis=1)).reshape(-1)
             columns[DENSE_COLUMN] = pa.FixedSizeListArray.from_arrays(pa.array(flat), len(dense))

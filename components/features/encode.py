@@ -16,6 +16,10 @@ from lazydp.components.features.vocabulary import Codes, Values, Vocabulary, can
 Floats: TypeAlias = np.ndarray[tuple[int], np.dtype[np.float32]]
 
 
+# Fewer values than these may all be slips of the pen.
+_ODD_VALUES = 20
+
+
 @dataclass(frozen=True, slots=True)
 class CodeLists:
     """n lists of codes, one after the other: values int64 [N], lengths int64 [n]."""
@@ -102,6 +106,20 @@ def scale_dense(feature: DenseFeature, values: Values) -> Floats:
         low, high = (float(np.sign(bound) * np.log1p(abs(bound))) for bound in (low, high))
     scaled = 2.0 * (np.clip(numbers, low, high) - low) / (high - low) - 1.0
     return np.where(np.isnan(scaled), 0.0, scaled).astype(np.float32)
+
+
+def refuse_text(values: Values) -> None:
+    """Refuse a column of values none of which is a number: it is text, declared dense by mistake.
+
+    Raises:
+        ValueError: over a score of values, and not one number.
+    """
+    known = values.drop_null() if isinstance(values, pa.Array | pa.ChunkedArray) else pa.array(values).drop_null()
+    if len(known) > _ODD_VALUES and bool(np.isnan(to_numbers(known)).all()):
+        raise ValueError(
+            f"expected numbers, found none among {len(known)} values: text needs a vocabulary (kind: single), "
+            "numbers a column of their own"
+        )
 
 
 def pick(rows: Sequence[Mapping[str, Any]], column: str) -> list[Any]:

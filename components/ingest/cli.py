@@ -39,7 +39,7 @@ class _Bytes(click.ParamType[int]):
 @click.option(
     "--memory", type=_Bytes(), default="1g", show_default=True, help="Memory to work in, roughly; the rest is on disk."
 )
-@click.option("--replace", is_flag=True, help="Replace the dataset folder where it exists.")
+@click.option("--replace", is_flag=True, help="Replace the dataset where it exists.")
 def command(
     inputs: tuple[str, ...],
     spec: str,

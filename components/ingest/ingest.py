@@ -6,6 +6,7 @@ sorted, bounded, split and written. Only what is public (catalogue, vocabularies
 
 from __future__ import annotations
 
+import logging
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -17,7 +18,7 @@ import pyarrow as pa
 from lazydp.components.features.spec import FeatureSpec
 from lazydp.components.features.vocabulary import canonical_text
 from lazydp.components.ingest.assemble import Assembler
-from lazydp.components.ingest.dataset import Manifest, Origin
+from lazydp.components.ingest.dataset import MANIFEST, Manifest, Origin
 from lazydp.components.ingest.hashing import Words, hash_texts
 from lazydp.components.ingest.resolve import ResolvedSpec, load_spec, resolve
 from lazydp.components.ingest.rows import HASH_COLUMN, USER_COLUMN, InteractionEncoder, encode_features, hash_rows
@@ -29,6 +30,18 @@ from lazydp.components.shared.files import PRIVATE_DIRECTORY, atomic_directory
 from lazydp.components.shared.progress import Progress
 
 DEFAULT_MEMORY_BYTES = 1 << 30
+# Above this fraction of the rows, a reason to leave rows out is more likely an error of the spec than of the data.
+_MUCH = 0.2
+_REMEDIES = {
+    "null_user": "does user.column name the right column?",
+    "null_item": "does item.column name the right column?",
+    "unknown_item": "does the item vocabulary cover the catalogue?",
+    "bad_timestamp": "does timestamp name the right column?",
+    "bad_label": "labels are numbers from 0 to 1 (kind: column); for ratings say kind: threshold",
+    "unknown_split": "does split name the values that the column has?",
+}
+_log = logging.getLogger("lazydp.ingest")
+
 _OVER_BOUND = "over_max_examples_per_user"
 
 
@@ -66,7 +79,7 @@ def ingest(inputs: Sequence[str], spec: str, out: Path, options: IngestOptions |
     source = RowSource.open(inputs)
     resolved = resolve(written, base=base, users=options.users, items=options.items)
     encoder = InteractionEncoder(resolved.spec, resolved.vocabularies, source.schema, where=source.where)
-    with atomic_directory(out, mode=PRIVATE_DIRECTORY, replace=options.replace) as folder:
+    with atomic_directory(out, mode=PRIVATE_DIRECTORY, replaces=MANIFEST if options.replace else None) as folder:
         scratch = folder / ".spill"
         scratch.mkdir(mode=PRIVATE_DIRECTORY)
         interactions = _spill_interactions(source, encoder, resolved.spec, scratch, options.memory_bytes)
@@ -74,6 +87,7 @@ def ingest(inputs: Sequence[str], spec: str, out: Path, options: IngestOptions |
         with DatasetWriter(folder, resolved) as writer:
             _assemble(resolved, interactions, users, writer)
             scratch.rmdir()
+            _warn_of_loss(source.num_rows, encoder.rejected)
             rejected = encoder.rejected + Counter({_OVER_BOUND: writer.over_bound})
             origin = Origin(locations=tuple(inputs), rows=source.num_rows, digest=encoder.source_digest.hexdigest())
             return writer.finish(origin=origin, rejected=rejected)
@@ -108,6 +122,13 @@ def _reasons(num_rows: int, rejected: Counter[str]) -> str:
     if num_rows == 0:
         return "it has no rows"
     return ", ".join(f"{reason} {count}" for reason, count in rejected.most_common())
+
+
+def _warn_of_loss(num_rows: int, rejected: Counter[str]) -> None:
+    """Say so where a reason that the spec didn't ask for took a good part of the rows: the spec may be wrong."""
+    for reason, count in rejected.most_common():
+        if reason in _REMEDIES and count > _MUCH * num_rows:
+            _log.warning("%d of %d rows were left out (%s): %s", count, num_rows, reason, _REMEDIES[reason])
 
 
 def _partition_hashes(spec: FeatureSpec, rows: pa.RecordBatch) -> Words:

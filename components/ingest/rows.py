@@ -11,7 +11,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from lazydp.components.features.encode import encode_list, is_list_type, scale_dense
+from lazydp.components.features.encode import encode_list, is_list_type, refuse_text, scale_dense
 from lazydp.components.features.spec import (
     ITEM,
     ColumnLabel,
@@ -194,6 +194,7 @@ def encode_features(
         raw = raw.combine_chunks() if isinstance(raw, pa.ChunkedArray) else raw
         try:
             if isinstance(feature, DenseFeature):
+                refuse_text(raw)
                 column = pa.array(scale_dense(feature, raw))
             elif isinstance(feature, ListFeature):
                 lists = encode_list(feature, vocabularies[feature.table_name], raw)

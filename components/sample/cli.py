@@ -15,7 +15,7 @@ import click
 @click.option(
     "--interactions", default=200_000, show_default=True, type=click.IntRange(min=1), help="Number of interactions."
 )
-@click.option("--replace", is_flag=True, help="Replace the folder where it exists.")
+@click.option("--replace", is_flag=True, help="Replace the sample where it exists.")
 def command(out: Path, seed: int, users: int, items: int, interactions: int, replace: bool) -> None:
     """Make the built-in sample: interactions, users, items (Parquet) and their feature spec.
 

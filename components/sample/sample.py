@@ -32,6 +32,7 @@ USERS_FILE = "users.parquet"
 ITEMS_FILE = "items.parquet"
 SPEC_FILE = "spec.yaml"
 CONFIG_FILE = "train.yaml"
+_FILES = {INTERACTIONS_FILE, USERS_FILE, ITEMS_FILE, SPEC_FILE, CONFIG_FILE}
 
 _LATENT = 12
 _POPULARITY_WEIGHT = 1.0
@@ -97,12 +98,16 @@ def make_sample(out: Path, *, seed: int = 1, size: SampleSize | None = None, rep
     The same seed and size give the same rows.
 
     Raises:
-        InputError: `out` exists and is not empty, or the size makes no sense.
+        InputError: `out` exists, is not empty and is no sample to `replace`, or the size makes no sense.
     """
     size = size or SampleSize()
     generator = np.random.default_rng(seed)
     world = _world(generator, size)
-    with atomic_directory(out, replace=replace) as folder:
+    if replace and out.is_dir() and (foreign := {file.name for file in out.iterdir()} - _FILES):
+        raise InputError(
+            f"{out} holds more than a sample ({min(foreign)}): choose another folder or remove it yourself"
+        )
+    with atomic_directory(out, replaces=SPEC_FILE if replace else None) as folder:
         pq.write_table(_items_table(generator, world), folder / ITEMS_FILE)
         pq.write_table(_users_table(generator, world), folder / USERS_FILE)
         pq.write_table(_interactions_table(generator, world, size), folder / INTERACTIONS_FILE)

@@ -96,17 +96,28 @@ def sha256_file(path: Path) -> str:
 
 
 @contextlib.contextmanager
-def atomic_directory(path: Path, *, mode: int = PUBLIC_DIRECTORY, replace: bool = False) -> Iterator[Path]:
+def atomic_directory(path: Path, *, mode: int = PUBLIC_DIRECTORY, replaces: str | None = None) -> Iterator[Path]:
     """Yield a temporary folder beside `path` that becomes `path` when the block ends well.
 
     Every file in it is synced first; if the block raises (Ctrl-C included), nothing is left.
 
+    Args:
+        path: the folder; an empty one may be there.
+        mode: its permissions.
+        replaces: a folder that holds a file of this name is one of the same kind, and is replaced; None: none is.
+
     Raises:
-        InputError: `path` exists and is not empty, and `replace` is false.
+        InputError: `path` exists, is not empty, and is not to be replaced.
     """
     path = path.absolute()
-    if path.exists() and not replace and (not path.is_dir() or any(path.iterdir())):
-        raise InputError(f"{path} already exists: choose another output folder or remove it first")
+    if path.exists() and (not path.is_dir() or any(path.iterdir())):
+        if replaces is None:
+            raise InputError(f"{path} already exists: choose another output folder or remove it first")
+        if not (path / replaces).is_file():
+            raise InputError(
+                f"{path} already exists and holds no {replaces}, so it isn't what would be replaced: "
+                "choose another output folder or remove it yourself"
+            )
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = Path(tempfile.mkdtemp(dir=path.parent, prefix=f".{path.name}."))
     try:

@@ -210,7 +210,9 @@ class RunFolder:
         """Write a checkpoint, whole or not at all, and drop all but the latest two."""
         self._checkpoints.mkdir(mode=PRIVATE_DIRECTORY, exist_ok=True)
         target = self._checkpoints / f"step-{checkpoint.step:09d}"
-        with atomic_directory(target, mode=PRIVATE_DIRECTORY, replace=True) as folder:
+        if target.exists() and not (target / _DOCUMENT).exists():
+            _remove(target)  # damaged, and passed over when the run was resumed
+        with atomic_directory(target, mode=PRIVATE_DIRECTORY, replaces=_DOCUMENT) as folder:
             tree, tensors = _split(checkpoint.state)
             document = {
                 "step": checkpoint.step,

@@ -1,5 +1,6 @@
 """`lazydp ingest` and the component: thin shells around one function."""
 
+import shutil
 from pathlib import Path
 
 import pyarrow as pa
@@ -9,6 +10,8 @@ from click.testing import CliRunner
 
 from lazydp.components.ingest.cli import command
 from lazydp.components.ingest.dataset import EncodedDataset
+from lazydp.components.sample.sample import SampleSize, make_sample
+from lazydp.components.shared.errors import InputError
 from lazydp.pipelines.cli import main
 
 SPEC = "name: a\nlabel: {kind: implicit}\nuser: {column: u, embed: false}\nmax_examples_per_user: 2\n"
@@ -75,3 +78,55 @@ def test_the_component_calls_the_same_function(folder: Path) -> None:
     dataset = EncodedDataset.open(folder / "artifact")
     assert artifact.metadata == {"fingerprint": dataset.manifest.fingerprint}
     assert dataset.manifest.counts.train == 3
+
+
+def test_replace_takes_a_dataset_and_nothing_else(folder: Path) -> None:
+    assert CliRunner().invoke(command, arguments_for(folder)).exit_code == 0
+    assert CliRunner().invoke(command, [*arguments_for(folder), "--replace"]).exit_code == 0
+    shutil.rmtree(folder / "d")
+    (folder / "d").mkdir()
+    (folder / "d" / "thesis.txt").write_text("years of work")
+    refused = CliRunner().invoke(command, [*arguments_for(folder), "--replace"])
+    assert isinstance(refused.exception, InputError)
+    assert "holds no dataset.json" in str(refused.exception)
+    assert (folder / "d" / "thesis.txt").read_text() == "years of work"
+
+
+def test_replace_keeps_a_sample_folder_with_other_things(tmp_path: Path) -> None:
+    small = SampleSize(users=20, items=30, interactions=100)
+    make_sample(tmp_path / "s", size=small)
+    make_sample(tmp_path / "s", size=small, replace=True)
+    (tmp_path / "s" / "notes.txt").write_text("mine")
+    with pytest.raises(InputError, match=r"notes\.txt"):
+        make_sample(tmp_path / "s", size=small, replace=True)
+
+
+def test_an_output_that_cannot_be_made_is_one_line(folder: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    arguments = arguments_for(folder)
+    arguments[-1] = str(folder / "spec.yaml" / "d")
+    with pytest.raises(SystemExit) as caught:
+        main(["ingest", *arguments])
+    assert caught.value.code == 1
+    (line,) = capfd.readouterr().err.strip().splitlines()
+    assert line.startswith(f"lazydp: {folder / 'spec.yaml'}")
+
+
+@pytest.mark.parametrize(("size", "warns"), [(1, True), (9, False)])
+def test_a_spec_that_loses_many_rows_is_warned_of(
+    folder: Path, caplog: pytest.LogCaptureFixture, size: int, warns: bool
+) -> None:
+    text = "name: a\nlabel: {kind: implicit}\nuser: {column: u, embed: false}\nmax_examples_per_user: 2\n"
+    (folder / "spec.yaml").write_text(text + f"item: {{column: i, vocabulary: {{kind: integer, size: {size}}}}}\n")
+    assert CliRunner().invoke(command, arguments_for(folder)).exit_code == 0
+    assert ("does the item vocabulary cover the catalogue?" in caplog.text) is warns
+
+
+@pytest.mark.parametrize(("values", "refused"), [(["M", "F"] * 20, True), (["1", "F"] * 20, False)])
+def test_text_is_no_dense_feature(tmp_path: Path, values: list[str], refused: bool) -> None:
+    pq.write_table(pa.table({"u": list(range(40)), "i": [1] * 40, "g": values}), tmp_path / "log.parquet")
+    dense = "features: [{name: g, kind: dense, source: context, bounds: [0, 1]}]\n"
+    (tmp_path / "spec.yaml").write_text(SPEC + dense)
+    result = CliRunner().invoke(command, arguments_for(tmp_path))
+    assert (result.exit_code != 0) is refused
+    if refused:
+        assert "feature 'g' (column 'g'): expected numbers, found none among 40 values" in str(result.exception)
