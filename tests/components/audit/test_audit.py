@@ -15,10 +15,11 @@ from lazydp.components.audit.audit import Audit, audit
 from lazydp.components.audit.cli import command
 from lazydp.components.audit.report import AuditReport
 from lazydp.components.shared.errors import FormatError, InputError, PrivacyError
-from lazydp.components.train import contributions, skip_ahead
+from lazydp.components.train import contributions, engine, skip_ahead
 from lazydp.components.train.config import TrainConfig
 from lazydp.components.train.mechanism import PrivacyParameters
 from lazydp.components.train.tables import EmbeddingTables
+from lazydp.components.train.units import Units
 from lazydp.kernels import ops
 from lazydp.kernels.arguments import RowGroups
 from lazydp.kernels.noise_key import NoiseKey
@@ -28,6 +29,8 @@ Configured = Callable[..., TrainConfig]
 FEW = 2000  # shows what is plain to see
 MANY = 20_000  # shows half of the noise
 SHORT = {"steps": 2, "noise_multiplier": 2 * 2**0.5, "model": {"kind": "two_tower", "embedding_dim": 4}}
+
+USERS = {"privacy_unit": "user", "sampling": "user", "user_gradient": "sum"}
 
 
 def audited(dataset: Path, config: TrainConfig, *, canaries: int, seed: int = 0) -> Audit:
@@ -48,8 +51,21 @@ def audited(dataset: Path, config: TrainConfig, *, canaries: int, seed: int = 0)
         {"embeddings": {"learning_rate": 0.1, "momentum": 0.8, "weight_decay": 0.1}},
         {"embeddings": {"learning_rate": 0.1, "schedule": {"kind": "cosine", "warmup_steps": 2}}},
         {"privacy_unit": "user", "sampling_prob": 0.3},
+        USERS,
+        {**USERS, "user_gradient": "mean", "max_grad_norm": {"dense": 0.3, "embeddings": 2.0}},
     ],
-    ids=["lazydp", "dpsgd", "sampled", "micro-batches", "dlrm", "momentum and decay", "schedule", "user"],
+    ids=[
+        "lazydp",
+        "dpsgd",
+        "sampled",
+        "micro-batches",
+        "dlrm",
+        "momentum and decay",
+        "schedule",
+        "user",
+        "users",
+        "users, norms by group",
+    ],
 )
 def test_right_code_keeps_its_claim(dataset: Path, configured: Configured, changes: dict[str, Any]) -> None:
     report = audited(dataset, configured(**changes), canaries=FEW).report
@@ -182,6 +198,16 @@ def test_twice_the_signal_is_caught_by_many_canaries(
     plant(monkeypatch)
     config = configured(**SHORT, embeddings={"learning_rate": 0.1})
     report = audited(dataset, config, canaries=MANY).report
+    assert report.epsilon_lower_bound > report.epsilon_claimed
+    assert report.fault is not None
+
+
+def test_examples_of_a_user_clipped_one_by_one_are_caught(
+    dataset: Path, configured: Configured, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A user of four examples, each of which may send C."""
+    monkeypatch.setattr(engine, "units_of", lambda size, user_sizes, privacy: Units.examples(size))
+    report = audited(dataset, configured(**USERS), canaries=FEW).report
     assert report.epsilon_lower_bound > report.epsilon_claimed
     assert report.fault is not None
 
