@@ -12,6 +12,7 @@ from starlette.responses import Response
 from lazydp.service.budget import BudgetSource
 from lazydp.service.metrics import Metrics
 from lazydp.service.problems import Problem
+from lazydp.service.ranker import Ranker
 from lazydp.service.registry import Registry
 from lazydp.service.served import ServedVersion
 from lazydp.service.settings import Settings
@@ -49,6 +50,16 @@ class Context:
         if name is None:
             raise Problem(503, "not-ready", "no model is loaded yet", headers={"retry-after": "1"})
         raise Problem(404, "unknown-model", "no such model is served; /v1/models lists those that are")
+
+    def ranker(self, name: str | None = None) -> Ranker:
+        """What answers a request for recommendations by a model.
+
+        Raises:
+            Problem: as `served` does.
+        """
+        served = self.served(name)
+        retriever = None if served.ranks_whole else self.registry.get(self.settings.retrievers.get(served.name, ""))
+        return Ranker(served, retriever, self.settings.retrieved_items)
 
 
 async def context_of(request: Request) -> Context:

@@ -244,14 +244,14 @@ _LOWEST = -3.4028234663852886e38
 )
 async def infer(request: Request, context: InContext, name: Name) -> Response:
     """`user_id`, `history` or both; B rows of k items, best first."""
-    served = context.served(name)
+    ranker = context.ranker(name)
     asked = await parse(request, _INFER)
     queries = _queries(asked)
     try:
-        rankings = await served.batcher.rank_all(queries)
+        rankings = await ranker.rank_all(queries)
     except InputError as error:
         raise unprocessable([("/inputs", str(error))]) from None
-    return json_response(orjson.dumps(_outputs(served, asked, rankings)))
+    return json_response(orjson.dumps(_outputs(ranker.served, asked, rankings)))
 
 
 def _queries(asked: InferRequest) -> list[Query]:

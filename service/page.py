@@ -19,8 +19,8 @@ from lazydp.service.context import Context, InContext
 from lazydp.service.plot import budget_bars, epsilon_curve
 from lazydp.service.privacy import privacy_budget
 from lazydp.service.problems import Problem
+from lazydp.service.ranker import Ranker
 from lazydp.service.recommendations import answered
-from lazydp.service.served import ServedVersion
 
 router = APIRouter(tags=["pages"])
 
@@ -66,9 +66,10 @@ async def page(
     k: Annotated[int, Query(ge=1, le=100, description="items wanted")] = 10,
 ) -> HTMLResponse:
     """The model served, the budget, and recommendations for the user or history given."""
-    served = context.served()
+    ranker = context.ranker()
+    served = ranker.served
     budget = await privacy_budget(context)
-    tried = await _try(context, served, user_id.strip(), history.strip(), k)
+    tried = await _try(context, ranker, user_id.strip(), history.strip(), k)
     statement = served.bundle.statement
     text = (
         _templates()
@@ -120,16 +121,16 @@ async def icon() -> Response:
     return Response(_ICON, media_type="image/svg+xml", headers={"cache-control": _DAY})
 
 
-async def _try(context: Context, served: ServedVersion, user_id: str, history: str, k: int) -> Trial:
+async def _try(context: Context, ranker: Ranker, user_id: str, history: str, k: int) -> Trial:
     items = [item.strip() for item in history.split(",") if item.strip()]
     if not user_id and not items:
         return Trial(user_id, history, k, asked=False)
     query = queries.Query(user_id=user_id or None, history=items[: schemas.MAX_HISTORY], k=k, explain=bool(items))
     try:
-        answer = json.loads(await answered(context, served, query))
+        answer = json.loads(await answered(context, ranker, query))
     except Problem as problem:
         return Trial(user_id, history, k, asked=True, problem=problem.detail)
-    titles = served.scorer.items
+    titles = ranker.served.scorer.items
     for item in answer["items"]:
         because = item.get("because") or []
         item["because"] = [titles.title(titles.code(near)) or near for near in because]

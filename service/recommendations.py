@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable
+from collections.abc import Awaitable, Callable, Iterable
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Path, Query, Request
@@ -17,6 +17,7 @@ from lazydp.service import schemas
 from lazydp.service.body import describe, parse_bytes, require_json
 from lazydp.service.context import JSON, Context, InContext, json_response, matches
 from lazydp.service.problems import Problem, unprocessable
+from lazydp.service.ranker import Ranker
 from lazydp.service.served import ServedVersion
 
 router = APIRouter(tags=["recommendations"])
@@ -57,9 +58,11 @@ async def recommended(
     Raises:
         Problem: as that route does.
     """
-    served = context.served(model)
+    ranker = context.ranker(model)
+    served = ranker.served
     require_json(headers)
-    cached = served.cache.get(body)
+    key = body if ranker.retriever is None else ranker.identity.encode() + body
+    cached = served.cache.get(key)
     if cached is not None:
         return cached
     parsed = _parse(body)
@@ -67,12 +70,15 @@ async def recommended(
         asked = [part.query() for part in parsed.queries]
         for number, query in enumerate(asked):
             check(served, query, pointer=f"/queries/{number}")
-        rankings = await _ranked_together(served, asked)
+        rankings = await _ranked_together(ranker, asked)
         for ranking in rankings:
             context.metrics.answered(served.name, ranking.source)
-        return served.answers(asked, rankings)
-    answer = await answered(context, served, parsed.query())
-    served.cache.put(body, answer)
+        return served.answers(
+            served.answer(query, ranking, retriever=ranker.found_by(query))
+            for query, ranking in zip(asked, rankings, strict=True)
+        )
+    answer = await answered(context, ranker, parsed.query())
+    served.cache.put(key, answer)
     return answer
 
 
@@ -92,9 +98,10 @@ async def recommend_to_user(
     model: Model = None,
 ) -> Response:
     """The best items for a user that the model was trained with; 404 for others (see POST /v1/recommendations)."""
-    served = context.served(model)
+    ranker = context.ranker(model)
     query = queries.Query(user_id=user_id, k=k, offset=offset)
-    return await _tagged(request, context, served, query)
+    tag = _tag(ranker.identity, "user", user_id, k, offset)
+    return await _tagged(request, ranker.served, tag, lambda: answered(context, ranker, query))
 
 
 @router.get(
@@ -114,32 +121,33 @@ async def similar(
 ) -> Response:
     """Items whose vectors have the greatest cosine with the item's; 404 for an item that the model does not know."""
     served = context.served(model)
-    tag = _tag(served, "similar", item_id, k, offset)
-    headers = {"etag": tag, "cache-control": _PRIVATE}
-    if matches(request.headers.get("if-none-match"), tag):
-        return Response(status_code=304, headers=headers)
-    ranking = await served.similar(item_id, k=k, offset=offset)
-    if ranking is None:
-        raise Problem(404, "unknown-item", "the model does not know this item")
-    body = served.answer(queries.Query(k=k, offset=offset), ranking)
-    return Response(body, media_type=JSON, headers=headers)
+
+    async def answer() -> bytes:
+        ranking = await served.similar(item_id, k=k, offset=offset)
+        if ranking is None:
+            raise Problem(404, "unknown-item", "the model does not know this item")
+        return served.answer(queries.Query(k=k, offset=offset), ranking)
+
+    tag = _tag(f"{served.name} {served.version}", "similar", item_id, k, offset)
+    return await _tagged(request, served, tag, answer)
 
 
-async def answered(context: Context, served: ServedVersion, query: queries.Query) -> bytes:
+async def answered(context: Context, ranker: Ranker, query: queries.Query) -> bytes:
     """The answer to one query as JSON.
 
     Raises:
         Problem: 404 where there is none, 422 for a feature or attribute that the model does not have.
     """
+    served = ranker.served
     check(served, query, pointer="")
     try:
-        ranking = await served.batcher.rank(query)
+        ranking = await ranker.rank(query)
     except InputError as error:
         raise unprocessable([("/features", str(error))]) from None
     context.metrics.answered(served.name, ranking.source)
     if ranking.source == "none":
         raise Problem(404, "nothing-known", ranking.notice)
-    return served.answer(query, ranking)
+    return served.answer(query, ranking, retriever=ranker.found_by(query))
 
 
 def check(served: ServedVersion, query: queries.Query, *, pointer: str) -> None:
@@ -164,29 +172,31 @@ def check(served: ServedVersion, query: queries.Query, *, pointer: str) -> None:
         )
 
 
-async def _ranked_together(served: ServedVersion, asked: list[queries.Query]) -> list[Ranking]:
+async def _ranked_together(ranker: Ranker, asked: list[queries.Query]) -> list[Ranking]:
     try:
-        return await served.batcher.rank_all(asked)
+        return await ranker.rank_all(asked)
     except InputError as error:
         raise unprocessable([("/queries", str(error))]) from None
 
 
-async def _tagged(request: Request, context: Context, served: ServedVersion, query: queries.Query) -> Response:
-    tag = _tag(served, "user", query.user_id, query.k, query.offset)
+async def _tagged(
+    request: Request, served: ServedVersion, tag: str, answer: Callable[[], Awaitable[bytes]]
+) -> Response:
+    """304 where the caller has the answer named `tag`, the one that was kept, or a new one."""
     headers = {"etag": tag, "cache-control": _PRIVATE}
     if matches(request.headers.get("if-none-match"), tag):
         return Response(status_code=304, headers=headers)
     key = tag.encode()
     body = served.cache.get(key)
     if body is None:
-        body = await answered(context, served, query)
+        body = await answer()
         served.cache.put(key, body)
     return Response(body, media_type=JSON, headers=headers)
 
 
-def _tag(served: ServedVersion, *parts: Any) -> str:
-    """ETag of an answer: a function of the version and the question, so that no score need be computed for it."""
-    text = repr((served.name, served.version, *parts))
+def _tag(identity: str, *parts: Any) -> str:
+    """ETag of an answer: a function of the versions and the question, so that no score need be computed for it."""
+    text = repr((identity, *parts))
     return f'"{hashlib.blake2b(text.encode(), digest_size=16).hexdigest()}"'
 
 

@@ -14,6 +14,7 @@ import torch
 
 from lazydp.components.bundle.manifest import FILE_NAME, Manifest
 from lazydp.components.bundle.reader import Bundle
+from lazydp.components.bundle.scorer import TwoTowerScorer
 from lazydp.components.shared.errors import InputError, LazyDPError, UnavailableError
 from lazydp.service.metrics import Metrics
 from lazydp.service.served import ServedVersion
@@ -95,9 +96,21 @@ class Registry:
             identity = _Identity.of(path)
             name = self._bring_in(path).name
             self._watched[path] = (identity, name)
+        self._check_retrievers()
         if self._settings.state_file is not None:
             self._state = State.read(self._settings.state_file)
             self._restore(self._state)
+
+    def _check_retrievers(self) -> None:
+        for model, retriever in self._settings.retrievers.items():
+            for name in (model, retriever):
+                if name not in self._versions:
+                    known = ", ".join(self._versions)
+                    raise InputError(f"setting retrievers: no model {name!r} is configured; there are: {known}")
+            if not isinstance(self._versions[retriever].scorer, TwoTowerScorer):
+                raise InputError(
+                    f"setting retrievers: {retriever!r} is no two-tower model, so it cannot find candidates"
+                )
 
     def _restore(self, state: State) -> None:
         """Serve what `state` says. What cannot be is logged: the configured version answers rather than none."""
@@ -238,6 +251,7 @@ class Registry:
                 executor=self._executor,
                 cache_entries=self._settings.cache_entries,
                 approximate_from=self._settings.approximate_from,
+                rank_whole_up_to=self._settings.rank_whole_up_to,
             )
         except LazyDPError as error:
             if expected_name is not None:

@@ -149,6 +149,7 @@ class Recommendations(_Response):
                 {
                     "model": {"name": "ml-100k", "version": "3f2a9c51d0e7"},
                     "source": "user",
+                    "retriever": None,
                     "items": [{"id": "50", "title": "Star Wars (1977)", "score": 7.31}],
                     "next_offset": 1,
                     "unknown_items": [],
@@ -162,6 +163,9 @@ class Recommendations(_Response):
     source: Source = Field(
         description="what the answer rests on; `popular`: nothing is known of the person and the bundle carries "
         "popularity counts that were released with noise; `none`: no answer, and `notice` says why"
+    )
+    retriever: ModelVersion | None = Field(
+        default=None, description="the model that chose the candidates which `model` ranked; null: it ranked them all"
     )
     items: list[RecommendedItem]
     next_offset: int | None = Field(description="`offset` of the next page; null on the last")

@@ -7,7 +7,7 @@ import datetime
 import functools
 import time
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Iterable
 from concurrent.futures import Executor
 
 import numpy as np
@@ -16,12 +16,13 @@ import orjson
 from lazydp.components.bundle.items import ItemTable
 from lazydp.components.bundle.query import Query, Ranking
 from lazydp.components.bundle.reader import Bundle
-from lazydp.components.bundle.scorer import Scorer, make_scorer
+from lazydp.components.bundle.scorer import Scorer, TwoTowerScorer, make_scorer
 from lazydp.service.batcher import Batcher
 
 # Below this a query is ranked on the event loop; above it, other requests would notice the wait.
 _INLINE_SECONDS = 0.002
 _WARM_ROUNDS = 3
+_WARM_CANDIDATES = 1000
 
 
 class AnswerCache:
@@ -56,23 +57,33 @@ class ServedVersion:
         version: of the bundle.
         scorer: ranks.
         batcher: ranks together what arrives together.
+        ranks_whole: whether a request that names no candidates is answered from the whole catalogue.
         cache: the latest answers.
+        model: name and version as JSON.
         loaded: when it was built, ISO 8601, UTC.
     """
 
     def __init__(
-        self, bundle: Bundle, *, executor: Executor, cache_entries: int, approximate_from: int | None = None
+        self,
+        bundle: Bundle,
+        *,
+        executor: Executor,
+        cache_entries: int,
+        approximate_from: int | None,
+        rank_whole_up_to: int,
     ) -> None:
         self._executor = executor
         self.bundle = bundle
         self.name = bundle.manifest.name
         self.version = bundle.manifest.version
         self.scorer: Scorer = make_scorer(bundle, approximate_from=approximate_from)
-        self.inline = _warm_seconds(self.scorer) < _INLINE_SECONDS
+        self.ranks_whole = isinstance(self.scorer, TwoTowerScorer) or self.scorer.num_items <= rank_whole_up_to
+        self.inline = _warm_seconds(self.scorer, whole=self.ranks_whole) < _INLINE_SECONDS
         self.batcher = Batcher(self.scorer, executor=None if self.inline else executor)
         self.cache = AnswerCache(cache_entries)
         self.loaded = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
-        self._head = b'{"model":' + orjson.dumps({"name": self.name, "version": self.version}) + b","
+        self.model = orjson.dumps({"name": self.name, "version": self.version})
+        self._head = b'{"model":' + self.model + b","
         self._fragments = _Fragments(self.scorer.items)
 
     async def similar(self, item_id: str, *, k: int, offset: int) -> Ranking | None:
@@ -82,25 +93,25 @@ class ServedVersion:
         work = functools.partial(self.scorer.similar, item_id, k=k, offset=offset, filters={})
         return await asyncio.get_running_loop().run_in_executor(self._executor, work)
 
-    def answer(self, query: Query, ranking: Ranking) -> bytes:
-        """A ranking as JSON (`schemas.Recommendations`)."""
+    def answer(self, query: Query, ranking: Ranking, *, retriever: ServedVersion | None = None) -> bytes:
+        """A ranking of what `retriever` found, or of the whole catalogue, as JSON (`schemas.Recommendations`)."""
         items = self._items(ranking, explain=query.explain)
         following = b"%d" % (query.offset + len(ranking.codes)) if ranking.more else b"null"
         unknown = orjson.dumps(ranking.unknown_items) if ranking.unknown_items else b"[]"
         notice = b"null" if ranking.notice is None else orjson.dumps(ranking.notice)
-        return b'%b"source":"%b","items":[%b],"next_offset":%b,"unknown_items":%b,"notice":%b}' % (
+        return b'%b"source":"%b","retriever":%b,"items":[%b],"next_offset":%b,"unknown_items":%b,"notice":%b}' % (
             self._head,
             ranking.source.encode(),
+            b"null" if retriever is None else retriever.model,
             items,
             following,
             unknown,
             notice,
         )
 
-    def answers(self, queries: Sequence[Query], rankings: Sequence[Ranking]) -> bytes:
-        """A batch as JSON (`schemas.RecommendationResults`)."""
-        results = b",".join(self.answer(query, ranking) for query, ranking in zip(queries, rankings, strict=True))
-        return b'%b"results":[%b]}' % (self._head, results)
+    def answers(self, results: Iterable[bytes]) -> bytes:
+        """A batch of `answer`s as JSON (`schemas.RecommendationResults`)."""
+        return b'%b"results":[%b]}' % (self._head, b",".join(results))
 
     def _items(self, ranking: Ranking, *, explain: bool) -> bytes:
         """The items of a ranking as JSON objects joined by commas."""
@@ -136,12 +147,14 @@ class _Fragments(dict[int, bytes]):
         return found
 
 
-def _warm_seconds(scorer: Scorer) -> float:
+def _warm_seconds(scorer: Scorer, *, whole: bool) -> float:
     """Touch every page a request needs, and say how long one query takes then."""
-    scorer.warm()
+    candidates = None if whole else scorer.items.ids[:_WARM_CANDIDATES]
+    query = Query(user_id="0", history=scorer.items.ids[:5], k=50, candidates=candidates)
+    scorer.warm(query)
     best = float("inf")
     for _ in range(_WARM_ROUNDS):
         started = time.perf_counter()
-        scorer.rank([Query(user_id="0", history=scorer.items.ids[:5], k=50)])
+        scorer.rank([query])
         best = min(best, time.perf_counter() - started)
     return best

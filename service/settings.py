@@ -70,6 +70,16 @@ class Settings(BaseSettings):
             ge=1, description="items from which a two-tower model is searched by an approximate index; null for never"
         ),
     ] = 200_000
+    retrievers: Annotated[
+        dict[str, str],
+        Field(description="model -> two-tower model, both served, whose best items it ranks: for large catalogues"),
+    ] = {}
+    retrieved_items: Annotated[
+        int, Field(ge=1, le=1000, description="items that a retriever finds; a ranking holds no more than these")
+    ] = 1000
+    rank_whole_up_to: Annotated[
+        PositiveInt, Field(description="items up to which a DLRM ranks the whole catalogue")
+    ] = 20_000
     max_body_bytes: Annotated[PositiveInt, Field(description="largest request body")] = 2**20
     max_concurrent: Annotated[PositiveInt, Field(description="requests at once; more are told 429, Retry-After")] = 512
     request_timeout_s: Annotated[PositiveFloat, Field(description="seconds a request may take, its body included")] = 10

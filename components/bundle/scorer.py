@@ -6,6 +6,7 @@ no budget.
 
 from __future__ import annotations
 
+import itertools
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
 from typing import TypeAlias
@@ -108,9 +109,9 @@ class Scorer(ABC):
         query = Query(k=k, offset=offset, exclude=(item_id,), filters=filters)
         return self._ranking(query, scores, "item")
 
-    def warm(self) -> None:
-        """Touch everything that a request needs, so that the first one is as fast as the rest."""
-        self.rank([Query(user_id="", history=self.items.ids[:1], k=1)])
+    def warm(self, query: Query) -> None:
+        """Touch everything that requests like `query` need, so that the first one is as fast as the rest."""
+        self.rank([query])
         self._directions()
 
     def _source(self, query: Query) -> Source:
@@ -164,8 +165,23 @@ class Scorer(ABC):
             found = top_k(scores, wanted + 1)
         else:
             capped = _capped(in_order(scores), self.items, query.cap)
-            found = np.fromiter((code for code, _ in zip(capped, range(wanted + 1), strict=False)), dtype=np.int64)
+            found = np.fromiter(itertools.islice(capped, wanted + 1), dtype=np.int64)
         return self._page(query, found, scores[found], source)
+
+    def _ranking_among(self, query: Query, codes: Codes, scores: Scores, source: Source) -> Ranking:
+        """The ranking of `codes` [n], which ascend, by their `scores` [n], and of no other item."""
+        left_out = self.encoder.item_codes([*query.exclude, *(query.history if query.exclude_seen else ())])
+        scores[np.isin(codes, left_out)] = _EXCLUDED
+        for attribute, values in query.filters.items():
+            scores[~self.items.mask(attribute, values)[codes]] = _EXCLUDED
+        wanted = query.offset + query.k + 1
+        if query.cap is None:
+            order = top_k(scores, wanted)
+        else:
+            ranked = codes[top_k(scores, len(codes))]
+            capped = itertools.islice(_capped(iter(ranked.tolist()), self.items, query.cap), wanted)
+            order = np.searchsorted(codes, np.fromiter(capped, dtype=np.int64))
+        return self._page(query, codes[order], scores[order], source)
 
     def _page(self, query: Query, ranked: Codes, scores: Scores, source: Source) -> Ranking:
         """The page that `query` asks for, from codes `ranked` best first, to one past its end, with their `scores`."""
@@ -269,18 +285,12 @@ class TwoTowerScorer(Scorer):
         """Rankings of what the index finds, by exact scores."""
         with torch.inference_mode():
             users: Matrix = self.user_vectors([query for query, _ in known]).numpy()
-        return [
-            self._ranking_among(query, codes, user, source)
-            for (query, source), codes, user in zip(known, index.search(users, depth), users, strict=True)
-        ]
-
-    def _ranking_among(self, query: Query, codes: Codes, user: Scores, source: Source) -> Ranking:
-        excluded = self.encoder.item_codes([*query.exclude, *(query.history if query.exclude_seen else ())])
-        # In the order of codes, so that a stable sort leaves ties as exact search does.
-        chosen = np.setdiff1d(codes, [0, *excluded])
-        scores = self._vectors.numpy()[chosen] @ user
-        order = top_k(scores, query.offset + query.k + 1)
-        return self._page(query, chosen[order], scores[order], source)
+        vectors = self._item_vectors()
+        rankings = []
+        for (query, source), found, user in zip(known, index.search(users, depth), users, strict=True):
+            codes: Codes = np.unique(found[found > 0])
+            rankings.append(self._ranking_among(query, codes, vectors[codes] @ user, source))
+        return rankings
 
     def _build_index(self) -> tuple[ApproximateIndex | None, str]:
         """The index and what it is; None and why not where search stays exact."""
@@ -314,7 +324,7 @@ class TwoTowerScorer(Scorer):
 
 
 class DlrmScorer(Scorer):
-    """The whole catalogue through the DLRM, in blocks: for small catalogues, or for the candidates of a request."""
+    """Candidates of a request through the DLRM in one batch, or the whole of a small catalogue in blocks."""
 
     def __init__(self, bundle: Bundle) -> None:
         super().__init__(bundle)
@@ -323,31 +333,57 @@ class DlrmScorer(Scorer):
         self._pooled = pooled_items(bundle.model, bundle.tables, bundle.catalogue)
 
     def _score(self, queries: Sequence[Query]) -> Matrix:
-        bags, dense = self.encoder.encode(queries)
-        model = self.bundle.model
-        example = pool(model.layout.example, self.bundle.tables, bags)
         scores: Matrix = np.full((len(queries), self.num_items + 1), _EXCLUDED, dtype=np.float32)
-        for row, query in enumerate(queries):
-            own = {name: vectors[row : row + 1] for name, vectors in example.items()}
-            for codes in self._blocks(query):
-                logits = model(
-                    ModelInputs(
-                        example=own,
-                        candidate={name: vectors[codes].unsqueeze(0) for name, vectors in self._pooled.items()},
-                        dense=dense[row : row + 1],
-                        item_dense=self._dense[codes].unsqueeze(0),
-                    )
-                )
-                scores[row, codes] = logits[0].numpy()
+        starts = range(1, self.num_items + 1, _DLRM_BLOCK)
+        for row, (own, dense) in enumerate(self._inputs(queries)):
+            for start in starts:
+                block = slice(start, min(start + _DLRM_BLOCK, self.num_items + 1))
+                scores[row, block] = self._logits(own, dense, block)
         return scores
 
-    def _blocks(self, query: Query) -> Iterator[slice | list[int]]:
-        if query.candidates is not None:
-            codes = sorted(set(self.encoder.item_codes(query.candidates)))
-            yield from (codes[start : start + _DLRM_BLOCK] for start in range(0, len(codes), _DLRM_BLOCK))
-        else:
-            starts = range(1, self.num_items + 1, _DLRM_BLOCK)
-            yield from (slice(start, min(start + _DLRM_BLOCK, self.num_items + 1)) for start in starts)
+    def _rank_known(self, known: Sequence[tuple[Query, Source]]) -> list[Ranking]:
+        named = [number for number, (query, _) in enumerate(known) if query.candidates is not None]
+        if not named:
+            return super()._rank_known(known)
+        answers = dict(zip(named, self._rank_candidates([known[number] for number in named]), strict=True))
+        rest = [number for number in range(len(known)) if number not in answers]
+        if rest:
+            answers |= zip(rest, super()._rank_known([known[number] for number in rest]), strict=True)
+        return [answers[number] for number in range(len(known))]
+
+    def _rank_candidates(self, known: Sequence[tuple[Query, Source]]) -> list[Ranking]:
+        """Rankings of the candidates that the queries name, each query's in one batch."""
+        rankings = []
+        with torch.inference_mode():
+            inputs = self._inputs([query for query, _ in known])
+            for (query, source), (own, dense) in zip(known, inputs, strict=True):
+                assert query.candidates is not None
+                codes: Codes = np.unique(np.asarray(self.encoder.item_codes(query.candidates), dtype=np.int64))
+                scores = self._logits(own, dense, torch.from_numpy(codes)) if len(codes) else np.empty(0, np.float32)
+                rankings.append(self._ranking_among(query, codes, scores, source))
+        return rankings
+
+    def _inputs(self, queries: Sequence[Query]) -> list[tuple[dict[str, Tensor], Tensor]]:
+        """Pooled example-side features [1, D] and dense features [1, n] of each query."""
+        bags, dense = self.encoder.encode(queries)
+        example = pool(self.bundle.model.layout.example, self.bundle.tables, bags)
+        return [
+            ({name: vectors[row : row + 1] for name, vectors in example.items()}, dense[row : row + 1])
+            for row in range(len(queries))
+        ]
+
+    def _logits(self, example: Mapping[str, Tensor], dense: Tensor, codes: slice | Tensor) -> Scores:
+        """Scores of the items `codes` for one query."""
+        logits = self.bundle.model(
+            ModelInputs(
+                example=example,
+                candidate={name: vectors[codes].unsqueeze(0) for name, vectors in self._pooled.items()},
+                dense=dense,
+                item_dense=self._dense[codes].unsqueeze(0),
+            )
+        )
+        scores: Scores = logits[0].numpy()
+        return scores
 
     def _item_vectors(self) -> Matrix:
         return torch.cat(list(self._pooled.values()), dim=1).numpy()
