@@ -34,7 +34,7 @@ class _ServeCommand(click.Command):
     help="Bundle folder; may be given several times.",
 )
 @click.option("--repository", type=click.Path(path_type=Path), help="Folder of bundles that may be loaded by name.")
-@click.option("--ledger", help="URL of the ledger, for the budget.")
+@click.option("--ledger", envvar="LAZYDP_LEDGER", help="URL of the ledger, for the budget; else the statement alone.")
 @click.option("--host", help="Address to bind; 127.0.0.1 if left out.")
 @click.option("--port", type=click.IntRange(0, 65535), help="Port to bind; 8000 if left out, 0 for a free one.")
 @click.option("--port-file", type=click.Path(path_type=Path), help="File to write the port to once ready.")

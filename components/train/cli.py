@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import shlex
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -80,7 +82,8 @@ def command(
         key=NoiseKey.for_tests(test_key) if test_key is not None else None,
         publish=Snapshots(publish_to, ledger, name).release if publish_to is not None else None,
     )
-    click.echo(f"run {run.identity.run_id}: {run.step} steps done; release it with `lazydp export --run {run.folder}`")
+    click.echo(f"run {run.identity.run_id}: {run.step} steps done")
+    click.echo(f"release it with `{_export(run.folder, dataset, ledger)}`")
 
 
 def _tune(
@@ -106,4 +109,13 @@ def _tune(
     )
     # The best trial's settings and score are what the sweep releases; how many others there were is not.
     click.echo(f"sweep {found.run_id}: best of its trials, score {found.score:.6g}, settings {found.settings}")
-    click.echo(f"release it with `lazydp export --run {found.folder}`")
+    click.echo(f"release it with `{_export(found.folder, dataset, ledger)}`")
+
+
+def _export(run: Path, dataset: Path, ledger: str | None) -> str:
+    """The command that releases a run, to be pasted."""
+    words = ["lazydp", "export", "--run", str(run), "--dataset", str(dataset), "--out", "bundle"]
+    # From the environment it reaches the next command too, and a URL may hold a password.
+    if ledger is not None and ledger != os.environ.get("LAZYDP_LEDGER"):
+        words += ["--ledger", "URL" if "@" in ledger else ledger]
+    return shlex.join(words)

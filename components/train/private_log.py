@@ -62,7 +62,7 @@ class PrivateLog:
         ratio = privacy.noise_std(group) / signal if signal else math.inf
         return (
             f"{group}: gradient norm {mean(lambda figures: figures.mean_norm):.3g}, "
-            f"clipped {mean(lambda figures: figures.clipped):.1%}, noise to signal {ratio:.3g}"
+            f"clipped {mean(lambda figures: figures.clipped):.1%}, a coordinate's noise {ratio:.3g} of the sum"
         )
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.metadata
+import logging
 import os
 import uuid
 from collections.abc import Callable, Mapping
@@ -30,6 +31,8 @@ from lazydp.components.train.private_log import PrivateLog
 from lazydp.components.train.skip_ahead import EmbeddingSgd
 from lazydp.components.train.spending import reserve
 from lazydp.kernels.noise_key import NoiseKey
+
+_log = logging.getLogger("lazydp.train")
 
 
 class Publish(Protocol):
@@ -180,6 +183,8 @@ def _begin(
     )
     differences = held.differences(given) if held is not None else []
     if held is not None and folder.has_checkpoint():
+        if folder.key_destroyed():
+            raise InputError(_exported(folder))
         if not resume:
             raise InputError(
                 f"{folder.path} holds run {held.run_id}: say --resume to go on with it, or use another folder"
@@ -194,6 +199,8 @@ def _begin(
         return held  # refused its budget, or killed before its first checkpoint
     given = replace(given, run_id=run_id or _new_run_id())
     if config.private:
+        if config.noise_multiplier is None:
+            _log.info("calibrating noise for epsilon %g at delta %g", config.target_epsilon, config.target_delta)
         given = replace(given, noise_multiplier=config.calibrated_noise_multiplier(bound))
     folder.begin(given)
     return given
@@ -215,11 +222,15 @@ def key_of(checkpoint: Checkpoint, folder: RunFolder) -> NoiseKey:
         InputError: it was destroyed at export.
     """
     if checkpoint.key is None:
-        raise InputError(
-            f"{folder.path} was exported, and its noise key destroyed: it can neither be resumed nor exported again; "
-            "train a new run into another folder"
-        )
+        raise InputError(_exported(folder))
     return checkpoint.key
+
+
+def _exported(folder: RunFolder) -> str:
+    return (
+        f"{folder.path} was exported, and its noise key destroyed: it can neither be resumed nor exported again; "
+        "train a new run into another folder"
+    )
 
 
 def build_engine(spec: FeatureSpec, identity: RunIdentity, secret: NoiseKey) -> Engine:
