@@ -22,7 +22,7 @@ from dp_accounting.pld import privacy_loss_distribution as pld
 from scipy.optimize import brentq
 
 from lazydp.components.budget.events import event_from_json, event_to_json
-from lazydp.components.budget.loss_store import Leaves, LossStore, fresh_store
+from lazydp.components.budget.loss_store import Kept, Leaves, LossStore, fresh_store
 from lazydp.components.budget.mixture import RenyiAccountant, mixture_distribution, quiet_about_excluded_orders
 from lazydp.components.budget.rules import SMALLEST_DELTA, SMALLEST_NOISE
 from lazydp.components.shared.errors import InputError, PrivacyError
@@ -171,7 +171,7 @@ def _check_delta(delta: float) -> None:
 class _Parts:
     """A composition taken apart: what PLD composes, with counts, and what it cannot."""
 
-    counts: dict[str, int]  # canonical JSON of an event that does not compose others -> how often
+    counts: dict[str, int]  # canonical JSON of a run (one event, or one event so many times) -> how often
     selections: tuple[DpEvent, ...]  # repeat-and-select events
     private: bool  # false where a part has no noise
 
@@ -189,24 +189,24 @@ def _take_apart(event: DpEvent) -> _Parts:
 
     def visit(part: DpEvent, count: int) -> None:
         nonlocal private, inverse_variance
-        if isinstance(part, dp_event.NoOpDpEvent):
+        single, repeats = _run(part)
+        if isinstance(single, dp_event.NoOpDpEvent):
             return
-        if isinstance(part, dp_event.SelfComposedDpEvent):
-            visit(part.event, part.count * count)
+        if single is not part and isinstance(single, _COMPOSING):
+            visit(single, repeats * count)
         elif isinstance(part, dp_event.ComposedDpEvent):
             for inner in part.events:
                 visit(inner, count)
         elif isinstance(part, dp_event.RepeatAndSelectDpEvent):
             selections.extend([part] * count)
-        elif isinstance(part, dp_event.NonPrivateDpEvent) or _noise(part) < SMALLEST_NOISE * _sensitivity(part):
+        elif isinstance(single, dp_event.NonPrivateDpEvent) or _noise(single) < SMALLEST_NOISE * _sensitivity(single):
             private = False
-        elif isinstance(part, dp_event.GaussianDpEvent):
+        elif isinstance(single, dp_event.GaussianDpEvent):
             # Gaussians of any noise compose to one Gaussian, exactly.
-            inverse_variance += count / part.noise_multiplier**2
+            inverse_variance += repeats * count / single.noise_multiplier**2
         else:
-            # Last, where it was before already: then all that came between is composed as it was the last time.
             key = canonical(part)
-            counts[key] = counts.pop(key, 0) + count
+            counts[key] = counts.get(key, 0) + count
 
     visit(event, 1)
     if inverse_variance > SMALLEST_NOISE**-2:
@@ -217,16 +217,29 @@ def _take_apart(event: DpEvent) -> _Parts:
     return _Parts(counts=counts, selections=tuple(selections), private=private)
 
 
+_COMPOSING = (dp_event.SelfComposedDpEvent, dp_event.ComposedDpEvent, dp_event.RepeatAndSelectDpEvent)
+
+
+def _run(event: DpEvent) -> tuple[DpEvent, int]:
+    """What `event` repeats, and how often."""
+    return (event.event, event.count) if isinstance(event, dp_event.SelfComposedDpEvent) else (event, 1)
+
+
 def _noise(event: DpEvent) -> float:
+    """Its scale."""
     inner = event.event if isinstance(event, dp_event.PoissonSampledDpEvent) else event
-    for field in ("noise_multiplier", "standard_deviation", "noise_parameter"):
+    if isinstance(inner, dp_event.DiscreteLaplaceDpEvent):
+        return 1 / inner.noise_parameter if inner.noise_parameter else 0.0
+    for field in ("noise_multiplier", "standard_deviation"):
         if hasattr(inner, field):
             return float(getattr(inner, field))
     raise PrivacyError(f"no accounting is known for {event}")
 
 
 def _sensitivity(event: DpEvent) -> float:
-    """In units of the noise's: 1, but where several examples of a unit may meet."""
+    """In units of the noise's scale."""
+    if isinstance(event, dp_event.DiscreteLaplaceDpEvent):
+        return float(event.sensitivity)
     if not isinstance(event, dp_event.MixtureOfGaussiansDpEvent):
         return 1.0
     likely = (float(s) for s, p in zip(event.sensitivities, event.sampling_probs, strict=True) if p > 1e-24)
@@ -265,19 +278,22 @@ def _loss_epsilon(
 
 
 def _composition(leaves: Leaves, interval: float, store: LossStore) -> Any:
-    """The loss distribution of all of `leaves`, from the longest beginning of them that is kept.
+    """The loss distribution of all of `leaves`, from the largest part of them that is kept.
 
-    A ledger mostly grows at its end, so that one distribution is new. All but the last are kept apart, since the last
-    may be one that changes with every event (equal events, and Gaussians, are one leaf).
+    Most often one event came after those composed last time, and one distribution is new. What remains is composed in
+    two steps, the last leaf by itself: it may be the one of all Gaussians, which changes with each of them.
     """
-    kept, made = store.longest(leaves, interval)
-    for end in sorted({max(kept, len(leaves) - 1), len(leaves)} - {kept}):
-        started = time.perf_counter()
-        part = _joined(leaves[kept:end], interval)
-        made = part if made is None else made.compose(part)
-        store.put(leaves[:end], interval, made, seconds=time.perf_counter() - started)
-        kept = end
-    return made
+    rest, kept = store.find(leaves, interval)
+    for step in (rest[:-1], rest[-1:]):
+        if step:
+            started = time.perf_counter()
+            part = _joined(step, interval)
+            made = part if kept is None else kept.distribution.compose(part)
+            unsaved = time.perf_counter() - started + (0.0 if kept is None else kept.unsaved)
+            rest = rest[len(step) :]
+            kept = store.put(leaves, interval, Kept(made, unsaved), lacking=rest)
+    assert kept is not None
+    return kept.distribution
 
 
 def _joined(leaves: Leaves, interval: float) -> Any:
@@ -286,8 +302,9 @@ def _joined(leaves: Leaves, interval: float) -> Any:
         half = len(leaves) // 2
         return _joined(leaves[:half], interval).compose(_joined(leaves[half:], interval))
     [(key, count)] = leaves
-    single = _distribution(key, interval)
-    return single if count == 1 else single.self_compose(count)
+    event, repeats = _run(event_from_json(json.loads(key)))
+    single = _distribution(canonical(event), interval)
+    return single if repeats * count == 1 else single.self_compose(repeats * count)
 
 
 @functools.lru_cache(maxsize=16)
@@ -334,7 +351,7 @@ def _sampled_distribution(event: dp_event.PoissonSampledDpEvent, interval: float
 @functools.lru_cache(maxsize=1 << 14)
 def _fitting_interval(key: str) -> float:
     """A grid fine enough to be exact and coarse enough that one event's losses fit in memory."""
-    event = event_from_json(json.loads(key))
+    event, _ = _run(event_from_json(json.loads(key)))
     if isinstance(event, dp_event.LaplaceDpEvent | dp_event.DiscreteLaplaceDpEvent):
         return _INTERVAL
     ratio = _sensitivity(event) / _noise(event)

@@ -27,7 +27,7 @@ from dp_accounting.pld.privacy_loss_distribution import PrivacyLossDistribution
 from lazydp.components.shared.files import PRIVATE_DIRECTORY, PRIVATE_FILE, write_bytes
 
 CACHE_VARIABLE = "LAZYDP_CACHE"
-FORMAT_VERSION = 2
+FORMAT_VERSION = 3
 
 Leaves = tuple[tuple[str, int], ...]
 
@@ -38,8 +38,16 @@ _FOLDER_BYTES = 2 << 30
 _DURABLE_SECONDS = 0.05
 
 
+@dataclass(frozen=True, slots=True)
+class Kept:
+    """A composition, and the seconds of work since the last one on its way that has a file."""
+
+    distribution: Any
+    unsaved: float
+
+
 class LossStore:
-    """Loss distributions by what they compose.
+    """Loss distributions by what they compose, in whatever order.
 
     Args:
         folder: where to keep them beyond this process; None for nowhere.
@@ -47,70 +55,75 @@ class LossStore:
 
     def __init__(self, folder: Path | None) -> None:
         self._folder = folder
-        self._memory: OrderedDict[str, _Kept] = OrderedDict()
+        self._memory: OrderedDict[str, Kept] = OrderedDict()
         self._bytes = 0
         self._written = _FOLDER_BYTES  # look at the folder before the first file
 
-    def longest(self, leaves: Leaves, interval: float) -> tuple[int, Any | None]:
-        """The longest beginning of `leaves` (an event's canonical JSON, how often) whose composition is kept.
+    def find(self, leaves: Leaves, interval: float) -> tuple[Leaves, Kept | None]:
+        """A kept composition of as much of `leaves` (a run's canonical JSON, how often) as can be told quickly.
+
+        Looked for are all of them, all but one run, and their beginnings, the longest first.
 
         Returns:
-            its length and the composition; 0 and None where none is.
+            what is lacking, and the composition; `leaves` and None where nothing is kept.
         """
-        keys = _keys(leaves, interval)
-        for length in range(len(keys), 0, -1):
-            found = self._get(keys[length - 1])
+        digests = [_digest(key) for key, _ in leaves]
+        whole = _start(interval) + sum(count * digest for (_, count), digest in zip(leaves, digests, strict=True))
+        candidates: list[tuple[int, Leaves]] = [(whole, ())]
+        candidates += [(whole - digests[place], ((leaves[place][0], 1),)) for place in reversed(range(len(leaves)))]
+        beginning = whole
+        for place in range(len(leaves) - 1, 0, -1):
+            beginning -= leaves[place][1] * digests[place]
+            candidates.append((beginning, leaves[place:]))
+        for digest, lacking in candidates:
+            found = self._get(_name(digest))
             if found is not None:
-                return length, found
-        return 0, None
+                return lacking, found
+        return leaves, None
 
-    def put(self, leaves: Leaves, interval: float, distribution: Any, *, seconds: float) -> None:
-        """Keep a composition that took `seconds`, in a file once enough work hangs on it.
+    def put(self, leaves: Leaves, interval: float, kept: Kept, *, lacking: Leaves = ()) -> Kept:
+        """Keep the composition of `leaves` without those `lacking`, in a file once enough work hangs on it.
 
         Compositions grow by short steps: what counts is the work since the last one that has a file.
         """
-        keys = _keys(leaves, interval)
-        before = next((self._memory[key] for key in reversed(keys[:-1]) if key in self._memory), None)
-        unsaved = seconds + (before.unsaved if before is not None else 0.0)
-        if unsaved > _DURABLE_SECONDS and self._folder is not None:
+        name = _name(
+            _start(interval)
+            + sum(count * _digest(key) for key, count in leaves)
+            - sum(count * _digest(key) for key, count in lacking)
+        )
+        if kept.unsaved > _DURABLE_SECONDS and self._folder is not None:
             # A full disk or a read-only home costs time, not correctness.
             with contextlib.suppress(OSError):
-                self._write(self._folder, keys[-1], _encoded(distribution))
-                unsaved = 0.0
-        self._remember(keys[-1], _Kept(distribution, unsaved))
+                self._write(self._folder, name, _encoded(kept.distribution))
+                kept = Kept(kept.distribution, 0.0)
+        self._remember(name, kept)
+        return kept
 
-    def _get(self, key: str) -> Any | None:
-        if key in self._memory:
-            self._memory.move_to_end(key)
-            return self._memory[key].distribution
-        found = None if self._folder is None else _read(self._folder / key)
-        if found is not None:
-            self._remember(key, _Kept(found, 0.0))
-        return found
+    def _get(self, name: str) -> Kept | None:
+        if name in self._memory:
+            self._memory.move_to_end(name)
+            return self._memory[name]
+        found = None if self._folder is None else _read(self._folder / name)
+        if found is None:
+            return None
+        self._remember(name, Kept(found, 0.0))
+        return self._memory[name]
 
-    def _write(self, folder: Path, key: str, data: bytes) -> None:
+    def _write(self, folder: Path, name: str, data: bytes) -> None:
         folder.mkdir(mode=PRIVATE_DIRECTORY, parents=True, exist_ok=True)
         self._written += len(data)
         if self._written > _FOLDER_BYTES // 16:
             _make_room(folder)
             self._written = 0
-        write_bytes(folder / key, data, mode=PRIVATE_FILE)
+        write_bytes(folder / name, data, mode=PRIVATE_FILE)
 
-    def _remember(self, key: str, kept: _Kept) -> None:
-        if key in self._memory:
-            self._bytes -= _size(self._memory.pop(key).distribution)
-        self._memory[key] = kept
+    def _remember(self, name: str, kept: Kept) -> None:
+        if name in self._memory:
+            self._bytes -= _size(self._memory.pop(name).distribution)
+        self._memory[name] = kept
         self._bytes += _size(kept.distribution)
         while self._bytes > _MEMORY_BYTES and len(self._memory) > 1:
             self._bytes -= _size(self._memory.popitem(last=False)[1].distribution)
-
-
-@dataclass(frozen=True, slots=True)
-class _Kept:
-    """A composition, and the seconds of work since the last one before it that has a file."""
-
-    distribution: Any
-    unsaved: float
 
 
 @functools.cache
@@ -133,14 +146,22 @@ def fresh_store() -> LossStore:
     return LossStore(None)
 
 
-def _keys(leaves: Leaves, interval: float) -> list[str]:
-    """The file name of each beginning of `leaves`, shortest first: a chain of digests, so that all cost one pass."""
-    digest = hashlib.sha256(json.dumps([FORMAT_VERSION, _accounting_version(), interval]).encode()).digest()
-    keys = []
-    for key, count in leaves:
-        digest = hashlib.sha256(digest + f"{count} {key}".encode()).digest()
-        keys.append(digest.hex() + ".npz")
-    return keys
+# The name of a composition is a sum of digests, one for each run: the same in any order, and without a run by a
+# subtraction.
+_DIGESTS = 1 << 256
+
+
+@functools.lru_cache(maxsize=1 << 14)
+def _digest(key: str) -> int:
+    return int.from_bytes(hashlib.sha256(key.encode()).digest())
+
+
+def _start(interval: float) -> int:
+    return _digest(json.dumps([FORMAT_VERSION, _accounting_version(), interval]))
+
+
+def _name(digest: int) -> str:
+    return f"{digest % _DIGESTS:064x}.npz"
 
 
 @functools.cache

@@ -243,6 +243,8 @@ def test_what_comes_to_hardly_any_noise_has_no_epsilon() -> None:
         without_amplification(noise_multiplier=1.0, steps=10**6, max_examples_per_user=100),
     ):
         assert epsilon(event, delta=1e-5) == math.inf
+    # (The parameter of discrete Laplace noise is the inverse of its scale.)
+    assert epsilon(dp_event.DiscreteLaplaceDpEvent(0.001, 1), delta=1e-5) <= 0.0011
     # Where it ends there is still a figure, and it is above the truth.
     true = gaussian_epsilon(0.0101, 1e-5)
     assert true <= epsilon(dp_event.GaussianDpEvent(0.0101), delta=1e-5) <= true * 1.001
@@ -341,9 +343,9 @@ def test_a_release_more_composes_one_distribution_more(tmp_path, monkeypatch: py
     assert len(made) == 1
     epsilon(composed(events[:11]), delta=1e-5, store=LossStore(tmp_path))
     assert len(made) == 2
-    # An event that came before composes anew, and nothing else; so do Gaussians, which are one.
-    epsilon(composed([*events[:11], events[3]]), delta=1e-5, store=LossStore(tmp_path))
-    assert len(made) <= 2 + 8
+    # An event that came before, in whatever order they are named; Gaussians, which are one.
+    epsilon(composed([*reversed(events[:11]), events[3]]), delta=1e-5, store=LossStore(tmp_path))
+    assert len(made) == 3
     noise = dp_event.GaussianDpEvent(50.0)
     epsilon(composed([*events[:11], noise]), delta=1e-5, store=LossStore(tmp_path))
     made.clear()
@@ -360,12 +362,31 @@ def test_short_steps_add_up_to_a_file(tmp_path, monkeypatch: pytest.MonkeyPatch)
     store = LossStore(tmp_path)
     leaves = tuple((f"event {n}", 1) for n in range(10))
     distribution = pld.from_laplace_mechanism(1.0, value_discretization_interval=0.1)
+    kept = loss_store.Kept(distribution, 0.0)
     for n in range(1, 11):
-        store.put(leaves[:n], 1e-4, distribution, seconds=0.4)
+        kept = store.put(leaves[:n], 1e-4, loss_store.Kept(distribution, kept.unsaved + 0.4))
     assert len(list(tmp_path.glob("*.npz"))) == 3
-    assert store.longest(leaves, 1e-4)[0] == 10
-    assert LossStore(tmp_path).longest(leaves, 1e-4)[0] == 9
-    assert LossStore(tmp_path).longest(leaves, 1e-3)[0] == 0
+    assert store.find(leaves, 1e-4)[0] == ()
+    assert LossStore(tmp_path).find(leaves, 1e-4)[0] == leaves[9:]
+    assert LossStore(tmp_path).find(leaves, 1e-3) == (leaves, None)
+
+
+def test_what_lacks_is_told_exactly(tmp_path) -> None:
+    store = LossStore(None)
+    distribution = pld.from_laplace_mechanism(1.0, value_discretization_interval=0.1)
+    leaves = (("a", 2), ("b", 1), ("c", 5))
+    store.put(leaves, 1e-4, loss_store.Kept(distribution, 0.0))
+    for asked, lacking in (
+        ((("c", 5), ("a", 2), ("b", 1)), ()),
+        ((("a", 3), ("b", 1), ("c", 5)), (("a", 1),)),
+        ((("a", 2), ("b", 1), ("c", 5), ("d", 1)), (("d", 1),)),
+        ((("a", 2), ("b", 1), ("c", 5), ("d", 7), ("e", 1)), (("d", 7), ("e", 1))),
+        ((("a", 1), ("b", 1), ("c", 5)), None),
+        ((("a", 2), ("b", 1)), None),
+    ):
+        found = store.find(asked, 1e-4)
+        assert found[0] == (asked if lacking is None else lacking)
+        assert (found[1] is None) == (lacking is None)
 
 
 def test_a_torn_file_is_computed_anew(tmp_path, monkeypatch: pytest.MonkeyPatch) -> None:
