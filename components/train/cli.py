@@ -62,6 +62,10 @@ def command(
     from lazydp.components.train.config import TrainConfig
     from lazydp.kernels.noise_key import NoiseKey
 
+    if name is not None and publish_to is None:
+        raise click.UsageError("--name is that of the snapshots: say where they go with --publish-to")
+    if tune is not None and publish_to is not None:
+        raise click.UsageError("--tune releases nothing while it runs: leave out --publish-to")
     settings = TrainConfig.load(config)
     if mode is not None:
         settings = settings.with_changes(mode=mode)

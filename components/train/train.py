@@ -161,17 +161,8 @@ def _begin(
     tuning: Tuning | None,
 ) -> RunIdentity:
     """The run that `folder` holds, or a new one."""
+    check_fits(data, config)
     bound = contribution_bound(data)
-    if config.private and config.privacy_unit == "user" and bound is None:
-        raise InputError(
-            f"privacy_unit user needs a bound on the examples of a user, and dataset {data.path} has none: "
-            "set max_examples_per_user in the feature spec and ingest again"
-        )
-    if config.sampling == "user" and bound is not None and bound > config.micro_batch_size:
-        raise InputError(
-            f"micro_batch_size {config.micro_batch_size} is below max_examples_per_user {bound} of {data.path}, "
-            f"and sampling user never parts a user's examples: set micro_batch_size to {bound} or more"
-        )
     held = folder.identity()
     given = RunIdentity(
         run_id=run_id or (held.run_id if held is not None else _new_run_id()),
@@ -204,6 +195,25 @@ def _begin(
         given = replace(given, noise_multiplier=config.calibrated_noise_multiplier(bound))
     folder.begin(given)
     return given
+
+
+def check_fits(data: EncodedDataset, config: TrainConfig) -> None:
+    """Refuse a configuration that asks for what the dataset doesn't have.
+
+    Raises:
+        InputError: the message says what to change.
+    """
+    bound = contribution_bound(data)
+    if config.private and config.privacy_unit == "user" and bound is None:
+        raise InputError(
+            f"privacy_unit user needs a bound on the examples of a user, and dataset {data.path} has none: "
+            "set max_examples_per_user in the feature spec and ingest again"
+        )
+    if config.sampling == "user" and bound is not None and bound > config.micro_batch_size:
+        raise InputError(
+            f"micro_batch_size {config.micro_batch_size} is below max_examples_per_user {bound} of {data.path}, "
+            f"and sampling user never parts a user's examples: set micro_batch_size to {bound} or more"
+        )
 
 
 def _new_run_id() -> str:

@@ -41,7 +41,7 @@ from lazydp.components.train.checkpoint import RunFolder, RunIdentity
 from lazydp.components.train.config import TrainConfig
 from lazydp.components.train.sampler import Keystream
 from lazydp.components.train.spending import close_without_release, reserve
-from lazydp.components.train.train import build_engine, contribution_bound, key_of, train
+from lazydp.components.train.train import build_engine, check_fits, contribution_bound, key_of, train
 from lazydp.kernels import ops
 from lazydp.kernels.noise_key import NoiseKey
 
@@ -225,6 +225,7 @@ def _scored_on(data: EncodedDataset, sweep: Sweep) -> EncodedDataset:
 def _tuning(config: TrainConfig, sweep: Sweep, data: EncodedDataset, scored_on: EncodedDataset) -> Tuning:
     if not config.private:
         raise InputError("mode sgd has no privacy to account for: tune it by hand")
+    check_fits(data, config)
     if config.publish_every is not None:
         raise InputError("publish_every: the snapshots of a trial would be releases of their own; leave it out")
     told = json.dumps([config.digest(), sweep.model_dump(mode="json"), data.manifest.fingerprint], sort_keys=True)

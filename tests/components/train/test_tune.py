@@ -369,6 +369,15 @@ def test_settings_that_are_refused(settings: dict[str, Any], says: str, tiny: An
     assert statuses(tiny) == []
 
 
+def test_a_dataset_without_a_bound_has_no_users_to_protect(tiny: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    from lazydp.components.train import train as runs
+
+    tiny.ledger(privacy_unit="user")
+    monkeypatch.setattr(runs, "contribution_bound", lambda data: None)
+    with pytest.raises(InputError, match="max_examples_per_user"):
+        tune(**given(tiny, config=tiny.config(privacy_unit="user")))
+
+
 def test_clipping_norms_may_be_tried(tiny: Any) -> None:
     changed = with_settings(tiny.config(), {"max_grad_norm": 2.0, "model.embedding_dim": 16})
     assert (changed.max_grad_norm, changed.model.embedding_dim) == (2.0, 16)
