@@ -14,7 +14,7 @@ COPY components components
 COPY pipelines pipelines
 COPY service service
 # The environment that is there already builds the extension: an isolated build would fetch a second torch.
-RUN /opt/lazydp/bin/pip install -c constraints.txt --no-build-isolation ".[pipelines,postgres,ann]"
+RUN /opt/lazydp/bin/pip install -c constraints.txt --no-build-isolation ".[pipelines,postgres,ann,otel]"
 
 FROM ${BASE}
 RUN apt-get update && apt-get install -y --no-install-recommends libgomp1 && rm -rf /var/lib/apt/lists/* \

@@ -21,6 +21,7 @@ from lazydp.service.metrics import Metrics
 from lazydp.service.problems import Problem, on_http_exception, on_problem, on_validation_error
 from lazydp.service.registry import Registry
 from lazydp.service.settings import Settings
+from lazydp.service.tracing import Tracing
 
 
 class Service(FastAPI):
@@ -47,8 +48,13 @@ class Service(FastAPI):
         return self.openapi_schema
 
 
-def create_app(settings: Settings) -> FastAPI:
-    """The service with `settings`; bundles are brought in when it starts, unless its registry was started before."""
+def create_app(settings: Settings, *, tracing: Tracing | None = None) -> FastAPI:
+    """The service with `settings`; bundles are brought in when it starts, unless its registry was started before.
+
+    `tracing` makes its spans; left out, the settings say whether and where there are any.
+    """
+    if tracing is None and settings.tracing:
+        tracing = Tracing()
     metrics = Metrics()
     registry = Registry(settings, metrics)
     context = Context(settings=settings, registry=registry, budget=BudgetSource(settings.ledger), metrics=metrics)
@@ -65,6 +71,8 @@ def create_app(settings: Settings) -> FastAPI:
             with contextlib.suppress(asyncio.CancelledError):
                 await watching
             registry.close()
+            if tracing is not None:
+                await asyncio.to_thread(tracing.close)
 
     app = Service(
         title="lazydp",
@@ -74,6 +82,8 @@ def create_app(settings: Settings) -> FastAPI:
         redoc_url=None,
         openapi_url="/openapi.json",
         redirect_slashes=False,
+        # Spans of the framework hold paths, and paths hold ids of users: `tracing` makes others.
+        telemetry={"tracing": False, "metrics": False, "logs": False, "auto_configure": False},
     )
     app.state.context = context
     for router in (recommendations.router, privacy.router, models.router, health.router, page.router):
@@ -86,6 +96,7 @@ def create_app(settings: Settings) -> FastAPI:
         settings=settings,
         metrics=metrics,
         doorkeeper=Doorkeeper(settings.api_keys),
+        tracing=tracing,
         direct={("POST", "/v1/recommendations"): functools.partial(recommendations.recommended, context)},
     )
     return app

@@ -10,7 +10,7 @@ import os
 import re
 import time
 from collections.abc import Awaitable, Callable, Iterator, Mapping, MutableMapping
-from typing import Any, TypeAlias
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import structlog
 
@@ -18,6 +18,10 @@ from lazydp.service.auth import OPEN_PATHS, Doorkeeper
 from lazydp.service.metrics import Metrics
 from lazydp.service.problems import MEDIA_TYPE, Problem
 from lazydp.service.settings import Settings
+from lazydp.service.tracing import Tracing
+
+if TYPE_CHECKING:
+    from opentelemetry.trace import Span
 
 Message: TypeAlias = MutableMapping[str, Any]
 Scope: TypeAlias = MutableMapping[str, Any]
@@ -66,12 +70,14 @@ class Gateway:
         settings: Settings,
         metrics: Metrics,
         doorkeeper: Doorkeeper,
+        tracing: Tracing | None,
         direct: Mapping[tuple[str, str], Direct],
     ) -> None:
         self._app = app
         self._settings = settings
         self._metrics = metrics
         self._doorkeeper = doorkeeper
+        self._tracing = tracing
         self._direct = direct
         self._in_flight = 0
         metrics.in_flight.set_function(lambda: self._in_flight)
@@ -82,12 +88,13 @@ class Gateway:
             await self._app(scope, receive, send)
             return
         exchange = _Exchange(scope, receive, send, max_body_bytes=self._settings.max_body_bytes)
+        span = None if self._tracing is None else self._tracing.begin(exchange.headers)
         self._in_flight += 1
         try:
             await self._handle(scope, exchange)
         finally:
             self._in_flight -= 1
-            self._note(scope, exchange)
+            self._note(scope, exchange, span)
 
     async def _handle(self, scope: Scope, exchange: _Exchange) -> None:
         try:
@@ -120,11 +127,13 @@ class Gateway:
         if length is not None and length.isdigit() and int(length[:20]) > self._settings.max_body_bytes:
             raise _too_large(self._settings.max_body_bytes)
 
-    def _note(self, scope: Scope, exchange: _Exchange) -> None:
+    def _note(self, scope: Scope, exchange: _Exchange, span: Span | None) -> None:
         seconds = time.perf_counter() - exchange.started
         route = exchange.route or _route(scope)
         method = scope["method"] if route != _UNMATCHED else "any"
         self._metrics.observe(route, method, exchange.status, seconds)
+        if self._tracing is not None and span is not None:
+            self._tracing.end(span, route=route, method=method, status=exchange.status)
         if self._settings.access_log:
             # The route's template, not the path: paths hold ids of users and items.
             _log.info(

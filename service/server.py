@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import socket
+import ssl
 import sys
 from types import FrameType
 
@@ -11,7 +12,7 @@ import structlog
 import uvicorn
 from fastapi import FastAPI
 
-from lazydp.components.shared.errors import UnavailableError
+from lazydp.components.shared.errors import InputError, UnavailableError
 from lazydp.components.shared.files import write_bytes
 from lazydp.service.app import create_app
 from lazydp.service.context import Context
@@ -29,6 +30,7 @@ def serve(settings: Settings) -> None:
         LazyDPError: a bundle is refused, the address cannot be bound, or it is open to others without keys.
     """
     settings.refuse_open_door()
+    _check_certificate(settings)
     configure(settings.log_level)
     app = create_app(settings)
     context = app.state.context
@@ -40,6 +42,23 @@ def serve(settings: Settings) -> None:
         server.run(sockets=[listener])
     finally:
         listener.close()
+
+
+def _check_certificate(settings: Settings) -> None:
+    """Refuse files that are no certificate and its key, before anything is loaded.
+
+    Raises:
+        InputError: they cannot be read, or do not belong together.
+    """
+    if settings.tls_certificate is None:
+        return
+    try:
+        ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER).load_cert_chain(settings.tls_certificate, settings.tls_key)
+    except OSError as error:
+        raise InputError(
+            f"tls_certificate {settings.tls_certificate} and tls_key {settings.tls_key}: expected a PEM certificate and "
+            f"its private key ({error.strerror or error})"
+        ) from None
 
 
 def _bind(host: str, port: int) -> socket.socket:

@@ -90,6 +90,9 @@ class Settings(BaseSettings):
     poll_s: Annotated[PositiveFloat, Field(description="seconds between looks for a new version of a bundle")] = 2
     cache_entries: Annotated[int, Field(ge=0, description="answers kept per model version; 0 keeps none")] = 4096
     access_log: Annotated[bool, Field(description="one log line a request (never with ids of users or items)")] = True
+    tracing: Annotated[
+        bool, Field(description="OpenTelemetry spans, sent where OTEL_EXPORTER_OTLP_ENDPOINT says (extra: otel)")
+    ] = False
     log_level: Annotated[Literal["debug", "info", "warning", "error"], Field(description="least level logged")] = "info"
 
     @model_validator(mode="after")

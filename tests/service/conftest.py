@@ -15,14 +15,16 @@ import uvicorn
 from lazydp.components.bundle.untrained import write_untrained
 from lazydp.service.app import create_app
 from lazydp.service.settings import load_settings
+from lazydp.service.tracing import Tracing
 
 Start = Callable[..., contextlib.AbstractContextManager[httpx.Client]]
 
 
 @contextlib.contextmanager
-def running(*paths: Path, **options: Any) -> Iterator[httpx.Client]:
+def running(*paths: Path, tracing: Tracing | None = None, **options: Any) -> Iterator[httpx.Client]:
     """A client of a running service; settings as keywords."""
-    app = create_app(load_settings(**{"bundles": paths, "allow_test_key": True, "access_log": False, **options}))
+    settings = load_settings(**{"bundles": paths, "allow_test_key": True, "access_log": False, **options})
+    app = create_app(settings, tracing=tracing)
     listener = socket.create_server(("127.0.0.1", 0))
     port = listener.getsockname()[1]
     server = uvicorn.Server(uvicorn.Config(app, log_config=None, access_log=False))
