@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
 if TYPE_CHECKING:
     from lazydp.components.bench.harness import Result
+    from lazydp.components.bench.step import Part
 
 _Command = Callable[..., Any]
 
@@ -78,29 +81,75 @@ def ingest(rows: int, repeats: int, threads: int | None, as_json: bool) -> None:
     _show(bench.run(rows=rows, repeats=repeats), unit=bench.UNIT, as_json=as_json)
 
 
-@click.command(name="step", epilog="Example: lazydp bench step --shape mlperf --rows 200000")
-@click.option("--shape", default="mlperf", show_default=True, help="mlperf, pooled or small.")
+@click.command(name="step", epilog="Example: lazydp bench step --data out/dataset --config train.yaml --plot step.svg")
+@click.option("--shape", type=click.Choice(["mlperf", "pooled", "small"]), default="mlperf", show_default=True)
 @click.option("--rows", type=click.IntRange(min=1), help="Rows of each table; the shape's, as memory allows.")
+@click.option(
+    "--data",
+    type=click.Path(exists=True, file_okay=False, path_type=Path),
+    help="An encoded dataset instead of a shape: its tables, skew, pooling and batch.",
+)
+@click.option(
+    "--config",
+    type=click.Path(exists=True, dir_okay=False, path_type=Path),
+    help="Training configuration for --data: model, sampling, negatives. Batches of 2048 if left out.",
+)
+@click.option(
+    "--part",
+    type=click.Choice(["whole", "embeddings"]),
+    default="whole",
+    show_default=True,
+    help="The whole step, or reading and moving rows alone.",
+)
+@click.option("--growth", type=click.IntRange(min=2), help="Also on tables with so many times fewer rows.")
 @click.option("--contestant", "contestants", multiple=True, help="Only these; may be repeated.")
 @click.option("--breakdown", is_flag=True, help="Then also the time of each phase of a lazydp step.")
+@click.option("--plot", type=click.Path(dir_okay=False, path_type=Path), help="Draw it, as SVG.")
 @_common(9)
 def step(
     shape: str,
     rows: int | None,
+    data: Path | None,
+    config: Path | None,
+    part: Part,
+    growth: int | None,
     contestants: tuple[str, ...],
     breakdown: bool,
+    plot: Path | None,
     repeats: int,
     threads: int | None,
     as_json: bool,
 ) -> None:
-    """One training step: plain torch SGD, ours without privacy, lazydp, eager dpsgd, and Opacus where it fits."""
-    from lazydp.components.bench import step as bench
+    """One training step: plain torch SGD, ours without privacy, lazydp, eager dpsgd, and Opacus where it fits.
 
+    With --data on your own encoded dataset: is noise our bottleneck, and what do we gain? Its figures tell of your data
+    (rows, lookups): keep them as private as the data.
+    """
+    from lazydp.components.bench import step as bench
+    from lazydp.components.bench.plot import svg
+    from lazydp.components.bench.workload import DatasetWorkload, Workload
+    from lazydp.components.shared.files import write_bytes
+
+    if data is None and config is not None:
+        raise click.UsageError("--config belongs to --data")
+    if data is not None and rows is not None:
+        raise click.UsageError("--rows belongs to --shape: the tables of a dataset have the size they have")
     _use_threads(threads)
+    workload: Workload = bench.named(shape, rows=rows) if data is None else DatasetWorkload.open(data, config)
     chosen = contestants or bench.CONTESTANTS
-    _show(bench.run(shape=shape, rows=rows, repeats=repeats, contestants=chosen), unit=bench.UNIT, as_json=as_json)
-    if breakdown:
-        seconds = bench.breakdown(shape=shape, rows=rows, repeats=repeats)
-        total = sum(seconds.values())
-        for phase, spent in seconds.items():
-            click.echo(f"{phase:18} {spent * 1e3:9.2f} ms {spent / total:6.1%}", err=as_json)
+    for reason in (bench.left_out(name, workload, part) for name in chosen):
+        if reason is not None:
+            click.echo(reason, err=True)
+    results = bench.run(workload, repeats=repeats, contestants=chosen, part=part, growth=growth)
+    _show(results, unit=bench.UNIT, as_json=as_json)
+    spent = bench.breakdown(workload, repeats=repeats) if breakdown or plot is not None else None
+    if as_json:
+        phases = None if spent is None else {"step_s": spent.step_s, "phases_s": spent.parts()}
+        click.echo(json.dumps({"bench": "step", "answer": bench.answer(results), "breakdown": phases}))
+    else:
+        for name, seconds in (spent.parts() if spent is not None else {}).items():
+            click.echo(f"{name:18} {seconds * 1e3:9.2f} ms")
+        click.echo(bench.answer(results))
+    if plot is not None:
+        picture = svg(results, title=bench.answer(results), parts=spent.parts() if spent is not None else None)
+        write_bytes(plot, picture.encode())

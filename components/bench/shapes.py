@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import itertools
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import torch
 
+from lazydp.components.bench.workload import FLOAT_BYTES
 from lazydp.components.features.batch import Bags, Batch
 from lazydp.components.features.spec import EmbeddedFeature
 from lazydp.components.models.build import build_model
@@ -17,7 +19,6 @@ from lazydp.components.shared.errors import InputError
 from lazydp.components.train.examples import Examples
 
 _NUM_DENSE = 13
-_FLOAT_BYTES = 4
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -45,7 +46,7 @@ class StepShape:
     @property
     def table_bytes(self) -> int:
         """Bytes of all tables."""
-        return self.tables * self.rows * self.dim * _FLOAT_BYTES
+        return self.tables * self.rows * self.dim * FLOAT_BYTES
 
     def model(self) -> Recommender:
         """The dense layers, with initial weights from a fixed seed."""
@@ -59,6 +60,31 @@ class StepShape:
             name: torch.empty(self.rows, self.dim).uniform_(-0.05, 0.05, generator=generator)
             for name in self.layout.tables(self.dim)
         }
+
+    @property
+    def expected_batch_size(self) -> float:
+        """The batch is always full."""
+        return float(self.batch_size)
+
+    @property
+    def user_gradient(self) -> None:
+        """Examples are clipped one by one."""
+        return
+
+    def figures(self) -> dict[str, int]:
+        """Rows are those of each table."""
+        return {
+            "tables": self.tables,
+            "rows": self.rows,
+            "dim": self.dim,
+            "batch": self.batch_size,
+            "pooling": self.pooling,
+            "threads": torch.get_num_threads(),
+        }
+
+    def batch(self, number: int) -> Sequence[Examples]:
+        """Step `number`: one batch, of its own."""
+        return [self.examples(number)]
 
     def examples(self, seed: int) -> Examples:
         """A batch of its own for each seed."""
@@ -88,7 +114,7 @@ class StepShape:
         """Bytes of table rows that a step reads and writes: every lookup read once, every row updated once."""
         lookups = self.tables * self.batch_size * self.pooling
         distinct = self.tables * round(self.rows * (1.0 - (1.0 - 1.0 / self.rows) ** (self.batch_size * self.pooling)))
-        return (lookups + 2 * distinct) * self.dim * _FLOAT_BYTES
+        return (lookups + 2 * distinct) * self.dim * FLOAT_BYTES
 
 
 SHAPES = {

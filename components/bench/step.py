@@ -2,116 +2,209 @@
 
 Contestants take turns on the same tables, so that tables may be as large as memory holds; each keeps its own dense
 layers. `torch_sgd` is plain PyTorch; `sgd`, `lazydp` and `dpsgd` are one engine; `opacus` is Opacus with ghost
-clipping, left out where its dense table gradients and noise would not fit into memory.
+clipping, on the named shapes alone, and where its dense table gradients and noise fit into memory.
 """
 
 from __future__ import annotations
 
 import itertools
 import os
-from collections.abc import Callable, Sequence
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Literal
 
-import torch
+from torch import Tensor
 
+from lazydp.components.bench.embeddings import OurEmbeddings, TorchEmbeddings
 from lazydp.components.bench.harness import Contestant, Result, measure
 from lazydp.components.bench.shapes import StepShape, shape_of
 from lazydp.components.bench.trainers import OpacusGhost, TorchSgd, Trainer, engine
+from lazydp.components.bench.workload import Workload
 from lazydp.components.shared.errors import InputError
 from lazydp.components.train.examples import Examples
-from lazydp.components.train.timer import Phase, StepTimer
+from lazydp.components.train.tables import Mode
+from lazydp.components.train.timer import StepTimer
+
+Part = Literal["whole", "embeddings"]
+"""The whole step, or its embedding part by itself."""
 
 UNIT = "batch"
-CONTESTANTS = ("torch_sgd", "sgd", "lazydp", "dpsgd", "opacus")
+OURS: tuple[Mode, ...] = ("sgd", "lazydp", "dpsgd")
+CONTESTANTS = ("torch_sgd", *OURS, "opacus")
 _BATCHES = 8
 # Gradient, noise and the sum of both, each as large as the tables, beside the tables.
 _OPACUS_COPIES = 4
+_GIB = 2**30
+
+
+@dataclass(frozen=True, slots=True)
+class Breakdown:
+    """Where a step of `lazydp` goes, in mean seconds: its phases in their order, and what lies between them."""
+
+    phases: dict[str, float]
+    step_s: float
+
+    @property
+    def between(self) -> float:
+        """Seconds of the step in no phase: the interpreter, hooks, the report."""
+        return self.step_s - sum(self.phases.values())
+
+    def parts(self) -> dict[str, float]:
+        """Phases and the rest; they add up to the step."""
+        return {**self.phases, "between phases": self.between}
+
+
+def named(shape: str, *, rows: int | None = None) -> StepShape:
+    """The shape `mlperf`, `pooled` or `small`, with tables as large as half of the free memory where `rows` is None.
+
+    Raises:
+        InputError: there is no such shape.
+    """
+    made = shape_of(shape, rows=rows)
+    if rows is not None:
+        return made
+    fitting = made.rows * (_free_memory() // 2) // made.table_bytes
+    return replace(made, rows=max(1, min(made.rows, fitting)))
 
 
 def run(
+    workload: Workload,
     *,
-    shape: str = "mlperf",
-    rows: int | None = None,
     repeats: int = 9,
     contestants: Sequence[str] = CONTESTANTS,
+    part: Part = "whole",
+    growth: int | None = None,
 ) -> list[Result]:
     """Measure a step of each contestant; results in their order.
 
     Args:
-        shape: `mlperf`, `pooled` or `small`.
-        rows: rows of each table; None for the shape's own, or as many as fit into half of the free memory.
+        workload: a named shape, or a dataset.
         repeats: rounds, each with one step of every contestant.
-        contestants: names from `CONTESTANTS`.
+        contestants: names from `CONTESTANTS`; those that can't run the workload are left out (`left_out` says why).
+        part: the whole step, or the embedding part.
+        growth: also measure our own contestants on tables with so many times fewer rows, as `lazydp/16`: the ratio of
+            the two is the growth of the step. Named shapes only.
 
     Raises:
-        InputError: an unknown shape or contestant.
+        InputError: an unknown contestant, or growth of a dataset's tables.
     """
-    made = _fitted(shape, rows)
-    names = [name for name in contestants if name != "opacus" or _opacus_fits(made)]
-    weights = made.weights()
-    trainers: dict[str, Callable[[], Trainer]] = {
-        "torch_sgd": lambda: TorchSgd(made, weights),
-        "sgd": lambda: engine(made, weights, "sgd"),
-        "lazydp": lambda: engine(made, weights, "lazydp"),
-        "dpsgd": lambda: engine(made, weights, "dpsgd"),
-        "opacus": lambda: OpacusGhost(made, weights),
-    }
-    for name in names:
-        if name not in trainers:
+    for name in contestants:
+        if name not in CONTESTANTS:
             raise InputError(f"no contestant {name!r}: choose from {', '.join(CONTESTANTS)}")
-    entered = [_contestant(name, trainers[name](), made) for name in names]
-    return measure("step", shape=_figures(made), contestants=entered, repeats=repeats, warm_ups=2)
+    entering = [name for name in contestants if left_out(name, workload, part) is None]
+    if not entering:
+        raise InputError(f"none of {', '.join(contestants)} can run this: choose others with --contestant")
+    entered = _entered(workload, entering, part=part)
+    if growth is not None:
+        if not isinstance(workload, StepShape):
+            raise InputError("growth is measured on a named shape: the tables of a dataset have the size they have")
+        small = replace(workload, rows=max(1, workload.rows // growth))
+        ours = [name for name in entering if name in OURS]
+        entered += [
+            replace(contestant, name=f"{contestant.name}/{growth}") for contestant in _entered(small, ours, part=part)
+        ]
+    return measure("step", shape=workload.figures(), contestants=entered, repeats=repeats, warm_ups=2)
 
 
-def breakdown(*, shape: str = "mlperf", rows: int | None = None, repeats: int = 9) -> dict[Phase, float]:
-    """Mean seconds that a step of `lazydp` spends in each phase, in the order of the step.
+def left_out(name: str, workload: Workload, part: Part = "whole") -> str | None:
+    """Why a contestant cannot run a workload; None where it can."""
+    if name != "opacus":
+        return None
+    if part == "embeddings":
+        return "opacus is left out: it has no embedding part of its own"
+    if not isinstance(workload, StepShape):
+        return "opacus is left out: it knows no bags of varying length; it runs on the named shapes (--shape)"
+    needed, free = _OPACUS_COPIES * workload.table_bytes, _free_memory()
+    if needed < free:
+        return None
+    return (
+        f"opacus is left out: gradient and noise of every row take {needed / _GIB:.1f} GiB beside the tables, "
+        f"{free / _GIB:.1f} GiB are free; it fits with --rows {workload.rows * free // (needed + 1)}"
+    )
 
-    Raises:
-        InputError: an unknown shape.
+
+def breakdown(workload: Workload, *, repeats: int = 9) -> Breakdown:
+    """Where the time of a `lazydp` step goes; drawing the batch comes first, as `sampling`.
+
+    In training a thread draws the next batch meanwhile, so that sampling is off the path of the step.
     """
-    made = _fitted(shape, rows)
     timer = StepTimer()
-    trainer = engine(made, made.weights(), "lazydp", timer=timer)
-    batches = _batches(made)
-    for _ in range(2):
-        trainer.step(next(batches))
-    timer.reset()
-    for _ in range(repeats):
-        trainer.step(next(batches))
-    return {phase: seconds / repeats for phase, seconds in timer.seconds.items()}
+    trainer = engine(workload, workload.weights(), "lazydp", timer=timer)
+    warm_ups = 2
+    elapsed = 0.0
+    for number in range(1, warm_ups + repeats + 1):
+        if number == warm_ups + 1:
+            timer.reset()
+            elapsed = 0.0
+        start = time.perf_counter()
+        with timer.phase("sampling"):
+            batch = workload.batch(number)
+        trainer.step(batch)
+        elapsed += time.perf_counter() - start
+    return Breakdown({phase: seconds / repeats for phase, seconds in timer.seconds.items()}, elapsed / repeats)
 
 
-def _contestant(name: str, trainer: Trainer, shape: StepShape) -> Contestant:
-    batches = _batches(shape)
+def answer(results: Sequence[Result]) -> str:
+    """Whether noise is the bottleneck, and what lazy noise gains, in one sentence.
+
+    Says what can be said of the contestants that ran.
+    """
+    seconds = {result.contestant: result.median_s for result in results}
+    plain = min((seconds[name] for name in ("torch_sgd", "sgd") if name in seconds), default=None)
+    lazy, eager = seconds.get("lazydp"), seconds.get("dpsgd")
+    if lazy is None or eager is None or plain is None:
+        return "Whether noise is the bottleneck takes lazydp, dpsgd and one contestant without privacy to say."
+    if lazy >= eager:
+        return (
+            f"Noise is not the bottleneck here: an eager DP-SGD step ({_ms(eager)}) takes no longer than a lazy one "
+            f"({_ms(lazy)}), for the tables are small beside the batch; a step without privacy takes {_ms(plain)}."
+        )
+    share = 1.0 - lazy / eager
+    bottleneck = "is" if share > 0.5 else "is not"  # more than half of the eager step
+    return (
+        f"Noise {bottleneck} the bottleneck here: {share:.0%} of an eager DP-SGD step ({_ms(eager)}) is noise on rows "
+        f"that nobody reads; lazydp leaves it out and takes {_ms(lazy)}, {eager / lazy:.3g} times faster, "
+        f"which is {lazy / plain:.3g} times a step without privacy ({_ms(plain)})."
+    )
+
+
+def _ms(seconds: float) -> str:
+    return f"{seconds * 1e3:.3g} ms"
+
+
+def _entered(workload: Workload, names: Sequence[str], *, part: Part) -> list[Contestant]:
+    weights = workload.weights()
+    makers = _whole(workload, weights) if part == "whole" else _embeddings(workload, weights)
+    return [_contestant(name, makers[name](), workload, part) for name in names]
+
+
+def _whole(workload: Workload, weights: Mapping[str, Tensor]) -> dict[str, Callable[[], Trainer]]:
+    makers: dict[str, Callable[[], Trainer]] = {"torch_sgd": lambda: TorchSgd(workload, weights)}
+    for mode in OURS:
+        makers[mode] = lambda mode=mode: engine(workload, weights, mode)  # type: ignore[misc]
+    if isinstance(workload, StepShape):
+        makers["opacus"] = lambda: OpacusGhost(workload, weights)
+    return makers
+
+
+def _embeddings(workload: Workload, weights: Mapping[str, Tensor]) -> dict[str, Callable[[], Trainer]]:
+    makers: dict[str, Callable[[], Trainer]] = {"torch_sgd": lambda: TorchEmbeddings(workload, weights)}
+    for mode in OURS:
+        makers[mode] = lambda mode=mode: OurEmbeddings(workload, weights, mode)  # type: ignore[misc]
+    return makers
+
+
+def _contestant(name: str, trainer: Trainer, workload: Workload, part: Part) -> Contestant:
+    batches = _batches(workload)
     # A table-wide step moves every weight; a sparse one the rows of the batch.
-    moved = 2 * shape.table_bytes if name in ("dpsgd", "opacus") else shape.embedding_bytes()
-    return Contestant(name, lambda: trainer.step(next(batches)), bytes=moved, flops=shape.matmul_flops())
+    moved = 2 * workload.table_bytes if name in ("dpsgd", "opacus") else workload.embedding_bytes()
+    flops = workload.matmul_flops() if part == "whole" else None
+    return Contestant(name, lambda: trainer.step(next(batches)), bytes=moved, flops=flops)
 
 
-def _batches(shape: StepShape) -> itertools.cycle[Examples]:
-    return itertools.cycle([shape.examples(seed) for seed in range(_BATCHES)])
-
-
-def _figures(shape: StepShape) -> dict[str, int]:
-    return {
-        "tables": shape.tables,
-        "rows": shape.rows,
-        "dim": shape.dim,
-        "batch": shape.batch_size,
-        "pooling": shape.pooling,
-        "threads": torch.get_num_threads(),
-    }
-
-
-def _fitted(name: str, rows: int | None) -> StepShape:
-    made = shape_of(name, rows=rows)
-    if rows is not None:
-        return made
-    fitting = made.rows * (_free_memory() // 2) // made.table_bytes
-    return shape_of(name, rows=max(1, min(made.rows, fitting)))
-
-
-def _opacus_fits(shape: StepShape) -> bool:
-    return _OPACUS_COPIES * shape.table_bytes < _free_memory()
+def _batches(workload: Workload) -> itertools.cycle[Sequence[Examples]]:
+    return itertools.cycle([workload.batch(number) for number in range(1, _BATCHES + 1)])
 
 
 def _free_memory() -> int:

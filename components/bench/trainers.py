@@ -3,19 +3,21 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
 
 from lazydp.components.bench.shapes import StepShape
+from lazydp.components.bench.workload import Workload
 from lazydp.components.models.recommender import ModelInputs
 from lazydp.components.shared.errors import UnavailableError
 from lazydp.components.train import schedules
 from lazydp.components.train.dense import DenseOptimizer
 from lazydp.components.train.engine import Engine
 from lazydp.components.train.examples import Examples
+from lazydp.components.train.lookups import Lookups, lookups_of, model_inputs
 from lazydp.components.train.mechanism import PrivacyParameters
 from lazydp.components.train.skip_ahead import EmbeddingSgd
 from lazydp.components.train.tables import Mode
@@ -29,8 +31,8 @@ _NOISE_MULTIPLIER, _MAX_GRAD_NORM = 1.0, 1.0
 class Trainer(Protocol):
     """Something that does a training step."""
 
-    def step(self, examples: Examples, /) -> object:
-        """One step on one batch."""
+    def step(self, micro_batches: Sequence[Examples], /) -> object:
+        """One step on the examples of all micro-batches."""
 
 
 class TorchSgd:
@@ -40,43 +42,57 @@ class TorchSgd:
     the offsets), the fused optimizer for the dense layers, gradients set to None.
     """
 
-    def __init__(self, shape: StepShape, weights: Mapping[str, Tensor]) -> None:
-        self._batch_size = shape.batch_size
-        self.model = shape.model()
-        self.bags = nn.ModuleDict(
-            {
-                name: nn.EmbeddingBag.from_pretrained(
-                    weight, freeze=False, mode="sum", sparse=True, include_last_offset=True
-                )
-                for name, weight in weights.items()
-            }
-        )
+    def __init__(self, workload: Workload, weights: Mapping[str, Tensor]) -> None:
+        self._divisor = workload.expected_batch_size
+        self.model = workload.model()
+        self.bags = torch_bags(weights)
         self._of_tables = torch.optim.SGD(self.bags.parameters(), lr=LEARNING_RATE)
         self._of_dense = torch.optim.SGD(self.model.parameters(), lr=LEARNING_RATE, fused=True)
 
-    def step(self, examples: Examples, /) -> object:
-        """One step on one batch."""
+    def step(self, micro_batches: Sequence[Examples], /) -> object:
+        """One step on the examples of all micro-batches."""
         self._of_tables.zero_grad(set_to_none=True)
         self._of_dense.zero_grad(set_to_none=True)
-        pooled = {name: bag(examples.bags[name].values, examples.bags[name].offsets) for name, bag in self.bags.items()}
-        logits = self.model(ModelInputs(pooled, {}, examples.dense, examples.item_dense))
-        loss = self.model.losses(logits, examples.labels).sum() / self._batch_size
-        loss.backward()  # type: ignore[no-untyped-call]
+        for examples in micro_batches:
+            reads = lookups_of(self.model.layout, examples)
+            inputs = model_inputs(self.model.layout, examples, read_bags(self.bags, reads))
+            loss = self.model.losses(self.model(inputs), examples.labels).sum() / self._divisor
+            loss.backward()  # type: ignore[no-untyped-call]
         self._of_tables.step()
         self._of_dense.step()
-        return loss
+        return self.model
 
 
-def engine(shape: StepShape, weights: Mapping[str, Tensor], mode: Mode, *, timer: StepTimer | None = None) -> Engine:
+def torch_bags(weights: Mapping[str, Tensor]) -> nn.ModuleDict:
+    """The tables as PyTorch has them, with sparse gradients; they share the memory of `weights`."""
+    return nn.ModuleDict(
+        {
+            name: nn.EmbeddingBag.from_pretrained(
+                weight, freeze=False, mode="sum", sparse=True, include_last_offset=True
+            )
+            for name, weight in weights.items()
+        }
+    )
+
+
+def read_bags(bags: nn.ModuleDict, reads: Mapping[str, Lookups]) -> dict[str, Tensor]:
+    """Pooled rows of each table."""
+    return {
+        name: bags[name](read.indices, read.offsets, per_sample_weights=read.weights) for name, read in reads.items()
+    }
+
+
+def engine(workload: Workload, weights: Mapping[str, Tensor], mode: Mode, *, timer: StepTimer | None = None) -> Engine:
     """Our engine; all modes with the same optimizers."""
     rate = schedules.constant(LEARNING_RATE)
     return Engine(
-        shape.model(),
+        workload.model(),
         mode=mode,
         privacy=PrivacyParameters(
             noise_multiplier=_NOISE_MULTIPLIER,
             max_grad_norm=_MAX_GRAD_NORM,
-            expected_batch_size=shape.batch_size,
+            expected_batch_size=workload.expected_batch_size,
+            user_gradient=workload.user_gradient,
         ),
         embeddings=EmbeddingSgd(rate),
         dense=DenseOptimizer.named("sgd", learning_rate=rate, fused=True),
@@ -135,8 +151,9 @@ class OpacusGhost:
         criterion = nn.BCEWithLogitsLoss(reduction="mean")
         self._loss: Any = DPLossFastGradientClipping(self._model, self._optimizer, criterion, loss_reduction="mean")
 
-    def step(self, examples: Examples, /) -> object:
-        """One step on one batch."""
+    def step(self, micro_batches: Sequence[Examples], /) -> object:
+        """One step on the one batch that a named shape has."""
+        (examples,) = micro_batches
         self._optimizer.zero_grad()
         loss = self._loss(self._model(examples), examples.labels)
         with warnings.catch_warnings():
