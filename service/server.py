@@ -56,8 +56,8 @@ def _check_certificate(settings: Settings) -> None:
         ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER).load_cert_chain(settings.tls_certificate, settings.tls_key)
     except OSError as error:
         raise InputError(
-            f"tls_certificate {settings.tls_certificate}, tls_key {settings.tls_key}: expected a PEM certificate and its "
-            f"private key ({error.strerror or error})"
+            f"tls_certificate {settings.tls_certificate}, tls_key {settings.tls_key}: expected a PEM certificate and "
+            f"its private key ({error.strerror or error})"
         ) from None
 
 
