@@ -18,8 +18,10 @@ def _read(path: Path, what: str) -> str:
 
     try:
         return path.read_text()
-    except (OSError, UnicodeDecodeError) as error:
-        raise InputError(f"{what} {path} cannot be read: {error}") from error
+    except OSError as error:
+        raise InputError(f"{what} {path} cannot be read: {error.strerror}") from error
+    except UnicodeDecodeError as error:
+        raise InputError(f"{what} {path} is not text: {error}") from error
 
 
 def _on_one_line(path: Path, what: str) -> str:

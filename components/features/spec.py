@@ -10,6 +10,7 @@ users or items. Code 0 of every vocabulary means "unknown"; known values have co
 from __future__ import annotations
 
 import math
+import sys
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,6 +20,7 @@ import yaml
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
 
 from lazydp.components.shared.errors import FormatError, InputError
+from lazydp.components.shared.suggest import field_names, suggestion
 
 FORMAT_VERSION = 1
 USER = "user"
@@ -579,7 +581,7 @@ def _first_error(error: ValidationError, root: yaml.Node | None = None) -> tuple
         field += f"[{part}]" if isinstance(part, int) else f".{part}" if field else part
     message = first["msg"].removeprefix("Value error, ")
     if first["type"] == "extra_forbidden":
-        message = "there is no such field"
+        message = "there is no such field" + suggestion(first["loc"][-1], field_names(sys.modules[__name__]))
     elif first["type"] == "missing":
         message = "the field is missing"
     elif first["type"] == "union_tag_invalid":

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, Self
@@ -11,8 +12,10 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, Self
 import yaml
 from pydantic import BaseModel, ConfigDict, Discriminator, Field, PositiveInt, Tag, ValidationError, model_validator
 
+from lazydp.components.models import config as models
 from lazydp.components.models.config import ModelConfig
 from lazydp.components.shared.errors import InputError
+from lazydp.components.shared.suggest import field_names, suggestion
 from lazydp.components.train import mechanism
 
 if TYPE_CHECKING:
@@ -325,6 +328,16 @@ def _one_line(error: ValidationError) -> str:
     for problem in error.errors():
         field = ".".join(str(part) for part in problem["loc"] if part not in (_ONE, _GROUPS))
         message = problem["msg"].removeprefix("Value error, ")
-        found = "" if problem["type"] in ("missing", "value_error") else f" (found {problem['input']!r:.60})"
+        if problem["type"] == "extra_forbidden":
+            message = "there is no such setting" + suggestion(
+                problem["loc"][-1], field_names(sys.modules[__name__], models)
+            )
+        elif problem["type"] == "missing":
+            message = "the setting is missing"
+        found = (
+            ""
+            if problem["type"] in ("missing", "value_error", "extra_forbidden")
+            else f" (found {problem['input']!r:.60})"
+        )
         problems.append(f"{field}: {message}{found}" if field else message)
     return "; ".join(problems)
