@@ -144,5 +144,5 @@ def test_sizes_of_lists_outside_the_spec_are_not_guessed() -> None:
 def test_a_misspelt_field_is_told_what_it_may_have_been() -> None:
     with pytest.raises(InputError, match="timestmap: there is no such field; did you mean 'timestamp'"):
         parse_spec("name: a\ntimestmap: t\nlabel: {kind: implicit}\n", where="s.yaml")
-    with pytest.raises(InputError, match="no such field$"):
+    with pytest.raises(InputError, match=r"no such field$"):
         parse_spec("name: a\nzzzz: t\nlabel: {kind: implicit}\n", where="s.yaml")
