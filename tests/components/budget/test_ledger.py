@@ -6,7 +6,9 @@ from dataclasses import asdict
 
 import pytest
 from dp_accounting import dp_event
+from dp_accounting.pld import PLDAccountant
 
+from lazydp.components.budget import loss_store
 from lazydp.components.budget.accounting import epsilon
 from lazydp.components.budget.charges import account_of
 from lazydp.components.budget.entries import Entry, Kind, next_entry
@@ -289,6 +291,36 @@ def test_a_thousand_releases_answer_in_under_a_second(ledger_url: str) -> None:
         held = reserve(ledger, "more", kind_of_run(1))
         assert time.process_time() - started < 1
         assert held.charged_epsilon > before
+
+
+@pytest.mark.slow
+def test_a_thousand_distinct_releases(sqlite_url: str) -> None:
+    """Each its own mechanism: figures at once, one more in under a second from what lies on the disk, and the truth."""
+    library = PLDAccountant()
+    with Ledger.open(sqlite_url) as ledger:
+        ledger.register_dataset(FINGERPRINT, name="shop")
+        ledger.set_budget("shop", epsilon=50.0, delta=1e-5)
+        for number in range(1000):
+            event = distinct_run(number)
+            library.compose(event)
+            reserve(ledger, f"run-{number}", event)
+            ledger.commit(f"run-{number}", event=event, release="b")
+    with Ledger.open(sqlite_url, read_only=True) as ledger:
+        started = time.process_time()
+        shown = ledger.show("shop")
+        assert time.process_time() - started < 1
+    assert shown.releases == 1000
+    assert shown.committed_epsilon == pytest.approx(library.get_epsilon(1e-5), rel=1e-6)
+    # As in the next process: nothing in memory.
+    loss_store.default_store.cache_clear()
+    with Ledger.open(sqlite_url) as ledger:
+        started = time.process_time()
+        reserve(ledger, "more", distinct_run(1000))
+        assert time.process_time() - started < 1
+
+
+def distinct_run(number: int) -> dp_event.DpEvent:
+    return dpsgd_event(noise_multiplier=2 + number * 0.003, sampling_prob=0.001 + number * 1e-6, steps=100 + number)
 
 
 def kind_of_run(number: int) -> dp_event.DpEvent:
