@@ -97,7 +97,10 @@ async def recommend_to_user(
     offset: Offset = 0,
     model: Model = None,
 ) -> Response:
-    """The best items for a user that the model was trained with; 404 for others (see POST /v1/recommendations)."""
+    """The best items for a user that the vocabulary knows; 404 for others (see POST /v1/recommendations).
+
+    A hashed vocabulary knows everybody: a user never seen in training has some row of the table.
+    """
     ranker = context.ranker(model)
     query = queries.Query(user_id=user_id, k=k, offset=offset)
     tag = _tag(ranker.identity, "user", user_id, k, offset)
