@@ -17,7 +17,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from lazydp.components.bundle.encoder import QueryEncoder
-from lazydp.components.bundle.index import DEPTHS, RECALL_DEPTH, TARGET_RECALL, ApproximateIndex
+from lazydp.components.bundle.index import DEPTHS, TARGET_RECALL, ApproximateIndex
 from lazydp.components.bundle.items import ItemTable
 from lazydp.components.bundle.query import CategoryCap, Query, Ranking, Source
 from lazydp.components.bundle.reader import Bundle
@@ -301,18 +301,21 @@ class TwoTowerScorer(Scorer):
         except UnavailableError as error:
             return None, f"exact ({error})"
         if index.recall < TARGET_RECALL:
-            return None, f"exact (an approximate index found {index.recall:.4f} of the exact best {RECALL_DEPTH})"
+            return None, f"exact (an approximate index found only {index.recall:.4f} of the best items)"
         return index, index.description
 
     def _sampled_inputs(self) -> tuple[dict[str, Bags], Tensor]:
         """Inputs of people who might ask: every feature given by half of them, drawn uniformly from what is public."""
         generator = torch.Generator().manual_seed(0)
+        features = self._model.layout.example
+        given = torch.randint(2, (len(features), _SAMPLED_QUERIES), generator=generator)
+        # Of somebody who gives nothing at all there is nothing to rank by.
+        given[:1, given.sum(dim=0) == 0] = 1
         bags = {}
-        for feature in self._model.layout.example:
-            longest = _SAMPLED_HISTORY if feature.name == HISTORY else 1
-            given = torch.randint(2, (_SAMPLED_QUERIES,), generator=generator) * longest
+        for number, feature in enumerate(features):
+            lengths = given[number] * (_SAMPLED_HISTORY if feature.name == HISTORY else 1)
             offsets = torch.zeros(_SAMPLED_QUERIES + 1, dtype=torch.int64)
-            torch.cumsum(given, 0, out=offsets[1:])
+            torch.cumsum(lengths, 0, out=offsets[1:])
             values = torch.randint(1, max(2, feature.num_rows), (int(offsets[-1]),), generator=generator)
             bags[feature.name] = Bags(values.clamp_(max=feature.num_rows - 1), offsets)
         dense = torch.rand(_SAMPLED_QUERIES, self._model.layout.num_dense, generator=generator) * 2 - 1

@@ -167,7 +167,7 @@ def test_without_the_library_search_is_exact_and_says_so(bundle: Bundle, monkeyp
 def test_below_the_target_search_is_exact_and_says_so(bundle: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(index_module, "_CANDIDATES_PER_ITEM", 1)
     scorer = make_scorer(bundle, approximate_from=1)
-    assert scorer.index.startswith("exact (an approximate index found 0.")
+    assert scorer.index.startswith("exact (an approximate index found only 0.")
     assert scorer.recall is None
 
 
