@@ -18,7 +18,7 @@ from lazydp.components.train.clipping import Capture, clip_coefficients, without
 from lazydp.components.train.lookups import Lookups
 from lazydp.components.train.mechanism import GROUPS, Group, GroupNorms, PrivacyParameters
 from lazydp.components.train.tables import TableGradient
-from lazydp.components.train.units import Units
+from lazydp.components.train.units import Run, Units
 from lazydp.kernels import ops
 
 
@@ -121,21 +121,25 @@ def table_sq_norms(lookups: Lookups, gradient: Tensor, units: Units) -> Tensor:
         gradient: of each bag, [F * B, D].
         units: of the examples.
     """
-    dim = gradient.shape[1]
     if units.single:
-        by_bag = gradient.view(lookups.bags_per_example, units.count, dim)
+        by_bag = gradient.view(lookups.bags_per_example, units.count, gradient.shape[1])
         return ops.bag_sq_norms(lookups.indices, lookups.offsets, by_bag, lookups.weights)
     # A user of n examples is to the kernel one example with n F bags.
-    bags = torch.arange(lookups.num_bags).view(lookups.bags_per_example, units.num_examples)
-    parts = []
-    for run in units.runs():
-        width = lookups.bags_per_example * run.size
-        of_run = bags[:, run.first : run.first + run.units * run.size]
-        chosen = of_run.reshape(lookups.bags_per_example, run.units, run.size).transpose(1, 2).reshape(-1)
-        taken = lookups.take(chosen, bags_per_example=width)
-        by_bag = gradient[chosen].view(width, run.units, dim)
-        parts.append(ops.bag_sq_norms(taken.indices, taken.offsets, by_bag, taken.weights))
-    return torch.cat(parts)
+    width = lookups.bags_per_example
+    order = units.bags_by_run(width)
+    taken, of_bags = lookups.take(order, bags_per_example=width), gradient[order]
+    return torch.cat([_sq_norms_of_run(taken, of_bags, run) for run in units.runs()])
+
+
+def _sq_norms_of_run(lookups: Lookups, gradient: Tensor, run: Run) -> Tensor:
+    """Squared norms [g] of one run, whose bags lie together, position by position."""
+    width = lookups.bags_per_example
+    first, end = run.first * width, (run.first + run.units * run.size) * width
+    offsets = lookups.offsets[first : end + 1]
+    start, stop = int(offsets[0]), int(offsets[-1])
+    weights = None if lookups.weights is None else lookups.weights[start:stop]
+    by_bag = gradient[first:end].view(width * run.size, run.units, gradient.shape[1])
+    return ops.bag_sq_norms(lookups.indices[start:stop], offsets - start, by_bag, weights)
 
 
 def _example_weights(units: Units, privacy: PrivacyParameters) -> Tensor | None:

@@ -59,15 +59,26 @@ class Units:
     def runs(self) -> Iterator[Run]:
         """The units in runs of equal size."""
         first = 0
-        for size, units in zip(*(part.tolist() for part in _consecutive(self.sizes)), strict=True):
+        values, counts = torch.unique_consecutive(self.sizes, return_counts=True)
+        for size, units in zip(values.tolist(), counts.tolist(), strict=True):
             yield Run(units, first, size)
             first += units * size
+
+    def bags_by_run(self, bags_per_example: int) -> Tensor:
+        """Where to find bags [F, B] so that each run's are together as [F, size, units]: a permutation, int64 [F * B].
+
+        In that order a run is to the kernels `units` examples of F * size bags each.
+        """
+        bags = torch.arange(bags_per_example * self.num_examples).view(bags_per_example, self.num_examples)
+        parts = [
+            bags[:, run.first : run.first + run.units * run.size]
+            .view(bags_per_example, run.units, run.size)
+            .transpose(1, 2)
+            .reshape(-1)
+            for run in self.runs()
+        ]
+        return torch.cat(parts)
 
     def per_example(self, values: Tensor) -> Tensor:
         """The value of its unit for each example: [U] -> [B]."""
         return values if self.single else torch.repeat_interleave(values, self.sizes)
-
-
-def _consecutive(sizes: Tensor) -> tuple[Tensor, Tensor]:
-    values, counts = torch.unique_consecutive(sizes, return_counts=True)
-    return values, counts
