@@ -218,6 +218,37 @@ def test_calibration_refuses(wrong: dict) -> None:
         )
 
 
+def test_calibration_is_done_once_a_process(monkeypatch: pytest.MonkeyPatch) -> None:
+    def make_event(sigma: float) -> dp_event.DpEvent:
+        return dpsgd_event(noise_multiplier=sigma, sampling_prob=0.5, steps=7)
+
+    found = calibrate_noise_multiplier(target_epsilon=3.0, target_delta=1e-5, make_event=make_event)
+
+    def again(*_: object) -> float:
+        raise AssertionError("epsilon was asked for again")
+
+    monkeypatch.setattr(accounting, "_epsilon_at", again)
+    assert calibrate_noise_multiplier(target_epsilon=3.0, target_delta=1e-5, make_event=make_event) == found
+    for target, delta, steps in ((3.1, 1e-5, 7), (3.0, 1e-6, 7), (3.0, 1e-5, 8)):
+        with pytest.raises(AssertionError, match="again"):
+            calibrate_noise_multiplier(
+                target_epsilon=target,
+                target_delta=delta,
+                make_event=lambda sigma, steps=steps: dpsgd_event(
+                    noise_multiplier=sigma, sampling_prob=0.5, steps=steps
+                ),
+            )
+
+
+def test_a_target_that_asks_for_no_noise_is_refused() -> None:
+    with pytest.raises(InputError, match="asks for no noise at all"):
+        calibrate_noise_multiplier(
+            target_epsilon=1e5,
+            target_delta=1e-5,
+            make_event=lambda sigma: dpsgd_event(noise_multiplier=sigma, sampling_prob=1.0, steps=1),
+        )
+
+
 def test_no_noise_is_no_privacy() -> None:
     for event in (
         dp_event.NonPrivateDpEvent(),
