@@ -59,6 +59,7 @@ class StepReport:
     @classmethod
     def of(cls, step: int, losses: Sequence[Tensor], contributions: Sequence[Contributions]) -> StepReport:
         """The figures of micro-batches with these losses [B] and contributions; none at all is a legal draw."""
+        contributions = [part for part in contributions if part.units.count]
         if not contributions:
             none = GroupReport(mean_norm=math.nan, clipped=0.0, signal=0.0)
             return cls.unclipped(step, losses, units=0, groups=dict.fromkeys(GROUPS, none))
