@@ -72,6 +72,20 @@ class QueryEncoder:
             bags[HISTORY] = _bags([self.item_codes(query.history)[-longest:] for query in queries])
         return bags, dense
 
+    def encode_users(self, codes: Tensor) -> tuple[dict[str, Bags], Tensor]:
+        """What `encode` makes of people who give nothing but the id of a known user; codes int64 [B]."""
+        bags, dense = self._features([Query()] * codes.numel())
+        bags[USER] = Bags.single(codes)
+        if self._spec.history is not None:
+            bags[HISTORY] = _bags([[]] * codes.numel())
+        return bags, dense
+
+    def user_alone(self, query: Query) -> int:
+        """Code of the user where the model reads nothing else of `query`, else 0."""
+        if query.features or (self.reads_history and query.history):
+            return 0
+        return self.user_code(query.user_id)
+
     def _features(self, queries: Sequence[Query]) -> tuple[dict[str, Bags], Tensor]:
         if not any(query.features for query in queries):
             # All missing, which needs no column of anything: this path answers most requests.

@@ -23,7 +23,7 @@ from lazydp.components.bundle.query import CategoryCap, Query, Ranking, Source
 from lazydp.components.bundle.reader import Bundle
 from lazydp.components.bundle.topk import Codes, Scores, in_order, top_k
 from lazydp.components.features.batch import Bags, ItemCatalogue
-from lazydp.components.features.spec import HISTORY, ITEM, EmbeddedFeature
+from lazydp.components.features.spec import HISTORY, ITEM, USER, EmbeddedFeature
 from lazydp.components.models.recommender import ModelInputs, Recommender, pool
 from lazydp.components.models.two_tower import TwoTower
 from lazydp.components.shared.errors import InputError, NonFiniteError, UnavailableError
@@ -37,6 +37,9 @@ _REASONS = 3
 _EXCLUDED = np.float32(-np.inf)
 # Squares of smaller lengths vanish.
 _SHORTEST = 1e-18
+# Vectors of users that are kept, and made at once.
+_MAX_USER_BYTES = 2**27
+_USER_BLOCK = 8192
 # Queries that recall is measured with, and items of their histories.
 _SAMPLED_QUERIES = 256
 _SAMPLED_HISTORY = 10
@@ -250,6 +253,7 @@ class TwoTowerScorer(Scorer):
         if not bool(torch.isfinite(vectors).all()):
             raise NonFiniteError(f"bundle {bundle.path}: an item's vector is not finite; export the run again")
         self._vectors = vectors
+        self._users = self._vectors_of_users()
         self._index: ApproximateIndex | None = None
         if approximate_from is not None and self.num_items >= approximate_from:
             self._index, self.index = self._build_index()
@@ -257,7 +261,23 @@ class TwoTowerScorer(Scorer):
 
     def user_vectors(self, queries: Sequence[Query]) -> Tensor:
         """Vectors [B, D] of the people who ask."""
+        if self._users is not None:
+            codes = [self.encoder.user_alone(query) for query in queries]
+            if all(codes):
+                return self._users[codes]
         return self._towards(*self.encoder.encode(queries))
+
+    def _vectors_of_users(self) -> Tensor | None:
+        """Vectors [num_users + 1, D] of users who give nothing but their id; None where there are too many to keep.
+
+        Most requests are theirs, and pooling and the tower take longer than scoring a small catalogue.
+        """
+        users = self.bundle.spec.tables()[USER] if self.encoder.reads_users else 0
+        if not 0 < users * self._model.config.embedding_dim * self._vectors.itemsize <= _MAX_USER_BYTES:
+            return None
+        blocks = [torch.arange(start, min(start + _USER_BLOCK, users)) for start in range(0, users, _USER_BLOCK)]
+        with torch.inference_mode():
+            return torch.cat([self._towards(*self.encoder.encode_users(codes)) for codes in blocks])
 
     def _towards(self, bags: Mapping[str, Bags], dense: Tensor) -> Tensor:
         user = self._model.user_vector(pool(self._model.layout.example, self.bundle.tables, bags), dense)

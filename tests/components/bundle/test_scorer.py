@@ -8,9 +8,10 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from lazydp.components.bundle import scorer as scorer_module
 from lazydp.components.bundle.query import CategoryCap, Query
 from lazydp.components.bundle.reader import Bundle
-from lazydp.components.bundle.scorer import Scorer, make_scorer
+from lazydp.components.bundle.scorer import Scorer, TwoTowerScorer, make_scorer
 from lazydp.components.bundle.topk import in_order, top_k
 from lazydp.components.bundle.untrained import write_untrained
 from lazydp.components.features.batch import Bags
@@ -143,3 +144,24 @@ def test_bundles_without_items_cannot_recommend(tmp_path: Path, scorer: Scorer) 
 
     with pytest.raises(InputError, match="no items"):
         make_scorer(dataclasses.replace(scorer.bundle, items=None))
+
+
+def test_kept_vectors_of_users_are_those_of_the_tower(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write_untrained(tmp_path / "bundle", num_items=80, dim=8)
+    bundle = Bundle.open(tmp_path / "bundle", allow_test_key=True)
+    kept = make_scorer(bundle)
+    monkeypatch.setattr(scorer_module, "_MAX_USER_BYTES", 0)
+    made = make_scorer(bundle)
+    assert isinstance(kept, TwoTowerScorer)
+    assert isinstance(made, TwoTowerScorer)
+    assert kept._users is not None
+    assert made._users is None
+    for user in ("0", "3", "49"):
+        queries = [Query(user_id=user), Query(user_id=user, history=("1",)), Query(user_id=user, features={"age": 3})]
+        alone = kept.user_vectors(queries[:1])
+        torch.testing.assert_close(alone, made.user_vectors(queries[:1]))
+        # What is read beside the id is not left out, alone or in company.
+        for query in queries[1:]:
+            torch.testing.assert_close(kept.user_vectors([query]), made.user_vectors([query]))
+            assert not torch.equal(kept.user_vectors([query]), alone)
+        torch.testing.assert_close(kept.user_vectors(queries), made.user_vectors(queries))
