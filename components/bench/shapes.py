@@ -16,6 +16,7 @@ from lazydp.components.models.config import DlrmConfig
 from lazydp.components.models.layout import FeatureLayout
 from lazydp.components.models.recommender import Recommender
 from lazydp.components.shared.errors import InputError
+from lazydp.components.shared.huge_pages import huge_pages_in_use
 from lazydp.components.train.examples import Examples
 
 _NUM_DENSE = 13
@@ -80,6 +81,7 @@ class StepShape:
             "batch": self.batch_size,
             "pooling": self.pooling,
             "threads": torch.get_num_threads(),
+            "huge_pages": int(huge_pages_in_use()),
         }
 
     def batch(self, number: int) -> Sequence[Examples]:

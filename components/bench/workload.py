@@ -15,6 +15,7 @@ from lazydp.components.models.build import build_model
 from lazydp.components.models.config import DlrmConfig, TwoTowerConfig
 from lazydp.components.models.recommender import Recommender, initial_tables
 from lazydp.components.shared.errors import InputError
+from lazydp.components.shared.huge_pages import huge_pages_in_use
 from lazydp.components.train.batches import batch_maker
 from lazydp.components.train.config import TrainConfig
 from lazydp.components.train.examples import Examples
@@ -104,6 +105,7 @@ class DatasetWorkload:
                 read.indices.numel() for part in examples for read in lookups_of(self.model().layout, part).values()
             ),
             "threads": torch.get_num_threads(),
+            "huge_pages": int(huge_pages_in_use()),
         }
 
     def model(self) -> Recommender:

@@ -13,7 +13,7 @@ namespace lazydp::cpu {
 namespace {
 
 constexpr int64_t kFloatsPerTask = 16384;
-constexpr int64_t kBagsPerTask = 1024;
+constexpr int64_t kBagsPerTask = 16384;
 constexpr int64_t kFloatsPerCacheLine = 16;
 constexpr int64_t kPrefetchDistance = 8;  // rows ahead; a row of 128 floats is 8 cache lines
 
