@@ -25,7 +25,7 @@ from lazydp.components.train.clipping import Capture, trained_layers
 from lazydp.components.train.contributions import Contributions, units_of
 from lazydp.components.train.dense import DenseLayers, DenseOptimizer
 from lazydp.components.train.lookups import Lookups, join, join_offsets
-from lazydp.components.train.mechanism import PrivacyParameters
+from lazydp.components.train.mechanism import GroupNorms, PrivacyParameters
 from lazydp.components.train.report import StepReport
 from lazydp.components.train.rows import LazyRows, replace_embeddings
 from lazydp.components.train.sampler import PoissonSampler, poisson_dp_event
@@ -38,6 +38,7 @@ from lazydp.kernels.noise_key import NoiseKey
 __all__ = [
     "DenseOptimizer",
     "EmbeddingSgd",
+    "GroupNorms",
     "Losses",
     "NoiseKey",
     "PoissonSampler",

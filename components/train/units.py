@@ -14,6 +14,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from lazydp.components.shared.errors import InputError
+
 
 @dataclass(frozen=True, slots=True)
 class Run:
@@ -41,6 +43,9 @@ class Units:
     Args:
         sizes: examples of each unit, int64 [U], each at least 1. Few different ones side by side make few runs, so
             that a micro-batch is best ordered by size.
+
+    Raises:
+        InputError: a unit without examples.
     """
 
     def __init__(self, sizes: Tensor) -> None:
@@ -49,7 +54,7 @@ class Units:
         self.num_examples = int(sizes.sum())
         self.single = self.num_examples == self.count
         if self.count and int(sizes.min()) < 1:
-            raise ValueError(f"a unit has at least one example, found {int(sizes.min())}")
+            raise InputError(f"a user who is drawn has at least one example, found a size of {int(sizes.min())}")
 
     @classmethod
     def examples(cls, count: int) -> Units:

@@ -117,8 +117,8 @@ def test_examples_of_a_unit_add_up_before_the_norm(name: str, sizes: list[int], 
     torch.testing.assert_close(found.double(), total, rtol=2e-3, atol=1e-4)
 
 
-def test_a_unit_without_examples_is_impossible() -> None:
-    with pytest.raises(ValueError, match="at least one example, found 0"):
+def test_a_unit_without_examples_is_refused() -> None:
+    with pytest.raises(InputError, match="at least one example, found a size of 0"):
         Units(torch.tensor([2, 0]))
 
 
