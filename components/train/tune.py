@@ -66,7 +66,7 @@ class HeldOut(_Frozen):
             0.02 of a score's mean over 1,000 users, and costs less privacy than most trainings.
     """
 
-    on: Literal["held_out"]
+    kind: Literal["held_out"]
     noise_multiplier: Annotated[float, Field(ge=0)]
 
 
@@ -77,7 +77,7 @@ class Public(_Frozen):
         dataset: the folder that `lazydp ingest` made of it, with the same feature spec.
     """
 
-    on: Literal["public"]
+    kind: Literal["public"]
     dataset: Path
 
 
@@ -96,7 +96,7 @@ class Sweep(_Frozen):
     law: Law = "poisson"
     mean_trials: Annotated[float, Field(ge=1, le=10_000)]
     metric: Metric = "ndcg_at_10"
-    score: Annotated[HeldOut | Public, Field(discriminator="on")]
+    score: Annotated[HeldOut | Public, Field(discriminator="kind")]
     settings: Annotated[dict[str, Annotated[list[Any], Field(min_length=1)]], Field(min_length=1)]
 
     @classmethod
@@ -207,7 +207,7 @@ def _scored_on(data: EncodedDataset, sweep: Sweep) -> EncodedDataset:
             raise PrivacyError(
                 "score.noise_multiplier is 0: scores on held-out rows read the same users as training does, and "
                 "training's privacy does not cover them, so a sweep that compares them exactly is not private; give "
-                "noise (for example 20), or score on a public dataset (score: {on: public, dataset: ...})"
+                "noise (for example 20), or score on a public dataset (score: {kind: public, dataset: ...})"
             )
         return data
     public = EncodedDataset.open(sweep.score.dataset)
@@ -215,7 +215,7 @@ def _scored_on(data: EncodedDataset, sweep: Sweep) -> EncodedDataset:
     if same or public.manifest.source.digest == data.manifest.source.digest:
         raise PrivacyError(
             f"score.dataset {sweep.score.dataset} was made from the rows that are trained on: it is not public; "
-            "score on it with noise (score: {on: held_out, noise_multiplier: 20})"
+            "score on it with noise (score: {kind: held_out, noise_multiplier: 20})"
         )
     if public.spec.document() != data.spec.document():
         raise InputError(f"score.dataset {sweep.score.dataset} has another feature spec than dataset {data.path}")

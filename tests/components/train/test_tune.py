@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow.parquet as pq
 import pytest
 import yaml
 
@@ -20,8 +21,11 @@ from lazydp.components.bundle.reader import Bundle
 from lazydp.components.evaluate.user_scores import mean_by_user, user_scores
 from lazydp.components.export.export import export
 from lazydp.components.ingest.dataset import EncodedDataset
+from lazydp.components.ingest.ingest import ingest
 from lazydp.components.shared.errors import BudgetExceededError, InputError, PrivacyError
 from lazydp.components.train import tune as module
+from lazydp.components.train.checkpoint import RunFolder
+from lazydp.components.train.config import TrainConfig
 from lazydp.components.train.train import train
 from lazydp.components.train.tune import Sweep, tune, with_settings
 
@@ -30,7 +34,7 @@ SWEEP: dict[str, Any] = {
     "law": "geometric",
     "mean_trials": 2.0,
     "metric": "auc",
-    "score": {"on": "held_out", "noise_multiplier": 5.0},
+    "score": {"kind": "held_out", "noise_multiplier": 5.0},
     "settings": {"embeddings.learning_rate": RATES, "dense.learning_rate": [1e-3, 1e-2]},
 }
 
@@ -107,7 +111,7 @@ def test_the_mean_is_the_one_accounted_for() -> None:
 
 
 def test_what_a_sweep_costs() -> None:
-    training = module.TrainConfig.parse(
+    training = TrainConfig.parse(
         {
             "model": {"kind": "two_tower"},
             "sampling_prob": 0.01,
@@ -173,9 +177,9 @@ def test_a_users_score_reads_that_users_rows_alone(metric: Any, tiny: Any) -> No
 def test_a_score_without_noise_is_refused(tiny: Any) -> None:
     tiny.ledger()
     with pytest.raises(PrivacyError, match="training's privacy does not cover them"):
-        tune(**given(tiny, sweep=sweep(score={"on": "held_out", "noise_multiplier": 0})))
+        tune(**given(tiny, sweep=sweep(score={"kind": "held_out", "noise_multiplier": 0})))
     with pytest.raises(PrivacyError, match="it is not public"):
-        tune(**given(tiny, sweep=sweep(score={"on": "public", "dataset": str(tiny.dataset)})))
+        tune(**given(tiny, sweep=sweep(score={"kind": "public", "dataset": str(tiny.dataset)})))
     assert statuses(tiny) == []
     assert not (tiny.folder / "sweep").exists()
 
@@ -239,6 +243,27 @@ def test_a_sweep_leaves_one_run_that_export_releases(tiny: Any) -> None:
     assert tune(**given(tiny, resume=True)) == found
 
 
+@pytest.mark.usefixtures("three")
+def test_public_data_scores_without_noise_and_without_cost(tiny: Any, tmp_path: Path) -> None:
+    url = tiny.ledger()
+    source = tiny.dataset.parent
+    table = pq.read_table(source / "interactions.parquet")
+    pq.write_table(table.slice(0, 300), tmp_path / "interactions.parquet")  # other bytes, standing for other people
+    ingest([str(tmp_path / "interactions.parquet")], str(source / "spec.yaml"), tmp_path / "public")
+    public = sweep(score={"kind": "public", "dataset": str(tmp_path / "public")})
+    found = tune(**given(tiny, sweep=public))
+    assert 0 <= found.score <= 1
+    export(run=found.folder, dataset=tiny.dataset, out=tiny.folder / "bundle", ledger=url)
+    statement = Bundle.open(tiny.folder / "bundle").statement
+    assert statement.tuning is not None
+    assert statement.tuning.score_noise_multiplier is None
+    assert any("on which the trials of the sweep were scored" in line for line in statement.assumed_public)
+    with_noise = statement.tuning.model_copy(update={"score_noise_multiplier": 5.0})
+    training = tiny.config(steps=4).dp_event(20)
+    assert statement.epsilon == epsilon(statement.tuning.event(training), delta=1e-5)
+    assert statement.epsilon < epsilon(with_noise.event(training), delta=1e-5)
+
+
 def test_nothing_is_drawn_before_the_budget_is_reserved(tiny: Any) -> None:
     tiny.ledger(epsilon=0.05)
     with pytest.raises(BudgetExceededError):
@@ -263,7 +288,6 @@ def test_a_trial_of_its_own_is_never_released(tiny: Any, monkeypatch: pytest.Mon
 @pytest.mark.parametrize("moment", ["first trial", "second trial", "score", "choice", "erase", "rename"])
 @pytest.mark.usefixtures("three")
 def test_a_killed_sweep_goes_on_with_what_it_drew(moment: str, tiny: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    from lazydp.components.train.checkpoint import RunFolder
     from lazydp.components.train.engine import Engine
 
     tiny.ledger()
@@ -309,29 +333,26 @@ def test_a_sweep_without_a_trial_is_charged_all_the_same(tiny: Any, monkeypatch:
 
 
 @pytest.mark.usefixtures("three")
-def test_the_best_is_kept(tiny: Any) -> None:
-    """Without much noise the sweep tells a rate that learns from one that does not."""
+def test_the_best_is_kept(tiny: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whatever its place; a model that is not finite never is, and a sweep of such alone releases nothing."""
     tiny.ledger()
-    config = tiny.config(steps=60, noise_multiplier=0.3)
-    chosen = []
-    for seed in range(4):
-        found = tune(
-            **given(
-                tiny,
-                config=config,
-                out=tiny.folder / f"sweep-{seed}",
-                sweep=sweep(
-                    score={"on": "held_out", "noise_multiplier": 0.1},
-                    settings={"embeddings.learning_rate": [1e-6, 2.0], "dense.learning_rate": [1e-6, 1e-2]},
-                ),
-                test_key=seed,
-            )
-        )
-        drawn = yaml.safe_load((tiny.folder / f"sweep-{seed}" / "sweep.json").read_text())["trials"]
-        if 2.0 in {settings["embeddings.learning_rate"] for settings in drawn}:
-            chosen.append(found.settings["embeddings.learning_rate"])
-    assert chosen
-    assert set(chosen) == {2.0}
+    scores: list[float | None] = []
+    monkeypatch.setattr(module, "_score", lambda trial, data: scores[int(trial.name[-1]) - 1])
+    for number, (given_scores, best) in enumerate(
+        [([3.0, 1.0, 2.0], 1), ([1.0, None, 2.0], 3), ([None, -5.0, None], 2)]
+    ):
+        scores[:] = given_scores
+        found = tune(**given(tiny, out=tiny.folder / f"sweep-{number}", config=tiny.config(steps=1)))
+        drawn = yaml.safe_load((tiny.folder / f"sweep-{number}" / "sweep.json").read_text())["trials"]
+        assert (found.score, found.settings) == (given_scores[best - 1], drawn[best - 1])
+        with RunFolder.locked(found.folder) as folder:
+            kept = folder.identity()
+        assert kept is not None
+        assert kept.selected
+        assert kept.config == with_settings(kept.config, drawn[best - 1])
+    scores[:] = [None, None, None]
+    with pytest.raises(PrivacyError, match="gave a finite model"):
+        tune(**given(tiny, out=tiny.folder / "none", config=tiny.config(steps=1)))
 
 
 def test_target_epsilon_is_that_of_the_whole_sweep(tiny: Any, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -387,11 +408,14 @@ def test_sweep_files(tmp_path: Path) -> None:
     file = tmp_path / "sweep.yaml"
     file.write_text(yaml.safe_dump(SWEEP))
     assert Sweep.load(file) == sweep()
+    examples = Path(__file__).parents[3] / "examples" / "sample"
+    for name in Sweep.load(examples / "sweep.yaml").settings:
+        with_settings(TrainConfig.load(examples / "train.yaml"), {name: 0.5})
     for text, says in (
         ("mean_trials: 0.5", "mean_trials"),
         ("[]", "dictionary"),
         ("{", "not YAML"),
-        (yaml.safe_dump({**SWEEP, "score": {"on": "held_out"}}), "noise_multiplier"),
+        (yaml.safe_dump({**SWEEP, "score": {"kind": "held_out"}}), "noise_multiplier"),
     ):
         file.write_text(text)
         with pytest.raises(InputError, match=says) as error:
