@@ -129,6 +129,12 @@ def test_bag_sq_norms_of_one_feature(*, weighted: bool) -> None:
     torch.testing.assert_close(found, reference.bag_sq_norms(indices, offsets, grad, weights), rtol=1e-6, atol=1e-6)
 
 
+def test_an_empty_bag_has_no_norm_whatever_its_gradient() -> None:
+    grad = torch.tensor([[[torch.inf], [torch.nan], [2.0]]])
+    found = ops.bag_sq_norms(torch.tensor([5]), torch.tensor([0, 0, 0, 1]), grad)
+    assert found.tolist() == [0.0, 0.0, 4.0]
+
+
 def test_bag_sq_norms_adds_equal_rows_of_all_features_first() -> None:
     grad = torch.tensor([[[3.0, 0.0]], [[0.0, 4.0]]])
     apart = ops.bag_sq_norms(torch.tensor([1, 2]), torch.tensor([0, 1, 2]), grad)

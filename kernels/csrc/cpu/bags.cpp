@@ -298,7 +298,9 @@ class ExampleNorm {
 
   double norm_of_few(int64_t example) const {
     const int64_t first = job_.offsets[example];
-    const FewLookups lookups(job_.indices + first, job_.per_lookup ? job_.per_lookup + first : nullptr, bag_size(example));
+    const int64_t count = bag_size(example);
+    if (count == 0) return 0.0;  // whatever the gradient is, finite or not
+    const FewLookups lookups(job_.indices + first, job_.per_lookup ? job_.per_lookup + first : nullptr, count);
     return lookups.sum_over_rows() * squared_norm(gradient(0, example), job_.columns);
   }
 
