@@ -300,8 +300,10 @@ class ExampleNorm {
     const int64_t first = job_.offsets[example];
     const int64_t count = bag_size(example);
     if (count == 0) return 0.0;  // whatever the gradient is, finite or not
-    const FewLookups lookups(job_.indices + first, job_.per_lookup ? job_.per_lookup + first : nullptr, count);
-    return lookups.sum_over_rows() * squared_norm(gradient(0, example), job_.columns);
+    const float* weights = job_.per_lookup ? job_.per_lookup + first : nullptr;
+    const double norm = squared_norm(gradient(0, example), job_.columns);
+    if (count == 1) return weights ? norm * static_cast<double>(*weights) * static_cast<double>(*weights) : norm;
+    return norm * FewLookups(job_.indices + first, weights, count).sum_over_rows();
   }
 
   void collect(int64_t example) {
