@@ -16,6 +16,7 @@ from __future__ import annotations
 import datetime
 import logging
 import shutil
+import time
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -80,6 +81,7 @@ def export(
             staged = out.absolute().with_name(f".{out.name}.{identity.run_id}")
             shutil.rmtree(staged, ignore_errors=True)
             others = spent_elsewhere(ledger, identity) if identity.config.private else ()
+            _log.info("accounting, and writing the bundle")
             manifest = stage(staged, flushed, identity, data, name=name, spent_elsewhere=others, audit=audited)
             if identity.config.private:
                 bound = contribution_bound(data)
@@ -148,6 +150,7 @@ def refuse_taken(out: Path) -> None:
 
 
 def _flush_and_prove(folder: RunFolder, identity: RunIdentity, data: EncodedDataset) -> Flushed:
+    _log.info("reading the checkpoint of run %s", identity.run_id)
     checkpoint = _finished(folder, identity)
     key = key_of(checkpoint, folder)
     # The tables are the checkpoint's own, mapped privately from its file: a second copy would double the memory.
@@ -167,7 +170,10 @@ def flush_and_prove(engine: Engine, identity: RunIdentity, key: NoiseKey) -> Flu
     tables = engine.state_dict()["embeddings"]["tables"]
     step = engine.steps_done
     owed = {name: OwedRows.of(table, step=step) for name, table in tables.items()}
+    started = time.monotonic()
     engine.flush()
+    rows = sum(table["last"].numel() for table in tables.values())
+    _log.info("flushed %d rows of %d tables in %.1f s", rows, len(tables), time.monotonic() - started)
     if not identity.config.private:
         return Flushed(engine, dict.fromkeys(tables, step), test_key=False)
     steps = prove_flushed(
