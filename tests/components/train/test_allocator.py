@@ -7,6 +7,8 @@ import sys
 
 import pytest
 
+from lazydp.components.shared import huge_pages
+
 _CHURN = """
 import resource, torch
 from lazydp.components.train.allocator import keep_freed_memory
@@ -14,7 +16,7 @@ torch.set_num_threads(1)
 if {keep}: assert keep_freed_memory()
 def step():
     blocks = [torch.ones(1 << 20) for _ in range(8)]  # 4 MiB each, freed together
-for _ in range(4): step()
+for _ in range(20): step()  # until the heap has found its size
 before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
 for _ in range(10): step()
 print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
@@ -24,6 +26,7 @@ print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
 def faults(*, keep: bool) -> int:
     # glibc adapts its thresholds to luck and layout; fixed low ones make the control certain.
     environment = {**os.environ, "MALLOC_MMAP_THRESHOLD_": "131072", "MALLOC_TRIM_THRESHOLD_": "131072"}
+    environment.pop(huge_pages.VARIABLE, None)  # one fault would bring 512 pages
     command = [sys.executable, "-c", _CHURN.format(keep=keep)]
     return int(subprocess.run(command, capture_output=True, text=True, check=True, env=environment).stdout)
 
