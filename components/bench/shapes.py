@@ -78,7 +78,7 @@ class StepShape:
             "tables": self.tables,
             "rows": self.rows,
             "dim": self.dim,
-            "batch": self.batch_size,
+            "examples": self.batch_size,
             "pooling": self.pooling,
             "threads": torch.get_num_threads(),
             "huge_pages": int(huge_pages_in_use()),

@@ -29,7 +29,7 @@ from lazydp.components.train.timer import StepTimer
 Part = Literal["whole", "embeddings"]
 """The whole step, or its embedding part by itself."""
 
-UNIT = "batch"
+UNIT = "examples"
 OURS: tuple[Mode, ...] = ("sgd", "lazydp", "dpsgd")
 CONTESTANTS = ("torch_sgd", *OURS, "opacus")
 _BATCHES = 8

@@ -100,7 +100,7 @@ class DatasetWorkload:
             "tables": len(tables),
             "rows": sum(shape.num_rows for shape in tables),
             "dim": self._config.model.embedding_dim,
-            "batch": sum(part.size for part in examples),
+            "examples": sum(part.size for part in examples),
             "lookups": sum(
                 read.indices.numel() for part in examples for read in lookups_of(self.model().layout, part).values()
             ),

@@ -30,7 +30,7 @@ def test_every_contestant_runs() -> None:
         document = json.loads(result.to_json())
         assert document["bench"] == "step"
         assert document["median_s"] > 0
-        assert document["shape"]["batch"] == SMALL.batch_size
+        assert document["shape"]["examples"] == SMALL.batch_size
         assert document["ratios"].keys() == set(step.CONTESTANTS) - {result.contestant}
 
 
@@ -143,7 +143,7 @@ def test_a_configuration_decides_batch_and_model(tiny: Any, tmp_path: Path) -> N
 )
 def test_the_answer(lazy: float, eager: float, wanted: str) -> None:
     def result(name: str, seconds: float) -> Result:
-        return Result("step", {"batch": 1}, name, seconds, seconds, seconds, 1, 0, None, 0, 0)
+        return Result("step", {"examples": 1}, name, seconds, seconds, seconds, 1, 0, None, 0, 0)
 
     text = step.answer([result("sgd", 0.008), result("lazydp", lazy), result("dpsgd", eager)])
     assert wanted in text
