@@ -105,7 +105,7 @@ def test_the_users_own_data(tiny: Any) -> None:
     tables = workload.model().tables
     assert workload.table_bytes == 4 * sum(shape.num_rows * shape.dim for shape in tables.values())
     assert results[0].shape["tables"] == len(tables)
-    assert "lazydp" in step.answer(results)
+    assert step.answer(results).startswith("Noise is")  # whether or not is a matter of time
     assert "opacus is left out" in str(step.left_out("opacus", workload))
 
 
