@@ -31,6 +31,9 @@ struct V {
   using U = __m256i;
   using F = __m256;
 
+  // Box-Muller has no registers beside the 16 words of ChaCha20.
+  static constexpr bool kOverlap = false;
+
   static void chacha20(const U* input, const U* started, U* words) { chacha20_avx2(input, started, words); }
 
   static U splat(uint32_t a) { return _mm256_set1_epi32(static_cast<int>(a)); }
