@@ -5,6 +5,7 @@
 #include <cstddef>
 #include <memory>
 #include <numeric>
+#include <utility>
 #include <vector>
 
 #include "cpu/vector_clones.h"
@@ -74,11 +75,6 @@ class Chunks {
   int64_t chunks_;
 };
 
-// Makes of each count the sum of all before it.
-void running_starts(std::vector<int64_t>& counts) {
-  std::exclusive_scan(counts.begin(), counts.end(), counts.begin(), int64_t{0});
-}
-
 // Stable radix sort of lookups by row.
 template <typename Lookup>
 class RowSort {
@@ -102,24 +98,32 @@ class RowSort {
   void sort_by_digit(int shift, int digit_bits) {
     const int64_t digits = int64_t{1} << digit_bits;
     const auto digit = [=](const Lookup& lookup) { return (lookup.row() >> shift) & (digits - 1); };
-    places_.assign(digits * chunks_.size(), 0);  // by digit, then chunk
-    const auto place = [&](int64_t chunk, const Lookup& lookup) -> int64_t& {
-      return places_[digit(lookup) * chunks_.size() + chunk];
-    };
+    places_.assign(digits * chunks_.size(), 0);
+    // Each chunk counts in a run of its own: counters of two threads in one cache line made two threads slower than one.
     chunks_.each([&](int64_t chunk, int64_t begin, int64_t end) {
-      for (int64_t i = begin; i < end; ++i) ++place(chunk, lookups_[i]);
+      int64_t* counts = &places_[chunk * digits];
+      for (int64_t i = begin; i < end; ++i) ++counts[digit(lookups_[i])];
     });
-    running_starts(places_);
+    to_places(digits);
     chunks_.each([&](int64_t chunk, int64_t begin, int64_t end) {
-      for (int64_t i = begin; i < end; ++i) other_[place(chunk, lookups_[i])++] = lookups_[i];
+      int64_t* places = &places_[chunk * digits];
+      for (int64_t i = begin; i < end; ++i) other_[places[digit(lookups_[i])]++] = lookups_[i];
     });
     lookups_.swap(other_);
+  }
+
+  // Makes of the counts by chunk and digit the place of each chunk's first lookup of that digit.
+  void to_places(int64_t digits) {
+    int64_t next = 0;
+    for (int64_t digit = 0; digit < digits; ++digit)
+      for (int64_t chunk = 0; chunk < chunks_.size(); ++chunk)
+        next += std::exchange(places_[chunk * digits + digit], next);
   }
 
   const Chunks& chunks_;
   std::unique_ptr<Lookup[]> lookups_;  // not vectors: those would write zeros first
   std::unique_ptr<Lookup[]> other_;
-  std::vector<int64_t> places_;
+  std::vector<int64_t> places_;  // by chunk, then digit
 };
 
 template <typename Lookup>
@@ -130,9 +134,11 @@ int64_t group_rows_as(const int64_t* indices, int64_t count, int64_t num_rows, i
   const auto starts_group = [&](int64_t i) { return i == 0 || sorted[i].row() != sorted[i - 1].row(); };
   std::vector<int64_t> group(chunks.size() + 1);
   chunks.each([&](int64_t chunk, int64_t begin, int64_t end) {
-    for (int64_t i = begin; i < end; ++i) group[chunk] += starts_group(i);
+    int64_t count = 0;
+    for (int64_t i = begin; i < end; ++i) count += starts_group(i);
+    group[chunk] = count;
   });
-  running_starts(group);
+  std::exclusive_scan(group.begin(), group.end(), group.begin(), int64_t{0});
   const int64_t groups = group.back();
   chunks.each([&](int64_t chunk, int64_t begin, int64_t end) {
     int64_t next = group[chunk];
