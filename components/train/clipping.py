@@ -432,4 +432,4 @@ def clip_coefficients(sq_norms: Tensor, *, max_grad_norm: float) -> Tensor:
     """
     norms = sq_norms.sqrt()
     coefficients = (max_grad_norm / (norms * _SAFETY)).clamp(max=1.0)
-    return torch.where(torch.isfinite(norms), coefficients, 0.0)
+    return coefficients.masked_fill(~torch.isfinite(norms), 0.0)

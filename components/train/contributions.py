@@ -173,9 +173,8 @@ def _coefficients(sq_norms: Mapping[Group, Tensor], privacy: PrivacyParameters) 
         joint = clip_coefficients(total, max_grad_norm=norms)
         return dict.fromkeys(GROUPS, joint)
     # A unit that is not finite in one group is not used in the other.
+    not_finite = ~torch.isfinite(total)
     return {
-        group: torch.where(
-            torch.isfinite(total), clip_coefficients(sq_norms[group], max_grad_norm=norms.of(group)), 0.0
-        )
+        group: clip_coefficients(sq_norms[group], max_grad_norm=norms.of(group)).masked_fill(not_finite, 0.0)
         for group in GROUPS
     }

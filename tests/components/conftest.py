@@ -105,3 +105,15 @@ def simulated_gpu() -> Iterator[Any]:
     specification.loader.exec_module(module)
     with module.SimulatedGpu() as gpu:
         yield gpu
+
+
+@pytest.fixture
+def gpu(request: pytest.FixtureRequest) -> Any:
+    """The GPU of this machine, where torch and the extension can use it (then None); else a simulated one."""
+    import torch
+
+    from lazydp.kernels import ops
+
+    if torch.cuda.is_available() and ops.built_with_cuda():
+        return None
+    return request.getfixturevalue("simulated_gpu")

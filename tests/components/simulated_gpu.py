@@ -2,8 +2,8 @@
 
 Whatever touches such a tensor passes `OnGpu.__torch_dispatch__`, which
 
-- refuses an operation that mixes it with a tensor of the host (but for scalars, as CUDA does),
-- counts the reads that make the host wait (`item`, `bool`, `nonzero`, ...) and the copies across,
+- refuses an operation that mixes it with a tensor of the host (but for numbers, as CUDA does),
+- counts what makes the host wait (`item`, `bool`, `nonzero`, a number that is copied, ...) and the copies across,
 - gives the answers of the CUDA operators, padded lists of rows included, and takes the key on the host only.
 
 A copy without blocking is not done when the call returns: to the host it leaves garbage until somebody waits, and from
@@ -37,6 +37,8 @@ _SYNCHRONISING = {
     _aten.unique_dim.default,
     _aten.unique_consecutive.default,
 }
+# What takes a number as an argument of its kernel. Others (`where`) copy it to the device, and the host waits.
+_TAKES_NUMBERS = {"add", "sub", "rsub", "mul", "div", "pow", "eq", "ne", "lt", "le", "gt", "ge", "maximum", "minimum"}
 _READS = {"tolist", "numpy", "__array__"}
 _CUDA_OPERATORS = {
     "normal_",
@@ -282,7 +284,8 @@ class SimulatedGpu(TorchFunctionMode):
             raise RuntimeError(
                 f"Expected all tensors to be on the same device, but {func} got some on cuda:0 and on cpu"
             )
-        if func in _SYNCHRONISING or _has_unknown_size(func, args, kwargs):
+        copies_number = of_host and func._schema.name.split("::")[1].rstrip("_") not in _TAKES_NUMBERS
+        if copies_number or func in _SYNCHRONISING or _has_unknown_size(func, args, kwargs):
             self._read(str(func))
         self.launches.append(str(func))
         with torch._C._DisableTorchDispatch():
