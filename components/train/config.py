@@ -4,13 +4,24 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, Self
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Discriminator, Field, PositiveInt, Tag, ValidationError, model_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    ConfigDict,
+    Discriminator,
+    Field,
+    PositiveInt,
+    Tag,
+    ValidationError,
+    model_validator,
+)
 
 from lazydp.components.models import config as models
 from lazydp.components.models.config import ModelConfig
@@ -29,7 +40,7 @@ Mode = Literal["lazydp", "dpsgd", "sgd"]
 PrivacyUnit = Literal["example", "user"]
 Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 NonNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]
-Device = Annotated[str, Field(pattern=r"^(cpu|cuda(:\d+)?)$")]
+Device = Annotated[str, AfterValidator(lambda name: _checked_device(name))]
 Fraction = Annotated[float, Field(ge=0, le=1, allow_inf_nan=False)]
 
 # Fields that change how fast or how safely a run goes, never what it computes.
@@ -336,6 +347,12 @@ class TrainConfig(_Frozen):
             target_delta=self.target_delta,
             make_event=lambda sigma: self.dp_event(max_examples_per_user, noise_multiplier=sigma),
         )
+
+
+def _checked_device(name: str) -> str:
+    if not re.fullmatch(r"cpu|cuda(:\d+)?", name):
+        raise ValueError(f"expected cpu, cuda or cuda:N, found {name!r}")
+    return name
 
 
 def _flatten(settings: dict[str, Any], prefix: str = "") -> dict[str, Any]:

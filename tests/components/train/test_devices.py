@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 from torch.utils._pytree import tree_map_only
 
-from lazydp.components.train import schedules
+from lazydp.components.train import placement, schedules
 from lazydp.components.train.dense import DenseOptimizer
 from lazydp.components.train.engine import Engine
 from lazydp.components.train.examples import Examples
@@ -110,31 +110,42 @@ def test_a_checkpoint_has_no_device(world: Any, placed_engine: Any, assert_close
     made = world()
     steps = batches_of(made)
     changes = {"embeddings": EmbeddingSgd(schedules.constant(0.3), 0.6, 0.02)}
-    placement = Placement.of(*PLACEMENTS[place])
-    whole = placed_engine(made, placement, **changes)
+    where = Placement.of(*PLACEMENTS[place])
+    whole = placed_engine(made, where, **changes)
     expected, _ = trained(whole, steps)
-    begun = placed_engine(made, placement, **changes)
+    begun = placed_engine(made, where, **changes)
     for step in steps[:3]:
         begun.step(step)
-    for elsewhere in (placement, HOST):
+    for elsewhere in (where, HOST):
         resumed = placed_engine(made, elsewhere, **changes)
         resumed.load_state_dict(on_host(begun.state_dict()))  # optimizers go on with the very tensors they load
         assert resumed.pending() == begun.pending() > 0
         found, _ = trained(resumed, steps[3:])
-        if elsewhere is placement:
+        if elsewhere is where:
             assert all(torch.equal(found[name], value) for name, value in expected.items())
         assert_close_weights(found, expected)
 
 
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no NVIDIA GPU that torch can use")
 @pytest.mark.parametrize("place", PLACEMENTS)
-def test_a_step_on_a_gpu_makes_the_host_wait_for_no_operator(world: Any, placed_engine: Any, place: str) -> None:
-    """Torch's own watch; it passes over the one wait that is meant."""
-    if not torch.cuda.is_available():
-        pytest.skip("no NVIDIA GPU that torch can use")
+def test_a_step_on_a_gpu_makes_the_host_wait_where_it_is_meant_to(
+    world: Any, placed_engine: Any, place: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By torch's own watch, which looks away for the waits that are meant."""
     engine, steps = placed_engine(world(), Placement.of(*PLACEMENTS[place])), batches_of(world())
-    engine.step(steps[0])
+    engine.step(steps[0])  # the first call of a kernel loads it, and may wait
+    wait, waits = placement.wait, []
+
+    def meant(device: torch.device) -> None:
+        torch.cuda.set_sync_debug_mode("default")
+        wait(device)
+        waits.append(device)
+        torch.cuda.set_sync_debug_mode("error")
+
+    monkeypatch.setattr(placement, "wait", meant)
     torch.cuda.set_sync_debug_mode("error")
     try:
         engine.step(steps[2])
     finally:
         torch.cuda.set_sync_debug_mode("default")
+    assert len(waits) == (1 if place == "on the GPU" else len(steps[2]))
