@@ -36,11 +36,18 @@ if TYPE_CHECKING:
 
 FORMAT_VERSION = 1
 
+
+def _checked_device(name: str) -> str:
+    if not re.fullmatch(r"cpu|cuda(:\d+)?", name):
+        raise ValueError(f"expected cpu, cuda or cuda:N, found {name!r}")
+    return name
+
+
 Mode = Literal["lazydp", "dpsgd", "sgd"]
 PrivacyUnit = Literal["example", "user"]
 Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 NonNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]
-Device = Annotated[str, AfterValidator(lambda name: _checked_device(name))]
+Device = Annotated[str, AfterValidator(_checked_device)]
 Fraction = Annotated[float, Field(ge=0, le=1, allow_inf_nan=False)]
 
 # Fields that change how fast or how safely a run goes, never what it computes.
@@ -347,12 +354,6 @@ class TrainConfig(_Frozen):
             target_delta=self.target_delta,
             make_event=lambda sigma: self.dp_event(max_examples_per_user, noise_multiplier=sigma),
         )
-
-
-def _checked_device(name: str) -> str:
-    if not re.fullmatch(r"cpu|cuda(:\d+)?", name):
-        raise ValueError(f"expected cpu, cuda or cuda:N, found {name!r}")
-    return name
 
 
 def _flatten(settings: dict[str, Any], prefix: str = "") -> dict[str, Any]:
