@@ -89,10 +89,11 @@ class Contributions:
         }
 
 
-def loss_weights(units: Units, privacy: PrivacyParameters, device: torch.device) -> Tensor | float:
-    """What each example's loss [B] counts in the objective of which a step without clipping is the gradient."""
-    weights = _example_weights(units, privacy, device)
-    return (1.0 if weights is None else units.per_example(weights)) / privacy.expected_batch_size
+def objective(losses: Tensor, units: Units, privacy: PrivacyParameters) -> Tensor:
+    """What a step without clipping is the gradient of, from the loss of each example, [B]."""
+    weights = _example_weights(units, privacy, losses.device)
+    scale = (1.0 if weights is None else units.per_example(weights)) / privacy.expected_batch_size
+    return (losses * scale).sum()
 
 
 def units_of(size: int, user_sizes: Tensor | None, privacy: PrivacyParameters) -> Units:

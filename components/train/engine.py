@@ -32,7 +32,7 @@ from lazydp.components.models.recommender import Recommender, initial_tables
 from lazydp.components.shared.errors import FormatError, InputError
 from lazydp.components.train.allocator import keep_freed_memory
 from lazydp.components.train.clipping import Capture, trained_layers
-from lazydp.components.train.contributions import Contributions, loss_weights, units_of
+from lazydp.components.train.contributions import Contributions, objective, units_of
 from lazydp.components.train.crossing import home, leaves, send_examples, send_lookups
 from lazydp.components.train.dense import DenseLayers, DenseOptimizer
 from lazydp.components.train.examples import Examples
@@ -43,7 +43,6 @@ from lazydp.components.train.report import StepReport
 from lazydp.components.train.skip_ahead import EmbeddingSgd
 from lazydp.components.train.tables import EmbeddingTables, Mode, TableGradient
 from lazydp.components.train.timer import Phase, StepTimer
-from lazydp.components.train.units import Units
 from lazydp.kernels.arguments import Law
 from lazydp.kernels.noise_key import NoiseKey
 
@@ -152,7 +151,7 @@ class Engine:
                 inputs = model_inputs(self.model.layout, examples, pooled)
                 losses = self.model.losses(self.model(inputs), examples.labels)
                 # Private: clipping coefficients bring the weights, once the norms are known.
-                total = losses.sum() if self._private else self._weighted(losses, units)
+                total = losses.sum() if self._private else objective(losses, units, self.privacy)
             with self._phase("backward"):
                 total.backward()  # type: ignore[no-untyped-call]
         if not self._private:
@@ -167,10 +166,6 @@ class Engine:
             contributions = Contributions.of(of_dense, tables, units, self.privacy)
         with self._phase("weighted products"):
             return _Pass(losses, contributions.add(capture, tables), units.count, contributions)
-
-    def _weighted(self, losses: Tensor, units: Units) -> Tensor:
-        """The objective of which a step without clipping is the gradient."""
-        return (losses * loss_weights(units, self.privacy, self.placement.device)).sum()
 
     def flush(self) -> None:
         """Give every row the noise it owes; needed before weights are released or evaluated. Training may go on."""

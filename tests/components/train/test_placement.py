@@ -11,12 +11,13 @@ import torch
 from torch import Tensor
 
 from lazydp.components.shared.errors import InputError, UnavailableError
-from lazydp.components.train import crossing, tables
+from lazydp.components.train import crossing, schedules, tables
 from lazydp.components.train.engine import Engine
 from lazydp.components.train.examples import Examples
 from lazydp.components.train.lookups import lookups_of
 from lazydp.components.train.mechanism import PrivacyParameters
 from lazydp.components.train.placement import CPU, HOST, Placement, moved
+from lazydp.components.train.skip_ahead import EmbeddingSgd
 from lazydp.kernels import ops
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -224,6 +225,14 @@ def test_devices_are_checked(simulated_gpu: Any) -> None:
             Placement.of(name)
     with pytest.raises(InputError, match="expected table_device cpu or cpu, found cuda:0"):
         Placement.of("cpu", "cuda")
+
+
+def test_tables_live_on_one_device(simulated_gpu: Any) -> None:
+    weights = {"here": torch.zeros(2, 3), "there": torch.zeros(2, 3, device="cuda")}
+    with pytest.raises(InputError, match="tables live on one device, found them on cpu, cuda:0"):
+        tables.EmbeddingTables(
+            weights, mode="sgd", optimizer=EmbeddingSgd(schedules.constant(1.0)), noise_scale=0.0, key=None
+        )
 
 
 def test_the_configuration_says_where_and_its_digest_does_not(tiny: Any) -> None:
