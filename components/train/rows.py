@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Self
 
 import torch
 from torch import Tensor, nn
@@ -12,6 +12,7 @@ from torch.nn import functional
 
 from lazydp.components.shared.errors import InputError, PendingNoiseError
 from lazydp.components.train.lookups import Lookups
+from lazydp.kernels import ops
 
 Read = Callable[[str, Lookups], Tensor]
 """Pooled rows [F * B, D] of a table, during a step."""
@@ -58,6 +59,16 @@ class LazyRows(nn.Module):
             self._refuse_pending("is read outside a step")
         return self._rows(indices) if self._mode is None else self._bags(indices, offsets)
 
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
+        # What `model.to` makes of a table the trainer would not know: it went on with the one it has.
+        if fn(self.weight) is not self.weight:
+            raise InputError(
+                f"embedding layer {self.name!r} cannot be moved or converted once it is trained privately: move the "
+                "model to its device before make_private"
+            )
+        moved: Self = super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
+        return moved
+
     def __getstate__(self) -> dict[str, Any]:
         self._refuse_pending("is pickled or copied")
         return {**self.__dict__, "read": None}
@@ -84,26 +95,26 @@ class LazyRows(nn.Module):
         size, positions = indices.shape[0], math.prod(indices.shape[1:])
         # Position by position, so that position p of example i is bag p * B + i.
         flat = indices.reshape(size, positions).t().reshape(-1)
-        lookups = Lookups(flat, torch.arange(flat.shape[0] + 1), None, positions)
+        lookups = Lookups(flat, torch.arange(flat.shape[0] + 1, device=flat.device), None, positions)
         rows = self.read(self.name, lookups)
         by_position = rows.view(positions, size, rows.shape[1])
         return by_position.transpose(0, 1).reshape(*indices.shape, rows.shape[1])
 
     def _bags(self, indices: Tensor, offsets: Tensor | None) -> Tensor:
         if indices.dim() == 2:
-            offsets = torch.arange(0, indices.numel() + 1, indices.shape[1])
+            offsets = torch.arange(0, indices.numel() + 1, indices.shape[1], device=indices.device)
             indices = indices.reshape(-1)
         elif offsets is None:
             raise InputError(f"layer {self.name!r}: 1-D indices of an EmbeddingBag need offsets")
         elif not self._include_last_offset:
-            offsets = torch.cat([offsets, offsets.new_tensor([indices.shape[0]])])
+            offsets = torch.cat([offsets, offsets.new_full((1,), indices.shape[0])])
         if self.read is None:
             mode = str(self._mode)
             return functional.embedding_bag(indices, self.weight, offsets, mode=mode, include_last_offset=True)
         weights = None
         if self._mode == "mean":
-            lengths = offsets.diff()
-            weights = torch.repeat_interleave(1.0 / lengths.clamp(min=1).to(torch.float32), lengths)
+            of_bag = 1.0 / offsets.diff().clamp(min=1).to(torch.float32)
+            weights = of_bag[ops.bag_ids(offsets, num_lookups=indices.shape[0])]
         return self.read(self.name, Lookups(indices, offsets, weights, 1))
 
 
