@@ -31,6 +31,9 @@ struct V {
   using U = __m256i;
   using F = __m256;
 
+  // Box-Muller has no registers beside the 16 words of ChaCha20.
+  static constexpr bool kOverlap = false;
+
   static void chacha20(const U* input, const U* started, U* words) { chacha20_avx2(input, started, words); }
 
   static U splat(uint32_t a) { return _mm256_set1_epi32(static_cast<int>(a)); }
@@ -79,6 +82,11 @@ struct V {
     z[1] = _mm256_shuffle_ps(a, c, 0xee);
     z[2] = _mm256_shuffle_ps(b, d, 0x44);
     z[3] = _mm256_shuffle_ps(b, d, 0xee);
+  }
+  // Four times each: at out[k] the value of lane k, then that of lane k + 4.
+  static void spread(const float* of_lanes, float (*out)[kLanes]) {
+    const U first = _mm256_set_epi32(4, 4, 4, 4, 0, 0, 0, 0);
+    for (int k = 0; k < 4; ++k) _mm256_store_ps(out[k], _mm256_permutevar8x32_ps(load(of_lanes), add(first, splat(k))));
   }
   static F gather(float* const* rows, int64_t at) {
     return _mm256_insertf128_ps(_mm256_castps128_ps256(_mm_loadu_ps(rows[0] + at)), _mm_loadu_ps(rows[4] + at), 1);

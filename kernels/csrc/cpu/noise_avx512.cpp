@@ -1,4 +1,4 @@
-// The noise kernels for AVX-512 (F and DQ): 16 lanes.
+// The noise kernels for AVX-512 (F, DQ and BW): 16 lanes.
 #include "cpu/simd_level.h"
 
 #if defined(__x86_64__)
@@ -14,10 +14,10 @@
 // Everything from the standard library is included above, so none of its inline functions is compiled for AVX-512 and
 // then taken by the linker for the other levels.
 #if defined(__clang__)
-#pragma clang attribute push(__attribute__((target("avx512f,avx512dq"))), apply_to = function)
+#pragma clang attribute push(__attribute__((target("avx512f,avx512dq,avx512bw"))), apply_to = function)
 #else
 #pragma GCC push_options
-#pragma GCC target("avx512f,avx512dq")
+#pragma GCC target("avx512f,avx512dq,avx512bw")
 #endif
 
 namespace lazydp::cpu {
@@ -34,7 +34,13 @@ struct V {
   using U = __m512i;
   using F = __m512;
 
-  static void chacha20(const U* input, const U* started, U* words) { chacha20_lanes<V>(input, started, words); }
+  // 32 registers hold the 16 words of ChaCha20 and what Box-Muller needs beside them.
+  static constexpr bool kOverlap = true;
+
+  static void chacha20(const U* input, const U* started, U* words) {
+    Nothing nothing;
+    chacha20_lanes<V>(input, started, words, nothing);
+  }
 
   static U splat(uint32_t a) { return _mm512_set1_epi32(static_cast<int>(a)); }
   static U splat(int a) { return _mm512_set1_epi32(a); }
@@ -51,7 +57,12 @@ struct V {
   template <int kBits> static U shift_left(U a) { return _mm512_slli_epi32(a, kBits); }
   template <int kBits> static U shift_right(U a) { return _mm512_srli_epi32(a, kBits); }
   static U sign_mask(U a) { return _mm512_srai_epi32(a, 31); }
-  template <int kBits> static U rotate(U a) { return _mm512_rol_epi32(a, kBits); }
+  template <int kBits> static U rotate(U a) {
+    // Of the two ports for vectors one rotates and the other shuffles: a quarter of the rotations go to the other.
+    if constexpr (kBits == 16)
+      return _mm512_shuffle_epi8(a, _mm512_set4_epi32(0x0d0c0f0e, 0x09080b0a, 0x05040706, 0x01000302));
+    return _mm512_rol_epi32(a, kBits);
+  }
 
   static F to_float(U a) { return _mm512_cvtepi32_ps(a); }
   static F as_float(U a) { return _mm512_castsi512_ps(a); }
@@ -73,6 +84,11 @@ struct V {
     z[1] = _mm512_shuffle_ps(a, c, 0xee);
     z[2] = _mm512_shuffle_ps(b, d, 0x44);
     z[3] = _mm512_shuffle_ps(b, d, 0xee);
+  }
+  // Four times each: at out[k] the value of lane k, then those of lanes k + 4, k + 8, k + 12.
+  static void spread(const float* of_lanes, float (*out)[kLanes]) {
+    const U first = _mm512_set_epi32(12, 12, 12, 12, 8, 8, 8, 8, 4, 4, 4, 4, 0, 0, 0, 0);
+    for (int k = 0; k < 4; ++k) _mm512_store_ps(out[k], _mm512_permutexvar_ps(add(first, splat(k)), load(of_lanes)));
   }
   static F gather(float* const* rows, int64_t at) {
     F z = _mm512_castps128_ps512(_mm_loadu_ps(rows[0] + at));
