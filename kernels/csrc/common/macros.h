@@ -9,3 +9,7 @@
 #define LAZYDP_HD inline
 #define LAZYDP_TABLE constexpr
 #endif
+
+// What must not become a call: a function that is compiled for several instruction sets, each time with its caller.
+#define LAZYDP_INLINE static inline __attribute__((always_inline))
+#define LAZYDP_INLINE_MEMBER inline __attribute__((always_inline))

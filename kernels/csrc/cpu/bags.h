@@ -35,9 +35,9 @@ struct BagSum {
 };
 void bag_sum(const BagSum& job, const Parallel& parallel);
 
-// The same in two parts: bags of one lookup, row by row (of group u, to every bag that holds nothing else), and all others.
+// The same in two parts: bags of one lookup, by their rows (of groups [begin, end)), and all others.
 int64_t single_bags(const BagSum& job);
-void row_to_single_bags(const BagSum& job, const Grouping& groups, int64_t u);
+void rows_to_single_bags(const BagSum& job, const Grouping& groups, int64_t begin, int64_t end);
 void sum_other_bags(const BagSum& job, const Parallel& parallel);
 
 struct BagSquaredNorms {

@@ -18,7 +18,7 @@ void wake_and_hand_on(const Wake& wake, const BagSum& sum, const Grouping& group
     for (int64_t first = begin; first < end; first += at_once) {
       const int64_t after = std::min(first + at_once, end);
       kernels.wake(wake, first, after);
-      for (int64_t u = first; u < after; ++u) row_to_single_bags(sum, groups, u);
+      rows_to_single_bags(sum, groups, first, after);
     }
   });
 }
