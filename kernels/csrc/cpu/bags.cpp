@@ -82,33 +82,40 @@ class RowSort {
  public:
   RowSort(const int64_t* indices, int64_t count, int64_t num_rows, const Chunks& chunks)
       : chunks_(chunks), lookups_(new Lookup[count]), other_(new Lookup[count]) {
-    chunks_.each([&](int64_t, int64_t begin, int64_t end) {
-      for (int64_t i = begin; i < end; ++i) lookups_[i] = Lookup(indices[i], i);
-    });
     const int bits = std::bit_width(static_cast<uint64_t>(std::max<int64_t>(num_rows - 1, 0)));
-    const int passes = (bits + kMaxDigitBits - 1) / kMaxDigitBits;
+    const int passes = std::max(1, (bits + kMaxDigitBits - 1) / kMaxDigitBits);
     for (int pass = 0; pass < passes; ++pass) {
       const int from = bits * pass / passes;
-      sort_by_digit(from, bits * (pass + 1) / passes - from);
+      const int digit_bits = bits * (pass + 1) / passes - from;
+      if (pass == 0) {
+        sort_by_digit([=](int64_t i) { return Lookup(indices[i], i); }, from, digit_bits);
+      } else {
+        sort_by_digit([this](int64_t i) { return lookups_[i]; }, from, digit_bits);
+      }
     }
   }
 
   const Lookup& operator[](int64_t i) const { return lookups_[i]; }
 
  private:
-  void sort_by_digit(int shift, int digit_bits) {
+  // From lookup(i) for every i into lookups_.
+  template <class LookupAt>
+  void sort_by_digit(const LookupAt& lookup, int shift, int digit_bits) {
     const int64_t digits = int64_t{1} << digit_bits;
-    const auto digit = [=](const Lookup& lookup) { return (lookup.row() >> shift) & (digits - 1); };
+    const auto digit = [=](const Lookup& of) { return (of.row() >> shift) & (digits - 1); };
     places_.assign(digits * chunks_.size(), 0);
     // Each chunk counts in a run of its own: counters of two threads in one cache line made two threads slower than one.
     chunks_.each([&](int64_t chunk, int64_t begin, int64_t end) {
       int64_t* counts = &places_[chunk * digits];
-      for (int64_t i = begin; i < end; ++i) ++counts[digit(lookups_[i])];
+      for (int64_t i = begin; i < end; ++i) ++counts[digit(lookup(i))];
     });
     to_places(digits);
     chunks_.each([&](int64_t chunk, int64_t begin, int64_t end) {
       int64_t* places = &places_[chunk * digits];
-      for (int64_t i = begin; i < end; ++i) other_[places[digit(lookups_[i])]++] = lookups_[i];
+      for (int64_t i = begin; i < end; ++i) {
+        const Lookup next = lookup(i);
+        other_[places[digit(next)]++] = next;
+      }
     });
     lookups_.swap(other_);
   }
