@@ -10,10 +10,8 @@ from collections import OrderedDict
 from collections.abc import Iterable
 from concurrent.futures import Executor
 
-import numpy as np
 import orjson
 
-from lazydp.components.bundle.items import ItemTable
 from lazydp.components.bundle.query import Query, Ranking
 from lazydp.components.bundle.reader import Bundle
 from lazydp.components.bundle.scorer import Scorer, TwoTowerScorer, make_scorer
@@ -23,6 +21,8 @@ from lazydp.service.batcher import Batcher
 _INLINE_SECONDS = 0.002
 _WARM_ROUNDS = 3
 _WARM_CANDIDATES = 1000
+# Ends the item before the one that a fragment begins.
+_CLOSE = b"},"
 
 
 class AnswerCache:
@@ -84,7 +84,8 @@ class ServedVersion:
         self.loaded = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
         self.model = orjson.dumps({"name": self.name, "version": self.version})
         self._head = b'{"model":' + self.model + b","
-        self._fragments = _Fragments(self.scorer.items)
+        # What an answer says of each item code up to its score; made when first asked for.
+        self._fragments: list[bytes | None] = [None] * (self.scorer.num_items + 1)
 
     async def similar(self, item_id: str, *, k: int, offset: int) -> Ranking | None:
         """Items like an item, None for an unknown one; in a thread where that takes long."""
@@ -119,32 +120,24 @@ class ServedVersion:
             return b""
         # Joining ready parts is several times faster than building fifty objects to serialise, and so is writing
         # the scores as one array that is split again.
-        scores = orjson.dumps(np.asarray(ranking.scores, dtype=np.float32), option=orjson.OPT_SERIALIZE_NUMPY)
+        scores = orjson.dumps(ranking.scores, option=orjson.OPT_SERIALIZE_NUMPY)
         written = scores[1:-1].split(b",")
         if explain:
             ids = self.scorer.items.ids
             reasons = (orjson.dumps([ids[near - 1] for near in nearest]) for nearest in ranking.reasons)
             written = [b'%b,"because":%b' % both for both in zip(written, reasons, strict=True)]
         parts = [b""] * (2 * len(written))
-        parts[0::2] = [self._fragments[code] for code in ranking.codes]
+        made = self._fragments
+        parts[0::2] = [made[code] or self._fragment(code) for code in ranking.codes]
         parts[1::2] = written
         # Every fragment closes the object before it.
-        return b"".join(parts)[len(_Fragments.CLOSE) :] + b"}"
+        return b"".join(parts)[len(_CLOSE) :] + b"}"
 
-
-class _Fragments(dict[int, bytes]):
-    """What an answer says of each item code up to its score; made when first asked for."""
-
-    CLOSE = b"},"
-
-    def __init__(self, items: ItemTable) -> None:
-        self._item_table = items
-
-    def __missing__(self, code: int) -> bytes:
-        items = self._item_table
+    def _fragment(self, code: int) -> bytes:
+        items = self.scorer.items
         named = orjson.dumps({"id": items.ids[code - 1], "title": items.title(code)})
-        self[code] = found = self.CLOSE + named[:-1] + b',"score":'
-        return found
+        self._fragments[code] = made = _CLOSE + named[:-1] + b',"score":'
+        return made
 
 
 def _warm_seconds(scorer: Scorer, *, whole: bool) -> float:
