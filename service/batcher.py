@@ -11,6 +11,8 @@ from lazydp.components.bundle.scorer import Scorer
 from lazydp.components.shared.errors import InputError
 
 MAX_BATCH = 64
+# Queries of one request that are ranked on the event loop before others get their turn.
+_AT_A_STRETCH = 16
 
 
 class Batcher:
@@ -42,9 +44,13 @@ class Batcher:
 
     async def rank_all(self, queries: Sequence[Query]) -> list[Ranking]:
         """The scorer's answers to queries that came together."""
-        if self._executor is None:
-            return self._scorer.rank(queries)
-        return await asyncio.get_running_loop().run_in_executor(self._executor, self._scorer.rank, queries)
+        if self._executor is not None:
+            return await asyncio.get_running_loop().run_in_executor(self._executor, self._scorer.rank, queries)
+        answers: list[Ranking] = []
+        for start in range(0, len(queries), _AT_A_STRETCH):
+            answers += self._scorer.rank(queries[start : start + _AT_A_STRETCH])
+            await asyncio.sleep(0)
+        return answers
 
     def _take(self) -> list[tuple[Query, asyncio.Future[Ranking]]]:
         batch, self._waiting = self._waiting[:MAX_BATCH], self._waiting[MAX_BATCH:]

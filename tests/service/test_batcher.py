@@ -84,3 +84,27 @@ def test_who_went_away_is_not_ranked_for() -> None:
 
     assert asyncio.run(both()).codes == [2]
     assert scorer.batches == [1]
+
+
+def test_a_large_request_lets_others_have_their_turn(executor: Any) -> None:
+    scorer = Recorder()
+    batcher = Batcher(scorer, executor=executor)  # type: ignore[arg-type]
+    order: list[str] = []
+
+    async def large() -> list[Ranking]:
+        answers = await batcher.rank_all([Query(k=number) for number in range(200)])
+        order.append("large")
+        return answers
+
+    async def small() -> None:
+        await batcher.rank(Query(k=1))
+        order.append("small")
+
+    async def both() -> list[Ranking]:
+        answers, _ = await asyncio.gather(large(), small())
+        return answers
+
+    assert [answer.codes[0] for answer in asyncio.run(both())] == list(range(200))
+    if executor is None:
+        assert order == ["small", "large"]
+        assert asyncio.run(batcher.rank_all([])) == []
