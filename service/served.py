@@ -26,10 +26,15 @@ _CLOSE = b"},"
 
 
 class AnswerCache:
-    """The latest answers of one version by request. An answer is a function of version and request alone."""
+    """The latest answers of one version by request. An answer is a function of version and request alone.
 
-    def __init__(self, entries: int) -> None:
+    Bounded by number and by size, the requests' own included: a request may be a megabyte long.
+    """
+
+    def __init__(self, entries: int, *, max_bytes: int) -> None:
         self._entries = entries
+        self._max_bytes = max_bytes
+        self._bytes = 0
         self._answers: OrderedDict[bytes, bytes] = OrderedDict()
 
     def get(self, key: bytes) -> bytes | None:
@@ -40,12 +45,18 @@ class AnswerCache:
         return found
 
     def put(self, key: bytes, answer: bytes) -> None:
-        """Keep an answer, and let the oldest go."""
-        if not self._entries:
+        """Keep an answer, and let the oldest go; one that is larger than all may be is not kept."""
+        size = len(key) + len(answer)
+        if not self._entries or size > self._max_bytes:
             return
+        before = self._answers.pop(key, None)
+        if before is not None:
+            self._bytes -= len(key) + len(before)
         self._answers[key] = answer
-        if len(self._answers) > self._entries:
-            self._answers.popitem(last=False)
+        self._bytes += size
+        while len(self._answers) > self._entries or self._bytes > self._max_bytes:
+            oldest, dropped = self._answers.popitem(last=False)
+            self._bytes -= len(oldest) + len(dropped)
 
 
 class ServedVersion:
@@ -68,7 +79,7 @@ class ServedVersion:
         bundle: Bundle,
         *,
         executor: Executor,
-        cache_entries: int,
+        cache: AnswerCache,
         approximate_from: int | None,
         rank_whole_up_to: int,
     ) -> None:
@@ -80,7 +91,7 @@ class ServedVersion:
         self.ranks_whole = isinstance(self.scorer, TwoTowerScorer) or self.scorer.num_items <= rank_whole_up_to
         self.inline = _warm_seconds(self.scorer, whole=self.ranks_whole) < _INLINE_SECONDS
         self.batcher = Batcher(self.scorer, executor=None if self.inline else executor)
-        self.cache = AnswerCache(cache_entries)
+        self.cache = cache
         self.loaded = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
         self.model = orjson.dumps({"name": self.name, "version": self.version})
         self._head = b'{"model":' + self.model + b","

@@ -89,6 +89,9 @@ class Settings(BaseSettings):
     ] = 0
     poll_s: Annotated[PositiveFloat, Field(description="seconds between looks for a new version of a bundle")] = 2
     cache_entries: Annotated[int, Field(ge=0, description="answers kept per model version; 0 keeps none")] = 4096
+    cache_bytes: Annotated[int, Field(ge=0, description="bytes that they and the requests they answer may take")] = (
+        2**26
+    )
     access_log: Annotated[bool, Field(description="one log line a request (never with ids of users or items)")] = True
     tracing: Annotated[
         bool, Field(description="OpenTelemetry spans, sent where OTEL_EXPORTER_OTLP_ENDPOINT says (extra: otel)")
