@@ -276,8 +276,9 @@ class _Client(asyncio.Protocol):
 
 
 def _multiply(matrix: torch.Tensor, vectors: torch.Tensor, k: int, requests: int, together: int) -> None:
-    for block in (torch.arange(requests) % len(vectors)).split(together):
+    for start in range(0, requests, together):
+        numbers = [number % len(vectors) for number in range(start, min(start + together, requests))]
         if together == 1:
-            torch.topk(matrix @ vectors[int(block)], k)
+            torch.topk(matrix @ vectors[numbers[0]], k)
         else:
-            torch.topk(vectors[block] @ matrix.T, k)
+            torch.topk(vectors[numbers] @ matrix.T, k)

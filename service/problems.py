@@ -63,11 +63,16 @@ class Problem(Exception):  # noqa: N818 - named after RFC 9457
         self.headers = dict(headers or {})
         self.errors = errors
 
+    @property
+    def title(self) -> str:
+        """The status in words."""
+        return HTTPStatus(self.status).phrase
+
     def body(self, request_id: str | None) -> bytes:
         """The document."""
         document: dict[str, Any] = {
             "type": "about:blank" if self.kind is None else _TYPE_PREFIX + self.kind,
-            "title": HTTPStatus(self.status).phrase,
+            "title": self.title,
             "status": self.status,
         }
         if self.detail is not None:

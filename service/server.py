@@ -15,6 +15,7 @@ from fastapi import FastAPI
 from lazydp.components.shared.errors import InputError, UnavailableError
 from lazydp.components.shared.files import write_bytes
 from lazydp.service.app import create_app
+from lazydp.service.connection import connections
 from lazydp.service.context import Context
 from lazydp.service.logs import configure
 from lazydp.service.settings import Settings
@@ -83,6 +84,7 @@ class _Server(uvicorn.Server):
         super().__init__(
             uvicorn.Config(
                 app,
+                http=connections(settings),  # type: ignore[arg-type]  # it calls what it takes for a class
                 log_config=None,
                 access_log=False,
                 server_header=False,
