@@ -9,6 +9,7 @@ import asyncio
 import os
 import re
 import time
+import traceback
 from collections.abc import Awaitable, Callable, Iterator, Mapping, MutableMapping
 from typing import TYPE_CHECKING, Any, TypeAlias
 
@@ -114,8 +115,14 @@ class Gateway:
             limit = f"{self._settings.request_timeout_s:g}"
             detail = f"the request was not answered within {limit} seconds"
             await exchange.refuse(Problem(503, "timeout", detail, headers={"retry-after": "1"}))
-        except Exception:
-            _log.exception("request failed", request_id=exchange.request_id, route=exchange.route or _route(scope))
+        except Exception as error:
+            _log.error(
+                "request failed",
+                request_id=exchange.request_id,
+                route=exchange.route or _route(scope),
+                error=type(error).__name__,
+                where=_frames(error),
+            )
             await exchange.refuse(Problem(500, "internal", "this is a fault of the service; the log has the details"))
 
     def _check(self, scope: Scope, exchange: _Exchange) -> None:
@@ -233,6 +240,12 @@ class _Exchange:
         ]
         await self.send({"type": "http.response.start", "status": problem.status, "headers": headers})
         await self._send({"type": "http.response.body", "body": body})
+
+
+def _frames(error: Exception) -> list[str]:
+    """Where an error was raised, outermost first. Its message is left out: it may quote what a user sent."""
+    frames = traceback.extract_tb(error.__traceback__)
+    return [f"{frame.filename.rpartition('/')[2]}:{frame.lineno} {frame.name}" for frame in frames]
 
 
 def _too_large(limit: int) -> Problem:

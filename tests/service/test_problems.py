@@ -15,6 +15,8 @@ import structlog
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from lazydp.service.served import ServedVersion
+
 RECOMMEND = "/v1/recommendations"
 JSON = {"content-type": "application/json"}
 
@@ -300,4 +302,23 @@ def test_logs_hold_no_user_data(start: Any, bundles: dict[str, Path]) -> None:
         "unmatched",
         "/",
     ]
+    assert "kilroy" not in repr(logs)
+
+
+def test_a_fault_is_logged_with_its_place_and_without_its_words(
+    start: Any, bundles: dict[str, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def broken(self: ServedVersion, query: Any, *_: Any, **__: Any) -> bytes:
+        raise ValueError(f"cannot answer {query.user_id}")
+
+    monkeypatch.setattr(ServedVersion, "answer", broken)
+    with structlog.testing.capture_logs() as logs, start(bundles["popular"]) as client:
+        for response in (
+            client.post(RECOMMEND, json={"user_id": "kilroy"}),
+            client.get("/v1/users/kilroy/recommendations"),
+        ):
+            assert "kilroy" not in json.dumps(assert_problem(response, 500))
+    faults = [log for log in logs if log["event"] == "request failed"]
+    assert [fault["error"] for fault in faults] == ["ValueError", "ValueError"]
+    assert all(fault["where"][-1].endswith(" broken") for fault in faults)
     assert "kilroy" not in repr(logs)
