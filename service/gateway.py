@@ -17,7 +17,7 @@ import structlog
 
 from lazydp.service.auth import OPEN_PATHS, Doorkeeper
 from lazydp.service.metrics import Metrics
-from lazydp.service.problems import MEDIA_TYPE, Problem
+from lazydp.service.problems import MEDIA_TYPE, Problem, fault
 from lazydp.service.settings import Settings
 from lazydp.service.tracing import Tracing
 
@@ -123,7 +123,7 @@ class Gateway:
                 error=type(error).__name__,
                 where=_frames(error),
             )
-            await exchange.refuse(Problem(500, "internal", "this is a fault of the service; the log has the details"))
+            await exchange.refuse(fault())
 
     def _check(self, scope: Scope, exchange: _Exchange) -> None:
         path = scope["path"]
