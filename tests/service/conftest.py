@@ -14,7 +14,7 @@ import uvicorn
 
 from lazydp.components.bundle.untrained import write_untrained
 from lazydp.service.app import create_app
-from lazydp.service.connection import connections
+from lazydp.service.server import protocol
 from lazydp.service.settings import load_settings
 from lazydp.service.tracing import Tracing
 
@@ -28,8 +28,7 @@ def running(*paths: Path, tracing: Tracing | None = None, **options: Any) -> Ite
     app = create_app(settings, tracing=tracing)
     listener = socket.create_server(("127.0.0.1", 0))
     port = listener.getsockname()[1]
-    made = connections(settings)
-    server = uvicorn.Server(uvicorn.Config(app, http=made, log_config=None, access_log=False))  # type: ignore[arg-type]
+    server = uvicorn.Server(uvicorn.Config(app, **protocol(settings)))
     thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]})
     thread.start()
     try:

@@ -81,6 +81,17 @@ def test_without_a_key_or_with_a_wrong_one_only_health_answers(
             assert response.json()["type"] in ("urn:lazydp:problem:no-key", "urn:lazydp:problem:wrong-key")
 
 
+def test_an_upgrade_to_another_protocol_goes_around_nothing(guarded: httpx.Client) -> None:
+    upgrade = {
+        "connection": "upgrade",
+        "upgrade": "websocket",
+        "sec-websocket-version": "13",
+        "sec-websocket-key": "AAAAAAAAAAAAAAAAAAAAAA==",
+    }
+    assert guarded.get("/v1/models", headers=upgrade).status_code == 401
+    assert guarded.get("/v1/models", headers={**upgrade, **bearer(KEYS["recommend"][0])}).status_code == 200
+
+
 @pytest.mark.parametrize("path", SCOPES)
 @pytest.mark.parametrize("scope", KEYS)
 def test_a_key_opens_its_scope_and_no_other(guarded: httpx.Client, path: str, scope: str) -> None:
