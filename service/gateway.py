@@ -88,6 +88,9 @@ class Gateway:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
+        if scope["method"] == "HEAD":
+            # What answers GET answers HEAD (RFC 9110, 9.3.2); the server leaves the body out by its own copy.
+            scope = {**scope, "method": "GET"}
         exchange = _Exchange(scope, receive, send, max_body_bytes=self._settings.max_body_bytes)
         span = None if self._tracing is None else self._tracing.begin(exchange.headers)
         self._in_flight += 1

@@ -190,6 +190,16 @@ def test_etags(client: httpx.Client) -> None:
         assert "cache-control" in first.headers
 
 
+def test_head_is_get_without_the_body(client: httpx.Client) -> None:
+    for path in ("/healthz", "/readyz", "/v1/users/7/recommendations", "/v1/models", "/", "/nothing"):
+        got, head = client.get(path), client.head(path)
+        assert head.status_code == got.status_code
+        assert head.content == b""
+        for name in ("content-length", "content-type", "etag"):
+            assert head.headers.get(name) == got.headers.get(name), (path, name)
+    assert client.head(RECOMMEND).status_code == 405
+
+
 def test_an_unknown_model_is_a_404(client: httpx.Client) -> None:
     assert client.post(RECOMMEND, params={"model": "other"}, json={"user_id": "7"}).status_code == 404
 
