@@ -18,7 +18,7 @@ from lazydp.service.budget import BudgetSource
 from lazydp.service.context import Context
 from lazydp.service.gateway import Gateway, Receive, Scope, Send
 from lazydp.service.metrics import Metrics
-from lazydp.service.problems import Problem, on_http_exception, on_problem, on_validation_error
+from lazydp.service.problems import Problem, on_fault, on_http_exception, on_problem, on_validation_error
 from lazydp.service.registry import Registry
 from lazydp.service.settings import Settings
 from lazydp.service.tracing import Tracing
@@ -89,6 +89,7 @@ def create_app(settings: Settings, *, tracing: Tracing | None = None) -> FastAPI
     for router in (recommendations.router, privacy.router, models.router, health.router, page.router):
         app.include_router(router)
     app.add_exception_handler(Problem, on_problem)
+    app.add_exception_handler(Exception, on_fault)
     app.add_exception_handler(HTTPException, on_http_exception)
     app.add_exception_handler(RequestValidationError, on_validation_error)
     app.gateway = Gateway(

@@ -1,5 +1,10 @@
 """Requests a second at saturation: the service, a bare FastAPI route that returns the same bytes, the bare product.
 
+The bare route is what a good engineer would write who had the answer already: one `async def` handler that reads no
+body and returns a `Response` of ready bytes, on uvicorn with uvloop and httptools, without a log line a request.
+`bare_matmul` is the product and top-k of one query after another, `bare_matmul_together` of as many at once as there
+are connections, which is the most that the service could rank together.
+
 Servers run on one core and the client on another, where there are two. `lazydp` keeps no answers, so that every request
 is parsed, encoded, scored, ranked and written; `lazydp_cached` has the settings as shipped, and every user asks again.
 Neither writes a log line a request, nor does the bare route. `median_s` is seconds a request, `p99_s` the latency that
@@ -88,8 +93,9 @@ def run(
                 Contestant(name, functools.partial(server.ask, asked, requests), bytes=0)
                 for name, server in servers.items()
             ]
-            product = functools.partial(_multiply, matrix, vectors, k, requests)
-            contestants.append(Contestant("bare_matmul", product, bytes=matrix.nbytes, flops=2 * items * dim))
+            for product_name, together in (("bare_matmul", 1), ("bare_matmul_together", _CONNECTIONS)):
+                product = functools.partial(_multiply, matrix, vectors, k, requests, together)
+                contestants.append(Contestant(product_name, product, bytes=matrix.nbytes, flops=2 * items * dim))
             shape = {UNIT: items, "k": k, "dim": dim, "connections": _CONNECTIONS}
             results = measure("serve", shape=shape, contestants=contestants, repeats=repeats, warm_ups=2)
             return [_per_request(result, servers.get(result.contestant), requests) for result in results]
@@ -269,6 +275,10 @@ class _Client(asyncio.Protocol):
             self._done.set_exception(exc or UnavailableError("the server closed the connection"))
 
 
-def _multiply(matrix: torch.Tensor, vectors: torch.Tensor, k: int, requests: int) -> None:
-    for number in range(requests):
-        torch.topk(matrix @ vectors[number % len(vectors)], k)
+def _multiply(matrix: torch.Tensor, vectors: torch.Tensor, k: int, requests: int, together: int) -> None:
+    for start in range(0, requests, together):
+        numbers = [number % len(vectors) for number in range(start, min(start + together, requests))]
+        if together == 1:
+            torch.topk(matrix @ vectors[numbers[0]], k)
+        else:
+            torch.topk(vectors[numbers] @ matrix.T, k)

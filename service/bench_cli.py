@@ -26,8 +26,9 @@ def command(shape: str, items: int | None, k: int | None, dim: int, requests: in
     """The service at saturation beside a bare route that returns the same bytes, and the bare product.
 
     `lazydp` keeps no answers and scores every request; `lazydp_cached` runs with the settings as shipped. The lines
-    below the table hold requests a second, the share of `bare_route` and `bare_matmul`, the latency of 99 of 100
-    requests, and the server's memory. With --shape ann: seconds a query, recall at 100, and speed-up.
+    below the table hold requests a second, the share of what is bare (`bare_matmul_together`: the product of as many
+    queries at once as there are connections), the latency of 99 of 100 requests, and the server's memory. With
+    --shape ann: seconds a query, recall at 100, and speed-up.
     """
     items, k = items or _ITEMS[shape], k or _K[shape]
     if shape == "ann":
@@ -47,10 +48,10 @@ def _service(*, items: int, k: int, dim: int, requests: int, repeats: int, as_js
         return
     print_table(results, unit=bench.UNIT)
     for result in results:
-        line = f"{result.contestant:14} {1 / result.median_s:8,.0f} requests/s"
+        line = f"{result.contestant:20} {1 / result.median_s:8,.0f} requests/s"
         if result.contestant.startswith("lazydp"):
             # A ratio is of times: the share of the other's rate is its inverse.
-            shares = (f"{1 / result.ratios[other]:.0%} of {other}" for other in ("bare_route", "bare_matmul"))
+            shares = (f"{1 / ratio:.0%} of {other}" for other, ratio in result.ratios.items() if "bare" in other)
             line += f"  {', '.join(shares)}"
         if result.p99_s is not None and result.rss_bytes is not None:
             line += f"  p99 {result.p99_s * 1e3:.1f} ms, {result.rss_bytes / 2**20:,.0f} MiB"

@@ -10,7 +10,7 @@ import torch
 
 from lazydp.components.bench.harness import Contestant, Result, measure
 from lazydp.components.bundle.index import DEPTHS, ApproximateIndex, Matrix
-from lazydp.components.bundle.topk import top_k
+from lazydp.components.bundle.topk import top_k, top_k_rows
 
 UNIT = "items"
 Vectors: TypeAlias = Literal["gaussian", "clustered"]
@@ -96,5 +96,5 @@ def _approximate(index: ApproximateIndex, matrix: Matrix, asked: Matrix, k: int)
 
 def _exact(matrix: Matrix, asked: Matrix, k: int) -> None:
     for start in range(0, len(asked), _TOGETHER):
-        for scores in torch.mm(torch.from_numpy(asked[start : start + _TOGETHER]), torch.from_numpy(matrix).T).numpy():
-            top_k(scores, k)
+        scores = torch.mm(torch.from_numpy(asked[start : start + _TOGETHER]), torch.from_numpy(matrix).T)
+        top_k_rows(scores.numpy(), k)

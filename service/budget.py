@@ -5,7 +5,8 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Callable
-from typing import TypeVar
+from dataclasses import dataclass
+from typing import Generic, TypeVar
 
 import structlog
 
@@ -15,9 +16,31 @@ from lazydp.service import schemas
 
 # Many people looking at one page must not become many readings of the ledger.
 _KEPT_SECONDS = 1.0
+# After that long a request is answered without the ledger; a database that is not there takes longer to say so.
+_PATIENCE_SECONDS = 3.0
 _log = structlog.get_logger("lazydp.service")
 
 Found = TypeVar("Found")
+
+
+@dataclass(slots=True)
+class _Reading(Generic[Found]):
+    """One reading, under way or kept.
+
+    Attributes:
+        task: finds; None where the ledger does not answer.
+        ended: when it did, by the monotonic clock.
+    """
+
+    task: asyncio.Task[list[Found] | None]
+    ended: float | None = None
+
+    @property
+    def is_fresh(self) -> bool:
+        return self.ended is None or time.monotonic() - self.ended < _KEPT_SECONDS
+
+    def end(self, _: object) -> None:
+        self.ended = time.monotonic()
 
 
 class BudgetSource:
@@ -32,33 +55,53 @@ class BudgetSource:
         self.notice: str | None = (
             None if url else "no ledger is configured: these are the statements of the served models"
         )
-        self._kept: dict[str, tuple[float, object]] = {}
+        self._datasets: _Reading[schemas.DatasetBudget] | None = None
+        self._entries: _Reading[schemas.LedgerEntry] | None = None
 
     async def datasets(self) -> list[schemas.DatasetBudget] | None:
         """The budget of every dataset; None where there is no ledger or it does not answer."""
-        return await self._read("datasets", _datasets)
+        self._datasets = self._reading(self._datasets, _datasets)
+        return await self._waited(self._datasets)
 
     async def entries(self) -> list[schemas.LedgerEntry] | None:
         """Every entry, oldest first; None where there is no ledger or it does not answer."""
-        return await self._read("entries", _entries)
+        self._entries = self._reading(self._entries, _entries)
+        return await self._waited(self._entries)
 
-    async def _read(self, what: str, reading: Callable[[Ledger], list[Found]]) -> list[Found] | None:
-        if self._url is None:
-            return None
-        kept = self._kept.get(what)
-        if kept is not None and time.monotonic() - kept[0] < _KEPT_SECONDS:
-            return kept[1]  # type: ignore[return-value]  # one type for each `what`
+    def _reading(
+        self, before: _Reading[Found] | None, reading: Callable[[Ledger], list[Found]]
+    ) -> _Reading[Found] | None:
+        """The reading that answers now: `before` while it is fresh, so that everybody who asks shares one."""
+        if self._url is None or (before is not None and before.is_fresh):
+            return before
+        fresh = _Reading(asyncio.create_task(self._read(self._url, reading)))
+        fresh.task.add_done_callback(fresh.end)
+        return fresh
+
+    async def _read(self, url: str, reading: Callable[[Ledger], list[Found]]) -> list[Found] | None:
         try:
-            found = await asyncio.to_thread(_reading, self._url, reading)
+            return await asyncio.to_thread(_read_ledger, url, reading)
         except LazyDPError as error:
-            _log.warning("ledger does not answer", reason=str(error))
-            self.notice = "the ledger does not answer: these are the statements of the served models"
+            self._miss(str(error))
             return None
-        self._kept[what] = (time.monotonic(), found)
-        return found
+
+    async def _waited(self, reading: _Reading[Found] | None) -> list[Found] | None:
+        if reading is None:
+            return None
+        try:
+            async with asyncio.timeout(_PATIENCE_SECONDS):
+                # Others wait for the same reading.
+                return await asyncio.shield(reading.task)
+        except TimeoutError:
+            self._miss(f"no answer within {_PATIENCE_SECONDS:g} seconds")
+            return None
+
+    def _miss(self, reason: str) -> None:
+        _log.warning("ledger does not answer", reason=reason)
+        self.notice = "the ledger does not answer: these are the statements of the served models"
 
 
-def _reading(url: str, reading: Callable[[Ledger], list[Found]]) -> list[Found]:
+def _read_ledger(url: str, reading: Callable[[Ledger], list[Found]]) -> list[Found]:
     with Ledger.open(url, read_only=True) as ledger:
         return reading(ledger)
 

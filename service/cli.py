@@ -16,9 +16,18 @@ class _ServeCommand(click.Command):
         formatter.write_paragraph()
         from lazydp.service.settings import Settings
 
-        rows = [(name, field.description or "") for name, field in Settings.model_fields.items()]
+        rows = [
+            (name, (field.description or "") + _default(field.default)) for name, field in Settings.model_fields.items()
+        ]
         with formatter.section("Settings: LAZYDP_SERVE_<NAME> in the environment, or <name> in the file of --config"):
             formatter.write_dl(rows)
+
+
+def _default(value: object) -> str:
+    """What a setting is where nobody chose; nothing where that means none."""
+    if value in (None, (), {}):
+        return ""
+    return f" [{str(value).lower() if isinstance(value, bool) else value}]"
 
 
 @click.command(

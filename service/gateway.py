@@ -9,6 +9,7 @@ import asyncio
 import os
 import re
 import time
+import traceback
 from collections.abc import Awaitable, Callable, Iterator, Mapping, MutableMapping
 from typing import TYPE_CHECKING, Any, TypeAlias
 
@@ -16,7 +17,7 @@ import structlog
 
 from lazydp.service.auth import OPEN_PATHS, Doorkeeper
 from lazydp.service.metrics import Metrics
-from lazydp.service.problems import MEDIA_TYPE, Problem
+from lazydp.service.problems import MEDIA_TYPE, Problem, fault
 from lazydp.service.settings import Settings
 from lazydp.service.tracing import Tracing
 
@@ -87,6 +88,9 @@ class Gateway:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
+        if scope["method"] == "HEAD":
+            # What answers GET answers HEAD (RFC 9110, 9.3.2); the server leaves the body out by its own copy.
+            scope = {**scope, "method": "GET"}
         exchange = _Exchange(scope, receive, send, max_body_bytes=self._settings.max_body_bytes)
         span = None if self._tracing is None else self._tracing.begin(exchange.headers)
         self._in_flight += 1
@@ -114,9 +118,15 @@ class Gateway:
             limit = f"{self._settings.request_timeout_s:g}"
             detail = f"the request was not answered within {limit} seconds"
             await exchange.refuse(Problem(503, "timeout", detail, headers={"retry-after": "1"}))
-        except Exception:
-            _log.exception("request failed", request_id=exchange.request_id, route=exchange.route or _route(scope))
-            await exchange.refuse(Problem(500, "internal", "this is a fault of the service; the log has the details"))
+        except Exception as error:
+            _log.error(
+                "request failed",
+                request_id=exchange.request_id,
+                route=exchange.route or _route(scope),
+                error=type(error).__name__,
+                where=_frames(error),
+            )
+            await exchange.refuse(fault())
 
     def _check(self, scope: Scope, exchange: _Exchange) -> None:
         path = scope["path"]
@@ -233,6 +243,12 @@ class _Exchange:
         ]
         await self.send({"type": "http.response.start", "status": problem.status, "headers": headers})
         await self._send({"type": "http.response.body", "body": body})
+
+
+def _frames(error: Exception) -> list[str]:
+    """Where an error was raised, outermost first. Its message is left out: it may quote what a user sent."""
+    frames = traceback.extract_tb(error.__traceback__)
+    return [f"{frame.filename.rpartition('/')[2]}:{frame.lineno} {frame.name}" for frame in frames]
 
 
 def _too_large(limit: int) -> Problem:

@@ -10,6 +10,7 @@ from starlette.responses import Response
 
 from lazydp.service import schemas
 from lazydp.service.context import Context, InContext, json_response
+from lazydp.service.privacy import datasets_of
 
 router = APIRouter(tags=["operations"])
 
@@ -41,7 +42,8 @@ async def readyz(context: InContext) -> Response:
     summary="Prometheus metrics",
 )
 async def metrics(context: InContext) -> Response:
-    """Latency by route, requests in flight, versions and epsilon of the served models."""
+    """Latency by route, requests in flight, versions and epsilon of the served models, epsilon spent by dataset."""
+    await datasets_of(context)
     return Response(context.metrics.text(), headers={"content-type": CONTENT_TYPE_LATEST})
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 from prometheus_client.process_collector import ProcessCollector
 
@@ -36,11 +38,14 @@ class Metrics:
             ["model"],
             registry=self.registry,
         )
-        self.budget_spent = Gauge(
+        self._spent = Gauge(
             "lazydp_dataset_epsilon_spent",
-            "Epsilon spent on a dataset, by the ledger.",
+            "Epsilon spent on a dataset, by the ledger when it last answered.",
             ["dataset"],
             registry=self.registry,
+        )
+        self._ledger = Gauge(
+            "lazydp_ledger_up", "Whether the ledger answers; 0 without one as well.", registry=self.registry
         )
         self.swaps = Counter(
             "lazydp_model_swaps", "Versions brought in or refused.", ["model", "outcome"], registry=self.registry
@@ -71,6 +76,12 @@ class Metrics:
             self._model.remove(model, before)
         self._model.labels(model, version).set(1)
         self._epsilon.labels(model).set(float("nan") if epsilon is None else epsilon)
+
+    def spending(self, spent: Mapping[str, float | None] | None) -> None:
+        """Note epsilon spent by dataset, None where no privacy is claimed; None altogether: the ledger is silent."""
+        self._ledger.set(spent is not None)
+        for dataset, epsilon in (spent or {}).items():
+            self._spent.labels(dataset).set(float("nan") if epsilon is None else epsilon)
 
     def gone(self, model: str, version: str) -> None:
         """Note that a model is served no more."""

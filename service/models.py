@@ -288,7 +288,7 @@ def _outputs(served: ServedVersion, asked: InferRequest, rankings: list[Ranking]
     for ranking in rankings:
         fill = k - len(ranking.codes)
         ids += [served.scorer.items.ids[code - 1] for code in ranking.codes] + [""] * fill
-        scores += ranking.scores + [_LOWEST] * fill
+        scores += ranking.scores.tolist() + [_LOWEST] * fill
     shape = [len(rankings), k]
     return {
         "model_name": served.name,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import datetime
 import functools
 import importlib.metadata
 import json
@@ -30,6 +31,13 @@ _ICON = (
     b'<path d="M4 3v9h8" fill="none" stroke="#fff" stroke-width="2"/></svg>'
 )
 _DAY = "private, max-age=86400"
+# What an answer rests on, to a person.
+_RESTS_ON: dict[schemas.Source, str] = {
+    "user": "by the user",
+    "history": "by the items taken before",
+    "user+history": "by the user and the items taken before",
+    "popular": "the most popular",
+}
 
 
 @functools.cache
@@ -41,9 +49,11 @@ def _texts() -> dict[str, str]:
 
 @functools.cache
 def _templates() -> Environment:
-    return Environment(
+    found = Environment(
         loader=DictLoader(_texts()), autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )
+    found.filters["moment"] = _moment
+    return found
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,9 +74,10 @@ async def page(
     user_id: Annotated[str, Query(max_length=256, description="user to try")] = "",
     history: Annotated[str, Query(max_length=4096, description="items to try, separated by commas")] = "",
     k: Annotated[int, Query(ge=1, le=100, description="items wanted")] = 10,
+    model: Annotated[str | None, Query(max_length=64, description="model to show; the default one if left out")] = None,
 ) -> HTMLResponse:
     """The model served, the budget, and recommendations for the user or history given."""
-    ranker = context.ranker()
+    ranker = context.ranker(model)
     served = ranker.served
     budget = await privacy_budget(context)
     tried = await _try(context, ranker, user_id.strip(), history.strip(), k)
@@ -77,6 +88,7 @@ async def page(
         .render(
             version=importlib.metadata.version("lazydp"),
             served=served,
+            models=[version.name for version in context.registry.versions()],
             kind=served.bundle.model.config.kind.replace("_", "-"),
             lineage=served.bundle.manifest.lineage,
             statement=statement,
@@ -84,6 +96,7 @@ async def page(
             bars=[budget_bars(dataset) for dataset in budget.datasets],
             curve=epsilon_curve(statement),
             tried=tried,
+            rests_on=_RESTS_ON,
             item_hint=", ".join(served.scorer.items.ids[:3]),
         )
     )
@@ -135,6 +148,11 @@ async def _try(context: Context, ranker: Ranker, user_id: str, history: str, k: 
         because = item.get("because") or []
         item["because"] = [titles.title(titles.code(near)) or near for near in because]
     return Trial(user_id, history, k, asked=True, answer=answer)
+
+
+def _moment(iso: str) -> str:
+    """A time of ISO 8601 to the minute, in UTC."""
+    return datetime.datetime.fromisoformat(iso).astimezone(datetime.UTC).strftime("%Y-%m-%d %H:%M UTC")
 
 
 def _pretty(value: Any) -> str:

@@ -53,9 +53,16 @@ async def releases(request: Request, context: InContext) -> Response:
     return tagged(request, document.model_dump_json().encode(), cache_control=_CACHE)
 
 
+async def datasets_of(context: Context) -> list[schemas.DatasetBudget] | None:
+    """What the ledger says, noted in the metrics; None without a ledger, or where it does not answer."""
+    found = await context.budget.datasets()
+    context.metrics.spending(None if found is None else {part.dataset: part.epsilon_spent for part in found})
+    return found
+
+
 async def privacy_budget(context: Context) -> schemas.PrivacyBudget:
     """The document of GET /v1/privacy/budget."""
-    datasets = await context.budget.datasets()
+    datasets = await datasets_of(context)
     models = [
         schemas.ModelStatement(
             name=served.name,
@@ -70,9 +77,6 @@ async def privacy_budget(context: Context) -> schemas.PrivacyBudget:
         return schemas.PrivacyBudget(
             source="statement", notice=context.budget.notice, datasets=_from_statements(models), models=models
         )
-    for dataset in datasets:
-        if dataset.epsilon_spent is not None:
-            context.metrics.budget_spent.labels(dataset.dataset).set(dataset.epsilon_spent)
     return schemas.PrivacyBudget(source="ledger", notice=None, datasets=datasets, models=models)
 
 

@@ -63,11 +63,16 @@ class Problem(Exception):  # noqa: N818 - named after RFC 9457
         self.headers = dict(headers or {})
         self.errors = errors
 
+    @property
+    def title(self) -> str:
+        """The status in words."""
+        return HTTPStatus(self.status).phrase
+
     def body(self, request_id: str | None) -> bytes:
         """The document."""
         document: dict[str, Any] = {
             "type": "about:blank" if self.kind is None else _TYPE_PREFIX + self.kind,
-            "title": HTTPStatus(self.status).phrase,
+            "title": self.title,
             "status": self.status,
         }
         if self.detail is not None:
@@ -99,6 +104,11 @@ def unprocessable(errors: Sequence[tuple[str, str]]) -> Problem:
     return Problem(422, "invalid-request", f"{where}: {why}" if where else why, errors=shown)
 
 
+def fault() -> Problem:
+    """500 for what should not happen."""
+    return Problem(500, "internal", "this is a fault of the service; the log has the details")
+
+
 def _part(location: Sequence[int | str], message: str, prefix: str) -> tuple[str, str]:
     pointer = "".join("/" + str(part).replace("~", "~0").replace("/", "~1")[:100] for part in location)
     return prefix + pointer, message.removeprefix("Value error, ")
@@ -114,6 +124,11 @@ async def on_problem(request: Request, error: Exception) -> Response:
     """Handler for `Problem`."""
     assert isinstance(error, Problem)
     return error.response(request_id(request))
+
+
+async def on_fault(request: Request, _: Exception) -> Response:
+    """Handler for everything else, in place of the framework's plain text; the gateway logs it."""
+    return fault().response(request_id(request))
 
 
 async def on_http_exception(request: Request, error: Exception) -> Response:

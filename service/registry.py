@@ -17,7 +17,7 @@ from lazydp.components.bundle.reader import Bundle
 from lazydp.components.bundle.scorer import TwoTowerScorer
 from lazydp.components.shared.errors import InputError, LazyDPError, UnavailableError
 from lazydp.service.metrics import Metrics
-from lazydp.service.served import ServedVersion
+from lazydp.service.served import AnswerCache, ServedVersion
 from lazydp.service.settings import Settings
 from lazydp.service.state import Loaded, State
 
@@ -249,7 +249,7 @@ class Registry:
             fresh = ServedVersion(
                 bundle,
                 executor=self._executor,
-                cache_entries=self._settings.cache_entries,
+                cache=AnswerCache(self._settings.cache_entries, max_bytes=self._settings.cache_bytes),
                 approximate_from=self._settings.approximate_from,
                 rank_whole_up_to=self._settings.rank_whole_up_to,
             )

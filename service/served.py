@@ -10,10 +10,8 @@ from collections import OrderedDict
 from collections.abc import Iterable
 from concurrent.futures import Executor
 
-import numpy as np
 import orjson
 
-from lazydp.components.bundle.items import ItemTable
 from lazydp.components.bundle.query import Query, Ranking
 from lazydp.components.bundle.reader import Bundle
 from lazydp.components.bundle.scorer import Scorer, TwoTowerScorer, make_scorer
@@ -23,13 +21,20 @@ from lazydp.service.batcher import Batcher
 _INLINE_SECONDS = 0.002
 _WARM_ROUNDS = 3
 _WARM_CANDIDATES = 1000
+# Ends the item before the one that a fragment begins.
+_CLOSE = b"},"
 
 
 class AnswerCache:
-    """The latest answers of one version by request. An answer is a function of version and request alone."""
+    """The latest answers of one version by request. An answer is a function of version and request alone.
 
-    def __init__(self, entries: int) -> None:
+    Bounded by number and by size, the requests' own included: a request may be a megabyte long.
+    """
+
+    def __init__(self, entries: int, *, max_bytes: int) -> None:
         self._entries = entries
+        self._max_bytes = max_bytes
+        self._bytes = 0
         self._answers: OrderedDict[bytes, bytes] = OrderedDict()
 
     def get(self, key: bytes) -> bytes | None:
@@ -40,12 +45,18 @@ class AnswerCache:
         return found
 
     def put(self, key: bytes, answer: bytes) -> None:
-        """Keep an answer, and let the oldest go."""
-        if not self._entries:
+        """Keep an answer, and let the oldest go; one that is larger than all may be is not kept."""
+        size = len(key) + len(answer)
+        if not self._entries or size > self._max_bytes:
             return
+        before = self._answers.pop(key, None)
+        if before is not None:
+            self._bytes -= len(key) + len(before)
         self._answers[key] = answer
-        if len(self._answers) > self._entries:
-            self._answers.popitem(last=False)
+        self._bytes += size
+        while len(self._answers) > self._entries or self._bytes > self._max_bytes:
+            oldest, dropped = self._answers.popitem(last=False)
+            self._bytes -= len(oldest) + len(dropped)
 
 
 class ServedVersion:
@@ -68,7 +79,7 @@ class ServedVersion:
         bundle: Bundle,
         *,
         executor: Executor,
-        cache_entries: int,
+        cache: AnswerCache,
         approximate_from: int | None,
         rank_whole_up_to: int,
     ) -> None:
@@ -80,11 +91,12 @@ class ServedVersion:
         self.ranks_whole = isinstance(self.scorer, TwoTowerScorer) or self.scorer.num_items <= rank_whole_up_to
         self.inline = _warm_seconds(self.scorer, whole=self.ranks_whole) < _INLINE_SECONDS
         self.batcher = Batcher(self.scorer, executor=None if self.inline else executor)
-        self.cache = AnswerCache(cache_entries)
+        self.cache = cache
         self.loaded = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
         self.model = orjson.dumps({"name": self.name, "version": self.version})
         self._head = b'{"model":' + self.model + b","
-        self._fragments = _Fragments(self.scorer.items)
+        # What an answer says of each item code up to its score; made when first asked for.
+        self._fragments: list[bytes | None] = [None] * (self.scorer.num_items + 1)
 
     async def similar(self, item_id: str, *, k: int, offset: int) -> Ranking | None:
         """Items like an item, None for an unknown one; in a thread where that takes long."""
@@ -119,32 +131,24 @@ class ServedVersion:
             return b""
         # Joining ready parts is several times faster than building fifty objects to serialise, and so is writing
         # the scores as one array that is split again.
-        scores = orjson.dumps(np.asarray(ranking.scores, dtype=np.float32), option=orjson.OPT_SERIALIZE_NUMPY)
+        scores = orjson.dumps(ranking.scores, option=orjson.OPT_SERIALIZE_NUMPY)
         written = scores[1:-1].split(b",")
         if explain:
             ids = self.scorer.items.ids
             reasons = (orjson.dumps([ids[near - 1] for near in nearest]) for nearest in ranking.reasons)
             written = [b'%b,"because":%b' % both for both in zip(written, reasons, strict=True)]
         parts = [b""] * (2 * len(written))
-        parts[0::2] = [self._fragments[code] for code in ranking.codes]
+        made = self._fragments
+        parts[0::2] = [made[code] or self._fragment(code) for code in ranking.codes]
         parts[1::2] = written
         # Every fragment closes the object before it.
-        return b"".join(parts)[len(_Fragments.CLOSE) :] + b"}"
+        return b"".join(parts)[len(_CLOSE) :] + b"}"
 
-
-class _Fragments(dict[int, bytes]):
-    """What an answer says of each item code up to its score; made when first asked for."""
-
-    CLOSE = b"},"
-
-    def __init__(self, items: ItemTable) -> None:
-        self._item_table = items
-
-    def __missing__(self, code: int) -> bytes:
-        items = self._item_table
+    def _fragment(self, code: int) -> bytes:
+        items = self.scorer.items
         named = orjson.dumps({"id": items.ids[code - 1], "title": items.title(code)})
-        self[code] = found = self.CLOSE + named[:-1] + b',"score":'
-        return found
+        self._fragments[code] = made = _CLOSE + named[:-1] + b',"score":'
+        return made
 
 
 def _warm_seconds(scorer: Scorer, *, whole: bool) -> float:

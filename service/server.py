@@ -7,6 +7,7 @@ import socket
 import ssl
 import sys
 from types import FrameType
+from typing import Any
 
 import structlog
 import uvicorn
@@ -15,6 +16,7 @@ from fastapi import FastAPI
 from lazydp.components.shared.errors import InputError, UnavailableError
 from lazydp.components.shared.files import write_bytes
 from lazydp.service.app import create_app
+from lazydp.service.connection import connections
 from lazydp.service.context import Context
 from lazydp.service.logs import configure
 from lazydp.service.settings import Settings
@@ -76,6 +78,22 @@ def _bind(host: str, port: int) -> socket.socket:
     return listener
 
 
+def protocol(settings: Settings) -> dict[str, Any]:
+    """How uvicorn speaks HTTP for the service.
+
+    Nothing but HTTP, since the gateway guards nothing else; logs are ours; whom a proxy speaks for is nobody's
+    business, as addresses are not read.
+    """
+    return {
+        "http": connections(settings),
+        "ws": "none",
+        "log_config": None,
+        "access_log": False,
+        "server_header": False,
+        "proxy_headers": False,
+    }
+
+
 class _Server(uvicorn.Server):
     """uvicorn that says where it listens, and that stops being ready before it stops."""
 
@@ -83,10 +101,7 @@ class _Server(uvicorn.Server):
         super().__init__(
             uvicorn.Config(
                 app,
-                log_config=None,
-                access_log=False,
-                server_header=False,
-                proxy_headers=False,
+                **protocol(settings),
                 timeout_graceful_shutdown=settings.drain_s,
                 ssl_certfile=None if settings.tls_certificate is None else str(settings.tls_certificate),
                 ssl_keyfile=None if settings.tls_key is None else str(settings.tls_key),

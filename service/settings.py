@@ -81,14 +81,21 @@ class Settings(BaseSettings):
         PositiveInt, Field(description="items up to which a DLRM ranks the whole catalogue")
     ] = 20_000
     max_body_bytes: Annotated[PositiveInt, Field(description="largest request body")] = 2**20
+    max_head_bytes: Annotated[PositiveInt, Field(description="largest head of a request: its path and headers")] = 2**16
     max_concurrent: Annotated[PositiveInt, Field(description="requests at once; more are told 429, Retry-After")] = 512
-    request_timeout_s: Annotated[PositiveFloat, Field(description="seconds a request may take, its body included")] = 10
+    request_timeout_s: Annotated[
+        PositiveFloat,
+        Field(description="seconds a request may take, its body included, once its head came, which may take as long"),
+    ] = 10
     drain_s: Annotated[PositiveInt, Field(description="seconds that requests under way have after SIGTERM")] = 30
     drain_delay_s: Annotated[
         float, Field(ge=0, description="seconds between not being ready and not accepting, for load balancers")
     ] = 0
     poll_s: Annotated[PositiveFloat, Field(description="seconds between looks for a new version of a bundle")] = 2
     cache_entries: Annotated[int, Field(ge=0, description="answers kept per model version; 0 keeps none")] = 4096
+    cache_bytes: Annotated[int, Field(ge=0, description="bytes that they and the requests they answer may take")] = (
+        2**26
+    )
     access_log: Annotated[bool, Field(description="one log line a request (never with ids of users or items)")] = True
     tracing: Annotated[
         bool, Field(description="OpenTelemetry spans, sent where OTEL_EXPORTER_OTLP_ENDPOINT says (extra: otel)")

@@ -18,7 +18,7 @@ from typing import Any, Self, TypeAlias
 import numpy as np
 import torch
 
-from lazydp.components.bundle.topk import top_k
+from lazydp.components.bundle.topk import top_k_rows
 from lazydp.components.shared.errors import UnavailableError
 
 Matrix: TypeAlias = np.ndarray[tuple[int, int], np.dtype[np.float32]]
@@ -146,7 +146,7 @@ def _best(vectors: Matrix, queries: Matrix, depth: int) -> CodeRows:
     rows = []
     for start in range(0, len(queries), _BLOCK):
         scores = queries[start : start + _BLOCK] @ vectors[1:].T
-        rows += [top_k(row, depth) + 1 for row in scores]
+        rows += [row + 1 for row in top_k_rows(scores, depth)]
     return np.stack(rows)
 
 

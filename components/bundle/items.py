@@ -27,8 +27,9 @@ _SEPARATORS = re.compile(r"\||,\s")
 # What a Parquet file of items may claim to unfold to; a hostile one could claim anything.
 _MAX_UNFOLDED_BYTES = 16 * 2**30
 _MAX_COLUMNS = 256
-# Masks of the values most asked for; one takes a byte an item.
-_CACHED_MASKS = 512
+# Masks of the values most asked for: some at least, however large the catalogue; one takes a byte an item.
+_MASK_BYTES = 2**26
+_LEAST_MASKS, _MOST_MASKS = 8, 512
 
 Mask: TypeAlias = np.ndarray[tuple[int], np.dtype[np.bool_]]
 
@@ -53,7 +54,8 @@ class ItemTable:
         }
         self.attributes = tuple(self._metadata)
         self._codes = {name: code for code, name in enumerate(self.ids, start=1)}
-        self._mask = functools.lru_cache(maxsize=_CACHED_MASKS)(self._uncached_mask)
+        kept = min(_MOST_MASKS, max(_LEAST_MASKS, _MASK_BYTES // (len(self.ids) + 1)))
+        self._mask = functools.lru_cache(maxsize=kept)(self._uncached_mask)
         self._columns: dict[str, tuple[dict[str, np.ndarray[Any, Any]], list[tuple[str, ...]]]] = {}
 
     def __len__(self) -> int:

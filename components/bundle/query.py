@@ -6,6 +6,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Literal, TypeAlias
 
+from lazydp.components.bundle.topk import Scores
+
 Scalar: TypeAlias = str | int | float | bool | None
 Source: TypeAlias = Literal["user", "history", "user+history", "features", "item", "popular", "none"]
 
@@ -55,7 +57,7 @@ class Ranking:
 
     Attributes:
         codes: item codes.
-        scores: by the same index; comparable within one ranking only.
+        scores: float32 [n] by the same index; comparable within one ranking only.
         source: what the ranking rests on; `popular` is the fall-back for somebody the model knows nothing of, `none`
             says that there is no answer, and `notice` why.
         more: whether further items would follow on the next page.
@@ -65,7 +67,7 @@ class Ranking:
     """
 
     codes: list[int]
-    scores: list[float]
+    scores: Scores
     source: Source
     more: bool = False
     unknown_items: Sequence[str] = ()

@@ -9,37 +9,41 @@ from __future__ import annotations
 import itertools
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from typing import TypeAlias
 
 import numpy as np
 import torch
 from torch import Tensor
-from torch.nn import functional
 
 from lazydp.components.bundle.encoder import QueryEncoder
 from lazydp.components.bundle.index import DEPTHS, TARGET_RECALL, ApproximateIndex
 from lazydp.components.bundle.items import ItemTable
 from lazydp.components.bundle.query import CategoryCap, Query, Ranking, Source
 from lazydp.components.bundle.reader import Bundle
-from lazydp.components.bundle.topk import Codes, Scores, in_order, top_k
+from lazydp.components.bundle.topk import Codes, ScoreRows, Scores, in_order, top_k, top_k_rows
 from lazydp.components.features.batch import Bags, ItemCatalogue
 from lazydp.components.features.spec import HISTORY, ITEM, USER, EmbeddedFeature
 from lazydp.components.models.recommender import ModelInputs, Recommender, pool
 from lazydp.components.models.two_tower import TwoTower
 from lazydp.components.shared.errors import InputError, NonFiniteError, UnavailableError
 
-Matrix: TypeAlias = np.ndarray[tuple[int, int], np.dtype[np.float32]]
+Matrix: TypeAlias = ScoreRows
 
 # Scores in memory at once, and candidates that a DLRM ranks at once.
 _MAX_SCORES = 2**24
 _DLRM_BLOCK = 8192
 _REASONS = 3
 _EXCLUDED = np.float32(-np.inf)
+_NOTHING: Codes = np.empty(0, dtype=np.int64)
 # Squares of smaller lengths vanish.
 _SHORTEST = 1e-18
 # Vectors of users that are kept, and made at once.
 _MAX_USER_BYTES = 2**27
 _USER_BLOCK = 8192
+# Item vectors of which a copy is kept with the items side by side: the product of few queries with it is up to three
+# times faster. For large catalogues the copy would cost more than it gains.
+_MAX_TURNED_BYTES = 2**23
 # Queries that recall is measured with, and items of their histories.
 _SAMPLED_QUERIES = 256
 _SAMPLED_HISTORY = 10
@@ -85,8 +89,10 @@ class Scorer(ABC):
         """
         sources = [self._source(query) for query in queries]
         scored = [index for index, source in enumerate(sources) if source not in ("popular", "none")]
-        answers: dict[int, Ranking] = {}
         size = max(1, _MAX_SCORES // (self.num_items + 1))
+        if 0 < len(scored) == len(queries) <= size:
+            return self._rank_known(list(zip(queries, sources, strict=True)))
+        answers: dict[int, Ranking] = {}
         for start in range(0, len(scored), size):
             block = scored[start : start + size]
             known = [(queries[index], sources[index]) for index in block]
@@ -100,7 +106,7 @@ class Scorer(ABC):
         """Rankings for people of whom the model knows something, by the scores of the whole catalogue."""
         with torch.inference_mode():
             scores = self._score([query for query, _ in known])
-        return [self._ranking(query, scores[row], source) for row, (query, source) in enumerate(known)]
+        return self._rankings(known, scores)
 
     def similar(self, item_id: str, *, k: int, offset: int = 0, filters: Mapping[str, Sequence[str]]) -> Ranking | None:
         """Items nearest to an item by cosine; None where the model does not know the item."""
@@ -110,7 +116,7 @@ class Scorer(ABC):
         vectors, lengths = self._directions()
         scores: Scores = (vectors @ vectors[code]) / (lengths * lengths[code])
         query = Query(k=k, offset=offset, exclude=(item_id,), filters=filters)
-        return self._ranking(query, scores, "item")
+        return self._rankings([(query, "item")], scores[np.newaxis])[0]
 
     def warm(self, query: Query) -> None:
         """Touch everything that requests like `query` need, so that the first one is as fast as the rest."""
@@ -136,20 +142,13 @@ class Scorer(ABC):
         if self._popularity is None:
             return Ranking(
                 codes=[],
-                scores=[],
+                scores=np.empty(0, dtype=np.float32),
                 source="none",
                 unknown_items=self._unknown(query),
                 notice=f"{who}, and the bundle carries no privately released popularity to fall back to",
             )
-        answer = self._ranking(query, self._popularity.copy(), source)
-        return Ranking(
-            codes=answer.codes,
-            scores=answer.scores,
-            source="popular",
-            more=answer.more,
-            unknown_items=answer.unknown_items,
-            notice=f"{who}: these are the most popular items, by counts released with noise",
-        )
+        (answer,) = self._rankings([(query, source)], self._popularity[np.newaxis].copy())
+        return replace(answer, notice=f"{who}: these are the most popular items, by counts released with noise")
 
     def _why_unknown(self, query: Query) -> str:
         if query.user_id is not None and not query.history:
@@ -161,15 +160,33 @@ class Scorer(ABC):
             return f"the model {reads}" + ("" if query.user_id is None else " and does not know this user")
         return "nothing was said about the person: neither a user id nor a history"
 
-    def _ranking(self, query: Query, scores: Scores, source: Source) -> Ranking:
-        self._exclude(query, scores)
-        wanted = query.offset + query.k
-        if query.cap is None:
-            found = top_k(scores, wanted + 1)
-        else:
-            capped = _capped(in_order(scores), self.items, query.cap)
-            found = np.fromiter(itertools.islice(capped, wanted + 1), dtype=np.int64)
-        return self._page(query, found, scores[found], source)
+    def _rankings(self, known: Sequence[tuple[Query, Source]], scores: Matrix) -> list[Ranking]:
+        """Rankings of the whole catalogue by `scores` [B, num_items + 1], which are changed."""
+        scores[:, 0] = _EXCLUDED
+        for (query, _), row in zip(known, scores, strict=True):
+            self._exclude(query, row)
+        found = self._found([query for query, _ in known], scores)
+        return [
+            self._page(query, codes, row[codes], source)
+            for (query, source), codes, row in zip(known, found, scores, strict=True)
+        ]
+
+    def _found(self, queries: Sequence[Query], scores: Matrix) -> list[Codes]:
+        """For each query the best codes by its row of `scores`, as many as reach one past the end of its page."""
+        found: list[Codes] = [_NOTHING] * len(queries)
+        alike: dict[int, list[int]] = {}
+        for row, query in enumerate(queries):
+            wanted = query.offset + query.k + 1
+            if query.cap is None:
+                alike.setdefault(wanted, []).append(row)
+            else:
+                capped = _capped(in_order(scores[row]), self.items, query.cap)
+                found[row] = np.fromiter(itertools.islice(capped, wanted), dtype=np.int64)
+        for wanted, rows in alike.items():
+            together = scores if len(rows) == len(queries) else scores[rows]
+            for row, codes in zip(rows, top_k_rows(together, wanted), strict=True):
+                found[row] = codes
+        return found
 
     def _ranking_among(self, query: Query, codes: Codes, scores: Scores, source: Source) -> Ranking:
         """The ranking of `codes` [n], which ascend, by their `scores` [n], and of no other item."""
@@ -192,7 +209,7 @@ class Scorer(ABC):
         page: Codes = ranked[query.offset : end]
         return Ranking(
             codes=page.tolist(),
-            scores=scores[query.offset : end].tolist(),
+            scores=scores[query.offset : end],
             source=source,
             more=ranked.shape[0] > end,
             unknown_items=self._unknown(query),
@@ -200,7 +217,6 @@ class Scorer(ABC):
         )
 
     def _exclude(self, query: Query, scores: Scores) -> None:
-        scores[0] = _EXCLUDED
         if query.exclude:
             scores[self.encoder.item_codes(query.exclude)] = _EXCLUDED
         if query.exclude_seen and query.history:
@@ -253,6 +269,7 @@ class TwoTowerScorer(Scorer):
         if not bool(torch.isfinite(vectors).all()):
             raise NonFiniteError(f"bundle {bundle.path}: an item's vector is not finite; export the run again")
         self._vectors = vectors
+        self._by_dimension = vectors.T.contiguous() if vectors.nbytes <= _MAX_TURNED_BYTES else vectors.T
         self._users = self._vectors_of_users()
         self._index: ApproximateIndex | None = None
         if approximate_from is not None and self.num_items >= approximate_from:
@@ -264,10 +281,10 @@ class TwoTowerScorer(Scorer):
         if self._users is not None:
             codes = [self.encoder.user_alone(query) for query in queries]
             if all(codes):
-                return self._users[codes]
+                return torch.from_numpy(self._users.take(codes, axis=0))
         return self._towards(*self.encoder.encode(queries))
 
-    def _vectors_of_users(self) -> Tensor | None:
+    def _vectors_of_users(self) -> Matrix | None:
         """Vectors [num_users + 1, D] of users who give nothing but their id; None where there are too many to keep.
 
         Most requests are theirs, and pooling and the tower take longer than scoring a small catalogue.
@@ -277,7 +294,9 @@ class TwoTowerScorer(Scorer):
             return None
         blocks = [torch.arange(start, min(start + _USER_BLOCK, users)) for start in range(0, users, _USER_BLOCK)]
         with torch.inference_mode():
-            return torch.cat([self._towards(*self.encoder.encode_users(codes)) for codes in blocks])
+            made = torch.cat([self._towards(*self.encoder.encode_users(codes)) for codes in blocks])
+        vectors: Matrix = made.numpy()
+        return vectors
 
     def _towards(self, bags: Mapping[str, Bags], dense: Tensor) -> Tensor:
         user = self._model.user_vector(pool(self._model.layout.example, self.bundle.tables, bags), dense)
@@ -285,7 +304,7 @@ class TwoTowerScorer(Scorer):
         return user / self._model.config.temperature
 
     def _score(self, queries: Sequence[Query]) -> Matrix:
-        scores: Matrix = functional.linear(self.user_vectors(queries), self._vectors).numpy()
+        scores: Matrix = torch.mm(self.user_vectors(queries), self._by_dimension).numpy()
         return scores
 
     def _rank_known(self, known: Sequence[tuple[Query, Source]]) -> list[Ranking]:

@@ -14,6 +14,7 @@ import uvicorn
 
 from lazydp.components.bundle.untrained import write_untrained
 from lazydp.service.app import create_app
+from lazydp.service.server import protocol
 from lazydp.service.settings import load_settings
 from lazydp.service.tracing import Tracing
 
@@ -27,7 +28,7 @@ def running(*paths: Path, tracing: Tracing | None = None, **options: Any) -> Ite
     app = create_app(settings, tracing=tracing)
     listener = socket.create_server(("127.0.0.1", 0))
     port = listener.getsockname()[1]
-    server = uvicorn.Server(uvicorn.Config(app, log_config=None, access_log=False))
+    server = uvicorn.Server(uvicorn.Config(app, **protocol(settings)))
     thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]})
     thread.start()
     try:

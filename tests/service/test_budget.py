@@ -1,12 +1,17 @@
 """The budget that the service shows is the ledger's, and without one it says so."""
 
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import httpx
+import pytest
 
 from lazydp.components.budget.events import dpsgd_event
 from lazydp.components.budget.ledger import Ledger
+from lazydp.service import budget as budget_module
 
 
 def ledger_with_a_release(url: str) -> None:
@@ -43,7 +48,6 @@ def test_figures_of_the_ledger(start: Any, bundles: dict[str, Path], tmp_path: P
             "committed",
             "reserved",
         ]
-        assert "lazydp_dataset_epsilon_spent" in client.get("/metrics").text
         page = client.get("/").text
         assert "films: epsilon of 3" in page
         assert "reserved by runs under way" in page
@@ -67,3 +71,41 @@ def test_a_ledger_that_does_not_answer_fails_nothing(start: Any, bundles: dict[s
         assert str(tmp_path) not in budget.text
         assert client.get("/").status_code == 200
     assert not (tmp_path / "nothing.db").exists()
+
+
+def test_metrics_read_the_ledger_themselves(start: Any, bundles: dict[str, Path], tmp_path: Path) -> None:
+    url = f"sqlite:///{tmp_path / 'ledger.db'}"
+    ledger_with_a_release(url)
+    with Ledger.open(url, read_only=True) as ledger:
+        spent = ledger.show("films").committed_epsilon
+    with start(bundles["towers"], ledger=url) as client:
+        text = client.get("/metrics").text
+    assert f'lazydp_dataset_epsilon_spent{{dataset="{"f" * 64}"}} {spent}' in text
+    assert "lazydp_ledger_up 1.0" in text
+    with start(bundles["towers"], ledger=f"sqlite:///{tmp_path / 'nothing.db'}") as client:
+        assert "lazydp_ledger_up 0.0" in client.get("/metrics").text
+
+
+def test_a_ledger_that_hangs_holds_up_nobody_for_long(
+    start: Any, bundles: dict[str, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    come_back, readings = threading.Event(), []
+
+    def hanging(url: str, _: Any) -> Any:
+        readings.append(url)
+        come_back.wait(30)
+        return []
+
+    monkeypatch.setattr(budget_module, "_read_ledger", hanging)
+    monkeypatch.setattr(budget_module, "_PATIENCE_SECONDS", 0.2)
+    with start(bundles["towers"], ledger="postgresql://nobody@192.0.2.1/ledger") as client:
+        with ThreadPoolExecutor(8) as people:
+            answers = list(people.map(lambda _: client.get("/v1/privacy/budget").json(), range(8)))
+        assert {answer["source"] for answer in answers} == {"statement"}
+        assert all("does not answer" in answer["notice"] for answer in answers)
+        # All of them waited for one reading, and no thread was added for those who came after.
+        assert len(readings) == 1
+        come_back.set()
+        deadline = time.monotonic() + 30
+        while client.get("/v1/privacy/budget").json()["source"] != "ledger":
+            assert time.monotonic() < deadline

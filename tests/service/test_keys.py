@@ -8,11 +8,13 @@ from typing import Any
 
 import httpx
 import pytest
+from click.testing import CliRunner
 
 from lazydp.components.shared.errors import InputError
 from lazydp.service import auth
+from lazydp.service.cli import command
 from lazydp.service.openapi import document
-from lazydp.service.settings import ApiKey, load_settings
+from lazydp.service.settings import ApiKey, Settings, load_settings
 
 OPEN = {"/healthz", "/readyz", "/v2/health/live", "/v2/health/ready"}
 PATHS = [*sorted(document()["paths"]), "/openapi.json", "/assets/page.css", "/nothing"]
@@ -77,6 +79,17 @@ def test_without_a_key_or_with_a_wrong_one_only_health_answers(
             assert response.status_code == 401, (method, path)
             assert response.headers["www-authenticate"].startswith("Bearer")
             assert response.json()["type"] in ("urn:lazydp:problem:no-key", "urn:lazydp:problem:wrong-key")
+
+
+def test_an_upgrade_to_another_protocol_goes_around_nothing(guarded: httpx.Client) -> None:
+    upgrade = {
+        "connection": "upgrade",
+        "upgrade": "websocket",
+        "sec-websocket-version": "13",
+        "sec-websocket-key": "AAAAAAAAAAAAAAAAAAAAAA==",
+    }
+    assert guarded.get("/v1/models", headers=upgrade).status_code == 401
+    assert guarded.get("/v1/models", headers={**upgrade, **bearer(KEYS["recommend"][0])}).status_code == 200
 
 
 @pytest.mark.parametrize("path", SCOPES)
@@ -158,6 +171,17 @@ def test_settings_come_from_options_environment_and_file(tmp_path: Path, monkeyp
     assert (settings.port, settings.host, settings.threads) == (3, "b", 3)
     assert settings.bundles == (Path("x"), Path("y"))
     assert settings.api_keys[0].scopes == {"admin"}
+
+
+def test_help_lists_every_setting_and_what_it_is_by_default() -> None:
+    output = CliRunner().invoke(command, ["--help"], terminal_width=200).output
+    lines = {line.split()[0]: line for line in output.splitlines() if line.split()}
+    for name, field in Settings.model_fields.items():
+        assert field.description
+        assert field.description[:40] in lines[name], name
+    assert lines["port"].endswith("[8000]")
+    assert lines["access_log"].endswith("[true]")
+    assert not lines["repository"].endswith("]")
 
 
 @pytest.mark.parametrize(

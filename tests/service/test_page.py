@@ -73,7 +73,7 @@ CHECKS = """() => {
     const [light, dark] = [luminance(text), luminance(ground(node))].sort((a, b) => b - a);
     if ((light + 0.05) / (dark + 0.05) < 4.5) say('too little contrast', node);
   }
-  for (const control of all('input,button')) {
+  for (const control of all('input,select,button')) {
     const box = control.getBoundingClientRect();
     if (box.height < 24 || box.width < 24) say('too small to hit', control);
   }
@@ -151,6 +151,23 @@ def test_somebody_tries_a_user_by_keyboard(tab: Any, client: httpx.Client) -> No
     assert "near to Title of item" in rows[0].query_selector("small").inner_text()
     assert tab.input_value("#user_id") == "7"
     looked_over(tab, client)
+
+
+def test_somebody_chooses_another_model(tab: Any, client: httpx.Client) -> None:
+    tab.goto(f"{client.base_url}/?user_id=7&k=3")
+    assert tab.inner_text("h1") == "untrained"
+    tab.select_option("#model", "dlrm")
+    tab.click("button")
+    tab.wait_for_selector("h1:text('dlrm')")
+    assert tab.input_value("#user_id") == "7"
+    assert "3 items, by the user" in tab.inner_text("caption")
+    best = client.post("/v1/recommendations", params={"model": "dlrm"}, json={"user_id": "7"}).json()["items"][0]
+    assert best["title"] in tab.inner_text("tbody tr")
+    looked_over(tab, client)
+
+
+def test_the_page_of_an_unknown_model_is_a_404(client: httpx.Client) -> None:
+    assert client.get("/", params={"model": "other"}).status_code == 404
 
 
 def test_somebody_unknown_is_told_so(tab: Any, client: httpx.Client) -> None:

@@ -15,6 +15,8 @@ import structlog
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from lazydp.service.served import ServedVersion
+
 RECOMMEND = "/v1/recommendations"
 JSON = {"content-type": "application/json"}
 
@@ -185,6 +187,77 @@ def test_what_is_hardly_http_does_no_harm(client: httpx.Client, data: bytes) -> 
     assert client.get("/healthz").status_code == 200
 
 
+def head_in_pieces(client: httpx.Client, pieces: Iterator[bytes]) -> bytes:
+    """What comes back for a head that is sent piece by piece until the service closes the connection."""
+    with socket.create_connection((client.base_url.host, client.base_url.port or 80), timeout=60) as connection:
+        connection.settimeout(0.05)
+        answer = b""
+        for piece in pieces:
+            try:
+                connection.sendall(piece)
+                part = connection.recv(65536)
+            except TimeoutError:
+                continue
+            except (ConnectionResetError, BrokenPipeError):
+                break
+            answer += part
+            if not part:
+                break
+        return answer
+
+
+def problem_in(answer: bytes) -> dict[str, Any]:
+    head, _, body = answer.partition(b"\r\n\r\n")
+    assert b"application/problem+json" in head
+    document: dict[str, Any] = json.loads(body)
+    assert head.startswith(b"HTTP/1.1 %d " % document["status"])
+    return document
+
+
+def forever(piece: bytes) -> Iterator[bytes]:
+    deadline = time.monotonic() + 30
+    yield b"GET /healthz HTTP/1.1\r\nhost: x\r\n"
+    while time.monotonic() < deadline:
+        yield piece
+
+
+@pytest.mark.parametrize("piece", [b"a: b\r\n" * 1000, b"a" * 5000], ids=["many headers", "a name without an end"])
+def test_a_head_without_end_is_refused(start: Any, bundles: dict[str, Path], piece: bytes) -> None:
+    with start(bundles["towers"], max_head_bytes=20_000) as client:
+        document = problem_in(head_in_pieces(client, forever(piece)))
+        assert document["status"] == 431
+        assert "20000 bytes" in document["detail"]
+        assert client.get("/healthz").status_code == 200
+
+
+def test_a_long_head_in_one_piece_is_refused_and_a_shorter_one_is_not(start: Any, bundles: dict[str, Path]) -> None:
+    with start(bundles["towers"], max_head_bytes=20_000) as client:
+        for _ in range(2):
+            refused = client.get("/healthz", headers={"x-long": "a" * 21_000})
+            assert refused.status_code == 431
+            assert refused.json()["title"] == "Request Header Fields Too Large"
+            assert client.get("/healthz", headers={"x-long": "a" * 19_000}).status_code == 200
+        # A body is not of the head, wherever it arrives with it.
+        assert client.post(RECOMMEND, json={"user_id": "7", "exclude": ["x" * 200] * 300}).status_code == 200
+
+
+def test_a_head_that_comes_too_slowly_is_refused_and_silence_is_closed(start: Any, bundles: dict[str, Path]) -> None:
+    with start(bundles["towers"], request_timeout_s=0.3) as client:
+        assert problem_in(head_in_pieces(client, forever(b"a")))["status"] == 408
+        with socket.create_connection((client.base_url.host, client.base_url.port or 80), timeout=30) as silent:
+            assert silent.recv(1) == b""
+        # A connection that has answered may rest, and begin again slowly.
+        connection = http.client.HTTPConnection(client.base_url.host, client.base_url.port, timeout=30)
+        for _ in range(2):
+            connection.request("GET", "/healthz")
+            assert connection.getresponse().read()
+            time.sleep(0.5)
+        connection.sock.sendall(b"GET /healthz")
+        answer = connection.sock.recv(65536)
+        connection.close()
+        assert answer.startswith(b"HTTP/1.1 408 ")
+
+
 def test_slow_bodies_time_out(start: Any, bundles: dict[str, Path]) -> None:
     with start(bundles["towers"], request_timeout_s=0.3) as client:
         connection = http.client.HTTPConnection(client.base_url.host, client.base_url.port, timeout=10)
@@ -229,4 +302,23 @@ def test_logs_hold_no_user_data(start: Any, bundles: dict[str, Path]) -> None:
         "unmatched",
         "/",
     ]
+    assert "kilroy" not in repr(logs)
+
+
+def test_a_fault_is_logged_with_its_place_and_without_its_words(
+    start: Any, bundles: dict[str, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def broken(self: ServedVersion, query: Any, *_: Any, **__: Any) -> bytes:
+        raise ValueError(f"cannot answer {query.user_id}")
+
+    monkeypatch.setattr(ServedVersion, "answer", broken)
+    with structlog.testing.capture_logs() as logs, start(bundles["popular"]) as client:
+        for response in (
+            client.post(RECOMMEND, json={"user_id": "kilroy"}),
+            client.get("/v1/users/kilroy/recommendations"),
+        ):
+            assert "kilroy" not in json.dumps(assert_problem(response, 500))
+    faults = [log for log in logs if log["event"] == "request failed"]
+    assert [fault["error"] for fault in faults] == ["ValueError", "ValueError"]
+    assert all(fault["where"][-1].endswith(" broken") for fault in faults)
     assert "kilroy" not in repr(logs)

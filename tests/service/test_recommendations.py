@@ -57,6 +57,19 @@ def test_an_unknown_user_gets_the_popular_items_where_they_were_released(client:
     assert ids(ask(client, "popular", user_id="someone", k=3)) == ids(answer)
 
 
+def test_somebody_who_says_nothing_gets_the_popular_items_or_a_404_that_says_why(client: httpx.Client) -> None:
+    answer = ask(client, "popular", k=3)
+    assert answer["source"] == "popular"
+    assert "nothing was said about the person" in answer["notice"]
+    assert ids(answer) == ids(ask(client, "popular", user_id="nobody", k=3))
+    # Lists and pages hold for them too.
+    assert ids(ask(client, "popular", k=2, offset=1)) == ids(answer)[1:]
+    assert ids(ask(client, "popular", candidates=ids(answer), exclude=ids(answer)[:1])) == ids(answer)[1:]
+    refused = client.post(RECOMMEND, json={})
+    assert refused.status_code == 404
+    assert "nothing was said about the person" in refused.json()["detail"]
+
+
 def test_a_history_is_answered_without_its_items(client: httpx.Client) -> None:
     answer = ask(client, history=["1", "2", "gone"], k=58)
     assert answer["source"] == "history"
@@ -175,6 +188,16 @@ def test_etags(client: httpx.Client) -> None:
         assert client.get(path, headers={"if-none-match": first.headers["etag"]}).status_code == 304
         assert client.get(path, headers={"if-none-match": '"other"'}).status_code == 200
         assert "cache-control" in first.headers
+
+
+def test_head_is_get_without_the_body(client: httpx.Client) -> None:
+    for path in ("/healthz", "/readyz", "/v1/users/7/recommendations", "/v1/models", "/", "/nothing"):
+        got, head = client.get(path), client.head(path)
+        assert head.status_code == got.status_code
+        assert head.content == b""
+        for name in ("content-length", "content-type", "etag"):
+            assert head.headers.get(name) == got.headers.get(name), (path, name)
+    assert client.head(RECOMMEND).status_code == 405
 
 
 def test_an_unknown_model_is_a_404(client: httpx.Client) -> None:

@@ -167,6 +167,25 @@ def test_a_read_only_sqlite_ledger_refuses_to_write(sqlite_url: str) -> None:
         ledger.register_dataset("b" * 64, name="else")
 
 
+def test_a_reader_needs_only_to_read(postgres_url: str) -> None:
+    # A standby refuses what changes anything, as this role's transactions do.
+    with Ledger.open(postgres_url) as ledger:
+        ledger.register_dataset("f" * 64, name="films")
+        ledger.set_budget("films", epsilon=3.0, delta=1e-5)
+    with psycopg.connect(postgres_url, autocommit=True) as connection:
+        if connection.execute("SELECT 1 FROM pg_roles WHERE rolname = 'reader'").fetchone() is None:
+            connection.execute("CREATE ROLE reader LOGIN")
+        connection.execute("ALTER ROLE reader SET default_transaction_read_only = on")
+        connection.execute("GRANT USAGE ON SCHEMA public TO reader")
+        connection.execute("GRANT SELECT ON ALL TABLES IN SCHEMA public TO reader")
+    readers_url = postgres_url.replace("lazydp@", "reader@")
+    with Ledger.open(readers_url, read_only=True) as ledger:
+        assert [budget.epsilon for budget in ledger.budgets()] == [3.0]
+        assert [entry.kind for entry in ledger.entries()] == ["dataset", "budget"]
+    with Ledger.open(readers_url) as ledger, pytest.raises(UnavailableError):
+        ledger.set_budget("films", epsilon=2.0, delta=1e-5)
+
+
 def test_passwords_are_not_shown() -> None:
     assert without_password("postgresql://u:p@ss@h/n") == "postgresql://u:***@h/n"
     assert without_password("postgresql://u@h:5432/n") == "postgresql://u@h:5432/n"
