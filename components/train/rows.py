@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -20,24 +21,23 @@ Read = Callable[[str, Lookups], Tensor]
 class LazyRows(nn.Module):
     """Stands in for an `nn.Embedding` or `nn.EmbeddingBag` of a private model; same calls, same results.
 
-    Its weight is a buffer under the same name, so that state dicts keep their keys and no optimizer of dense layers
-    touches it.
+    State dicts keep its key. But its weight is neither parameter nor buffer: no optimizer of dense layers finds it, and
+    nothing that goes over a model's buffers reads rows past their noise.
 
     Rows that owe noise show which rows were read, and when. So a layer whose rows owe noise answers no call outside a
-    step and enters no state dict, pickle or copy: it raises PendingNoiseError until the trainer has flushed.
+    step, shows no weight and enters no state dict, pickle or copy: it raises PendingNoiseError until the trainer has
+    flushed. Keep no other reference to the weight: what is read through one has no noise, and its gradient is lost.
 
     Raises:
         InputError: an option whose gradient is not a sum over lookups (`mode="max"`, `max_norm`, `padding_idx`,
             `scale_grad_by_freq`).
     """
 
-    weight: Tensor
-
     def __init__(self, name: str, layer: nn.Embedding | nn.EmbeddingBag) -> None:
         super().__init__()
         _refuse_unsupported(name, layer)
         self.name = name
-        self.register_buffer("weight", layer.weight.detach())
+        self._weight = layer.weight.detach()
         self._mode = layer.mode if isinstance(layer, nn.EmbeddingBag) else None
         self._include_last_offset = isinstance(layer, nn.EmbeddingBag) and layer.include_last_offset
         self.read: Read | None = None
@@ -46,6 +46,24 @@ class LazyRows(nn.Module):
         """Whether a step was taken after the last flush; a plain flag, so that a pickled layer drags no key along."""
         self.kept_by_trainer = False
         """Whether state dicts leave the rows out: true while the trainer, which keeps them itself, reads or writes."""
+
+    @property
+    def weight(self) -> Tensor:
+        """The rows, float32 [rows, dim], to look at between steps.
+
+        Raises:
+            InputError: during a step: rows that the layer was not called for have not caught up with their noise, and
+                no gradient comes back to them.
+            PendingNoiseError: rows owe noise.
+        """
+        if self.read is not None:
+            raise InputError(
+                f"the weight of embedding layer {self.name!r} is read during a step, past its noise and past the "
+                "norms of gradients: call the layer with the indices of the rows that are needed; a layer that uses "
+                "the whole table (tied weights) cannot be trained privately"
+            )
+        self._refuse_pending("shows its weight")
+        return self._weight
 
     def forward(self, indices: Tensor, offsets: Tensor | None = None) -> Tensor:
         """As the layer it stands in for: [..., D] of rows, or [B, D] of bags (2-D indices, or 1-D with offsets).
@@ -65,11 +83,25 @@ class LazyRows(nn.Module):
     def _save_to_state_dict(self, destination: dict[str, Any], prefix: str, keep_vars: bool) -> None:
         if not self.kept_by_trainer:
             self._refuse_pending("enters a state dict")
-            super()._save_to_state_dict(destination, prefix, keep_vars)
+            with self._as_buffer():
+                super()._save_to_state_dict(destination, prefix, keep_vars)
 
     def _load_from_state_dict(self, *arguments: Any, **options: Any) -> None:
         if not self.kept_by_trainer:
-            super()._load_from_state_dict(*arguments, **options)
+            with self._as_buffer():
+                super()._load_from_state_dict(*arguments, **options)
+
+    @contextmanager
+    def _as_buffer(self) -> Iterator[None]:
+        """While torch reads or writes a state dict the weight is the buffer that its rules (keys, shapes) are for."""
+        self._buffers["weight"] = self._weight
+        try:
+            yield
+        finally:
+            loaded = self._buffers.pop("weight", None)
+            # load_state_dict(assign=True) puts another tensor there; the trainer goes on with the one that it has.
+            if loaded is not None and loaded is not self._weight:
+                self._weight.copy_(loaded)
 
     def _refuse_pending(self, what: str) -> None:
         if self.owes_noise:
@@ -80,10 +112,10 @@ class LazyRows(nn.Module):
 
     def _rows(self, indices: Tensor) -> Tensor:
         if self.read is None:
-            return functional.embedding(indices, self.weight)
+            return functional.embedding(indices, self._weight)
         size, positions = indices.shape[0], math.prod(indices.shape[1:])
         # Position by position, so that position p of example i is bag p * B + i.
-        flat = indices.reshape(size, positions).t().reshape(-1)
+        flat = indices.reshape(size, positions).t().reshape(-1).contiguous()
         lookups = Lookups(flat, torch.arange(flat.shape[0] + 1), None, positions)
         rows = self.read(self.name, lookups)
         by_position = rows.view(positions, size, rows.shape[1])
@@ -99,12 +131,12 @@ class LazyRows(nn.Module):
             offsets = torch.cat([offsets, offsets.new_tensor([indices.shape[0]])])
         if self.read is None:
             mode = str(self._mode)
-            return functional.embedding_bag(indices, self.weight, offsets, mode=mode, include_last_offset=True)
+            return functional.embedding_bag(indices, self._weight, offsets, mode=mode, include_last_offset=True)
         weights = None
         if self._mode == "mean":
             lengths = offsets.diff()
             weights = torch.repeat_interleave(1.0 / lengths.clamp(min=1).to(torch.float32), lengths)
-        return self.read(self.name, Lookups(indices, offsets, weights, 1))
+        return self.read(self.name, Lookups(indices.contiguous(), offsets.contiguous(), weights, 1))
 
 
 def _refuse_unsupported(name: str, layer: nn.Embedding | nn.EmbeddingBag) -> None:
@@ -130,10 +162,12 @@ def replace_embeddings(model: nn.Module) -> dict[str, LazyRows]:
     A layer used under two names is replaced once, by one `LazyRows` in both places.
 
     Raises:
-        InputError: see `LazyRows`; or two layers share one weight.
+        InputError: see `LazyRows`; or two layers share one weight, or something else of the model holds one: weights
+            tied to a `Linear`, a view kept as parameter, buffer or attribute.
     """
     made: dict[int, LazyRows] = {}
     owners: dict[int, str] = {}
+    replaced: list[nn.Embedding | nn.EmbeddingBag] = []
     for name, layer in list(model.named_modules()):
         if type(layer) not in (nn.Embedding, nn.EmbeddingBag) or not layer.weight.requires_grad:
             continue
@@ -146,8 +180,39 @@ def replace_embeddings(model: nn.Module) -> dict[str, LazyRows]:
             )
         owners[id(layer.weight)] = name
         made[id(layer)] = LazyRows(name, layer)
+        replaced.append(layer)
+    for layer in replaced:
+        _refuse_tied(model, owners[id(layer.weight)], layer)
     for module in list(model.modules()):
         for child_name, child in list(module.named_children()):
             if id(child) in made:
                 setattr(module, child_name, made[id(child)])
     return {rows.name: rows for rows in made.values()}
+
+
+def _refuse_tied(model: nn.Module, name: str, layer: nn.Embedding | nn.EmbeddingBag) -> None:
+    """Whatever shares memory with the weight of embedding layer `name` would read its rows without their noise."""
+    for other_name, other in model.named_modules():
+        if other is layer:
+            continue
+        held = {**vars(other), **other._parameters, **other._buffers}
+        for key, tensor in held.items():
+            if isinstance(tensor, Tensor) and _overlap(layer.weight, tensor):
+                where = f"{other_name}.{key}".lstrip(".")
+                raise InputError(
+                    f"{where} shares memory with the weight of embedding layer {name!r}, whose rows are read before "
+                    "they have their noise: tied weights cannot be trained privately, give each layer its own"
+                )
+
+
+def _overlap(one: Tensor, other: Tensor) -> bool:
+    if one.device != other.device or other.layout is not torch.strided or not one.numel() or not other.numel():
+        return False
+    (first, end), (other_first, other_end) = _addresses(one), _addresses(other)
+    return first < other_end and other_first < end
+
+
+def _addresses(tensor: Tensor) -> tuple[int, int]:
+    """First and past-the-last byte that the tensor may touch."""
+    last = sum((size - 1) * stride for size, stride in zip(tensor.shape, tensor.stride(), strict=True))
+    return tensor.data_ptr(), tensor.data_ptr() + (last + 1) * tensor.element_size()

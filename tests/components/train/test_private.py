@@ -195,6 +195,85 @@ def test_nothing_owes_noise_where_every_row_gets_it_at_once() -> None:
     model.state_dict()
 
 
+class Tied(nn.Module):
+    """Scores every row of its table by the table itself, read directly or through a layer."""
+
+    def __init__(self, how: str) -> None:
+        super().__init__()
+        self.how = how
+        self.rows = nn.Embedding(ROWS, DIM)
+        self.layer = nn.Linear(DIM, DIM)
+        if how == "a layer":
+            self.out = nn.Linear(DIM, ROWS, bias=False)
+            self.out.weight = self.rows.weight
+        elif how == "a view kept as attribute":
+            self.kept = self.rows.weight.detach()[1:, :2]
+        elif how == "a buffer":
+            self.register_buffer("kept", self.rows.weight.detach())
+
+    def forward(self, ids: Tensor) -> Tensor:
+        hidden = self.layer(self.rows(ids[:, 0]))
+        if self.how == "directly":
+            return (hidden @ self.rows.weight.t()).logsumexp(dim=1)
+        return self.out(hidden).logsumexp(dim=1) if self.how == "a layer" else hidden.sum(dim=1)
+
+
+def test_a_table_that_a_step_reads_directly_is_refused() -> None:
+    """The read saw rows without their noise, and its gradient was lost."""
+    model = Tied("directly")
+    plain = model(ids_of(0))
+    trainer = trainer_of(model, noise_multiplier=1.0)
+    torch.testing.assert_close(model(ids_of(0)), plain)  # between steps, while nothing is pending, it is a table
+    with pytest.raises(InputError, match=r"weight of embedding layer 'rows' is read during a step.*tied weights"):
+        trainer.step(losses_of(model, ids_of(0)))
+    assert trainer.steps_done == 0
+    control = Tied("not at all")
+    trainer_of(control, noise_multiplier=1.0).step(losses_of(control, ids_of(0)))
+
+
+@pytest.mark.parametrize(
+    ("how", "found"),
+    [("a layer", "out.weight"), ("a view kept as attribute", "kept"), ("a buffer", "kept")],
+)
+def test_what_shares_memory_with_a_table_is_refused(how: str, found: str) -> None:
+    with pytest.raises(InputError, match=rf"^{found} shares memory with the weight of embedding layer 'rows'"):
+        trainer_of(Tied(how))
+    control = Tied("not at all")
+    control.kept = control.rows.weight.detach().clone()
+    trainer_of(control)
+
+
+def test_no_weight_shows_rows_that_owe_noise() -> None:
+    model = Tied("not at all")
+    trainer = trainer_of(model, noise_multiplier=1.0)
+    before = model.rows.weight.clone()
+    trainer.step(losses_of(model, ids_of(0)))
+    with pytest.raises(PendingNoiseError, match=r"'rows' shows its weight while its rows owe noise"):
+        _ = model.rows.weight
+    with pytest.raises(PendingNoiseError):
+        model(ids_of(0)) @ model.rows.weight.t()
+    assert not list(model.buffers())
+    assert {name for name, _ in model.named_parameters()} == {"layer.weight", "layer.bias"}
+    trainer.flush()
+    assert bool((model.rows.weight != before).all())  # the control: every row had noise to come
+
+
+@pytest.mark.parametrize("assign", [False, True])
+def test_a_state_dict_goes_into_the_rows_that_are_trained(assign: bool) -> None:
+    """Loaded weights are what the next step moves, not a tensor beside it."""
+    model, donor = fresh(), Model()
+    trainer = trainer_of(model)
+    model.tokens.load_state_dict(donor.tokens.state_dict(), assign=assign)
+    assert torch.equal(model.tokens.weight, donor.tokens.weight)
+    trainer.step(losses_of(model, ids_of(0)))
+    assert not torch.equal(model.tokens.weight, donor.tokens.weight)
+    torch.testing.assert_close(model.state_dict()["tokens.weight"], model.tokens.weight)
+    with pytest.raises(RuntimeError, match=r"size mismatch for tokens\.weight"):
+        model.load_state_dict({**donor.state_dict(), "tokens.weight": torch.zeros(2, DIM)})
+    with pytest.raises(RuntimeError, match=r"Missing key.*tokens\.weight"):
+        model.load_state_dict({name: value for name, value in donor.state_dict().items() if name != "tokens.weight"})
+
+
 def resumable(*, max_grad_norm: float = 0.5, mode: Any = "lazydp") -> tuple[Model, PrivateTrainer]:
     model = fresh()
     trainer: PrivateTrainer = make_private(
@@ -236,6 +315,15 @@ def test_a_resumed_trainer_ends_in_the_same_bits(flushed: bool) -> None:
         trainer.flush()
         ends.append(state(model))
     assert all(torch.equal(ends[0][name], ends[1][name]) for name in ends[0])
+
+
+def test_indices_may_be_views() -> None:
+    model = nn.Sequential(nn.EmbeddingBag(ROWS, DIM, mode="sum"), nn.Linear(DIM, 1), nn.Flatten(0))
+    wide = torch.randint(0, ROWS, (LENGTH, 2))
+    trainer = trainer_of(model)
+    offsets = torch.arange(2 * SIZE).view(SIZE, 2)[:, 0].clamp(max=LENGTH)
+    trainer.step(lambda: model[2](model[1](model[0](wide[:, 1], offsets))).square())
+    trainer.step(lambda: model(ids_of(0).t().contiguous().t()).square())
 
 
 def test_a_state_of_another_trainer_is_refused() -> None:
