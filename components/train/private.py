@@ -30,6 +30,7 @@ from lazydp.components.train.report import StepReport
 from lazydp.components.train.rows import LazyRows, replace_embeddings
 from lazydp.components.train.sampler import PoissonSampler, poisson_dp_event
 from lazydp.components.train.skip_ahead import EmbeddingSgd
+from lazydp.components.train.step_guard import StepGuard
 from lazydp.components.train.tables import EmbeddingTables, Mode, TableGradient
 from lazydp.kernels.arguments import Law
 from lazydp.kernels.noise_key import NoiseKey
@@ -140,6 +141,7 @@ class PrivateTrainer:
         self._rows = rows
         self._readings: list[_Reading] = []
         self._looked_for_coupling = False
+        self._guard = StepGuard()
 
     @property
     def steps_done(self) -> int:
@@ -163,13 +165,16 @@ class PrivateTrainer:
 
         Raises:
             InputError: losses are not one an example, or an example's loss depends on another example, or users' sizes
-                that the micro-batches don't have.
+                that the micro-batches don't have. Nothing has changed then: another call takes the same step.
+            UnfinishedStepError: a step before it was interrupted while it changed the weights.
         """
+        self._guard.refuse_unfinished()
         self.dense.zero_gradients()
         sizes = [None] * len(micro_batches) if user_sizes is None else user_sizes
         if len(sizes) != len(micro_batches):
             raise InputError(f"{len(micro_batches)} micro-batches came with the user_sizes of {len(sizes)}")
         passes = [self._pass(losses_of, of_users) for losses_of, of_users in zip(micro_batches, sizes, strict=True)]
+        self._begin_change()
         for name in self.tables.names:
             parts = [done.tables[name] for done in passes if name in done.tables]
             if parts:
@@ -179,11 +184,16 @@ class PrivateTrainer:
         self.dense.add_noise(step)
         self.dense.update(step)
         self.tables.advance()
-        self._mark_rows()
+        self._end_change()
         return StepReport.of(step, [done.losses for done in passes], [done.contributions for done in passes])
 
     def flush(self) -> None:
-        """Give every row the noise it owes: before evaluating, saving or releasing the model. Training may go on."""
+        """Give every row the noise it owes: before evaluating, saving or releasing the model. Training may go on.
+
+        Raises:
+            UnfinishedStepError: a step was interrupted while it changed the weights.
+        """
+        self._guard.refuse_unfinished()
         self.tables.flush()
         self._mark_rows()
 
@@ -196,7 +206,11 @@ class PrivateTrainer:
 
         It goes on from there to the same bits if the key, the batches and the schedules are the same. From one state
         let one continuation out: two that draw the same noise under other batches give the noise away.
+
+        Raises:
+            UnfinishedStepError: a step was interrupted while it changed the weights.
         """
+        self._guard.refuse_unfinished()
         with self._rows_kept():
             dense = self.dense.state_dict()
         return {
@@ -207,7 +221,7 @@ class PrivateTrainer:
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Continue from `state`, copied into this trainer and its model.
+        """Continue from `state`, copied into this trainer and its model; also after an interrupted step.
 
         Raises:
             FormatError: the state belongs to another mode, mechanism, model or optimizer; the message names it.
@@ -215,10 +229,21 @@ class PrivateTrainer:
         for what, ours in (("mode", self.mode), ("privacy", asdict(self.privacy))):
             if state[what] != ours:
                 raise FormatError(f"the state's {what} is {state[what]!r}, this trainer's {ours!r}")
+        self._begin_change()
         self.tables.load_state_dict(state["embeddings"])
         with self._rows_kept():
             self.dense.load_state_dict(state["dense"])
+        self._end_change()
+
+    def _begin_change(self) -> None:
+        # Should the change not end, the rows stay inside too: they then hold a gradient without its noise.
+        for layer in self._rows:
+            layer.owes_noise = True
+        self._guard.begin()
+
+    def _end_change(self) -> None:
         self._mark_rows()
+        self._guard.end()
 
     def _mark_rows(self) -> None:
         for layer in self._rows:

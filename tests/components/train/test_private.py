@@ -287,6 +287,19 @@ def resumable(*, max_grad_norm: float = 0.5, mode: Any = "lazydp") -> tuple[Mode
     return model, trainer
 
 
+def test_training_goes_on_in_copies_of_a_state() -> None:
+    _, donor = resumable()
+    donor.step(losses_of(donor.model, ids_of(0)))
+    saved = copy.deepcopy(donor.state_dict())
+    kept = copy.deepcopy(saved)
+    model, trainer = resumable()
+    trainer.load_state_dict(saved)
+    trainer.step(losses_of(model, ids_of(1)))
+    moments, kept_moments = saved["dense"]["optimizer"]["state"][0], kept["dense"]["optimizer"]["state"][0]
+    assert torch.equal(moments["exp_avg"], kept_moments["exp_avg"])
+    assert not torch.equal(trainer.state_dict()["dense"]["optimizer"]["state"][0]["exp_avg"], moments["exp_avg"])
+
+
 @pytest.mark.parametrize("flushed", [False, True])
 def test_a_resumed_trainer_ends_in_the_same_bits(flushed: bool) -> None:
     """Through a file, and with a scheduler of torch on the dense optimizer."""
