@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from types import TracebackType
 from typing import Any, Self
 
@@ -274,11 +274,7 @@ class _Calls:
                     f"the input of layer {self.name!r} ({type(self.layer).__name__}) was modified in place after the "
                     "layer had read it: per-example norms need it as it was"
                 )
-            if some_inputs.shape[0] != size:
-                raise InputError(
-                    f"layer {self.name!r} ({type(self.layer).__name__}) saw a first dimension of "
-                    f"{some_inputs.shape[0]} in a batch of {size} examples: layers must be batch-first"
-                )
+            self._refuse_other_size(some_inputs.shape[0], size)
             inputs.append(_positions(some_inputs, dims))
             grads.append(_positions(grad, dims))
         if not inputs:
@@ -287,9 +283,23 @@ class _Calls:
             return inputs[0], grads[0]
         return torch.cat(inputs, dim=1), torch.cat(grads, dim=1)
 
-    def reaches_beyond_first(self) -> bool:
-        """Whether a gradient came back to any example but the first."""
-        return any(grad is not None and bool(grad[1:].any()) for grad in self._grads)
+    def forget_gradients(self) -> None:
+        """Before another backward pass over the same calls."""
+        self._grads = [None] * len(self._grads)
+
+    def gradients(self, size: int) -> Iterator[Tensor]:
+        """The gradients that came back, [B, ...]."""
+        for grad in self._grads:
+            if grad is not None:
+                self._refuse_other_size(grad.shape[0], size)
+                yield grad
+
+    def _refuse_other_size(self, found: int, size: int) -> None:
+        if found != size:
+            raise InputError(
+                f"layer {self.name!r} ({type(self.layer).__name__}) saw a first dimension of {found} in a batch of "
+                f"{size} examples: layers must be batch-first"
+            )
 
     def _feature_dims(self) -> int:
         """Trailing dimensions that belong to one position."""
@@ -302,6 +312,11 @@ def _positions(tensor: Tensor, feature_dims: int) -> Tensor:
     if position_dims == 0:
         return tensor.unsqueeze(1)
     return tensor if position_dims == 1 else tensor.flatten(1, position_dims)
+
+
+def _not_zero(grad: Tensor) -> Tensor:
+    """Examples that a gradient [B, ...] is not zero for. NaN says nothing: zero times an infinite slope is NaN too."""
+    return (grad.flatten(1).abs() > 0).any(dim=1).cpu()
 
 
 class Capture:
@@ -354,29 +369,29 @@ class Capture:
                 total += _sq_norms_of_units(calls, *pair, units)
         return total
 
-    def refuse_coupling(self, losses: Tensor, pooled: Sequence[tuple[str, Tensor]]) -> None:
-        """Look whether the loss of the first example has a gradient in another one; called before the backward pass.
+    def reached(self, total: Tensor, pooled: Sequence[tuple[str, Tensor]], size: int) -> Iterator[tuple[str, Tensor]]:
+        """Which examples the gradient of `total` comes back to, bool [B] on the host, layer by layer.
+
+        Called before the backward pass, which finds everything as it was.
 
         Args:
-            losses: [B].
+            total: what is differentiated.
             pooled: name and pooled rows [F * B, D] of each read of an embedding layer, feature by feature.
+            size: B.
 
-        Raises:
-            InputError: it has, so that no clipping bounds what one example contributes; the message names the layer.
+        Yields:
+            Name of a layer, and the examples.
         """
+        for calls in self._calls:
+            calls.forget_gradients()
         wanted = [self._anchor, *(rows for _, rows in pooled)]
-        _, *of_rows = torch.autograd.grad(losses[0], wanted, retain_graph=True, allow_unused=True)
-        coupled = [
-            name
-            for (name, rows), grad in zip(pooled, of_rows, strict=True)
-            if grad is not None and bool(grad.view(-1, losses.shape[0], rows.shape[1])[:, 1:].any())
-        ]
-        coupled += [calls.name for calls in self._calls if calls.reaches_beyond_first()]
-        if coupled:
-            raise InputError(
-                f"the loss of one example depends on other examples through layer {coupled[0]!r}: "
-                "compute each example's loss from that example alone"
-            )
+        _, *of_rows = torch.autograd.grad(total, wanted, retain_graph=True, allow_unused=True)
+        for (name, rows), grad in zip(pooled, of_rows, strict=True):
+            if grad is not None:
+                yield name, _not_zero(grad.view(-1, size, rows.shape[1]).transpose(0, 1))
+        for calls in self._calls:
+            for grad in calls.gradients(size):
+                yield calls.name, _not_zero(grad)
 
     def drop(self, examples: Tensor) -> None:
         """Make the gradients of `examples` (mask [B]) zero: scaling by zero would keep what is not finite."""

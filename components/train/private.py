@@ -13,6 +13,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -23,6 +24,7 @@ from lazydp.components.train import schedules
 from lazydp.components.train.allocator import keep_freed_memory
 from lazydp.components.train.clipping import Capture, trained_layers
 from lazydp.components.train.contributions import Contributions, units_of
+from lazydp.components.train.coupling import CouplingCheck, Disturbance
 from lazydp.components.train.dense import DenseLayers, DenseOptimizer
 from lazydp.components.train.lookups import Lookups, join, join_offsets
 from lazydp.components.train.mechanism import GroupNorms, PrivacyParameters
@@ -140,7 +142,7 @@ class PrivateTrainer:
         self._layers = layers
         self._rows = rows
         self._readings: list[_Reading] = []
-        self._looked_for_coupling = False
+        self._coupling = CouplingCheck()
         self._guard = StepGuard()
 
     @property
@@ -159,7 +161,8 @@ class PrivateTrainer:
         """Do one step; no micro-batch at all is an empty Poisson draw: noise alone, and it counts.
 
         Args:
-            micro_batches: each gives the losses [B] of its examples; all sum to one step.
+            micro_batches: each gives the losses [B] of its examples; all sum to one step. In each of the first three
+                steps one is called up to four times, to find examples that depend on each other (`coupling`).
             user_sizes: with `PrivacyParameters.user_gradient`, for each micro-batch how many of its examples each user
                 has, int64 [U]: a user's examples lie side by side, and all in one micro-batch.
 
@@ -261,6 +264,7 @@ class PrivateTrainer:
 
     def _pass(self, losses_of: Losses, user_sizes: Tensor | None) -> _Pass:
         self._readings.clear()
+        self._coupling.begin(self.tables.step + 1)
         for layer in self._rows:
             layer.read = self._read
         try:
@@ -270,10 +274,14 @@ class PrivateTrainer:
                     raise InputError(f"expected one loss an example, [B], found {list(losses.shape)}: no reduction")
                 units = units_of(losses.shape[0], user_sizes, self.privacy)
                 self._refuse_other_sizes(losses.shape[0])
-                if not self._looked_for_coupling and losses.shape[0] > 1 and bool(torch.isfinite(losses).all()):
-                    self._looked_for_coupling = True  # once: it costs a backward pass
-                    capture.refuse_coupling(losses, [(reading.table, reading.pooled) for reading in self._readings])
+                looks = self._coupling.looks_at(losses, units)
+                if looks:
+                    pooled = [(reading.table, reading.pooled) for reading in self._readings]
+                    self._coupling.refuse_gradients(capture, losses, pooled, units)
                 losses.sum().backward()  # type: ignore[no-untyped-call]
+            if looks:
+                again = partial(self._losses_again, losses_of)
+                self._coupling.refuse_values(again, losses.detach(), units, step=self.tables.step + 1)
         finally:
             for layer in self._rows:
                 layer.read = None
@@ -281,11 +289,32 @@ class PrivateTrainer:
         contributions = Contributions.of(capture, tables, units, self.privacy)
         return _Pass(losses.detach(), contributions.add(capture, tables), contributions)
 
+    def _losses_again(self, losses_of: Losses, disturbance: Disturbance) -> Tensor:
+        """The losses once more, with what tables and layers give disturbed; for a look at them and nothing else."""
+
+        def read(table: str, lookups: Lookups) -> Tensor:
+            return disturbance.of_rows(self._pooled(table, lookups))
+
+        def disturb(layer: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> Tensor:
+            return disturbance.of_outputs(output)
+
+        for rows in self._rows:
+            rows.read = read
+        handles = [layer.register_forward_hook(disturb) for layer, _ in self._layers.values()]
+        try:
+            return losses_of()
+        finally:
+            for handle in handles:
+                handle.remove()
+
     def _read(self, table: str, lookups: Lookups) -> Tensor:
-        self.tables.catch_up(self.tables.group_rows([{table: lookups}]))
-        pooled = self.tables.gather({table: lookups})[table].requires_grad_()
+        pooled = self._pooled(table, lookups).requires_grad_()
         self._readings.append(_Reading(table, lookups, pooled))
         return pooled
+
+    def _pooled(self, table: str, lookups: Lookups) -> Tensor:
+        self.tables.catch_up(self.tables.group_rows([{table: lookups}]))
+        return self.tables.gather({table: lookups})[table]
 
     def _refuse_other_sizes(self, size: int) -> None:
         for reading in self._readings:
