@@ -63,7 +63,7 @@ class LinearRule(NormRule):
         if "weight" in names:
             total += _linear_weight_sq_norms(inputs, grads)
         if "bias" in names:
-            total += _sq_norms(grads.squeeze(1) if grads.shape[1] == 1 else grads.sum(dim=1))
+            total += _sq_norms_of_sums(grads)
         return total
 
     def add_weighted(
@@ -92,6 +92,16 @@ def _linear_weight_sq_norms(inputs: Tensor, grads: Tensor) -> Tensor:
     return _direct_sq_norms(inputs, grads)
 
 
+def _rounding(terms: int) -> float:
+    """What rounding may add to a float32 sum of so many terms, relative to the sum of their absolute values.
+
+    Positions may cancel (softmax gradients of like candidates do), and the rounding error of the cancelled terms can
+    then exceed the true norm. It is added, so that no norm falls short and clipping keeps its promise. The bound is
+    the probabilistic one of Higham and Mary 2019 (SIAM J. Sci. Comput. 41), with a factor to spare.
+    """
+    return 4 * _FLOAT32_EPSILON * math.sqrt(terms)
+
+
 def _gram_sq_norms(inputs: Tensor, grads: Tensor) -> Tensor:
     per_example = 2 * 4 * inputs.shape[1] ** 2
     return _in_chunks(_gram_of_chunk, inputs, grads, bytes_each=per_example)
@@ -100,11 +110,7 @@ def _gram_sq_norms(inputs: Tensor, grads: Tensor) -> Tensor:
 def _gram_of_chunk(inputs: Tensor, grads: Tensor) -> Tensor:
     of_inputs = torch.bmm(inputs, inputs.transpose(1, 2))
     of_grads = torch.bmm(grads, grads.transpose(1, 2))
-    # Positions may cancel (softmax gradients of like candidates do), and the rounding error of the cancelled terms can
-    # then exceed the true norm. It is added, so that the result never falls short and clipping keeps its promise.
-    # The bound is the probabilistic one of Higham and Mary 2019 (SIAM J. Sci. Comput. 41), with a factor to spare.
-    rounding = 4 * _FLOAT32_EPSILON * math.sqrt(inputs.shape[2] + grads.shape[2])
-    slack = rounding * _traces(of_inputs) * _traces(of_grads)
+    slack = _rounding(inputs.shape[2] + grads.shape[2]) * _traces(of_inputs) * _traces(of_grads)
     return of_inputs.mul_(of_grads).sum(dim=(1, 2)).clamp_(min=0.0) + slack
 
 
@@ -118,7 +124,20 @@ def _direct_sq_norms(inputs: Tensor, grads: Tensor) -> Tensor:
 
 
 def _direct_of_chunk(inputs: Tensor, grads: Tensor) -> Tensor:
-    return _sq_norms(torch.bmm(grads.transpose(1, 2), inputs).flatten(1))
+    norms = _norms(torch.bmm(grads.transpose(1, 2), inputs).flatten(1))
+    # The absolute values of all products add up to the matrix |e|' |a|, of norm at most ||e|| ||a||.
+    slack = _rounding(inputs.shape[1]) * _norms(inputs.flatten(1)) * _norms(grads.flatten(1))
+    return (norms + slack).square_()
+
+
+def _sq_norms_of_sums(terms: Tensor) -> Tensor:
+    """Squared norms [B] of sums over positions: terms [B, P, ...]."""
+    positions = terms.shape[1]
+    if positions == 1:
+        return _norms(terms.flatten(1)).square_()
+    # The absolute values of P terms add up to at most sqrt(P) times the root of the sum of their squares.
+    slack = _rounding(positions) * math.sqrt(positions) * _norms(terms.flatten(1))
+    return (_norms(terms.sum(dim=1).flatten(1)) + slack).square_()
 
 
 def _in_chunks(
@@ -137,35 +156,31 @@ def _norms(rows: Tensor) -> Tensor:
     return norms
 
 
-def _sq_norms(rows: Tensor) -> Tensor:
-    return _norms(rows).square_()
-
-
 class LayerNormRule(NormRule):
     """`nn.LayerNorm`: its parameters are as small as its output, so their per-example gradients are formed."""
 
     def sq_norms(self, layer: nn.Module, names: Sequence[str], inputs: Tensor, grads: Tensor) -> Tensor:
         total = grads.new_zeros(grads.shape[0])
-        for gradient in self._gradients(layer, names, inputs, grads).values():
-            total += _sq_norms(gradient.flatten(1))
+        for terms in self._terms(layer, names, inputs, grads).values():
+            total += _sq_norms_of_sums(terms)
         return total
 
     def add_weighted(
         self, layer: nn.Module, inputs: Tensor, grads: Tensor, scale: Tensor, into: Mapping[str, Tensor]
     ) -> None:
-        for name, gradient in self._gradients(layer, tuple(into), inputs, grads).items():
-            into[name].view(-1).addmv_(gradient.flatten(1).t(), scale)
+        for name, terms in self._terms(layer, tuple(into), inputs, grads).items():
+            into[name].view(-1).addmv_(terms.sum(dim=1).flatten(1).t(), scale)
 
     @staticmethod
-    def _gradients(layer: nn.Module, names: Sequence[str], inputs: Tensor, grads: Tensor) -> dict[str, Tensor]:
+    def _terms(layer: nn.Module, names: Sequence[str], inputs: Tensor, grads: Tensor) -> dict[str, Tensor]:
+        """What each position adds to the gradient of each parameter, [B, P, ...]."""
         assert isinstance(layer, nn.LayerNorm)
-        gradients = {}
+        terms = {}
         if "weight" in names:
-            normalised = functional.layer_norm(inputs, layer.normalized_shape, eps=layer.eps)
-            gradients["weight"] = (grads * normalised).sum(dim=1)
+            terms["weight"] = grads * functional.layer_norm(inputs, layer.normalized_shape, eps=layer.eps)
         if "bias" in names:
-            gradients["bias"] = grads.sum(dim=1)
-        return gradients
+            terms["bias"] = grads
+        return terms
 
 
 _rules: dict[type[nn.Module], NormRule] = {nn.Linear: LinearRule(), nn.LayerNorm: LayerNormRule()}
