@@ -154,6 +154,9 @@ class PrivateTrainer:
     def optimizer(self) -> torch.optim.Optimizer | None:
         """The optimizer of the dense layers: attach a scheduler of `torch.optim.lr_scheduler` to it, and step that
         after each step of the trainer. (The tables' schedule is known in advance: see `schedules.from_torch`.)
+
+        Any schedule that does not look at losses or metrics: they are private, and a rate that follows them
+        (`ReduceLROnPlateau`) shows them in the model without noise, outside of every epsilon.
         """
         return self.dense.optimizer
 
