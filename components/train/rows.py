@@ -65,16 +65,25 @@ class LazyRows(nn.Module):
         self._refuse_pending("shows its weight")
         return self._weight
 
-    def forward(self, indices: Tensor, offsets: Tensor | None = None) -> Tensor:
+    def forward(
+        self, indices: Tensor, offsets: Tensor | None = None, per_sample_weights: Tensor | None = None
+    ) -> Tensor:
         """As the layer it stands in for: [..., D] of rows, or [B, D] of bags (2-D indices, or 1-D with offsets).
 
+        Args:
+            indices: rows, int64.
+            offsets: first lookup of each bag, int64 [B] (or [B + 1], with `include_last_offset`).
+            per_sample_weights: what each row is multiplied by, float32 of the shape of `indices`; with `mode="sum"`.
+
         Raises:
-            InputError: weights per sample were given, or an embedding read without a leading batch dimension.
+            InputError: 1-D indices without offsets, or weights that the layer cannot take or that are trained.
             PendingNoiseError: outside a step, rows owe noise.
         """
         if self.read is None:
             self._refuse_pending("is read outside a step")
-        return self._rows(indices) if self._mode is None else self._bags(indices, offsets)
+        if per_sample_weights is not None:
+            self._check_weights(indices, per_sample_weights)
+        return self._rows(indices) if self._mode is None else self._bags(indices, offsets, per_sample_weights)
 
     def __getstate__(self) -> dict[str, Any]:
         self._refuse_pending("is pickled or copied")
@@ -121,7 +130,22 @@ class LazyRows(nn.Module):
         by_position = rows.view(positions, size, rows.shape[1])
         return by_position.transpose(0, 1).reshape(*indices.shape, rows.shape[1])
 
-    def _bags(self, indices: Tensor, offsets: Tensor | None) -> Tensor:
+    def _check_weights(self, indices: Tensor, weights: Tensor) -> None:
+        what = f"layer {self.name!r}: per_sample_weights"
+        if self._mode != "sum":
+            raise InputError(f'{what} are for an EmbeddingBag with mode="sum"')
+        if weights.shape != indices.shape or weights.dtype != torch.float32:
+            raise InputError(
+                f"{what} are float32 of the shape of the indices, {list(indices.shape)}; found {weights.dtype} "
+                f"{list(weights.shape)}"
+            )
+        if self.read is not None and weights.requires_grad:
+            raise InputError(
+                f"{what} require a gradient, which would be lost: weights that are computed by trained layers cannot "
+                "be trained privately; detach() them if they are to be constants"
+            )
+
+    def _bags(self, indices: Tensor, offsets: Tensor | None, weights: Tensor | None) -> Tensor:
         if indices.dim() == 2:
             offsets = torch.arange(0, indices.numel() + 1, indices.shape[1])
             indices = indices.reshape(-1)
@@ -130,10 +154,17 @@ class LazyRows(nn.Module):
         elif not self._include_last_offset:
             offsets = torch.cat([offsets, offsets.new_tensor([indices.shape[0]])])
         if self.read is None:
-            mode = str(self._mode)
-            return functional.embedding_bag(indices, self._weight, offsets, mode=mode, include_last_offset=True)
-        weights = None
-        if self._mode == "mean":
+            return functional.embedding_bag(
+                indices,
+                self._weight,
+                offsets,
+                mode=str(self._mode),
+                per_sample_weights=None if weights is None else weights.reshape(-1),
+                include_last_offset=True,
+            )
+        if weights is not None:
+            weights = weights.reshape(-1).contiguous()
+        elif self._mode == "mean":
             lengths = offsets.diff()
             weights = torch.repeat_interleave(1.0 / lengths.clamp(min=1).to(torch.float32), lengths)
         return self.read(self.name, Lookups(indices.contiguous(), offsets.contiguous(), weights, 1))
