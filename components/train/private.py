@@ -1,6 +1,8 @@
 """Differentially private training of any `nn.Module`, in the manner that users of Opacus know.
 
-    trainer = make_private(model, privacy=PrivacyParameters(...), embeddings=EmbeddingSgd(...), dense=..., key=...)
+    trainer = make_private(
+        model, privacy=PrivacyParameters(...), steps=T, embeddings=EmbeddingSgd(...), dense=..., key=...
+    )
     for batch in batches:                                   # a true Poisson sample, see `sampler`
         trainer.step(lambda: criterion(model(batch.x), batch.y))      # one loss an example, [B]
     trainer.flush()                                         # before the model is evaluated, saved or released
@@ -19,7 +21,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from lazydp.components.shared.errors import FormatError, InputError
+from lazydp.components.shared.errors import BudgetExceededError, FormatError, InputError
 from lazydp.components.train import schedules
 from lazydp.components.train.allocator import keep_freed_memory
 from lazydp.components.train.clipping import Capture, trained_layers
@@ -63,6 +65,7 @@ def make_private(
     embeddings: EmbeddingSgd,
     dense: DenseOptimizer,
     key: NoiseKey,
+    steps: int | None = None,
     mode: Mode = "lazydp",
     noise: Law = "gaussian",
 ) -> PrivateTrainer:
@@ -74,6 +77,8 @@ def make_private(
         embeddings: optimizer of the embedding tables (linear, so that noise can be delayed).
         dense: optimizer of every other layer.
         key: noise key, such as `NoiseKey.generate()`.
+        steps: T, the number of steps that the noise multiplier was calibrated for: step T + 1 is refused. None leaves
+            it to you to stop, and to account for `PrivateTrainer.steps_done`.
         mode: `lazydp` or `dpsgd`.
         noise: `ones` for tests of exactness.
 
@@ -82,6 +87,8 @@ def make_private(
     """
     if mode == "sgd":
         raise InputError("make_private trains with privacy: for a plain run train the model itself")
+    if steps is not None and steps < 1:
+        raise InputError(f"steps must be at least 1, found {steps}")
     rows = replace_embeddings(model)
     return PrivateTrainer(
         model,
@@ -98,6 +105,7 @@ def make_private(
         dense=DenseLayers(model, optimizer=dense, noise_scale=privacy.noise_scale("dense"), key=key, noise=noise),
         privacy=privacy,
         mode=mode,
+        steps=steps,
     )
 
 
@@ -132,6 +140,7 @@ class PrivateTrainer:
         dense: DenseLayers,
         privacy: PrivacyParameters,
         mode: Mode,
+        steps: int | None,
     ) -> None:
         keep_freed_memory()
         self.model = model
@@ -139,6 +148,7 @@ class PrivateTrainer:
         self.dense = dense
         self.privacy = privacy
         self.mode: Mode = mode
+        self.steps = steps
         self._layers = layers
         self._rows = rows
         self._readings: list[_Reading] = []
@@ -173,8 +183,10 @@ class PrivateTrainer:
             InputError: losses are not one an example, or an example's loss depends on another example, or users' sizes
                 that the micro-batches don't have. Nothing has changed then: another call takes the same step.
             UnfinishedStepError: a step before it was interrupted while it changed the weights.
+            BudgetExceededError: all steps that the noise was calibrated for are done.
         """
         self._guard.refuse_unfinished()
+        self._refuse_step_beyond_the_last()
         self.dense.zero_gradients()
         sizes = [None] * len(micro_batches) if user_sizes is None else user_sizes
         if len(sizes) != len(micro_batches):
@@ -221,6 +233,7 @@ class PrivateTrainer:
             dense = self.dense.state_dict()
         return {
             "mode": self.mode,
+            "steps": self.steps,
             "privacy": asdict(self.privacy),
             "dense": dense,
             "embeddings": self.tables.state_dict(),
@@ -230,9 +243,10 @@ class PrivateTrainer:
         """Continue from `state`, copied into this trainer and its model; also after an interrupted step.
 
         Raises:
-            FormatError: the state belongs to another mode, mechanism, model or optimizer; the message names it.
+            FormatError: the state belongs to another mode, mechanism, number of steps, model or optimizer; the message
+                names it.
         """
-        for what, ours in (("mode", self.mode), ("privacy", asdict(self.privacy))):
+        for what, ours in (("mode", self.mode), ("steps", self.steps), ("privacy", asdict(self.privacy))):
             if state[what] != ours:
                 raise FormatError(f"the state's {what} is {state[what]!r}, this trainer's {ours!r}")
         self._begin_change()
@@ -240,6 +254,14 @@ class PrivateTrainer:
         with self._rows_kept():
             self.dense.load_state_dict(state["dense"])
         self._end_change()
+
+    def _refuse_step_beyond_the_last(self) -> None:
+        if self.steps is not None and self.steps_done >= self.steps:
+            raise BudgetExceededError(
+                f"all {self.steps} steps that the noise was calibrated for are done, and step {self.steps_done + 1} "
+                "would spend more than was stated: flush() and use the model, or calibrate the noise for more steps "
+                "and train anew"
+            )
 
     def _begin_change(self) -> None:
         # Should the change not end, the rows stay inside too: they then hold a gradient without its noise.

@@ -12,7 +12,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from lazydp.components.shared.errors import FormatError, InputError, PendingNoiseError
+from lazydp.components.shared.errors import BudgetExceededError, FormatError, InputError, PendingNoiseError
 from lazydp.components.train import schedules
 from lazydp.components.train.dense import DenseOptimizer
 from lazydp.components.train.mechanism import PrivacyParameters
@@ -300,6 +300,39 @@ def test_training_goes_on_in_copies_of_a_state() -> None:
     assert not torch.equal(trainer.state_dict()["dense"]["optimizer"]["state"][0]["exp_avg"], moments["exp_avg"])
 
 
+def test_no_step_is_taken_beyond_the_last() -> None:
+    """An empty one counts, and so do those before a restart; without a number nothing stops it (the control)."""
+    model = fresh()
+    trainer = trainer_of(model, noise_multiplier=1.0, steps=3)
+    trainer.step(losses_of(model, ids_of(0)))
+    trainer.step()
+    saved = copy.deepcopy(trainer.state_dict())
+    trainer.step(losses_of(model, ids_of(1)))
+    trainer.flush()
+    before = state(model)
+    for _ in range(2):
+        with pytest.raises(BudgetExceededError, match=r"all 3 steps .* are done, and step 4 would spend more"):
+            trainer.step(losses_of(model, ids_of(2)))
+    assert trainer.steps_done == 3
+    assert all(torch.equal(value, before[name]) for name, value in state(model).items())
+
+    model = fresh()
+    resumed = trainer_of(model, noise_multiplier=1.0, steps=3)
+    resumed.load_state_dict(saved)
+    resumed.step(losses_of(model, ids_of(1)))
+    with pytest.raises(BudgetExceededError, match="all 3 steps"):
+        resumed.step()
+    for steps in (4, None):
+        with pytest.raises(FormatError, match=f"steps is 3, this trainer's {steps}"):
+            trainer_of(fresh(), noise_multiplier=1.0, steps=steps).load_state_dict(saved)
+
+    model = fresh()
+    unlimited = trainer_of(model, noise_multiplier=1.0)
+    for step in range(5):
+        unlimited.step(losses_of(model, ids_of(step)))
+    assert unlimited.steps_done == 5
+
+
 @pytest.mark.parametrize("flushed", [False, True])
 def test_a_resumed_trainer_ends_in_the_same_bits(flushed: bool) -> None:
     """Through a file, and with a scheduler of torch on the dense optimizer."""
@@ -446,6 +479,8 @@ def test_what_cannot_be_private_is_refused_before_training() -> None:
         trainer_of(nn.Sequential(nn.Linear(3, 3), nn.BatchNorm1d(3)))
     with pytest.raises(InputError, match="train the model itself"):
         trainer_of(fresh(), mode="sgd")
+    with pytest.raises(InputError, match="steps must be at least 1, found 0"):
+        trainer_of(fresh(), steps=0)
     with pytest.raises(InputError, match="bare embedding"):
         trainer_of(nn.Embedding(ROWS, DIM))
     tied = nn.ModuleDict({"a": nn.Embedding(ROWS, DIM), "b": nn.Embedding(ROWS, DIM)})
