@@ -24,6 +24,7 @@ __all__ = [
     "bag_ids",
     "bag_sq_norms",
     "bag_sum",
+    "built_with_cuda",
     "catch_up_",
     "catch_up_bag_sum_",
     "chacha20_blocks",
@@ -217,18 +218,19 @@ def scatter_add_(
     )
 
 
-def bag_ids(offsets: Tensor) -> Tensor:
+def bag_ids(offsets: Tensor, *, num_lookups: int | None = None) -> Tensor:
     """The bag of every lookup: int64 [N] from offsets, int64 [G + 1] from 0 to N, never decreasing.
 
-    On a device other than the CPU the host waits, for it must know N.
+    On a device other than the CPU the host waits unless it is given N (`num_lookups`); offsets that contradict it are
+    then an error of the device.
     """
     if offsets.is_cpu:
         result: Tensor = _lazydp.bag_ids(offsets)
         return result
     lengths = offsets.diff()
-    if offsets.numel() < 1 or (lengths < 0).any():
+    if offsets.numel() < 1 or (num_lookups is None and (lengths < 0).any()):
         raise ValueError("offsets: expected at least one entry, and none below the one before")
-    return torch.repeat_interleave(torch.arange(lengths.numel(), device=offsets.device), lengths)
+    return torch.repeat_interleave(lengths, output_size=num_lookups)
 
 
 def chacha_words(key: Tensor, *, stream: int, counter: int, n: int) -> Tensor:
@@ -257,6 +259,11 @@ def normals_of_blocks(words: Tensor) -> Tensor:
     """
     result: Tensor = _lazydp.normals_of_blocks(words)
     return result
+
+
+def built_with_cuda() -> bool:
+    """Whether the operators take tensors on an NVIDIA GPU: the extension was built with CUDA."""
+    return bool(torch._C._dispatch_has_kernel_for_dispatch_key("lazydp::bag_sum", "CUDA"))
 
 
 def simd_levels() -> tuple[SimdLevel, ...]:

@@ -101,6 +101,10 @@ def ingest(rows: int, repeats: int, threads: int | None, as_json: bool) -> None:
     show_default=True,
     help="The whole step, or reading and moving rows alone.",
 )
+@click.option("--device", metavar="DEVICE", default="cpu", show_default=True, help="cpu, cuda or cuda:N.")
+@click.option(
+    "--table-device", metavar="DEVICE", help="cpu keeps the tables in host memory.  [default: with the dense layers]"
+)
 @click.option("--growth", type=click.IntRange(min=2), help="Also on tables with so many times fewer rows.")
 @click.option("--contestant", "contestants", multiple=True, help="Only these; may be repeated.")
 @click.option("--breakdown", is_flag=True, help="Then also the time of each phase of a lazydp step.")
@@ -112,6 +116,8 @@ def step(
     data: Path | None,
     config: Path | None,
     part: Part,
+    device: str,
+    table_device: str | None,
     growth: int | None,
     contestants: tuple[str, ...],
     breakdown: bool,
@@ -129,6 +135,7 @@ def step(
     from lazydp.components.bench.plot import svg
     from lazydp.components.bench.workload import DatasetWorkload, Workload
     from lazydp.components.shared.files import write_bytes
+    from lazydp.components.train.placement import Placement
 
     if data is None and config is not None:
         raise click.UsageError("--config belongs to --data")
@@ -136,13 +143,14 @@ def step(
         raise click.UsageError("--rows belongs to --shape: the tables of a dataset have the size they have")
     _use_threads(threads)
     workload: Workload = bench.named(shape, rows=rows) if data is None else DatasetWorkload.open(data, config)
+    placement = Placement.of(device, table_device)
     chosen = contestants or bench.CONTESTANTS
-    for reason in (bench.left_out(name, workload, part) for name in chosen):
+    for reason in (bench.left_out(name, workload, part, placement) for name in chosen):
         if reason is not None:
             click.echo(reason, err=True)
-    results = bench.run(workload, repeats=repeats, contestants=chosen, part=part, growth=growth)
+    results = bench.run(workload, repeats=repeats, contestants=chosen, part=part, growth=growth, placement=placement)
     _show(results, unit=bench.UNIT, as_json=as_json)
-    spent = bench.breakdown(workload, repeats=repeats) if breakdown or plot is not None else None
+    spent = bench.breakdown(workload, repeats=repeats, placement=placement) if breakdown or plot is not None else None
     if as_json:
         phases = None if spent is None else {"step_s": spent.step_s, "phases_s": spent.parts()}
         click.echo(json.dumps({"bench": "step", "answer": bench.answer(results), "breakdown": phases}))

@@ -16,8 +16,10 @@ from lazydp.components.bench.workload import Workload
 from lazydp.components.models.layout import FeatureLayout
 from lazydp.components.train import schedules
 from lazydp.components.train.clipping import clip_coefficients
+from lazydp.components.train.crossing import send_lookups
 from lazydp.components.train.examples import Examples
 from lazydp.components.train.lookups import Lookups, lookups_of
+from lazydp.components.train.placement import CPU
 from lazydp.components.train.skip_ahead import EmbeddingSgd
 from lazydp.components.train.tables import EmbeddingTables, Mode, TableGradient
 from lazydp.kernels import ops
@@ -27,30 +29,33 @@ from lazydp.kernels.noise_key import NoiseKey
 class _Gradients:
     """A gradient of each table's bags, made once for each shape: what dense layers would have sent back."""
 
-    def __init__(self) -> None:
+    def __init__(self, device: torch.device) -> None:
+        self._device = device
         self._made: dict[tuple[int, int], Tensor] = {}
 
     def of(self, num_bags: int, dim: int) -> Tensor:
         """Float32 [num_bags, dim]."""
         if (num_bags, dim) not in self._made:
-            self._made[num_bags, dim] = torch.randn(num_bags, dim, generator=torch.Generator().manual_seed(0))
+            made = torch.randn(num_bags, dim, generator=torch.Generator().manual_seed(0))
+            self._made[num_bags, dim] = made.to(self._device)
         return self._made[num_bags, dim]
 
 
 class TorchEmbeddings:
-    """`nn.EmbeddingBag(sparse=True)` and SGD."""
+    """`nn.EmbeddingBag(sparse=True)` and SGD, on the device of `weights`."""
 
-    def __init__(self, workload: Workload, weights: Mapping[str, Tensor]) -> None:
+    def __init__(self, workload: Workload, weights: Mapping[str, Tensor], device: torch.device = CPU) -> None:
         self._layout = workload.model().layout
+        self._device = device
         self._bags = torch_bags(weights)
         self._optimizer = torch.optim.SGD(self._bags.parameters(), lr=LEARNING_RATE / workload.expected_batch_size)
-        self._gradients = _Gradients()
+        self._gradients = _Gradients(device)
 
     def step(self, micro_batches: Sequence[Examples], /) -> object:
         """Forward, backward and update."""
         self._optimizer.zero_grad(set_to_none=True)
-        for examples in micro_batches:
-            pooled = list(read_bags(self._bags, lookups_of(self._layout, examples)).values())
+        for read in send_lookups([lookups_of(self._layout, examples) for examples in micro_batches], self._device):
+            pooled = list(read_bags(self._bags, read).values())
             torch.autograd.backward(pooled, [self._gradients.of(*rows.shape) for rows in pooled])
         self._optimizer.step()
         return self._bags
@@ -59,7 +64,10 @@ class TorchEmbeddings:
 class OurEmbeddings:
     """The same by our kernels, in any mode."""
 
-    def __init__(self, workload: Workload, weights: Mapping[str, Tensor], mode: Mode) -> None:
+    def __init__(
+        self, workload: Workload, weights: Mapping[str, Tensor], mode: Mode, device: torch.device = CPU
+    ) -> None:
+        self._device = device
         self._layout: FeatureLayout = workload.model().layout
         self._divisor = workload.expected_batch_size
         self._private = mode != "sgd"
@@ -70,11 +78,11 @@ class OurEmbeddings:
             noise_scale=1.0 / self._divisor if self._private else 0.0,
             key=NoiseKey.generate(),
         )
-        self._gradients = _Gradients()
+        self._gradients = _Gradients(device)
 
     def step(self, micro_batches: Sequence[Examples], /) -> object:
         """Group, catch up, gather, norms, scatter."""
-        reads = [lookups_of(self._layout, examples) for examples in micro_batches]
+        reads = send_lookups([lookups_of(self._layout, examples) for examples in micro_batches], self._device)
         groups = self._tables.group_rows(reads)
         self._tables.catch_up(groups)
         sent: dict[str, list[TableGradient]] = {name: [] for name in groups}
@@ -90,8 +98,8 @@ class OurEmbeddings:
 
     def _coefficients(self, size: int, reads: Mapping[str, Lookups], gradients: Mapping[str, Tensor]) -> Tensor:
         if not self._private:
-            return torch.ones(size)
-        sq_norms = torch.zeros(size)
+            return torch.ones(size, device=self._device)
+        sq_norms = torch.zeros(size, device=self._device)
         for name, read in reads.items():
             by_bag = gradients[name].view(read.bags_per_example, size, gradients[name].shape[1])
             sq_norms += ops.bag_sq_norms(read.indices, read.offsets, by_bag, read.weights)

@@ -23,6 +23,7 @@ from lazydp.components.bench.trainers import OpacusGhost, TorchSgd, Trainer, eng
 from lazydp.components.bench.workload import Workload
 from lazydp.components.shared.errors import InputError
 from lazydp.components.train.examples import Examples
+from lazydp.components.train.placement import HOST, Placement, wait
 from lazydp.components.train.tables import Mode
 from lazydp.components.train.timer import StepTimer
 
@@ -75,6 +76,7 @@ def run(
     contestants: Sequence[str] = CONTESTANTS,
     part: Part = "whole",
     growth: int | None = None,
+    placement: Placement = HOST,
 ) -> list[Result]:
     """Measure a step of each contestant; results in their order.
 
@@ -85,6 +87,7 @@ def run(
         part: the whole step, or the embedding part.
         growth: also measure our own contestants on tables with so many times fewer rows, as `lazydp/16`: the ratio of
             the two is the growth of the step. Named shapes only.
+        placement: where dense layers compute and tables live, for all contestants alike.
 
     Raises:
         InputError: an unknown contestant, or growth of a dataset's tables.
@@ -92,25 +95,35 @@ def run(
     for name in contestants:
         if name not in CONTESTANTS:
             raise InputError(f"no contestant {name!r}: choose from {', '.join(CONTESTANTS)}")
-    entering = [name for name in contestants if left_out(name, workload, part) is None]
+    entering = [name for name in contestants if left_out(name, workload, part, placement) is None]
     if not entering:
         raise InputError(f"none of {', '.join(contestants)} can run this: choose others with --contestant")
-    entered = _entered(workload, entering, part=part)
+    entered = _entered(workload, entering, part=part, placement=placement)
     if growth is not None:
         if not isinstance(workload, StepShape):
             raise InputError("growth is measured on a named shape: the tables of a dataset have the size they have")
         small = replace(workload, rows=max(1, workload.rows // growth))
         ours = [name for name in entering if name in OURS]
         entered += [
-            replace(contestant, name=f"{contestant.name}/{growth}") for contestant in _entered(small, ours, part=part)
+            replace(contestant, name=f"{contestant.name}/{growth}")
+            for contestant in _entered(small, ours, part=part, placement=placement)
         ]
-    return measure("step", shape=workload.figures(), contestants=entered, repeats=repeats, warm_ups=2)
+    shape = workload.figures() | _where(placement)
+    return measure("step", shape=shape, contestants=entered, repeats=repeats, warm_ups=2)
 
 
-def left_out(name: str, workload: Workload, part: Part = "whole") -> str | None:
+def _where(placement: Placement) -> dict[str, int]:
+    if placement == HOST:
+        return {}
+    return {"layers_on_gpu": 1, "tables_on_gpu": int(placement.table_device.type == "cuda")}
+
+
+def left_out(name: str, workload: Workload, part: Part = "whole", placement: Placement = HOST) -> str | None:
     """Why a contestant cannot run a workload; None where it can."""
     if name != "opacus":
         return None
+    if placement != HOST:
+        return "opacus is left out: it is measured on the CPU alone"
     if part == "embeddings":
         return "opacus is left out: it has no embedding part of its own"
     if not isinstance(workload, StepShape):
@@ -124,13 +137,14 @@ def left_out(name: str, workload: Workload, part: Part = "whole") -> str | None:
     )
 
 
-def breakdown(workload: Workload, *, repeats: int = 9) -> Breakdown:
+def breakdown(workload: Workload, *, repeats: int = 9, placement: Placement = HOST) -> Breakdown:
     """Where the time of a `lazydp` step goes; drawing the batch comes first, as `sampling`.
 
-    In training a thread draws the next batch meanwhile, so that sampling is off the path of the step.
+    In training a thread draws the next batch meanwhile, so that sampling is off the path of the step. On a GPU the host
+    waits at the end of each phase, which a step in training doesn't.
     """
-    timer = StepTimer()
-    trainer = engine(workload, workload.weights(), "lazydp", timer=timer)
+    timer = StepTimer(lambda: wait(placement.device))
+    trainer = engine(workload, workload.weights(), "lazydp", timer=timer, placement=placement)
     warm_ups = 2
     elapsed = 0.0
     for number in range(1, warm_ups + repeats + 1):
@@ -173,34 +187,43 @@ def _ms(seconds: float) -> str:
     return f"{seconds * 1e3:.3g} ms"
 
 
-def _entered(workload: Workload, names: Sequence[str], *, part: Part) -> list[Contestant]:
-    weights = workload.weights()
-    makers = _whole(workload, weights) if part == "whole" else _embeddings(workload, weights)
-    return [_contestant(name, makers[name](), workload, part) for name in names]
+def _entered(workload: Workload, names: Sequence[str], *, part: Part, placement: Placement) -> list[Contestant]:
+    weights = {name: weight.to(placement.table_device) for name, weight in workload.weights().items()}
+    make = _whole if part == "whole" else _embeddings
+    makers = make(workload, weights, placement)
+    return [_contestant(name, makers[name](), workload, part, placement) for name in names]
 
 
-def _whole(workload: Workload, weights: Mapping[str, Tensor]) -> dict[str, Callable[[], Trainer]]:
-    makers: dict[str, Callable[[], Trainer]] = {"torch_sgd": lambda: TorchSgd(workload, weights)}
+def _whole(workload: Workload, weights: Mapping[str, Tensor], placement: Placement) -> dict[str, Callable[[], Trainer]]:
+    makers: dict[str, Callable[[], Trainer]] = {"torch_sgd": lambda: TorchSgd(workload, weights, placement)}
     for mode in OURS:
-        makers[mode] = lambda mode=mode: engine(workload, weights, mode)  # type: ignore[misc]
+        makers[mode] = lambda mode=mode: engine(workload, weights, mode, placement=placement)  # type: ignore[misc]
     if isinstance(workload, StepShape):
         makers["opacus"] = lambda: OpacusGhost(workload, weights)
     return makers
 
 
-def _embeddings(workload: Workload, weights: Mapping[str, Tensor]) -> dict[str, Callable[[], Trainer]]:
-    makers: dict[str, Callable[[], Trainer]] = {"torch_sgd": lambda: TorchEmbeddings(workload, weights)}
+def _embeddings(
+    workload: Workload, weights: Mapping[str, Tensor], placement: Placement
+) -> dict[str, Callable[[], Trainer]]:
+    device = placement.table_device
+    makers: dict[str, Callable[[], Trainer]] = {"torch_sgd": lambda: TorchEmbeddings(workload, weights, device)}
     for mode in OURS:
-        makers[mode] = lambda mode=mode: OurEmbeddings(workload, weights, mode)  # type: ignore[misc]
+        makers[mode] = lambda mode=mode: OurEmbeddings(workload, weights, mode, device)  # type: ignore[misc]
     return makers
 
 
-def _contestant(name: str, trainer: Trainer, workload: Workload, part: Part) -> Contestant:
+def _contestant(name: str, trainer: Trainer, workload: Workload, part: Part, placement: Placement) -> Contestant:
     batches = _batches(workload)
+
+    def step() -> None:
+        trainer.step(next(batches))
+        wait(placement.device)
+
     # A table-wide step moves every weight; a sparse one the rows of the batch.
     moved = 2 * workload.table_bytes if name in ("dpsgd", "opacus") else workload.embedding_bytes()
     flops = workload.matmul_flops() if part == "whole" else None
-    return Contestant(name, lambda: trainer.step(next(batches)), bytes=moved, flops=flops)
+    return Contestant(name, step, bytes=moved, flops=flops)
 
 
 def _batches(workload: Workload) -> itertools.cycle[Sequence[Examples]]:

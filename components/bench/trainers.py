@@ -14,11 +14,13 @@ from lazydp.components.bench.workload import Workload
 from lazydp.components.models.recommender import ModelInputs
 from lazydp.components.shared.errors import UnavailableError
 from lazydp.components.train import schedules
+from lazydp.components.train.crossing import send_examples, send_lookups
 from lazydp.components.train.dense import DenseOptimizer
 from lazydp.components.train.engine import Engine
 from lazydp.components.train.examples import Examples
 from lazydp.components.train.lookups import Lookups, lookups_of, model_inputs
 from lazydp.components.train.mechanism import PrivacyParameters
+from lazydp.components.train.placement import HOST, Placement
 from lazydp.components.train.skip_ahead import EmbeddingSgd
 from lazydp.components.train.tables import Mode
 from lazydp.components.train.timer import StepTimer
@@ -36,15 +38,16 @@ class Trainer(Protocol):
 
 
 class TorchSgd:
-    """Non-private SGD as one writes it in PyTorch, with what makes it fastest on a CPU.
+    """Non-private SGD as one writes it in PyTorch, with what makes it fastest.
 
     Sparse gradients for the tables (dense ones would cost a pass over every table), `include_last_offset` (no copy of
     the offsets), the fused optimizer for the dense layers, gradients set to None.
     """
 
-    def __init__(self, workload: Workload, weights: Mapping[str, Tensor]) -> None:
+    def __init__(self, workload: Workload, weights: Mapping[str, Tensor], placement: Placement = HOST) -> None:
         self._divisor = workload.expected_batch_size
-        self.model = workload.model()
+        self._placement = placement
+        self.model = workload.model().to(placement.device)
         self.bags = torch_bags(weights)
         self._of_tables = torch.optim.SGD(self.bags.parameters(), lr=LEARNING_RATE)
         self._of_dense = torch.optim.SGD(self.model.parameters(), lr=LEARNING_RATE, fused=True)
@@ -53,9 +56,11 @@ class TorchSgd:
         """One step on the examples of all micro-batches."""
         self._of_tables.zero_grad(set_to_none=True)
         self._of_dense.zero_grad(set_to_none=True)
-        for examples in micro_batches:
-            reads = lookups_of(self.model.layout, examples)
-            inputs = model_inputs(self.model.layout, examples, read_bags(self.bags, reads))
+        layout, device = self.model.layout, self._placement.device
+        reads = send_lookups([lookups_of(layout, examples) for examples in micro_batches], self._placement.table_device)
+        for examples, read in zip(send_examples(micro_batches, device), reads, strict=True):
+            pooled = {name: rows.to(device) for name, rows in read_bags(self.bags, read).items()}
+            inputs = model_inputs(layout, examples, pooled)
             loss = self.model.losses(self.model(inputs), examples.labels).sum() / self._divisor
             loss.backward()  # type: ignore[no-untyped-call]
         self._of_tables.step()
@@ -82,7 +87,14 @@ def read_bags(bags: nn.ModuleDict, reads: Mapping[str, Lookups]) -> dict[str, Te
     }
 
 
-def engine(workload: Workload, weights: Mapping[str, Tensor], mode: Mode, *, timer: StepTimer | None = None) -> Engine:
+def engine(
+    workload: Workload,
+    weights: Mapping[str, Tensor],
+    mode: Mode,
+    *,
+    placement: Placement = HOST,
+    timer: StepTimer | None = None,
+) -> Engine:
     """Our engine; all modes with the same optimizers."""
     rate = schedules.constant(LEARNING_RATE)
     return Engine(
@@ -99,6 +111,7 @@ def engine(workload: Workload, weights: Mapping[str, Tensor], mode: Mode, *, tim
         key=NoiseKey.generate(),
         tables=weights,
         timer=timer,
+        placement=placement,
     )
 
 

@@ -35,6 +35,8 @@ class OwedRows:
         last: int64 [n].
         weight: float32 [n, D].
         momentum: float32 [n, D], or None.
+
+    All on the CPU, wherever the table lives.
     """
 
     rows: Tensor
@@ -49,14 +51,14 @@ class OwedRows:
         if not owing.numel():
             rows = owing
         else:
-            spread = torch.linspace(0, owing.numel() - 1, SAMPLED_ROWS).long()
+            spread = torch.linspace(0, owing.numel() - 1, SAMPLED_ROWS).long().to(owing.device)
             rows = torch.unique(torch.cat([owing[spread], table["last"].argmin().reshape(1)]))
         momentum = table["momentum"]
         return cls(
-            rows=rows,
-            last=table["last"][rows].long(),
-            weight=table["weight"][rows].clone(),
-            momentum=None if momentum is None else momentum[rows].clone(),
+            rows=rows.cpu(),
+            last=table["last"][rows].long().cpu(),
+            weight=table["weight"][rows].cpu(),
+            momentum=None if momentum is None else momentum[rows].cpu(),
         )
 
 
@@ -145,7 +147,8 @@ def _check_rows(
         expected -= spread.unsqueeze(1) * z  # noise moves against the gradient's sign
     else:
         expected += m[:, 0, 1:] * owed.momentum.double() + spread.unsqueeze(1) * z
-    difference = (weight[owed.rows].double() - expected).abs().amax(1)
+    flushed = weight[owed.rows.to(weight.device)].cpu()
+    difference = (flushed.double() - expected).abs().amax(1)
     allowed = _TOLERANCE * (spread + owed.weight.double().abs().amax(1))
     wrong = torch.nonzero(~(difference <= allowed))
     if wrong.numel():

@@ -282,7 +282,7 @@ class RunFolder:
 
 
 class BackgroundWriter:
-    """Writes checkpoints beside training: the state is copied at once, the disk is waited for later.
+    """Writes checkpoints beside training: the state is copied (into host memory) at once, the disk is waited for later.
 
     One write is under way at most. An error of the write is raised by the next `save`, or when the block is left.
 
@@ -460,7 +460,7 @@ def _join(node: Any, tensors: dict[str, torch.Tensor]) -> Any:
 
 def _copy(node: Any) -> Any:
     if isinstance(node, torch.Tensor):
-        return node.detach().clone()
+        return node.detach().to("cpu", copy=True)
     if isinstance(node, dict):
         return {key: _copy(value) for key, value in node.items()}
     if isinstance(node, list | tuple):

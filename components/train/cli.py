@@ -26,6 +26,12 @@ if TYPE_CHECKING:
     type=click.Choice(["lazydp", "dpsgd", "sgd"]),
     help="Instead of the configuration's: lazydp; dpsgd, noise on every row at every step; sgd, no privacy at all.",
 )
+@click.option("--device", metavar="DEVICE", help="Instead of the configuration's: cpu, cuda or cuda:N.")
+@click.option(
+    "--table-device",
+    metavar="DEVICE",
+    help="Instead of the configuration's: cpu keeps the tables in host memory and the dense layers on the GPU.",
+)
 @click.option(
     "--tune",
     type=click.Path(path_type=Path),
@@ -44,6 +50,8 @@ def command(
     out: Path,
     ledger: str | None,
     mode: str | None,
+    device: str | None,
+    table_device: str | None,
     tune: Path | None,
     publish_every: int | None,
     publish_to: Path | None,
@@ -67,10 +75,10 @@ def command(
     if tune is not None and publish_to is not None:
         raise click.UsageError("--tune releases nothing while it runs: leave out --publish-to")
     settings = TrainConfig.load(config)
-    if mode is not None:
-        settings = settings.with_changes(mode=mode)
-    if publish_every is not None:
-        settings = settings.with_changes(publish_every=publish_every)
+    given = {"mode": mode, "device": device, "table_device": table_device, "publish_every": publish_every}
+    changes = {name: value for name, value in given.items() if value is not None}
+    if changes:
+        settings = settings.with_changes(**changes)
     if tune is not None:
         _tune(dataset, settings, tune, out=out, ledger=ledger, resume=resume, test_key=test_key)
         return

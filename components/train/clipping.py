@@ -25,7 +25,11 @@ from torch.nn import functional
 from torch.utils.hooks import RemovableHandle
 
 from lazydp.components.shared.errors import InputError
+from lazydp.components.train.placement import CPU, moved, refuse_rounded_products
 from lazydp.components.train.units import Units
+
+Layers = Mapping[str, tuple[nn.Module, tuple[str, ...]]]
+"""Layers with parameters to train: the module and the names of those parameters, by the module's name."""
 
 _CHUNK_BYTES = 1 << 24
 _FLOAT32_EPSILON = torch.finfo(torch.float32).eps
@@ -198,7 +202,7 @@ def supported_layers() -> tuple[str, ...]:
     return tuple(sorted(layer_type.__name__ for layer_type in _rules))
 
 
-def trained_layers(model: nn.Module) -> dict[str, tuple[nn.Module, tuple[str, ...]]]:
+def trained_layers(model: nn.Module) -> Layers:
     """Every layer with parameters to train: its module and the names of those parameters, by the module's name.
 
     Parameters frozen by `requires_grad=False` are constants, neither clipped nor given noise.
@@ -344,14 +348,23 @@ class Capture:
             losses.sum().backward()
         sq_norms = capture.sq_norms(units)
         capture.add_weighted(scale)          # into the parameters' .grad
+
+    Args:
+        layers: what `trained_layers` found.
+        device: where they compute. What is given as [B] may live elsewhere.
+
+    Raises:
+        InputError: on entering, where matrix products are rounded to less than float32.
     """
 
-    def __init__(self, layers: Mapping[str, tuple[nn.Module, tuple[str, ...]]]) -> None:
+    def __init__(self, layers: Layers, device: torch.device = CPU) -> None:
+        self._device = device
         self._calls = [_Calls(name, layer, names) for name, (layer, names) in layers.items()]
         self._handles: list[RemovableHandle] = []
         self._pairs: list[tuple[_Calls, Tensor, Tensor]] = []
 
     def __enter__(self) -> Self:
+        refuse_rounded_products(self._device)
         self._anchor = torch.zeros((), requires_grad=True)
         for calls in self._calls:
             for name in calls.names:
@@ -376,7 +389,7 @@ class Capture:
 
     def sq_norms(self, units: Units) -> Tensor:
         """Squared norm of each unit's gradient (the sum of its examples') over all layers, float32 [U]."""
-        total = torch.zeros(units.count)
+        total = torch.zeros(units.count, device=self._device)
         for calls in self._calls:
             pair = calls.pair(units.num_examples)
             if pair is not None:
@@ -410,12 +423,14 @@ class Capture:
 
     def drop(self, examples: Tensor) -> None:
         """Make the gradients of `examples` (mask [B]) zero: scaling by zero would keep what is not finite."""
+        (examples,) = moved([examples], self._device)
         self._pairs = [
             (calls, without(inputs, examples), without(grads, examples)) for calls, inputs, grads in self._pairs
         ]
 
     def add_weighted(self, scale: Tensor) -> None:
         """Add sum_i scale[i] g_i to the `.grad` of every parameter (which must exist)."""
+        (scale,) = moved([scale], self._device)
         for calls, inputs, grads in self._pairs:
             into = {name: getattr(calls.layer, name).grad for name in calls.names}
             _rules[type(calls.layer)].add_weighted(calls.layer, inputs, grads, scale, into)
@@ -447,4 +462,4 @@ def clip_coefficients(sq_norms: Tensor, *, max_grad_norm: float) -> Tensor:
     """
     norms = sq_norms.sqrt()
     coefficients = (max_grad_norm / (norms * _SAFETY)).clamp(max=1.0)
-    return torch.where(torch.isfinite(norms), coefficients, 0.0)
+    return coefficients.masked_fill(~torch.isfinite(norms), 0.0)

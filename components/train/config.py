@@ -4,13 +4,24 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, Self
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Discriminator, Field, PositiveInt, Tag, ValidationError, model_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    ConfigDict,
+    Discriminator,
+    Field,
+    PositiveInt,
+    Tag,
+    ValidationError,
+    model_validator,
+)
 
 from lazydp.components.models import config as models
 from lazydp.components.models.config import ModelConfig
@@ -21,16 +32,27 @@ from lazydp.components.train import mechanism
 if TYPE_CHECKING:
     from dp_accounting import DpEvent
 
+    from lazydp.components.train.placement import Placement
+
 FORMAT_VERSION = 1
+
+
+def _checked_device(name: str) -> str:
+    if not re.fullmatch(r"cpu|cuda(:\d+)?", name):
+        raise ValueError(f"expected cpu, cuda or cuda:N, found {name!r}")
+    return name
+
 
 Mode = Literal["lazydp", "dpsgd", "sgd"]
 PrivacyUnit = Literal["example", "user"]
 Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 NonNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]
+Device = Annotated[str, AfterValidator(_checked_device)]
 Fraction = Annotated[float, Field(ge=0, le=1, allow_inf_nan=False)]
 
 # Fields that change how fast or how safely a run goes, never what it computes.
-_NOT_IN_DIGEST = {"checkpoint_every", "log_every"}
+# (Where it computes changes the rounding of sums and nothing else: a run may go on elsewhere.)
+_NOT_IN_DIGEST = {"checkpoint_every", "log_every", "device", "table_device"}
 
 
 class _Frozen(BaseModel):
@@ -153,6 +175,9 @@ class TrainConfig(_Frozen):
             the run computes: a snapshot flushes the tables.
         checkpoint_every: steps between checkpoints.
         log_every: steps between log lines.
+        device: where the dense layers compute: `cpu`, `cuda` or `cuda:N`.
+        table_device: where the tables live: with the dense layers (None), or in host memory (`cpu`). Like `device` it
+            changes no part of the mechanism; the same run on another device ends in other bits of the same law.
     """
 
     format_version: Literal[1] = 1
@@ -175,6 +200,8 @@ class TrainConfig(_Frozen):
     publish_every: PositiveInt | None = None
     checkpoint_every: PositiveInt = 500
     log_every: PositiveInt = 100
+    device: Device = "cpu"
+    table_device: Device | None = None
 
     @model_validator(mode="after")
     def _privacy_is_stated(self) -> Self:
@@ -198,6 +225,12 @@ class TrainConfig(_Frozen):
             )
         if self.sampling == "example" and self.user_gradient is not None:
             raise ValueError("user_gradient belongs to sampling: user; sampled examples are clipped one by one")
+        return self
+
+    @model_validator(mode="after")
+    def _devices_go_together(self) -> Self:
+        if self.table_device not in (None, "cpu", self.device):
+            raise ValueError(f"table_device: tables live on {self.device}, with the dense layers, or on the cpu")
         return self
 
     @property
@@ -262,6 +295,16 @@ class TrainConfig(_Frozen):
         """C, or C by group of parameters, as statements and reports give it."""
         norms = self.max_grad_norm
         return norms.model_dump() if isinstance(norms, GroupNorms) else norms
+
+    def placement(self) -> Placement:
+        """Where the run computes.
+
+        Raises:
+            UnavailableError: it asks for a GPU, and there is none.
+        """
+        from lazydp.components.train.placement import Placement  # noqa: PLC0415 - brings torch with it
+
+        return Placement.of(self.device, self.table_device)
 
     def privacy_parameters(self, noise_multiplier: float | None) -> mechanism.PrivacyParameters:
         """The mechanism of a step, with the sigma of the run (None without noise)."""

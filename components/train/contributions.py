@@ -17,6 +17,7 @@ from lazydp.components.shared.errors import InputError
 from lazydp.components.train.clipping import Capture, clip_coefficients, without
 from lazydp.components.train.lookups import Lookups
 from lazydp.components.train.mechanism import GROUPS, Group, GroupNorms, PrivacyParameters
+from lazydp.components.train.placement import CPU, moved
 from lazydp.components.train.tables import TableGradient
 from lazydp.components.train.units import Run, Units
 from lazydp.kernels import ops
@@ -42,7 +43,7 @@ class Contributions:
     @classmethod
     def of(
         cls,
-        capture: Capture,
+        of_dense: Tensor,
         tables: Mapping[str, tuple[Lookups, Tensor]],
         units: Units,
         privacy: PrivacyParameters,
@@ -50,16 +51,16 @@ class Contributions:
         """Norms and coefficients, once the backward pass is done.
 
         Args:
-            capture: of the dense layers.
+            of_dense: squared norm of each unit's gradient over the dense layers, [U], where the tables live.
             tables: by table, all its lookups and the gradient of each bag [F * B, D].
             units: of the micro-batch.
             privacy: norms, divisor, and what is clipped of a user.
         """
-        weights = _example_weights(units, privacy)
-        of_tables = torch.zeros(units.count)
+        weights = _example_weights(units, privacy, of_dense.device)
+        of_tables = torch.zeros_like(of_dense)
         for lookups, gradient in tables.values():
             of_tables += table_sq_norms(lookups, gradient, units)
-        sums: dict[Group, Tensor] = {"dense": capture.sq_norms(units), "embeddings": of_tables}
+        sums: dict[Group, Tensor] = {"dense": of_dense, "embeddings": of_tables}
         sq_norms = sums if weights is None else {group: total * weights.square() for group, total in sums.items()}
         coefficients = _coefficients(sq_norms, privacy)
         scale = 1.0 / privacy.expected_batch_size
@@ -73,7 +74,8 @@ class Contributions:
         """Add the clipped contributions to the dense gradients, and give what the tables are to add."""
         finite = torch.isfinite(self.sq_norms["dense"]) & torch.isfinite(self.sq_norms["embeddings"])
         sent = {name: gradient for name, (_, gradient) in tables.items()}
-        if not bool(finite.all()):
+        # To know whether there is anything to drop the host would have to wait for a GPU; dropping nothing is no harm.
+        if not finite.is_cpu or not bool(finite.all()):
             dropped = self.units.per_example(~finite)
             capture.drop(dropped)
             sent = {
@@ -88,10 +90,11 @@ class Contributions:
         }
 
 
-def loss_weights(units: Units, privacy: PrivacyParameters) -> Tensor | float:
-    """What each example's loss [B] counts in the objective of which a step without clipping is the gradient."""
-    weights = _example_weights(units, privacy)
-    return (1.0 if weights is None else units.per_example(weights)) / privacy.expected_batch_size
+def objective(losses: Tensor, units: Units, privacy: PrivacyParameters) -> Tensor:
+    """What a step without clipping is the gradient of, from the loss of each example, [B]."""
+    weights = _example_weights(units, privacy, losses.device)
+    scale = (1.0 if weights is None else units.per_example(weights)) / privacy.expected_batch_size
+    return (losses * scale).sum()
 
 
 def units_of(size: int, user_sizes: Tensor | None, privacy: PrivacyParameters) -> Units:
@@ -128,19 +131,34 @@ def table_sq_norms(lookups: Lookups, gradient: Tensor, units: Units) -> Tensor:
     # A user of n examples is to the kernel one example with n F bags.
     width = lookups.bags_per_example
     order = units.bags_by_run(width)
-    taken, of_bags = lookups.take(order, bags_per_example=width), gradient[order]
+    taken = _on_host(lookups).take(order, bags_per_example=width)
+    of_bags = gradient[moved([order], gradient.device)[0]]
     return torch.cat([_sq_norms_of_run(taken, of_bags, run) for run in units.runs()])
 
 
+def _on_host(lookups: Lookups) -> Lookups:
+    """The lookups where the lengths of bags can be read; the host waits for those of a model of one's own on a GPU."""
+    if lookups.on_host is not None:
+        return lookups.on_host
+    indices, offsets, *weights = moved(lookups.tensors(), CPU)
+    return Lookups(indices, offsets, weights[0] if weights else None, lookups.bags_per_example)
+
+
 def _sq_norms_of_run(lookups: Lookups, gradient: Tensor, run: Run) -> Tensor:
-    """Squared norms [g] of one run, whose bags lie together, position by position."""
+    """Squared norms [g] of one run, whose bags lie together, position by position; `lookups` are on the host."""
     width = lookups.bags_per_example
     first, end = run.first * width, (run.first + run.units * run.size) * width
     offsets = lookups.offsets[first : end + 1]
     start, stop = int(offsets[0]), int(offsets[-1])
-    weights = None if lookups.weights is None else lookups.weights[start:stop]
+    of_run = Lookups(
+        lookups.indices[start:stop],
+        offsets - start,
+        None if lookups.weights is None else lookups.weights[start:stop],
+        width * run.size,
+    )
+    indices, offsets, *weights = moved(of_run.tensors(), gradient.device)
     by_bag = gradient[first:end].view(width * run.size, run.units, gradient.shape[1])
-    return ops.bag_sq_norms(lookups.indices[start:stop], offsets - start, by_bag, weights)
+    return ops.bag_sq_norms(indices, offsets, by_bag, weights[0] if weights else None)
 
 
 def _with_finite_weights(lookups: Lookups) -> Lookups:
@@ -150,9 +168,11 @@ def _with_finite_weights(lookups: Lookups) -> Lookups:
     return replace(lookups, weights=lookups.weights.nan_to_num(nan=0.0, posinf=0.0, neginf=0.0))
 
 
-def _example_weights(units: Units, privacy: PrivacyParameters) -> Tensor | None:
+def _example_weights(units: Units, privacy: PrivacyParameters, device: torch.device) -> Tensor | None:
     """What the gradients of a unit's examples are multiplied by to give the unit's, [U]; None where it is 1."""
-    return 1.0 / units.sizes.to(torch.float32) if privacy.user_gradient == "mean" else None
+    if privacy.user_gradient != "mean":
+        return None
+    return moved([1.0 / units.sizes.to(torch.float32)], device)[0]
 
 
 def _coefficients(sq_norms: Mapping[Group, Tensor], privacy: PrivacyParameters) -> dict[Group, Tensor]:
@@ -162,9 +182,8 @@ def _coefficients(sq_norms: Mapping[Group, Tensor], privacy: PrivacyParameters) 
         joint = clip_coefficients(total, max_grad_norm=norms)
         return dict.fromkeys(GROUPS, joint)
     # A unit that is not finite in one group is not used in the other.
+    not_finite = ~torch.isfinite(total)
     return {
-        group: torch.where(
-            torch.isfinite(total), clip_coefficients(sq_norms[group], max_grad_norm=norms.of(group)), 0.0
-        )
+        group: clip_coefficients(sq_norms[group], max_grad_norm=norms.of(group)).masked_fill(not_finite, 0.0)
         for group in GROUPS
     }

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from lazydp.components.shared.errors import FormatError, InputError, NonFiniteError
+from lazydp.components.train.placement import CPU
 from lazydp.components.train.skip_ahead import Schedule
 from lazydp.components.train.tables import MAX_TABLES
 from lazydp.kernels import ops
@@ -57,7 +58,7 @@ class DenseLayers:
     """The trained dense parameters of a model, in their fixed order.
 
     Parameter i draws its noise at table address 0x8000 + i, so the order (that of `model.named_parameters()`) is part
-    of what a checkpoint relies on.
+    of what a checkpoint relies on. All are on one device, and stay there.
 
     Raises:
         InputError: too many parameters to address.
@@ -85,7 +86,8 @@ class DenseLayers:
         self._noise = noise
         largest = max((p.numel() for p in self._parameters.values()), default=0)
         # One buffer for the noise of every parameter in turn: a step asks for no fresh memory.
-        self._buffer = torch.empty(largest if noise_scale and noise == "gaussian" else 0)
+        device = next((parameter.device for parameter in self._parameters.values()), CPU)
+        self._buffer = torch.empty(largest if noise_scale and noise == "gaussian" else 0, device=device)
         self.zero_gradients()
 
     @property

@@ -32,11 +32,13 @@ from lazydp.components.models.recommender import Recommender, initial_tables
 from lazydp.components.shared.errors import FormatError, InputError
 from lazydp.components.train.allocator import keep_freed_memory
 from lazydp.components.train.clipping import Capture, trained_layers
-from lazydp.components.train.contributions import Contributions, loss_weights, units_of
+from lazydp.components.train.contributions import Contributions, objective, units_of
+from lazydp.components.train.crossing import home, leaves, send_examples, send_lookups
 from lazydp.components.train.dense import DenseLayers, DenseOptimizer
 from lazydp.components.train.examples import Examples
 from lazydp.components.train.lookups import Lookups, lookups_of, model_inputs
 from lazydp.components.train.mechanism import PrivacyParameters
+from lazydp.components.train.placement import HOST, Placement
 from lazydp.components.train.report import StepReport
 from lazydp.components.train.skip_ahead import EmbeddingSgd
 from lazydp.components.train.step_guard import StepGuard
@@ -60,6 +62,8 @@ class Engine:
         tables: initial weights by table; those of the model's public seed where None. Trained in place.
         noise: `gaussian`, or `ones` for tests of exactness.
         timer: collects the time of each phase.
+        placement: where the dense layers compute and the tables live; both are moved there. Examples come from the
+            host.
 
     Raises:
         InputError: a layer without a rule for per-example norms, a missing key, or tables of the wrong names or shapes.
@@ -77,9 +81,11 @@ class Engine:
         tables: Mapping[str, Tensor] | None = None,
         noise: Law = "gaussian",
         timer: StepTimer | None = None,
+        placement: Placement = HOST,
     ) -> None:
         keep_freed_memory()
-        self.model = model
+        self.model = model.to(placement.device)
+        self.placement = placement
         self.mode: Mode = mode
         self.privacy = privacy
         self._private = mode != "sgd"
@@ -89,7 +95,7 @@ class Engine:
             raise InputError(f"mode {mode!r} with noise needs a noise key")
         weights = _checked(model, tables if tables is not None else initial_tables(model))
         self.tables = EmbeddingTables(
-            weights,
+            {name: weight.to(placement.table_device) for name, weight in weights.items()},
             mode=mode,
             optimizer=embeddings,
             noise_scale=privacy.noise_scale("embeddings") if noisy else 0.0,
@@ -120,7 +126,10 @@ class Engine:
             micro_batches = [micro_batches]
         micro_batches = [examples for examples in micro_batches if examples.size]
         with self._phase("lookups"):
-            reads = [lookups_of(self.model.layout, examples) for examples in micro_batches]
+            reads = send_lookups(
+                [lookups_of(self.model.layout, examples) for examples in micro_batches], self.placement.table_device
+            )
+            micro_batches = send_examples(micro_batches, self.placement.device)
             groups = self.tables.group_rows(reads)
         with self._phase("catch-up"):
             self.tables.catch_up(groups)
@@ -144,24 +153,27 @@ class Engine:
         """Forward and backward of one micro-batch; its clipped sum is added to the dense gradients."""
         units = units_of(examples.size, examples.user_sizes, self.privacy)
         with self._phase("gather"):
-            pooled = {name: rows.requires_grad_() for name, rows in self.tables.gather(reads).items()}
-        with Capture(self._layers) as capture:
+            pooled = leaves(self.tables.gather(reads), self.placement.device)
+        with Capture(self._layers, self.placement.device) as capture:
             with self._phase("forward"):
                 inputs = model_inputs(self.model.layout, examples, pooled)
                 losses = self.model.losses(self.model(inputs), examples.labels)
                 # Private: clipping coefficients bring the weights, once the norms are known.
-                total = losses.sum() if self._private else (losses * loss_weights(units, self.privacy)).sum()
+                total = losses.sum() if self._private else objective(losses, units, self.privacy)
             with self._phase("backward"):
                 total.backward()  # type: ignore[no-untyped-call]
-        tables = {name: (reads[name], _gradient(rows)) for name, rows in pooled.items()}
         if not self._private:
-            ones = torch.ones(examples.size)
-            sent = {name: TableGradient(read, gradient, ones) for name, (read, gradient) in tables.items()}
-            return _Pass(losses.detach(), sent, units.count, None)
+            gradients, (losses,) = home(pooled, [losses.detach()], self.placement.table_device)
+            ones = torch.ones(examples.size, device=self.placement.table_device)
+            sent = {name: TableGradient(reads[name], gradient, ones) for name, gradient in gradients.items()}
+            return _Pass(losses, sent, units.count, None)
         with self._phase("norms"):
-            contributions = Contributions.of(capture, tables, units, self.privacy)
+            beside = [losses.detach(), capture.sq_norms(units)]
+            gradients, (losses, of_dense) = home(pooled, beside, self.placement.table_device)
+            tables = {name: (reads[name], gradient) for name, gradient in gradients.items()}
+            contributions = Contributions.of(of_dense, tables, units, self.privacy)
         with self._phase("weighted products"):
-            return _Pass(losses.detach(), contributions.add(capture, tables), units.count, contributions)
+            return _Pass(losses, contributions.add(capture, tables), units.count, contributions)
 
     def flush(self) -> None:
         """Give every row the noise it owes; needed before weights are released or evaluated. Training may go on.
@@ -228,10 +240,6 @@ class _Pass:
     tables: dict[str, TableGradient]
     units: int
     contributions: Contributions | None
-
-
-def _gradient(rows: Tensor) -> Tensor:
-    return rows.grad if rows.grad is not None else torch.zeros_like(rows)
 
 
 def _checked(model: Recommender, weights: Mapping[str, Tensor]) -> Mapping[str, Tensor]:

@@ -26,12 +26,14 @@ class Lookups:
         offsets: int64 [F * B + 1].
         weights: weight of each lookup, float32 [N], or None where all are 1 (mean pooling has 1 / bag length).
         bags_per_example: F.
+        on_host: the same lookups in host memory, where these are on a GPU and came from there.
     """
 
     indices: Tensor
     offsets: Tensor
     weights: Tensor | None
     bags_per_example: int
+    on_host: Lookups | None = None
 
     @property
     def num_bags(self) -> int:
@@ -40,7 +42,13 @@ class Lookups:
 
     def weights_or_ones(self) -> Tensor:
         """Weight of each lookup, float32 [N]."""
-        return torch.ones(self.indices.shape[0]) if self.weights is None else self.weights
+        if self.weights is not None:
+            return self.weights
+        return torch.ones(self.indices.shape[0], device=self.indices.device)
+
+    def tensors(self) -> tuple[Tensor, ...]:
+        """Indices, offsets and, where there are any, weights."""
+        return (self.indices, self.offsets) if self.weights is None else (self.indices, self.offsets, self.weights)
 
     def take(self, bags: Tensor, *, bags_per_example: int) -> Lookups:
         """The bags numbered `bags` (int64 [G], any order), in that order."""
@@ -62,7 +70,7 @@ def lookups_of(layout: FeatureLayout, examples: Examples) -> dict[str, Lookups]:
 
 def _joined(parts: Sequence[tuple[EmbeddedFeature, Bags, int]]) -> Lookups:
     indices = join([bags.values for _, bags, _ in parts])
-    offsets = join_offsets([bags.offsets for _, bags, _ in parts])
+    offsets = join_offsets([bags.offsets for _, bags, _ in parts], [bags.values.shape[0] for _, bags, _ in parts])
     weights = None
     if any(feature.pooling == "mean" for feature, _, _ in parts):
         weights = join([_lookup_weights(feature, bags) for feature, bags, _ in parts])
@@ -82,15 +90,18 @@ def join(parts: Sequence[Tensor]) -> Tensor:
     return parts[0] if len(parts) == 1 else torch.cat(list(parts))
 
 
-def join_offsets(parts: Sequence[Tensor]) -> Tensor:
-    """Offsets of concatenated bags."""
+def join_offsets(parts: Sequence[Tensor], lookups: Sequence[int]) -> Tensor:
+    """Offsets of concatenated bags, from those of each part and its number of lookups.
+
+    (The number is the last offset, but to read that from a GPU the host would have to wait.)
+    """
     if len(parts) == 1:
         return parts[0]
     shifted = [parts[0]]
-    base = int(parts[0][-1])
-    for offsets in parts[1:]:
+    base = lookups[0]
+    for offsets, count in zip(parts[1:], lookups[1:], strict=True):
         shifted.append(offsets[1:] + base)
-        base += int(offsets[-1])
+        base += count
     return torch.cat(shifted)
 
 

@@ -24,12 +24,13 @@ from torch import Tensor, nn
 from lazydp.components.shared.errors import BudgetExceededError, FormatError, InputError
 from lazydp.components.train import schedules
 from lazydp.components.train.allocator import keep_freed_memory
-from lazydp.components.train.clipping import Capture, trained_layers
+from lazydp.components.train.clipping import Capture, Layers, trained_layers
 from lazydp.components.train.contributions import Contributions, units_of
 from lazydp.components.train.coupling import CouplingCheck, Disturbance
 from lazydp.components.train.dense import DenseLayers, DenseOptimizer
 from lazydp.components.train.lookups import Lookups, join, join_offsets
 from lazydp.components.train.mechanism import GroupNorms, PrivacyParameters
+from lazydp.components.train.placement import CPU, Placement, moved
 from lazydp.components.train.report import StepReport
 from lazydp.components.train.rows import LazyRows, replace_embeddings
 from lazydp.components.train.sampler import PoissonSampler, poisson_dp_event
@@ -71,6 +72,9 @@ def make_private(
 ) -> PrivateTrainer:
     """Prepare `model` for private training, in place.
 
+    Training computes where the model is: call `model.to("cuda")` before. Embedding layers may stay in host memory with
+    every other layer on a GPU, if the model's `forward` moves the rows that it read.
+
     Args:
         model: its embedding layers are replaced by `LazyRows`, which behave alike; batch-first throughout.
         privacy: noise, clipping and the fixed divisor of the mechanism.
@@ -83,16 +87,20 @@ def make_private(
         noise: `ones` for tests of exactness.
 
     Raises:
-        InputError: a layer or option that cannot be trained privately, by name; nothing has been trained then.
+        InputError: a layer or option that cannot be trained privately, by name, or layers on several GPUs; nothing has
+            been trained then.
+        UnavailableError: the model is on a GPU, and the extension was built without CUDA.
     """
     if mode == "sgd":
         raise InputError("make_private trains with privacy: for a plain run train the model itself")
     if steps is not None and steps < 1:
         raise InputError(f"steps must be at least 1, found {steps}")
     rows = replace_embeddings(model)
+    layers = trained_layers(model)
     return PrivateTrainer(
         model,
-        layers=trained_layers(model),
+        layers=layers,
+        placement=_placement_of(layers, rows),
         rows=tuple(rows.values()),
         tables=EmbeddingTables(
             {name: layer.weight for name, layer in rows.items()},
@@ -107,6 +115,16 @@ def make_private(
         mode=mode,
         steps=steps,
     )
+
+
+def _placement_of(layers: Layers, rows: Mapping[str, LazyRows]) -> Placement:
+    """Where the model already is."""
+    of_layers = {getattr(module, name).device for module, names in layers.values() for name in names}
+    of_rows = {layer.weight.device for layer in rows.values()}
+    for what, devices in (("dense layers", of_layers), ("embedding layers", of_rows)):
+        if len(devices) > 1:
+            raise InputError(f"{what} are trained on one device, found {', '.join(sorted(map(str, devices)))}")
+    return Placement.of(*(of_layers or of_rows or {CPU}), *(of_rows or of_layers or {CPU}))
 
 
 @dataclass(slots=True)
@@ -134,7 +152,8 @@ class PrivateTrainer:
         self,
         model: nn.Module,
         *,
-        layers: dict[str, tuple[nn.Module, tuple[str, ...]]],
+        layers: Layers,
+        placement: Placement,
         rows: Sequence[LazyRows],
         tables: EmbeddingTables,
         dense: DenseLayers,
@@ -150,6 +169,7 @@ class PrivateTrainer:
         self.mode: Mode = mode
         self.steps = steps
         self._layers = layers
+        self._placement = placement
         self._rows = rows
         self._readings: list[_Reading] = []
         self._coupling = CouplingCheck()
@@ -293,7 +313,7 @@ class PrivateTrainer:
         for layer in self._rows:
             layer.read = self._read
         try:
-            with Capture(self._layers) as capture:
+            with Capture(self._layers, self._placement.device) as capture:
                 losses = losses_of()
                 if losses.dim() != 1:
                     raise InputError(f"expected one loss an example, [B], found {list(losses.shape)}: no reduction")
@@ -311,8 +331,10 @@ class PrivateTrainer:
             for layer in self._rows:
                 layer.read = None
         tables = self._joined()
-        contributions = Contributions.of(capture, tables, units, self.privacy)
-        return _Pass(losses.detach(), contributions.add(capture, tables), contributions)
+        beside = [losses.detach(), capture.sq_norms(units)]
+        losses, of_dense = moved(beside, self._placement.table_device)
+        contributions = Contributions.of(of_dense, tables, units, self.privacy)
+        return _Pass(losses, contributions.add(capture, tables), contributions)
 
     def _losses_again(self, losses_of: Losses, disturbance: Disturbance) -> Tensor:
         """The losses once more, with what tables and layers give disturbed; for a look at them and nothing else."""
@@ -364,7 +386,10 @@ def _join_readings(readings: Sequence[_Reading]) -> tuple[Lookups, Tensor]:
         weights = join([reading.lookups.weights_or_ones() for reading in readings])
     lookups = Lookups(
         indices=join([reading.lookups.indices for reading in readings]),
-        offsets=join_offsets([reading.lookups.offsets for reading in readings]),
+        offsets=join_offsets(
+            [reading.lookups.offsets for reading in readings],
+            [reading.lookups.indices.shape[0] for reading in readings],
+        ),
         weights=weights,
         bags_per_example=sum(reading.lookups.bags_per_example for reading in readings),
     )

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from lazydp.components.train.contributions import Contributions
 from lazydp.components.train.mechanism import GROUPS, Group
+from lazydp.components.train.placement import CPU, moved
 
 Array = npt.NDArray[np.float64]
 
@@ -63,9 +64,9 @@ class StepReport:
         if not contributions:
             none = GroupReport(mean_norm=math.nan, clipped=0.0, signal=0.0)
             return cls.unclipped(step, losses, units=0, groups=dict.fromkeys(GROUPS, none))
+        losses, sq_norms_of, factors_of = _fetched(losses, contributions)
         # A row for each group and one for both together; in numpy, whose small operations cost a step less.
-        sq_norms = _rows([part.sq_norms for part in contributions])
-        factors = _rows([part.coefficients for part in contributions])
+        sq_norms, factors = _rows(sq_norms_of), _rows(factors_of)
         norms = np.sqrt(np.concatenate([sq_norms, sq_norms.sum(axis=0, keepdims=True)]))
         factors = np.concatenate([factors, factors.min(axis=0, keepdims=True)])
         finite = np.isfinite(norms)
@@ -110,6 +111,17 @@ class StepReport:
         )
 
 
+def _fetched(
+    losses: Sequence[Tensor], contributions: Sequence[Contributions]
+) -> tuple[Sequence[Tensor], list[dict[Group, Tensor]], list[dict[Group, Tensor]]]:
+    """Losses, squared norms and coefficients of each micro-batch on the host, which waits for a GPU here and once."""
+    figures = [figure for part in contributions for figure in (part.sq_norms, part.coefficients)]
+    arrived = iter(moved([*losses, *(figure[group] for figure in figures for group in GROUPS)], CPU))
+    losses = [next(arrived) for _ in losses]
+    fetched: list[dict[Group, Tensor]] = [{group: next(arrived) for group in GROUPS} for _ in figures]
+    return losses, fetched[::2], fetched[1::2]
+
+
 def _rows(parts: Sequence[Mapping[Group, Tensor]]) -> Array:
     """[groups, U] of all micro-batches, float64: squares and sums of float32 values don't overflow there."""
     return np.stack([np.concatenate([part[group].numpy() for part in parts], dtype=np.float64) for group in GROUPS])
@@ -117,4 +129,4 @@ def _rows(parts: Sequence[Mapping[Group, Tensor]]) -> Array:
 
 def _mean_loss(losses: Sequence[Tensor]) -> float:
     size = sum(part.shape[0] for part in losses)
-    return sum(float(part.sum()) for part in losses) / size if size else math.nan
+    return sum(float(part.sum()) for part in moved(losses, CPU)) / size if size else math.nan

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, Self
 
 import torch
 from torch import Tensor, nn
@@ -13,6 +13,7 @@ from torch.nn import functional
 
 from lazydp.components.shared.errors import InputError, PendingNoiseError
 from lazydp.components.train.lookups import Lookups
+from lazydp.kernels import ops
 
 Read = Callable[[str, Lookups], Tensor]
 """Pooled rows [F * B, D] of a table, during a step."""
@@ -85,6 +86,16 @@ class LazyRows(nn.Module):
             self._check_weights(indices, per_sample_weights)
         return self._rows(indices) if self._mode is None else self._bags(indices, offsets, per_sample_weights)
 
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
+        # What `model.to` makes of a table the trainer would not know: it went on with the one it has.
+        if fn(self._weight) is not self._weight:
+            raise InputError(
+                f"embedding layer {self.name!r} cannot be moved or converted once it is trained privately: move the "
+                "model to its device before make_private"
+            )
+        moved: Self = super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
+        return moved
+
     def __getstate__(self) -> dict[str, Any]:
         self._refuse_pending("is pickled or copied")
         return {**self.__dict__, "read": None}
@@ -125,7 +136,7 @@ class LazyRows(nn.Module):
         size, positions = indices.shape[0], math.prod(indices.shape[1:])
         # Position by position, so that position p of example i is bag p * B + i.
         flat = indices.reshape(size, positions).t().reshape(-1).contiguous()
-        lookups = Lookups(flat, torch.arange(flat.shape[0] + 1), None, positions)
+        lookups = Lookups(flat, torch.arange(flat.shape[0] + 1, device=flat.device), None, positions)
         rows = self.read(self.name, lookups)
         by_position = rows.view(positions, size, rows.shape[1])
         return by_position.transpose(0, 1).reshape(*indices.shape, rows.shape[1])
@@ -147,12 +158,12 @@ class LazyRows(nn.Module):
 
     def _bags(self, indices: Tensor, offsets: Tensor | None, weights: Tensor | None) -> Tensor:
         if indices.dim() == 2:
-            offsets = torch.arange(0, indices.numel() + 1, indices.shape[1])
+            offsets = torch.arange(0, indices.numel() + 1, indices.shape[1], device=indices.device)
             indices = indices.reshape(-1)
         elif offsets is None:
             raise InputError(f"layer {self.name!r}: 1-D indices of an EmbeddingBag need offsets")
         elif not self._include_last_offset:
-            offsets = torch.cat([offsets, offsets.new_tensor([indices.shape[0]])])
+            offsets = torch.cat([offsets, offsets.new_full((1,), indices.shape[0])])
         if self.read is None:
             return functional.embedding_bag(
                 indices,
@@ -165,8 +176,8 @@ class LazyRows(nn.Module):
         if weights is not None:
             weights = weights.reshape(-1).contiguous()
         elif self._mode == "mean":
-            lengths = offsets.diff()
-            weights = torch.repeat_interleave(1.0 / lengths.clamp(min=1).to(torch.float32), lengths)
+            of_bag = 1.0 / offsets.diff().clamp(min=1).to(torch.float32)
+            weights = of_bag[ops.bag_ids(offsets, num_lookups=indices.shape[0])]
         return self.read(self.name, Lookups(indices.contiguous(), offsets.contiguous(), weights, 1))
 
 

@@ -36,6 +36,7 @@ import torch
 from torch import Tensor
 
 from lazydp.components.shared.errors import FormatError, InputError
+from lazydp.components.train.placement import CPU, moved
 from lazydp.kernels.arguments import Law
 
 Schedule = Callable[[int], float]
@@ -105,12 +106,17 @@ class SkipAhead:
         noise_scale: sigma C / b, the standard deviation of one step's noise on the averaged gradient.
         law: `gaussian`, or `ones`: every z is 1 and sums of noise add instead of their squares, so that tests can
             compare lazy with eager exactly.
+        device: where the kernels want transition and factor; the recursion is float64 on the CPU everywhere.
     """
 
-    def __init__(self, optimizer: EmbeddingSgd, *, noise_scale: float, law: Law = "gaussian") -> None:
+    def __init__(
+        self, optimizer: EmbeddingSgd, *, noise_scale: float, law: Law = "gaussian", device: torch.device = CPU
+    ) -> None:
         self._optimizer = optimizer
         self._noise_scale = noise_scale
         self._law = law
+        self._device = device
+        self._sent: list[Tensor] | None = None
         self._process = _Momentum(optimizer) if optimizer.momentum else _Weight(optimizer)
         self.step = 0
         """The present step: what the table leads to."""
@@ -133,16 +139,23 @@ class SkipAhead:
     @property
     def transition(self) -> Tensor:
         """M, float32 [step + 1, 1 or 4] row-major; row h leads from step h to the present."""
-        return self._transition[: self.step + 1]
+        return self._for_kernels()[0]
 
     @property
     def factor(self) -> Tensor:
         """L, float32 [step + 1, 1 or 3]: the scale, or (l11, l21, l22) of the lower triangular factor."""
-        return self._factor[: self.step + 1]
+        return self._for_kernels()[1]
+
+    def _for_kernels(self) -> list[Tensor]:
+        """Transition and factor where the kernels want them: sent once a step, however many tables read them."""
+        if self._sent is None:
+            self._sent = moved([self._transition[: self.step + 1], self._factor[: self.step + 1]], self._device)
+        return self._sent
 
     def advance(self) -> None:
         """Move the present one step ahead."""
         rate = self._optimizer.rate(self.step + 1)
+        self._sent = None
         past = self._moments[: self.step + 1]
         self._process.advance(past, rate, self._noise_scale, self._law)
         self._process.write(past, self._transition[: self.step + 1], self._factor[: self.step + 1], self._law)
@@ -182,13 +195,15 @@ class SkipAhead:
                 f"the checkpoint's skip-ahead table is of dimension {state['dimension']} and shape "
                 f"{tuple(moments.shape)}, this run needs dimension {self.dimension}: it belongs to another optimizer"
             )
+        self._sent = None
         self.step = int(state["step"])
         while len(self._moments) <= self.step:
             self._moments = _doubled(self._moments)
             self._transition = _doubled(self._transition)
             self._factor = _doubled(self._factor)
-        self._moments[: self.step + 1] = moments
-        self._process.write(self._moments[: self.step + 1], self.transition, self.factor, self._law)
+        past = slice(self.step + 1)
+        self._moments[past] = moments
+        self._process.write(self._moments[past], self._transition[past], self._factor[past], self._law)
 
 
 def _doubled(tensor: Tensor) -> Tensor:

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from lazydp.components.shared.errors import FormatError, InputError, NonFiniteError, PendingNoiseError
 from lazydp.components.train.lookups import Lookups, join, join_offsets
+from lazydp.components.train.placement import CPU
 from lazydp.components.train.skip_ahead import EmbeddingSgd, SkipAhead
 from lazydp.kernels import ops
 from lazydp.kernels.arguments import Law, RowGroups
@@ -57,7 +58,8 @@ class EmbeddingTables:
     """Every table of a model, with what each row owes.
 
     Args:
-        weights: initial weights, float32 [rows, dim] by table; trained in place, never copied.
+        weights: initial weights, float32 [rows, dim] by table; trained in place, never copied. They are on one device,
+            and so is everything that the tables are given or give, but the key.
         mode: when noise is added.
         optimizer: the linear step of the rows.
         noise_scale: sigma C / b; 0 in mode `sgd`.
@@ -65,7 +67,7 @@ class EmbeddingTables:
         noise: `gaussian`, or `ones` for tests of exactness.
 
     Raises:
-        InputError: too many tables, or noise without a key.
+        InputError: too many tables, tables on several devices, or noise without a key.
     """
 
     def __init__(
@@ -82,13 +84,16 @@ class EmbeddingTables:
             raise InputError(f"at most {MAX_TABLES} tables have addresses for their noise, found {len(weights)}")
         if noise_scale and key is None:
             raise InputError("tables with noise need a noise key")
+        devices = {weight.device for weight in weights.values()} or {CPU}
+        if len(devices) > 1:
+            raise InputError(f"tables live on one device, found them on {', '.join(sorted(map(str, devices)))}")
         self._mode = mode
         self._noise = noise
         self._key = key if key is not None else NoiseKey.for_tests(0)  # draws are multiplied by zero
-        self._skip_ahead = SkipAhead(optimizer, noise_scale=noise_scale, law=noise)
+        self._skip_ahead = SkipAhead(optimizer, noise_scale=noise_scale, law=noise, device=devices.pop())
         self._tables: dict[str, _Table] = {}
         for number, (name, weight) in enumerate(weights.items()):
-            last = torch.zeros(weight.shape[0], dtype=torch.int32)
+            last = torch.zeros(weight.shape[0], dtype=torch.int32, device=weight.device)
             momentum = torch.zeros_like(weight) if self._skip_ahead.dimension == 2 else None
             self._tables[name] = _Table(number, weight, last, momentum)
         self._owes_noise = False
@@ -156,10 +161,12 @@ class EmbeddingTables:
             weights = None
             if any(part.lookups.weights is not None for part in parts):
                 weights = join([part.lookups.weights_or_ones() for part in parts])
+            counts = [part.lookups.indices.shape[0] for part in parts]
+            offsets = join_offsets([part.lookups.offsets for part in parts], counts)
             ops.scatter_add_(
                 table.weight if table.momentum is None else table.momentum,
                 groups[name],
-                ops.bag_ids(join_offsets([part.lookups.offsets for part in parts])),
+                ops.bag_ids(offsets, num_lookups=sum(counts)),
                 join([part.gradient for part in parts]),
                 join([part.scale.repeat(part.lookups.bags_per_example) for part in parts]),
                 alpha=alpha,

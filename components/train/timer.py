@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Literal
 
@@ -23,10 +23,20 @@ Phase = Literal[
 ]
 
 
-class StepTimer:
-    """Adds up the seconds spent in each phase; phases don't nest."""
+def _nothing() -> None:
+    return None
 
-    def __init__(self) -> None:
+
+class StepTimer:
+    """Adds up the seconds spent in each phase; phases don't nest.
+
+    Args:
+        settle: called at the end of each phase and counted to it: waits for a GPU, on which a phase otherwise is over
+            when it is asked for.
+    """
+
+    def __init__(self, settle: Callable[[], None] = _nothing) -> None:
+        self._settle = settle
         self.seconds: dict[Phase, float] = {}
 
     @contextmanager
@@ -35,6 +45,7 @@ class StepTimer:
         start = time.perf_counter()
         try:
             yield
+            self._settle()
         finally:
             self.seconds[name] = self.seconds.get(name, 0.0) + time.perf_counter() - start
 

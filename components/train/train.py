@@ -27,6 +27,7 @@ from lazydp.components.train.config import TrainConfig
 from lazydp.components.train.dense import DenseOptimizer
 from lazydp.components.train.engine import Engine
 from lazydp.components.train.loader import Prefetcher
+from lazydp.components.train.placement import HOST, Placement
 from lazydp.components.train.private_log import PrivateLog
 from lazydp.components.train.skip_ahead import EmbeddingSgd
 from lazydp.components.train.spending import reserve
@@ -89,7 +90,9 @@ def train(
     Raises:
         InputError: `out` holds another run, or one that was exported, or the dataset doesn't fit the configuration.
         BudgetExceededError: the dataset's budget does not admit the run.
+        UnavailableError: the configuration asks for a GPU, and there is none.
     """
+    placement = config.placement()
     if (publish is None) != (config.publish_every is None):
         raise InputError(
             "publish_every says how often snapshots are released, --publish-to where: give both or neither"
@@ -98,6 +101,8 @@ def train(
     with RunFolder.locked(out, create=True) as folder:
         identity = _begin(folder, data, config, resume=resume, run_id=run_id, tuning=tuning)
         checkpoint = folder.latest()
+        if checkpoint is not None:
+            _check_move(identity.config, config)
         secret = key_of(checkpoint, folder) if checkpoint is not None else key or NoiseKey.generate()
         if config.private:
             reserve(
@@ -107,7 +112,7 @@ def train(
                 sources=[data.manifest.source.digest],
                 max_examples_per_user=contribution_bound(data),
             )
-        engine = build_engine(data.spec, identity, secret)
+        engine = build_engine(data.spec, identity, secret, placement)
         if checkpoint is None:
             folder.save(_checkpoint(engine, identity, secret, data))
         else:
@@ -149,6 +154,26 @@ def _loop(
                 publish(engine, identity, secret, data, keep=keep)
             elif step % config.checkpoint_every == 0 or step == config.steps:
                 writer.save(_checkpoint(engine, identity, secret, data))
+
+
+def _check_move(begun: TrainConfig, given: TrainConfig) -> None:
+    """A run that goes on elsewhere is the same mechanism, and no longer the same bits: tell, or refuse.
+
+    Raises:
+        InputError: it releases snapshots. Were its last checkpoint damaged, it would repeat steps under the noise of a
+            snapshot that is out, and sums that differ from the snapshot's by their rounding would share that noise.
+    """
+    where = [(config.device, config.table_device or config.device) for config in (begun, given)]
+    if where[0] == where[1]:
+        return
+    moved = "began with device {}, table_device {}; given were {}, {}".format(*where[0], *where[1])
+    if begun.publish_every is not None:
+        raise InputError(f"the run {moved}: a run that releases snapshots goes on where it began, to the same bits")
+    _log.warning(
+        "the run %s: from here on sums are rounded in another order, and it will not end in the bits of an "
+        "undisturbed run; its privacy is the same",
+        moved,
+    )
 
 
 def _begin(
@@ -243,13 +268,18 @@ def _exported(folder: RunFolder) -> str:
     )
 
 
-def build_engine(spec: FeatureSpec, identity: RunIdentity, secret: NoiseKey) -> Engine:
-    """The engine of a run, at step 0."""
-    return engine_for(build_model(spec, identity.config.model), identity, secret)
+def build_engine(spec: FeatureSpec, identity: RunIdentity, secret: NoiseKey, placement: Placement = HOST) -> Engine:
+    """The engine of a run, at step 0; on the host whatever the configuration says, unless it is given a placement."""
+    return engine_for(build_model(spec, identity.config.model), identity, secret, placement=placement)
 
 
 def engine_for(
-    model: Recommender, identity: RunIdentity, secret: NoiseKey, *, tables: Mapping[str, Tensor] | None = None
+    model: Recommender,
+    identity: RunIdentity,
+    secret: NoiseKey,
+    *,
+    tables: Mapping[str, Tensor] | None = None,
+    placement: Placement = HOST,
 ) -> Engine:
     """The engine of a run with another model than the configured one (an audit's), or other initial `tables`."""
     config = identity.config
@@ -265,6 +295,7 @@ def engine_for(
         ),
         key=secret.derive("noise"),
         tables=tables,
+        placement=placement,
     )
 
 

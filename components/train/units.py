@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from lazydp.components.shared.errors import InputError
+from lazydp.components.train.placement import moved
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,7 +50,7 @@ class Units:
     """
 
     def __init__(self, sizes: Tensor) -> None:
-        self.sizes = sizes
+        self.sizes = sizes.cpu()  # what is computed from them decides what is launched
         self.count = sizes.shape[0]
         self.num_examples = int(sizes.sum())
         self.single = self.num_examples == self.count
@@ -85,5 +86,8 @@ class Units:
         return torch.cat(parts)
 
     def per_example(self, values: Tensor) -> Tensor:
-        """The value of its unit for each example: [U] -> [B]."""
-        return values if self.single else torch.repeat_interleave(values, self.sizes)
+        """The value of its unit for each example: [U] -> [B], on any device."""
+        if self.single:
+            return values
+        (sizes,) = moved([self.sizes], values.device)
+        return torch.repeat_interleave(values, sizes, output_size=self.num_examples)

@@ -1,5 +1,8 @@
 """A small dataset that went through the real ingest, and a ledger with room for it."""
 
+import importlib.util
+import sys
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -88,3 +91,29 @@ class Tiny:
 def tiny(tiny_dataset: Path, tmp_path: Path) -> Tiny:
     """The tiny dataset, with a ledger of the test's own."""
     return Tiny(tiny_dataset, tmp_path)
+
+
+@pytest.fixture
+def simulated_gpu() -> Iterator[Any]:
+    """A GPU that isn't there (`simulated_gpu.py`), for as long as the test lasts."""
+    location = Path(__file__).with_name("simulated_gpu.py")
+    specification = importlib.util.spec_from_file_location("simulated_gpu", location)
+    assert specification is not None
+    assert specification.loader is not None
+    module = importlib.util.module_from_spec(specification)
+    sys.modules["simulated_gpu"] = module  # dataclasses look their module up
+    specification.loader.exec_module(module)
+    with module.SimulatedGpu() as gpu:
+        yield gpu
+
+
+@pytest.fixture
+def gpu(request: pytest.FixtureRequest) -> Any:
+    """The GPU of this machine, where torch and the extension can use it (then None); else a simulated one."""
+    import torch
+
+    from lazydp.kernels import ops
+
+    if torch.cuda.is_available() and ops.built_with_cuda():
+        return None
+    return request.getfixturevalue("simulated_gpu")

@@ -34,10 +34,14 @@ class Case:
         return torch.randn(*shape, generator=self.generator)
 
 
+ANY_LENGTH = st.integers(0, 6)
+MOSTLY_ONE = st.sampled_from([1, 1, 1, 1, 0, 3])
+
+
 @st.composite
-def cases(draw: st.DrawFn, bag_multiple: int = 1) -> Case:
+def cases(draw: st.DrawFn, bag_multiple: int = 1, length: st.SearchStrategy[int] = ANY_LENGTH) -> Case:
     num_rows, columns = draw(st.integers(1, 30)), draw(st.sampled_from([1, 2, 3, 4, 7, 8, 16, 33, 128]))
-    lengths = draw(st.lists(st.integers(0, 6), min_size=0, max_size=12))
+    lengths = draw(st.lists(length, min_size=0, max_size=12))
     lengths = lengths[: len(lengths) // bag_multiple * bag_multiple]
     generator = torch.Generator().manual_seed(draw(st.integers(0, 2**31)))
     indices = torch.randint(0, num_rows, (sum(lengths),), generator=generator)
@@ -75,8 +79,8 @@ def test_bag_sum(case: Case) -> None:
     torch.testing.assert_close(found, wanted, rtol=1e-5, atol=1e-5)
 
 
-@settings(deadline=None, max_examples=40)
-@given(case=cases())
+@settings(deadline=None, max_examples=80)
+@given(case=cases() | cases(length=MOSTLY_ONE))
 def test_catch_up_bag_sum(case: Case) -> None:
     groups, bags = ops.group_rows(case.indices, num_rows=case.weight.shape[0]), ops.bag_ids(case.offsets)
     last = torch.randint(0, 3, (case.weight.shape[0],), generator=case.generator, dtype=torch.int32)
@@ -105,6 +109,24 @@ def test_catch_up_bag_sum(case: Case) -> None:
     assert torch.equal(states[0][1], states[1][1])
 
 
+@pytest.mark.parametrize("longest", [1, 3])
+def test_catch_up_bag_sum_is_catch_up_then_bag_sum(longest: int) -> None:
+    generator = torch.Generator().manual_seed(longest)
+    lengths = torch.randint(1, longest + 1, (3000,), generator=generator)
+    offsets = torch.cat([torch.zeros(1, dtype=torch.int64), lengths.cumsum(0)])
+    indices = torch.randint(0, 2000, (int(offsets[-1]),), generator=generator)
+    weight, last = torch.randn(2000, 64, generator=generator), torch.randint(0, 3, (2000,), generator=generator).int()
+    groups, transition, factor = ops.group_rows(indices, num_rows=2000), torch.rand(3, 1), torch.rand(3, 1)
+    wake = {"table": 1, "step": 2, "transition": transition, "factor": factor}
+    apart, since = weight.clone(), last.clone()
+    ops.catch_up_(apart, since, groups.rows, KEY, **wake)
+    wanted = ops.bag_sum(apart, indices, offsets)
+    found = ops.catch_up_bag_sum_(weight, last, groups, KEY, indices, offsets, ops.bag_ids(offsets), **wake)
+    assert torch.equal(found, wanted)
+    assert torch.equal(weight, apart)
+    assert torch.equal(last, since)
+
+
 @settings(deadline=None, max_examples=80)
 @given(case=cases(bag_multiple=3))
 def test_bag_sq_norms(case: Case) -> None:
@@ -114,19 +136,24 @@ def test_bag_sq_norms(case: Case) -> None:
     torch.testing.assert_close(found, wanted, rtol=1e-6, atol=1e-6)
 
 
-@pytest.mark.parametrize("weighted", [False, True])
-def test_bag_sq_norms_of_one_feature(*, weighted: bool) -> None:
+@pytest.mark.parametrize("far", [0, 2**40])
+@pytest.mark.parametrize("weights", ["none", "equal", "any"])
+def test_bag_sq_norms_of_one_feature(weights: str, far: int) -> None:
     """Short bags are compared lookup by lookup, long ones hashed; 192 is the longest of the short."""
     generator = torch.Generator().manual_seed(4)
     lengths = torch.tensor([0, 1, 2, 15, 16, 17, 80, 191, 192, 193, 400])
     offsets = torch.cat([torch.zeros(1, dtype=torch.int64), lengths.cumsum(0)])
     # Row 0 among them: what pads a short bag must not count as a lookup of it.
     indices = torch.randint(0, 30, (int(offsets[-1]),), generator=generator)
-    indices[::3] += 2**40
-    weights = torch.randn(indices.numel(), generator=generator) if weighted else None
-    grad = torch.randn(1, lengths.numel(), 7, generator=generator)
-    found = ops.bag_sq_norms(indices, offsets, grad, weights)
-    torch.testing.assert_close(found, reference.bag_sq_norms(indices, offsets, grad, weights), rtol=1e-6, atol=1e-6)
+    indices[::3] += far
+    per_lookup = {
+        "none": None,
+        "equal": torch.repeat_interleave(1.0 / lengths.clamp(min=1), lengths),
+        "any": torch.randn(indices.numel(), generator=generator),
+    }[weights]
+    grad = torch.randn(1, lengths.numel(), 39, generator=generator)
+    found = ops.bag_sq_norms(indices, offsets, grad, per_lookup)
+    torch.testing.assert_close(found, reference.bag_sq_norms(indices, offsets, grad, per_lookup), rtol=1e-6, atol=1e-6)
 
 
 def test_an_empty_bag_has_no_norm_whatever_its_gradient() -> None:

@@ -5,6 +5,7 @@
 #include <cstddef>
 #include <memory>
 #include <numeric>
+#include <utility>
 #include <vector>
 
 #include "cpu/vector_clones.h"
@@ -74,11 +75,6 @@ class Chunks {
   int64_t chunks_;
 };
 
-// Makes of each count the sum of all before it.
-void running_starts(std::vector<int64_t>& counts) {
-  std::exclusive_scan(counts.begin(), counts.end(), counts.begin(), int64_t{0});
-}
-
 // Stable radix sort of lookups by row.
 template <typename Lookup>
 class RowSort {
@@ -102,24 +98,32 @@ class RowSort {
   void sort_by_digit(int shift, int digit_bits) {
     const int64_t digits = int64_t{1} << digit_bits;
     const auto digit = [=](const Lookup& lookup) { return (lookup.row() >> shift) & (digits - 1); };
-    places_.assign(digits * chunks_.size(), 0);  // by digit, then chunk
-    const auto place = [&](int64_t chunk, const Lookup& lookup) -> int64_t& {
-      return places_[digit(lookup) * chunks_.size() + chunk];
-    };
+    places_.assign(digits * chunks_.size(), 0);
+    // Each chunk counts in a run of its own: counters of two threads in one cache line made two threads slower than one.
     chunks_.each([&](int64_t chunk, int64_t begin, int64_t end) {
-      for (int64_t i = begin; i < end; ++i) ++place(chunk, lookups_[i]);
+      int64_t* counts = &places_[chunk * digits];
+      for (int64_t i = begin; i < end; ++i) ++counts[digit(lookups_[i])];
     });
-    running_starts(places_);
+    to_places(digits);
     chunks_.each([&](int64_t chunk, int64_t begin, int64_t end) {
-      for (int64_t i = begin; i < end; ++i) other_[place(chunk, lookups_[i])++] = lookups_[i];
+      int64_t* places = &places_[chunk * digits];
+      for (int64_t i = begin; i < end; ++i) other_[places[digit(lookups_[i])]++] = lookups_[i];
     });
     lookups_.swap(other_);
+  }
+
+  // Makes of the counts by chunk and digit the place of each chunk's first lookup of that digit.
+  void to_places(int64_t digits) {
+    int64_t next = 0;
+    for (int64_t digit = 0; digit < digits; ++digit)
+      for (int64_t chunk = 0; chunk < chunks_.size(); ++chunk)
+        next += std::exchange(places_[chunk * digits + digit], next);
   }
 
   const Chunks& chunks_;
   std::unique_ptr<Lookup[]> lookups_;  // not vectors: those would write zeros first
   std::unique_ptr<Lookup[]> other_;
-  std::vector<int64_t> places_;
+  std::vector<int64_t> places_;  // by chunk, then digit
 };
 
 template <typename Lookup>
@@ -130,9 +134,11 @@ int64_t group_rows_as(const int64_t* indices, int64_t count, int64_t num_rows, i
   const auto starts_group = [&](int64_t i) { return i == 0 || sorted[i].row() != sorted[i - 1].row(); };
   std::vector<int64_t> group(chunks.size() + 1);
   chunks.each([&](int64_t chunk, int64_t begin, int64_t end) {
-    for (int64_t i = begin; i < end; ++i) group[chunk] += starts_group(i);
+    int64_t count = 0;
+    for (int64_t i = begin; i < end; ++i) count += starts_group(i);
+    group[chunk] = count;
   });
-  running_starts(group);
+  std::exclusive_scan(group.begin(), group.end(), group.begin(), int64_t{0});
   const int64_t groups = group.back();
   chunks.each([&](int64_t chunk, int64_t begin, int64_t end) {
     int64_t next = group[chunk];
@@ -182,26 +188,49 @@ void add_scaled_twice(float* out, float alpha, float w, const float* row, int64_
   for (int64_t c = 0; c < columns; ++c) out[c] += alpha * (w * row[c]);
 }
 
-void sum_bags(const BagSum& job, int64_t begin, int64_t end) {
-  const int64_t last = job.offsets[end];
-  for (int64_t g = begin; g < end; ++g) {
-    float* out = job.out + g * job.columns;
-    const int64_t first = job.offsets[g];
-    if (first == job.offsets[g + 1]) std::fill_n(out, job.columns, 0.0f);
-    for (int64_t i = first; i < job.offsets[g + 1]; ++i) {
-      if (i + kPrefetchDistance < last)
-        prefetch_to_read(job.weight + job.indices[i + kPrefetchDistance] * job.columns, job.columns);
-      const float* row = job.weight + job.indices[i] * job.columns;
-      const float w = job.per_lookup ? job.per_lookup[i] : 1.0f;
-      (i == first ? scale_into : add_scaled)(out, w, row, job.columns);
-    }
+void sum_bag(const BagSum& job, int64_t g, int64_t last) {
+  float* out = job.out + g * job.columns;
+  const int64_t first = job.offsets[g];
+  if (first == job.offsets[g + 1]) std::fill_n(out, job.columns, 0.0f);
+  for (int64_t i = first; i < job.offsets[g + 1]; ++i) {
+    if (i + kPrefetchDistance < last)
+      prefetch_to_read(job.weight + job.indices[i + kPrefetchDistance] * job.columns, job.columns);
+    const float* row = job.weight + job.indices[i] * job.columns;
+    const float w = job.per_lookup ? job.per_lookup[i] : 1.0f;
+    (i == first ? scale_into : add_scaled)(out, w, row, job.columns);
   }
 }
+
+bool is_single(const BagSum& job, int64_t g) { return job.offsets[g + 1] - job.offsets[g] == 1; }
 
 }  // namespace
 
 void bag_sum(const BagSum& job, const Parallel& parallel) {
-  parallel(0, job.bags, grain(job.columns), [&](int64_t begin, int64_t end) { sum_bags(job, begin, end); });
+  parallel(0, job.bags, grain(job.columns), [&](int64_t begin, int64_t end) {
+    for (int64_t g = begin; g < end; ++g) sum_bag(job, g, job.offsets[end]);
+  });
+}
+
+int64_t single_bags(const BagSum& job) {
+  int64_t count = 0;
+  for (int64_t g = 0; g < job.bags; ++g) count += is_single(job, g);
+  return count;
+}
+
+void row_to_single_bags(const BagSum& job, const Grouping& groups, int64_t u) {
+  const float* row = job.weight + groups.rows[u] * job.columns;
+  for (int64_t i = groups.starts[u]; i < groups.starts[u + 1]; ++i) {
+    const int64_t lookup = groups.order[i];
+    const int64_t g = groups.bag[lookup];
+    if (is_single(job, g)) scale_into(job.out + g * job.columns, job.per_lookup ? job.per_lookup[lookup] : 1.0f, row, job.columns);
+  }
+}
+
+void sum_other_bags(const BagSum& job, const Parallel& parallel) {
+  parallel(0, job.bags, grain(job.columns), [&](int64_t begin, int64_t end) {
+    for (int64_t g = begin; g < end; ++g)
+      if (!is_single(job, g)) sum_bag(job, g, job.offsets[end]);
+  });
 }
 
 namespace {
@@ -210,13 +239,15 @@ namespace {
 
 LAZYDP_VECTOR_CLONES
 double squared_norm(const float* x, int64_t columns) {
-  constexpr int kSums = 8;
+  constexpr int kSums = 32;  // one vector of sums would wait for each addition
   double sums[kSums] = {};
   int64_t c = 0;
   for (; c + kSums <= columns; c += kSums)
     for (int k = 0; k < kSums; ++k) sums[k] += static_cast<double>(x[c + k]) * static_cast<double>(x[c + k]);
-  for (; c < columns; ++c) sums[0] += static_cast<double>(x[c]) * static_cast<double>(x[c]);
-  return ((sums[0] + sums[4]) + (sums[1] + sums[5])) + ((sums[2] + sums[6]) + (sums[3] + sums[7]));
+  for (int k = 0; c + k < columns; ++k) sums[k] += static_cast<double>(x[c + k]) * static_cast<double>(x[c + k]);
+  for (int half = kSums / 2; half > 0; half /= 2)
+    for (int k = 0; k < half; ++k) sums[k] += sums[k + half];
+  return sums[0];
 }
 
 // The lookups of one example, few enough that comparing all with all by vectors beats hashing.
@@ -224,38 +255,73 @@ class FewLookups {
  public:
   static constexpr int64_t kMost = 192;
 
-  FewLookups(const int64_t* rows, const float* weights, int64_t count) : count_(count) {
-    for (int64_t j = 0; j < count; ++j) {
-      rows_[j] = rows[j];
-      weights_[j] = weights ? static_cast<double>(weights[j]) : 1.0;
-    }
-    for (; count_ % kSide != 0; ++count_) rows_[count_] = weights_[count_] = 0;  // without weight they count nothing
-  }
+  FewLookups(const int64_t* rows, const float* weights, int64_t count) : count_(count), rows_(rows), weights_(weights) {}
 
   // The sum over distinct rows of (the sum of a row's weights)^2, as that of w_j w_k over all pairs of lookups of one row.
-  LAZYDP_VECTOR_CLONES
   double sum_over_rows() const {
+    if (!rows_are_short() || !weights_are_equal()) return sum_of_products();
+    const double weight = weights_ ? static_cast<double>(weights_[0]) : 1.0;
+    return weight * weight * static_cast<double>(pairs_of_one_row());
+  }
+
+ private:
+  using Ints = int32_t __attribute__((vector_size(64), may_alias));
+  using Longs = int64_t __attribute__((vector_size(32), may_alias));
+  using Doubles = double __attribute__((vector_size(32), may_alias));
+  static constexpr int64_t kInts = 16;
+  static constexpr int kVectors = 4;  // of sums at once, to hide the latency of an addition
+  static constexpr int64_t kSide = 4 * kVectors;
+
+  bool rows_are_short() const {
+    int64_t all = 0;
+    for (int64_t j = 0; j < count_; ++j) all |= rows_[j];
+    return all >> 31 == 0;
+  }
+
+  bool weights_are_equal() const {
+    return !weights_ || std::all_of(weights_, weights_ + count_, [&](float weight) { return weight == weights_[0]; });
+  }
+
+  // Pairs (j, k), those of a lookup with itself too, whose rows are equal.
+  LAZYDP_VECTOR_CLONES
+  int64_t pairs_of_one_row() const {
+    alignas(64) int32_t rows[kMost];
+    for (int64_t j = 0; j < count_; ++j) rows[j] = static_cast<int32_t>(rows_[j]);
+    for (int64_t j = count_; j % kInts != 0; ++j) rows[j] = -1;  // no row
+    Ints minus_equal = {};
+    for (int64_t j = 0; j < count_; j += kInts) {
+      const auto& some = *reinterpret_cast<const Ints*>(rows + j);
+      for (int64_t k = 0; k < count_; ++k) minus_equal += some == rows[k];
+    }
+    int64_t pairs = 0;
+    for (int64_t j = 0; j < kInts; ++j) pairs -= minus_equal[j];
+    return pairs;
+  }
+
+  LAZYDP_VECTOR_CLONES
+  double sum_of_products() const {
+    alignas(32) int64_t rows[kMost];
+    alignas(32) double weights[kMost];
+    for (int64_t j = 0; j < count_; ++j) {
+      rows[j] = rows_[j];
+      weights[j] = weights_ ? static_cast<double>(weights_[j]) : 1.0;
+    }
+    for (int64_t j = count_; j % kSide != 0; ++j) rows[j] = weights[j] = 0;  // without weight they count nothing
     Doubles sum = {};
     for (int64_t j = 0; j < count_; j += kSide) {
-      const auto* rows = reinterpret_cast<const Longs*>(rows_ + j);
-      const auto* weights = reinterpret_cast<const Doubles*>(weights_ + j);
+      const auto* some_rows = reinterpret_cast<const Longs*>(rows + j);
+      const auto* some_weights = reinterpret_cast<const Doubles*>(weights + j);
       Doubles equal[kVectors] = {};
       for (int64_t k = 0; k < count_; ++k)
-        for (int v = 0; v < kVectors; ++v) equal[v] += rows[v] == rows_[k] ? Doubles{} + weights_[k] : Doubles{};
-      for (int v = 0; v < kVectors; ++v) sum += weights[v] * equal[v];
+        for (int v = 0; v < kVectors; ++v) equal[v] += some_rows[v] == rows[k] ? Doubles{} + weights[k] : Doubles{};
+      for (int v = 0; v < kVectors; ++v) sum += some_weights[v] * equal[v];
     }
     return (sum[0] + sum[2]) + (sum[1] + sum[3]);
   }
 
- private:
-  using Longs = int64_t __attribute__((vector_size(32), may_alias));
-  using Doubles = double __attribute__((vector_size(32), may_alias));
-  static constexpr int kVectors = 4;  // of sums at once, to hide the latency of an addition
-  static constexpr int64_t kSide = 4 * kVectors;
-
   int64_t count_;
-  alignas(32) int64_t rows_[kMost];
-  alignas(32) double weights_[kMost];
+  const int64_t* rows_;
+  const float* weights_;
 };
 
 // The squared norm of what one example sends to the table. Reused over examples, so that it allocates once.
@@ -382,40 +448,42 @@ namespace {
 // ---- scatter ----
 
 float weight_of_lookup(const ScatterAdd& job, int64_t lookup) {
-  const float scale = job.scale[job.bag[lookup]];
+  const float scale = job.scale[job.groups.bag[lookup]];
   return job.per_lookup ? scale * job.per_lookup[lookup] : scale;
 }
 
 const float* gradient_of_lookup(const ScatterAdd& job, int64_t lookup) {
-  return job.grad + job.bag[lookup] * job.columns;
+  return job.grad + job.groups.bag[lookup] * job.columns;
 }
 
 void add_to_row(const ScatterAdd& job, int64_t u, std::vector<float>& sum) {
-  float* row = job.weight + job.rows[u] * job.columns;
-  const int64_t first = job.starts[u];
-  const int64_t end = job.starts[u + 1];
+  const Grouping& groups = job.groups;
+  float* row = job.weight + groups.rows[u] * job.columns;
+  const int64_t first = groups.starts[u];
+  const int64_t end = groups.starts[u + 1];
   if (end == first + 1) {
-    const int64_t lookup = job.order[first];
+    const int64_t lookup = groups.order[first];
     add_scaled_twice(row, job.alpha, weight_of_lookup(job, lookup), gradient_of_lookup(job, lookup), job.columns);
     return;
   }
   sum.assign(job.columns, 0.0f);
   for (int64_t i = first; i < end; ++i)
-    add_scaled(sum.data(), weight_of_lookup(job, job.order[i]), gradient_of_lookup(job, job.order[i]), job.columns);
+    add_scaled(sum.data(), weight_of_lookup(job, groups.order[i]), gradient_of_lookup(job, groups.order[i]), job.columns);
   add_scaled(row, job.alpha, sum.data(), job.columns);
 }
 
 }  // namespace
 
 void scatter_add(const ScatterAdd& job, const Parallel& parallel) {
-  parallel(0, job.groups, grain(job.columns), [&](int64_t begin, int64_t end) {
+  const Grouping& groups = job.groups;
+  parallel(0, groups.count, grain(job.columns), [&](int64_t begin, int64_t end) {
     std::vector<float> sum;
     for (int64_t u = begin; u < end; ++u) {
       const int64_t ahead = u + kPrefetchDistance;
       if (ahead < end) {
-        prefetch_to_write(job.weight + job.rows[ahead] * job.columns, job.columns);
-        if (job.starts[ahead] < job.starts[ahead + 1])
-          prefetch_to_read(gradient_of_lookup(job, job.order[job.starts[ahead]]), job.columns);
+        prefetch_to_write(job.weight + groups.rows[ahead] * job.columns, job.columns);
+        if (groups.starts[ahead] < groups.starts[ahead + 1])
+          prefetch_to_read(gradient_of_lookup(job, groups.order[groups.starts[ahead]]), job.columns);
       }
       add_to_row(job, u, sum);
     }

@@ -15,6 +15,15 @@ int64_t group_rows(const int64_t* indices, int64_t count, int64_t num_rows, int6
 // The bag of every lookup, into out[offsets[bags]].
 void bag_of_lookups(const int64_t* offsets, int64_t bags, int64_t* out, const Parallel& parallel);
 
+// Lookups grouped by row, as group_rows leaves them, with the bag of each.
+struct Grouping {
+  const int64_t* rows;       // [count] distinct
+  const int64_t* order;      // [lookups]
+  const int64_t* starts;     // [count + 1]
+  const int64_t* bag;        // [lookups]
+  int64_t count;
+};
+
 struct BagSum {
   const float* weight;       // [num_rows, columns]
   const int64_t* indices;    // [count]
@@ -25,6 +34,11 @@ struct BagSum {
   int64_t columns;
 };
 void bag_sum(const BagSum& job, const Parallel& parallel);
+
+// The same in two parts: bags of one lookup, row by row (of group u, to every bag that holds nothing else), and all others.
+int64_t single_bags(const BagSum& job);
+void row_to_single_bags(const BagSum& job, const Grouping& groups, int64_t u);
+void sum_other_bags(const BagSum& job, const Parallel& parallel);
 
 struct BagSquaredNorms {
   const int64_t* indices;    // [count]
@@ -40,15 +54,11 @@ void bag_squared_norms(const BagSquaredNorms& job, const Parallel& parallel);
 
 struct ScatterAdd {
   float* weight;             // [num_rows, columns]
-  const int64_t* rows;       // [groups] distinct
-  const int64_t* order;      // [count]
-  const int64_t* starts;     // [groups + 1]
-  const int64_t* bag;        // [count]: the bag of each lookup
+  Grouping groups;
   const float* per_lookup;   // [count], or null
   const float* grad;         // [bags, columns]
   const float* scale;        // [bags]
   float alpha;
-  int64_t groups;
   int64_t columns;
 };
 void scatter_add(const ScatterAdd& job, const Parallel& parallel);

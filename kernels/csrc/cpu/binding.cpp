@@ -15,6 +15,7 @@
 #include "common/gaussian.h"
 #include "common/tensor_arguments.h"
 #include "cpu/bags.h"
+#include "cpu/catch_up_bag_sum.h"
 #include "cpu/noise.h"
 #include "cpu/simd_level.h"
 
@@ -135,14 +136,19 @@ std::tuple<Tensor, Tensor, Tensor> group_rows_op(const Tensor& indices, int64_t 
   return {torch::stable::narrow(rows, 0, 0, groups), order, torch::stable::narrow(starts, 0, 0, groups + 1)};
 }
 
-void catch_up_(const Tensor& weight, const Tensor& last, const Tensor& rows, const Tensor& key, int64_t table, int64_t step,
-               const Tensor& transition, const Tensor& factor, const std::optional<Tensor>& momentum, bool ones) {
+Wake read_catch_up(const Tensor& weight, const Tensor& last, const Tensor& rows, const Tensor& key, int64_t table, int64_t step,
+                   const Tensor& transition, const Tensor& factor, const std::optional<Tensor>& momentum, bool ones) {
   Wake wake = read_wake(weight, last, key, table, step, transition, factor, momentum, ones);
   check_distinct_rows(rows, weight.size(0));
   wake.rows = read<int64_t>(rows);
   wake.count = rows.size(0);
   check_starting_steps(wake.last, wake.rows, wake.count, step, transition.size(0));
-  wake_rows(wake, torch_threads());
+  return wake;
+}
+
+void catch_up_(const Tensor& weight, const Tensor& last, const Tensor& rows, const Tensor& key, int64_t table, int64_t step,
+               const Tensor& transition, const Tensor& factor, const std::optional<Tensor>& momentum, bool ones) {
+  wake_rows(read_catch_up(weight, last, rows, key, table, step, transition, factor, momentum, ones), torch_threads());
 }
 
 void flush_(const Tensor& weight, const Tensor& last, const Tensor& key, int64_t table, int64_t step, const Tensor& transition,
@@ -152,31 +158,49 @@ void flush_(const Tensor& weight, const Tensor& last, const Tensor& key, int64_t
   wake_rows(wake, torch_threads());
 }
 
-Tensor bag_sum_op(const Tensor& weight, const Tensor& indices, const Tensor& offsets,
-                  const std::optional<Tensor>& per_lookup_weights) {
+// Checks the arguments; `out` is the memory for the sums.
+BagSum read_bag_sum(const Tensor& weight, const Tensor& indices, const Tensor& offsets,
+                    const std::optional<Tensor>& per_lookup_weights, std::optional<Tensor>& out) {
   check(weight, "weight", ScalarType::Float, 2);
   check_indices(indices, "indices", weight.size(0));
   check_offsets(offsets, indices.size(0));
   const float* per_lookup = read_per_lookup(check, per_lookup_weights, indices.size(0));
   const int64_t bags = offsets.size(0) - 1;
-  Tensor out = torch::stable::new_empty(weight, {bags, weight.size(1)});
-  bag_sum({read<float>(weight), read<int64_t>(indices), read<int64_t>(offsets), per_lookup, write<float>(out), bags,
-           weight.size(1)},
-          torch_threads());
-  return out;
+  out = torch::stable::new_empty(weight, {bags, weight.size(1)});
+  return {read<float>(weight), read<int64_t>(indices), read<int64_t>(offsets), per_lookup, write<float>(*out), bags,
+          weight.size(1)};
 }
 
-// One after the other: a row that has just woken is still in the cache when its bag is summed.
-Tensor catch_up_bag_sum_(const Tensor& weight, const Tensor& last, const Tensor& rows, const Tensor&, const Tensor&,
-                         const Tensor& key, int64_t table, int64_t step, const Tensor& transition, const Tensor& factor,
-                         const std::optional<Tensor>& momentum, bool ones, const Tensor& indices, const Tensor& offsets,
-                         const Tensor&, const std::optional<Tensor>& per_lookup_weights) {
-  check(weight, "weight", ScalarType::Float, 2);
-  check_indices(indices, "indices", weight.size(0));
-  check_offsets(offsets, indices.size(0));
-  read_per_lookup(check, per_lookup_weights, indices.size(0));
-  catch_up_(weight, last, rows, key, table, step, transition, factor, momentum, ones);
-  return bag_sum_op(weight, indices, offsets, per_lookup_weights);
+Tensor bag_sum_op(const Tensor& weight, const Tensor& indices, const Tensor& offsets,
+                  const std::optional<Tensor>& per_lookup_weights) {
+  std::optional<Tensor> out;
+  bag_sum(read_bag_sum(weight, indices, offsets, per_lookup_weights, out), torch_threads());
+  return *out;
+}
+
+Grouping read_groups(const Tensor& rows, const Tensor& order, const Tensor& starts, const Tensor& bag_of_lookup,
+                     int64_t num_rows, int64_t bags) {
+  check_distinct_rows(rows, num_rows);
+  check_indices(order, "order", order.size(0));
+  check_offsets(starts, order.size(0));
+  check_size(starts, "starts", 0, rows.size(0) + 1, "rows + 1");
+  check_indices(bag_of_lookup, "bag_of_lookup", bags);
+  check_size(bag_of_lookup, "bag_of_lookup", 0, order.size(0), "lookups");
+  return {read<int64_t>(rows), read<int64_t>(order), read<int64_t>(starts), read<int64_t>(bag_of_lookup), rows.size(0)};
+}
+
+Tensor catch_up_bag_sum_(const Tensor& weight, const Tensor& last, const Tensor& rows, const Tensor& order,
+                         const Tensor& starts, const Tensor& key, int64_t table, int64_t step, const Tensor& transition,
+                         const Tensor& factor, const std::optional<Tensor>& momentum, bool ones, const Tensor& indices,
+                         const Tensor& offsets, const Tensor& bag_of_lookup,
+                         const std::optional<Tensor>& per_lookup_weights) {
+  std::optional<Tensor> out;
+  const BagSum sum = read_bag_sum(weight, indices, offsets, per_lookup_weights, out);
+  check_size(order, "order", 0, indices.size(0), "lookups");
+  const Grouping groups = read_groups(rows, order, starts, bag_of_lookup, weight.size(0), sum.bags);
+  catch_up_bag_sum(read_catch_up(weight, last, rows, key, table, step, transition, factor, momentum, ones), sum, groups,
+                   torch_threads());
+  return *out;
 }
 
 Tensor bag_ids_op(const Tensor& offsets) {
@@ -202,13 +226,6 @@ Tensor bag_sq_norms_op(const Tensor& indices, const Tensor& offsets, const Tenso
   return out;
 }
 
-void check_groups(const Tensor& rows, const Tensor& order, const Tensor& starts, int64_t num_rows) {
-  check_distinct_rows(rows, num_rows);
-  check_indices(order, "order", order.size(0));
-  check_offsets(starts, order.size(0));
-  check_size(starts, "starts", 0, rows.size(0) + 1, "rows + 1");
-}
-
 void scatter_add_op(const Tensor& weight, const Tensor& rows, const Tensor& order, const Tensor& starts,
                     const Tensor& bag_of_lookup, const Tensor& grad, const Tensor& scale, double alpha,
                     const std::optional<Tensor>& per_lookup_weights) {
@@ -217,13 +234,10 @@ void scatter_add_op(const Tensor& weight, const Tensor& rows, const Tensor& orde
   check_size(grad, "grad", 1, weight.size(1), "columns of weight");
   check(scale, "scale", ScalarType::Float, 1);
   check_size(scale, "scale", 0, grad.size(0), "bags of grad");
-  check_groups(rows, order, starts, weight.size(0));
-  check_indices(bag_of_lookup, "bag_of_lookup", grad.size(0));
-  check_size(bag_of_lookup, "bag_of_lookup", 0, order.size(0), "lookups");
+  const Grouping groups = read_groups(rows, order, starts, bag_of_lookup, weight.size(0), grad.size(0));
   const float* per_lookup = read_per_lookup(check, per_lookup_weights, order.size(0));
-  scatter_add({write<float>(weight), read<int64_t>(rows), read<int64_t>(order), read<int64_t>(starts),
-               read<int64_t>(bag_of_lookup), per_lookup, read<float>(grad), read<float>(scale), static_cast<float>(alpha),
-               rows.size(0), weight.size(1)},
+  scatter_add({write<float>(weight), groups, per_lookup, read<float>(grad), read<float>(scale), static_cast<float>(alpha),
+               weight.size(1)},
               torch_threads());
 }
 

@@ -83,6 +83,11 @@ struct V {
     z[2] = _mm256_shuffle_ps(b, d, 0x44);
     z[3] = _mm256_shuffle_ps(b, d, 0xee);
   }
+  // Four times each: at out[k] the value of lane k, then that of lane k + 4.
+  static void spread(const float* of_lanes, float (*out)[kLanes]) {
+    const U first = _mm256_set_epi32(4, 4, 4, 4, 0, 0, 0, 0);
+    for (int k = 0; k < 4; ++k) _mm256_store_ps(out[k], _mm256_permutevar8x32_ps(load(of_lanes), add(first, splat(k))));
+  }
   static F gather(float* const* rows, int64_t at) {
     return _mm256_insertf128_ps(_mm256_castps128_ps256(_mm_loadu_ps(rows[0] + at)), _mm_loadu_ps(rows[4] + at), 1);
   }

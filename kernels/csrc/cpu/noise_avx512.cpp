@@ -85,6 +85,11 @@ struct V {
     z[2] = _mm512_shuffle_ps(b, d, 0x44);
     z[3] = _mm512_shuffle_ps(b, d, 0xee);
   }
+  // Four times each: at out[k] the value of lane k, then those of lanes k + 4, k + 8, k + 12.
+  static void spread(const float* of_lanes, float (*out)[kLanes]) {
+    const U first = _mm512_set_epi32(12, 12, 12, 12, 8, 8, 8, 8, 4, 4, 4, 4, 0, 0, 0, 0);
+    for (int k = 0; k < 4; ++k) _mm512_store_ps(out[k], _mm512_permutexvar_ps(add(first, splat(k)), load(of_lanes)));
+  }
   static F gather(float* const* rows, int64_t at) {
     F z = _mm512_castps128_ps512(_mm_loadu_ps(rows[0] + at));
     z = _mm512_insertf32x4(z, _mm_loadu_ps(rows[4] + at), 1);

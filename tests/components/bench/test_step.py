@@ -18,6 +18,7 @@ from lazydp.components.bench.shapes import SHAPES, shape_of
 from lazydp.components.bench.trainers import TorchSgd, engine
 from lazydp.components.bench.workload import DatasetWorkload
 from lazydp.components.shared.errors import InputError
+from lazydp.components.train.placement import Placement
 
 SMALL = shape_of("small")
 
@@ -197,3 +198,24 @@ def test_unknown_names_are_refused() -> None:
         step.named("huge")
     with pytest.raises(InputError, match="no contestant 'jax'"):
         step.run(SMALL, contestants=("jax",))
+
+
+@pytest.mark.parametrize("part", ["whole", "embeddings"])
+@pytest.mark.parametrize("where", [("cuda", None), ("cuda", "cpu")], ids=["on the GPU", "tables in host memory"])
+def test_contestants_run_where_they_are_put(simulated_gpu: Any, where: tuple[str, str | None], part: Any) -> None:
+    placement = Placement.of(*where)
+    assert step.left_out("opacus", SMALL, "whole", placement) == "opacus is left out: it is measured on the CPU alone"
+    results = step.run(SMALL, repeats=1, part=part, placement=placement)
+    assert [result.contestant for result in results] == ["torch_sgd", *step.OURS]
+    assert results[0].shape["tables_on_gpu"] == (1 if where[1] is None else 0)
+    on_gpu = part == "whole" or where[1] is None
+    assert bool(simulated_gpu.launches) == on_gpu
+    spent = step.breakdown(SMALL, repeats=1, placement=placement)
+    assert spent.phases["scatter"] > 0.0
+
+
+def test_the_command_takes_a_device(simulated_gpu: Any) -> None:
+    given = ["--shape", "small", "--repeats", "1", "--contestant", "lazydp", "--contestant", "sgd", "--json"]
+    ran = CliRunner().invoke(cli.step, [*given, "--device", "cuda", "--table-device", "cpu"], catch_exceptions=False)
+    assert json.loads(ran.stdout.splitlines()[0])["shape"]["layers_on_gpu"] == 1
+    assert "layers_on_gpu" not in json.loads(CliRunner().invoke(cli.step, given).stdout.splitlines()[0])["shape"]

@@ -13,9 +13,18 @@ from torch.func import functional_call, grad, vmap
 
 from lazydp.components.features.batch import Bags, Batch, ItemCatalogue
 from lazydp.components.features.spec import EmbeddedFeature
+from lazydp.components.models.build import build_model
+from lazydp.components.models.config import DlrmConfig, TwoTowerConfig
 from lazydp.components.models.layout import FeatureLayout
 from lazydp.components.models.recommender import ModelInputs, Recommender
+from lazydp.components.train import schedules
+from lazydp.components.train.dense import DenseOptimizer
+from lazydp.components.train.engine import Engine
 from lazydp.components.train.examples import Examples
+from lazydp.components.train.mechanism import PrivacyParameters
+from lazydp.components.train.placement import Placement
+from lazydp.components.train.skip_ahead import EmbeddingSgd
+from lazydp.kernels.noise_key import NoiseKey
 
 
 def _bags(size: int, num_rows: int, longest: int, generator: torch.Generator) -> Bags:
@@ -132,6 +141,42 @@ def norms_of(gradients: tuple[dict[str, Tensor], dict[str, Tensor]]) -> Tensor:
     """Norm of each example's whole gradient, float64 [B]."""
     parts = [g.double().flatten(1) for group in gradients for g in group.values()]
     return torch.cat(parts, dim=1).norm(dim=1)
+
+
+PLACED_MODELS = {
+    "dlrm": DlrmConfig(embedding_dim=4, bottom_widths=(5,), top_widths=(6,), embedding_init_std=0.5),
+    "two tower": TwoTowerConfig(embedding_dim=4, user_widths=(6,), item_widths=(5,), embedding_init_std=0.5),
+}
+
+
+def placed_engine(world: Any, placement: Placement, *, model: str = "dlrm", **changes: Any) -> Engine:
+    """An engine with noise and without surprises: SGD, so that a difference of rounding stays one."""
+    settings: dict[str, Any] = {
+        "mode": "lazydp",
+        "privacy": PrivacyParameters(noise_multiplier=0.7, max_grad_norm=0.3, expected_batch_size=4.0),
+        "embeddings": EmbeddingSgd(schedules.warmup_cosine(0.5, steps=20), 0.0, 0.01),
+        "dense": DenseOptimizer.named("sgd", learning_rate=schedules.constant(0.1)),
+        "key": NoiseKey.for_tests(5),
+    }
+    return Engine(build_model(world.layout, PLACED_MODELS[model]), placement=placement, **{**settings, **changes})
+
+
+def assert_close_weights(found: dict[str, Tensor], expected: dict[str, Tensor]) -> None:
+    assert found.keys() == expected.keys()
+    for name, value in expected.items():
+        torch.testing.assert_close(
+            found[name], value, rtol=1e-5, atol=1e-5, msg=lambda text, name=name: f"{name}: {text}"
+        )
+
+
+@pytest.fixture(name="placed_engine", scope="session")
+def _placed_engine() -> Callable[..., Engine]:
+    return placed_engine
+
+
+@pytest.fixture(name="assert_close_weights", scope="session")
+def _assert_close_weights() -> Callable[..., None]:
+    return assert_close_weights
 
 
 @pytest.fixture(name="world", scope="session")

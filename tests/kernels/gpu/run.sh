@@ -1,7 +1,8 @@
 #!/usr/bin/env bash
 # What needs a GPU, in one call of under eight minutes: builds the extension with CUDA in place, compares every operator with
-# its CPU twin, runs compute-sanitizer on small shapes, measures. Elsewhere one line. Needs nothing but torch (with CUDA),
-# nvcc, ninja, pytest and what lies in this tree; installs nothing.
+# its CPU twin and training on every placement with training on the CPU, runs compute-sanitizer on small shapes, measures.
+# Elsewhere one line. Needs nothing but torch (with CUDA), nvcc, ninja, pytest and what lies in this tree (for training also
+# pydantic, PyYAML, pyarrow and pytest-timeout, on PYTHONPATH if need be); installs nothing.
 #
 #   tests/kernels/gpu/run.sh [folder for logs and figures, default build/gpu]
 set -euo pipefail
@@ -43,6 +44,14 @@ export TORCH_CUDA_ARCH_LIST LAZYDP_CUDA=1
 stage build 200 "$python" setup.py build_ext --inplace --build-temp "$out/temp"
 [ "$failed" -eq 0 ] || exit 1
 stage test 100 "$python" -m pytest tests/kernels/gpu -q -p no:cacheprovider
+if "$python" -c 'import pydantic, yaml, pyarrow, pytest_timeout' 2>/dev/null; then
+  # -W: torch may warn of what the tests of this tree make an error (no CUDA context yet in a thread of autograd).
+  stage training 120 "$python" -m pytest tests/components/train/test_devices.py tests/components/train/test_private_devices.py \
+    -q -p no:cacheprovider -W default
+else
+  echo "gpu: no pydantic, PyYAML, pyarrow or pytest-timeout on this machine: training was not compared"
+  failed=1
+fi
 # Without torch's caching every tensor is an allocation of its own, and an access beside it is seen.
 sanitizer=(compute-sanitizer --error-exitcode 1 --kernel-regex kns=lazydp)
 if command -v compute-sanitizer >/dev/null; then

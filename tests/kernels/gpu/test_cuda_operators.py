@@ -111,6 +111,12 @@ def test_groups(shape: tuple[int, int, int, int]) -> None:
         assert torch.equal(getattr(found, name).cpu(), getattr(expected, name)), name
 
 
+def test_bag_ids(shape: tuple[int, int, int, int]) -> None:
+    batch = make_batch(*shape, weighted=False)
+    for known in ({}, {"num_lookups": batch.indices.numel()}):
+        assert torch.equal(ops.bag_ids(batch.offsets.cuda(), **known).cpu(), batch.bag_of_lookup)
+
+
 @pytest.mark.parametrize("momentum", [False, True], ids=["sgd", "momentum"])
 @pytest.mark.parametrize("weighted", [False, True])
 def test_a_whole_step(shape: tuple[int, int, int, int], momentum: bool, weighted: bool) -> None:
@@ -212,6 +218,7 @@ def test_no_call_waits() -> None:
     grad, scale = torch.randn(100, 32, device="cuda"), torch.rand(100, device="cuda")
 
     def step() -> None:
+        ops.bag_ids(offsets, num_lookups=indices.numel())
         groups = ops.group_rows(indices, num_rows=500)
         ops.catch_up_(table["weight"], table["last"], groups.rows, KEY, table=2, step=STEP, **skip)
         ops.bag_sum(table["weight"], indices, offsets)

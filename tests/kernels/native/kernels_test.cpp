@@ -17,6 +17,7 @@
 #include "common/gaussian.h"
 #include "common/skip_ahead.h"
 #include "cpu/bags.h"
+#include "cpu/catch_up_bag_sum.h"
 #include "cpu/noise.h"
 #include "cpu/simd_level.h"
 
@@ -222,10 +223,46 @@ void test_bags(uint32_t seed) {
   std::vector<float> expected = table;
   for (int64_t i = 0; i < count; ++i)
     for (int64_t c = 0; c < columns; ++c) expected[indices[i] * columns + c] -= weights[i] * 2.0f * grad[bag[i] * columns + c];
-  scatter_add({table.data(), rows.data(), order.data(), starts.data(), bag.data(), weights.data(), grad.data(), scale.data(),
-               -1.0f, groups, columns},
+  scatter_add({table.data(), {rows.data(), order.data(), starts.data(), bag.data(), groups}, weights.data(), grad.data(),
+               scale.data(), -1.0f, columns},
               threads(4));
   EXPECT(table == expected);
+}
+
+// Waking and summing in one pass, on any number of threads, is one after the other.
+void test_catch_up_bag_sum(int64_t longest_bag) {
+  std::mt19937 random(7);
+  const int64_t num_rows = 900, columns = 96, bags = 1500;
+  std::vector<int64_t> offsets = {0}, indices, bag;
+  for (int64_t g = 0; g < bags; ++g) {
+    for (int64_t n = random() % static_cast<uint32_t>(longest_bag + 1); n > 0; --n) {
+      indices.push_back(random() % num_rows);
+      bag.push_back(g);
+    }
+    offsets.push_back(static_cast<int64_t>(indices.size()));
+  }
+  const auto count = static_cast<int64_t>(indices.size());
+  std::vector<int64_t> rows(count), order(count), starts(count + 1);
+  const int64_t groups = group_rows(indices.data(), count, num_rows, rows.data(), order.data(), starts.data(), threads(1));
+  const std::vector<float> transition(2, 0.5f), factor(2, 2.0f);
+  std::vector<std::vector<float>> tables, results;
+  for (const int number : {0, 1, 4}) {  // 0: one after the other
+    std::vector<float> table(num_rows * columns, 1.0f), sums(bags * columns);
+    std::vector<int32_t> last(num_rows, 0);
+    const Wake wake{table.data(), nullptr, last.data(), rows.data(), groups, columns, transition.data(), factor.data(),
+                    Key{{1, 2, 3, 4, 5, 6, 7, 8}}, 3, 1, Law::kGaussian};
+    const BagSum sum{table.data(), indices.data(), offsets.data(), nullptr, sums.data(), bags, columns};
+    if (number > 0) {
+      catch_up_bag_sum(wake, sum, {rows.data(), order.data(), starts.data(), bag.data(), groups}, threads(number));
+    } else {
+      wake_rows(wake, threads(2));
+      bag_sum(sum, threads(2));
+    }
+    tables.push_back(table);
+    results.push_back(sums);
+  }
+  EXPECT(tables[0] == tables[1] && tables[0] == tables[2]);
+  EXPECT(results[0] == results[1] && results[0] == results[2]);
 }
 
 // As many lookups as are cut into chunks: one thread's groups are those of several.
@@ -256,6 +293,7 @@ int main() {
       for (const Law law : {Law::kGaussian, Law::kOnes}) test_wake(with_momentum, listed, law);
   test_keystream();
   for (uint32_t seed = 0; seed < 200; ++seed) test_bags(seed);
+  for (const int64_t longest : {1, 4}) test_catch_up_bag_sum(longest);
   for (const int64_t num_rows : {int64_t{1}, int64_t{300}, int64_t{1} << 20, int64_t{1} << 40}) test_chunked_groups(num_rows);
   std::printf(failures ? "%d failures\n" : "all passed\n", failures);
   return failures ? EXIT_FAILURE : EXIT_SUCCESS;
