@@ -84,10 +84,14 @@ class OurEmbeddings:
         """Group, catch up, gather, norms, scatter."""
         reads = send_lookups([lookups_of(self._layout, examples) for examples in micro_batches], self._device)
         groups = self._tables.group_rows(reads)
-        self._tables.catch_up(groups)
+        gathered: Mapping[str, Tensor] | None = None
+        if len(reads) == 1:
+            gathered = self._tables.catch_up_and_gather(groups, reads[0])
+        else:
+            self._tables.catch_up(groups)
         sent: dict[str, list[TableGradient]] = {name: [] for name in groups}
         for examples, read in zip(micro_batches, reads, strict=True):
-            pooled = self._tables.gather(read)
+            pooled = self._tables.gather(read) if gathered is None else gathered
             gradients = {name: self._gradients.of(*rows.shape) for name, rows in pooled.items()}
             scale = self._coefficients(examples.size, read, gradients) / self._divisor
             for name, gradient in gradients.items():

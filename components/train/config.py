@@ -230,7 +230,10 @@ class TrainConfig(_Frozen):
     @model_validator(mode="after")
     def _devices_go_together(self) -> Self:
         if self.table_device not in (None, "cpu", self.device):
-            raise ValueError(f"table_device: tables live on {self.device}, with the dense layers, or on the cpu")
+            raise ValueError(
+                f"table_device: tables live with the dense layers or in host memory: expected {self.device} or cpu, "
+                f"found {self.table_device}"
+            )
         return self
 
     @property

@@ -131,10 +131,15 @@ class Engine:
             )
             micro_batches = send_examples(micro_batches, self.placement.device)
             groups = self.tables.group_rows(reads)
+        # One micro-batch is gathered in the pass that catches up; several are gathered one by one, to bound memory.
+        pooled: Mapping[str, Tensor] | None = None
         with self._phase("catch-up"):
-            self.tables.catch_up(groups)
+            if len(reads) == 1:
+                pooled = self.tables.catch_up_and_gather(groups, reads[0])
+            else:
+                self.tables.catch_up(groups)
         self.dense.zero_gradients()
-        passes = [self._pass(examples, read) for examples, read in zip(micro_batches, reads, strict=True)]
+        passes = [self._pass(examples, read, pooled) for examples, read in zip(micro_batches, reads, strict=True)]
         self._guard.begin()
         with self._phase("scatter"):
             gradients = {name: [done.tables[name] for done in passes] for name in groups}
@@ -149,11 +154,11 @@ class Engine:
         self._guard.end()
         return self._report(step, passes)
 
-    def _pass(self, examples: Examples, reads: Mapping[str, Lookups]) -> _Pass:
+    def _pass(self, examples: Examples, reads: Mapping[str, Lookups], gathered: Mapping[str, Tensor] | None) -> _Pass:
         """Forward and backward of one micro-batch; its clipped sum is added to the dense gradients."""
         units = units_of(examples.size, examples.user_sizes, self.privacy)
         with self._phase("gather"):
-            pooled = leaves(self.tables.gather(reads), self.placement.device)
+            pooled = leaves(self.tables.gather(reads) if gathered is None else gathered, self.placement.device)
         with Capture(self._layers, self.placement.device) as capture:
             with self._phase("forward"):
                 inputs = model_inputs(self.model.layout, examples, pooled)

@@ -1,7 +1,8 @@
 """Embedding tables in training: rows catch up with their noise when they are read, and owe it until then.
 
-Per step t: `group_rows` (of the batch), `catch_up` (those rows, to t - 1), `gather`, `add_gradient`, `advance` (the
-noise of step t is owed, or in eager mode added to every row at once). See `skip_ahead` for the mathematics.
+Per step t: `group_rows` (of the batch), `catch_up` (those rows, to t - 1), `gather` (or both in one pass over the rows:
+`catch_up_and_gather`), `add_gradient`, `advance` (the noise of step t is owed, or in eager mode added to every row at
+once). See `skip_ahead` for the mathematics.
 """
 
 from __future__ import annotations
@@ -52,6 +53,35 @@ class TableGradient:
     lookups: Lookups
     gradient: Tensor
     scale: Tensor
+
+
+@dataclass(frozen=True, slots=True)
+class GroupedLookups:
+    """The lookups of one table by all micro-batches of a step, one after the other.
+
+    Attributes:
+        rows: the N lookups by row.
+        bag_of_lookup: int64 [N]; bags count through all micro-batches.
+        weights: of each lookup, float32 [N], or None where all are 1.
+    """
+
+    rows: RowGroups
+    bag_of_lookup: Tensor
+    weights: Tensor | None
+
+    @classmethod
+    def of(cls, parts: Sequence[Lookups], *, num_rows: int) -> GroupedLookups:
+        """From the lookups of each micro-batch in a table of `num_rows` rows."""
+        weights = None
+        if any(part.weights is not None for part in parts):
+            weights = join([part.weights_or_ones() for part in parts])
+        counts = [part.indices.shape[0] for part in parts]
+        offsets = join_offsets([part.offsets for part in parts], counts)
+        return cls(
+            ops.group_rows(join([part.indices for part in parts]), num_rows=num_rows),
+            ops.bag_ids(offsets, num_lookups=sum(counts)),
+            weights,
+        )
 
 
 class EmbeddingTables:
@@ -113,33 +143,22 @@ class EmbeddingTables:
         """Names of the tables, in the order of their numbers."""
         return tuple(self._tables)
 
-    def group_rows(self, reads: Sequence[Mapping[str, Lookups]]) -> dict[str, RowGroups]:
+    def group_rows(self, reads: Sequence[Mapping[str, Lookups]]) -> dict[str, GroupedLookups]:
         """The distinct rows that the micro-batches `reads` read, found once for catching up and for the gradient."""
         groups = {}
         for name, table in self._tables.items():
-            parts = [read[name].indices for read in reads if name in read]
+            parts = [read[name] for read in reads if name in read]
             if parts:
-                groups[name] = ops.group_rows(join(parts), num_rows=table.weight.shape[0])
+                groups[name] = GroupedLookups.of(parts, num_rows=table.weight.shape[0])
         return groups
 
-    def catch_up(self, groups: Mapping[str, RowGroups]) -> None:
+    def catch_up(self, groups: Mapping[str, GroupedLookups]) -> None:
         """Give the rows of `groups` the noise of every completed step they miss."""
         if self._skip_ahead.is_identity:
             return
         for name, group in groups.items():
             table = self._tables[name]
-            ops.catch_up_(
-                table.weight,
-                table.last,
-                group.rows,
-                self._key.tensor(),
-                table=table.number,
-                step=self.step,
-                transition=self._skip_ahead.transition,
-                factor=self._skip_ahead.factor,
-                momentum=table.momentum,
-                noise=self._noise,
-            )
+            ops.catch_up_(table.weight, table.last, group.rows.rows, self._key.tensor(), **self._wake(table))
 
     def gather(self, reads: Mapping[str, Lookups]) -> dict[str, Tensor]:
         """Pooled rows [F * B, D] of each table; the rows must have caught up."""
@@ -148,7 +167,47 @@ class EmbeddingTables:
             for name, read in reads.items()
         }
 
-    def add_gradient(self, groups: Mapping[str, RowGroups], gradients: Mapping[str, Sequence[TableGradient]]) -> None:
+    def catch_up_and_gather(
+        self, groups: Mapping[str, GroupedLookups], reads: Mapping[str, Lookups]
+    ) -> dict[str, Tensor]:
+        """`catch_up`, then `gather`, in one pass over rows that stand alone in their bag.
+
+        Args:
+            groups: what `group_rows` gave for this one micro-batch.
+            reads: the micro-batch.
+        """
+        if self._skip_ahead.is_identity:
+            return self.gather(reads)
+        pooled = {}
+        for name, read in reads.items():
+            table, group = self._tables[name], groups[name]
+            pooled[name] = ops.catch_up_bag_sum_(
+                table.weight,
+                table.last,
+                group.rows,
+                self._key.tensor(),
+                read.indices,
+                read.offsets,
+                group.bag_of_lookup,
+                per_lookup_weights=read.weights,
+                **self._wake(table),
+            )
+        return pooled
+
+    def _wake(self, table: _Table) -> dict[str, Any]:
+        """How a row of `table` wakes now: arguments of the operators that draw noise."""
+        return {
+            "table": table.number,
+            "step": self.step,
+            "transition": self._skip_ahead.transition,
+            "factor": self._skip_ahead.factor,
+            "momentum": table.momentum,
+            "noise": self._noise,
+        }
+
+    def add_gradient(
+        self, groups: Mapping[str, GroupedLookups], gradients: Mapping[str, Sequence[TableGradient]]
+    ) -> None:
         """Apply the gradient of the coming step to the rows it touches.
 
         Args:
@@ -157,20 +216,15 @@ class EmbeddingTables:
         """
         alpha = self._skip_ahead.gradient_scale()
         for name, parts in gradients.items():
-            table = self._tables[name]
-            weights = None
-            if any(part.lookups.weights is not None for part in parts):
-                weights = join([part.lookups.weights_or_ones() for part in parts])
-            counts = [part.lookups.indices.shape[0] for part in parts]
-            offsets = join_offsets([part.lookups.offsets for part in parts], counts)
+            table, group = self._tables[name], groups[name]
             ops.scatter_add_(
                 table.weight if table.momentum is None else table.momentum,
-                groups[name],
-                ops.bag_ids(offsets, num_lookups=sum(counts)),
+                group.rows,
+                group.bag_of_lookup,
                 join([part.gradient for part in parts]),
                 join([part.scale.repeat(part.lookups.bags_per_example) for part in parts]),
                 alpha=alpha,
-                per_lookup_weights=weights,
+                per_lookup_weights=group.weights,
             )
 
     def advance(self) -> None:
@@ -185,17 +239,7 @@ class EmbeddingTables:
         if self._skip_ahead.is_identity:
             return
         for table in self._tables.values():
-            ops.flush_(
-                table.weight,
-                table.last,
-                self._key.tensor(),
-                table=table.number,
-                step=self.step,
-                transition=self._skip_ahead.transition,
-                factor=self._skip_ahead.factor,
-                momentum=table.momentum,
-                noise=self._noise,
-            )
+            ops.flush_(table.weight, table.last, self._key.tensor(), **self._wake(table))
         self._owes_noise = False
 
     def pending(self) -> int:

@@ -166,6 +166,7 @@ class SimulatedGpu(TorchFunctionMode):
             "current_device": lambda: 0,
             "current_stream": lambda device=None: _Stream(self),
             "synchronize": lambda device=None: self.wait(),
+            "is_current_stream_capturing": lambda: False,
         }.items():
             self._patched.enter_context(_replaced(torch.cuda, name, value))
         from lazydp.kernels import ops

@@ -96,7 +96,7 @@ class Addresses:
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.seen: Counter[tuple[int, int, int]] = Counter()
-        catch_up, flush = ops.catch_up_, ops.flush_
+        catch_up, flush, both = ops.catch_up_, ops.flush_, ops.catch_up_bag_sum_
 
         def watched_catch_up(weight: Any, last: Any, rows: Any, key: Any, *, table: int, step: int, **more: Any) -> Any:
             self._note(table, rows[last[rows] < step], step)
@@ -106,8 +106,15 @@ class Addresses:
             self._note(table, torch.nonzero(last < step).squeeze(1), step)
             return flush(weight, last, key, table=table, step=step, **more)
 
+        def watched_both(
+            weight: Any, last: Any, groups: Any, key: Any, *bags: Any, table: int, step: int, **more: Any
+        ) -> Any:
+            self._note(table, groups.rows[last[groups.rows] < step], step)
+            return both(weight, last, groups, key, *bags, table=table, step=step, **more)
+
         monkeypatch.setattr(ops, "catch_up_", watched_catch_up)
         monkeypatch.setattr(ops, "flush_", watched_flush)
+        monkeypatch.setattr(ops, "catch_up_bag_sum_", watched_both)
 
     def _note(self, table: int, rows: Any, step: int) -> None:
         self.seen.update((table, row, step) for row in rows.tolist())

@@ -83,8 +83,8 @@ def test_every_placement_trains_the_weights_of_the_cpu(
     assert_close_weights(found, expected)
     for ours, theirs in zip(reports, on_cpu, strict=True):
         assert (ours.size, ours.units, ours.clipped) == (theirs.size, theirs.units, theirs.clipped)
-        assert ours.loss == pytest.approx(theirs.loss, rel=1e-5, nan_ok=True)
-        assert ours.mean_norm == pytest.approx(theirs.mean_norm, rel=1e-5, nan_ok=True)
+        assert ours.loss == pytest.approx(theirs.loss, rel=1e-4, nan_ok=True)
+        assert ours.mean_norm == pytest.approx(theirs.mean_norm, rel=1e-4, nan_ok=True)
 
 
 @pytest.mark.usefixtures("gpu")

@@ -241,8 +241,8 @@ def test_the_configuration_says_where_and_its_digest_does_not(tiny: Any) -> None
     assert tiny.config().placement() == HOST
     for wrong, message in (
         ({"device": "gpu"}, "device: expected cpu, cuda or cuda:N, found 'gpu'"),
-        ({"device": "cuda", "table_device": "cuda:1"}, "tables live on cuda, with the dense layers, or on the cpu"),
-        ({"table_device": "cuda"}, "tables live on cpu"),
+        ({"device": "cuda", "table_device": "cuda:1"}, "expected cuda or cpu, found cuda:1"),
+        ({"table_device": "cuda"}, "expected cpu or cpu, found cuda"),
     ):
         with pytest.raises(InputError, match=message):
             tiny.config(**wrong)

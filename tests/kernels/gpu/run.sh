@@ -41,12 +41,12 @@ nvidia-smi --query-gpu=name,driver_version,memory.total --format=csv,noheader ||
 TORCH_CUDA_ARCH_LIST=$("$python" -c 'import torch; print("%d.%d" % torch.cuda.get_device_capability())')
 export TORCH_CUDA_ARCH_LIST LAZYDP_CUDA=1
 
-stage build 200 "$python" setup.py build_ext --inplace --build-temp "$out/temp"
+stage build 170 "$python" setup.py build_ext --inplace --build-temp "$out/temp"
 [ "$failed" -eq 0 ] || exit 1
 stage test 100 "$python" -m pytest tests/kernels/gpu -q -p no:cacheprovider
 if "$python" -c 'import pydantic, yaml, pyarrow, pytest_timeout' 2>/dev/null; then
   # -W: torch may warn of what the tests of this tree make an error (no CUDA context yet in a thread of autograd).
-  stage training 120 "$python" -m pytest tests/components/train/test_devices.py tests/components/train/test_private_devices.py \
+  stage training 60 "$python" -m pytest tests/components/train/test_devices.py tests/components/train/test_private_devices.py \
     -q -p no:cacheprovider -W default
 else
   echo "gpu: no pydantic, PyYAML, pyarrow or pytest-timeout on this machine: training was not compared"
@@ -55,12 +55,12 @@ fi
 # Without torch's caching every tensor is an allocation of its own, and an access beside it is seen.
 sanitizer=(compute-sanitizer --error-exitcode 1 --kernel-regex kns=lazydp)
 if command -v compute-sanitizer >/dev/null; then
-  PYTORCH_NO_CUDA_MEMORY_CACHING=1 stage memcheck 60 "${sanitizer[@]}" --tool memcheck "$python" tests/kernels/gpu/small_shapes.py
-  PYTORCH_NO_CUDA_MEMORY_CACHING=1 stage racecheck 60 "${sanitizer[@]}" --tool racecheck "$python" tests/kernels/gpu/small_shapes.py
+  PYTORCH_NO_CUDA_MEMORY_CACHING=1 stage memcheck 50 "${sanitizer[@]}" --tool memcheck "$python" tests/kernels/gpu/small_shapes.py
+  PYTORCH_NO_CUDA_MEMORY_CACHING=1 stage racecheck 50 "${sanitizer[@]}" --tool racecheck "$python" tests/kernels/gpu/small_shapes.py
 else
   echo "gpu: no compute-sanitizer on this machine"
   failed=1
 fi
-stage bench 60 "$python" tests/kernels/gpu/bench.py
+stage bench 50 "$python" tests/kernels/gpu/bench.py
 cat "$out/bench.log"
 [ "$failed" -eq 0 ] && echo "gpu: all passed" || { echo "gpu: something failed"; exit 1; }
