@@ -11,8 +11,9 @@ from lazydp.components.budget.tuning import Tuning
 PrivacyUnit = Literal["example", "user"]
 
 FLOATING_POINT = (
-    "float32 arithmetic with float64 accumulation of norms; no claim of immunity to attacks on floating-point noise "
-    "(Mironov 2012)"
+    "float32 arithmetic: squared norms accumulate in float64 within a table, in float32 within dense layers and over "
+    "layers and tables, with a bound on the rounding of sums that cancel and a relative margin of 1e-5 when clipping; "
+    "no claim of immunity to attacks on floating-point noise (Mironov 2012)"
 )
 RANDOM_GENERATOR = "ChaCha20 (RFC 8439 block function), 256-bit key from the operating system, Box-Muller"
 ADD_OR_REMOVE = "add or remove one privacy unit"

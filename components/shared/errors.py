@@ -7,6 +7,7 @@
     ├── PrivacyError           going on would break or misstate a privacy guarantee
     │   ├── BudgetExceededError    the dataset's budget does not admit the run
     │   ├── PendingNoiseError      a row still owes noise, so nothing may be released
+    │   ├── UnfinishedStepError    a step was interrupted while it changed weights
     │   ├── NonFiniteError         noise or parameters are not finite
     │   └── NotPrivateError        made without privacy, or under a test key
     └── UnavailableError       something outside does not answer: a database, a port, a store
@@ -43,6 +44,10 @@ class BudgetExceededError(PrivacyError):
 
 class PendingNoiseError(PrivacyError):
     """A row still owes noise, so nothing may be released."""
+
+
+class UnfinishedStepError(PrivacyError):
+    """A step was interrupted while it changed weights: another one would use its noise again."""
 
 
 class NonFiniteError(PrivacyError):

@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from types import TracebackType
 from typing import Any, Self
 
@@ -67,7 +67,7 @@ class LinearRule(NormRule):
         if "weight" in names:
             total += _linear_weight_sq_norms(inputs, grads)
         if "bias" in names:
-            total += _sq_norms(grads.squeeze(1) if grads.shape[1] == 1 else grads.sum(dim=1))
+            total += _sq_norms_of_sums(grads)
         return total
 
     def add_weighted(
@@ -96,6 +96,16 @@ def _linear_weight_sq_norms(inputs: Tensor, grads: Tensor) -> Tensor:
     return _direct_sq_norms(inputs, grads)
 
 
+def _rounding(terms: int) -> float:
+    """What rounding may add to a float32 sum of so many terms, relative to the sum of their absolute values.
+
+    Positions may cancel (softmax gradients of like candidates do), and the rounding error of the cancelled terms can
+    then exceed the true norm. It is added, so that no norm falls short and clipping keeps its promise. The bound is
+    the probabilistic one of Higham and Mary 2019 (SIAM J. Sci. Comput. 41), with a factor to spare.
+    """
+    return 4 * _FLOAT32_EPSILON * math.sqrt(terms)
+
+
 def _gram_sq_norms(inputs: Tensor, grads: Tensor) -> Tensor:
     per_example = 2 * 4 * inputs.shape[1] ** 2
     return _in_chunks(_gram_of_chunk, inputs, grads, bytes_each=per_example)
@@ -104,11 +114,7 @@ def _gram_sq_norms(inputs: Tensor, grads: Tensor) -> Tensor:
 def _gram_of_chunk(inputs: Tensor, grads: Tensor) -> Tensor:
     of_inputs = torch.bmm(inputs, inputs.transpose(1, 2))
     of_grads = torch.bmm(grads, grads.transpose(1, 2))
-    # Positions may cancel (softmax gradients of like candidates do), and the rounding error of the cancelled terms can
-    # then exceed the true norm. It is added, so that the result never falls short and clipping keeps its promise.
-    # The bound is the probabilistic one of Higham and Mary 2019 (SIAM J. Sci. Comput. 41), with a factor to spare.
-    rounding = 4 * _FLOAT32_EPSILON * math.sqrt(inputs.shape[2] + grads.shape[2])
-    slack = rounding * _traces(of_inputs) * _traces(of_grads)
+    slack = _rounding(inputs.shape[2] + grads.shape[2]) * _traces(of_inputs) * _traces(of_grads)
     return of_inputs.mul_(of_grads).sum(dim=(1, 2)).clamp_(min=0.0) + slack
 
 
@@ -122,7 +128,20 @@ def _direct_sq_norms(inputs: Tensor, grads: Tensor) -> Tensor:
 
 
 def _direct_of_chunk(inputs: Tensor, grads: Tensor) -> Tensor:
-    return _sq_norms(torch.bmm(grads.transpose(1, 2), inputs).flatten(1))
+    norms = _norms(torch.bmm(grads.transpose(1, 2), inputs).flatten(1))
+    # The absolute values of all products add up to the matrix |e|' |a|, of norm at most ||e|| ||a||.
+    slack = _rounding(inputs.shape[1]) * _norms(inputs.flatten(1)) * _norms(grads.flatten(1))
+    return (norms + slack).square_()
+
+
+def _sq_norms_of_sums(terms: Tensor) -> Tensor:
+    """Squared norms [B] of sums over positions: terms [B, P, ...]."""
+    positions = terms.shape[1]
+    if positions == 1:
+        return _norms(terms.flatten(1)).square_()
+    # The absolute values of P terms add up to at most sqrt(P) times the root of the sum of their squares.
+    slack = _rounding(positions) * math.sqrt(positions) * _norms(terms.flatten(1))
+    return (_norms(terms.sum(dim=1).flatten(1)) + slack).square_()
 
 
 def _in_chunks(
@@ -141,35 +160,31 @@ def _norms(rows: Tensor) -> Tensor:
     return norms
 
 
-def _sq_norms(rows: Tensor) -> Tensor:
-    return _norms(rows).square_()
-
-
 class LayerNormRule(NormRule):
     """`nn.LayerNorm`: its parameters are as small as its output, so their per-example gradients are formed."""
 
     def sq_norms(self, layer: nn.Module, names: Sequence[str], inputs: Tensor, grads: Tensor) -> Tensor:
         total = grads.new_zeros(grads.shape[0])
-        for gradient in self._gradients(layer, names, inputs, grads).values():
-            total += _sq_norms(gradient.flatten(1))
+        for terms in self._terms(layer, names, inputs, grads).values():
+            total += _sq_norms_of_sums(terms)
         return total
 
     def add_weighted(
         self, layer: nn.Module, inputs: Tensor, grads: Tensor, scale: Tensor, into: Mapping[str, Tensor]
     ) -> None:
-        for name, gradient in self._gradients(layer, tuple(into), inputs, grads).items():
-            into[name].view(-1).addmv_(gradient.flatten(1).t(), scale)
+        for name, terms in self._terms(layer, tuple(into), inputs, grads).items():
+            into[name].view(-1).addmv_(terms.sum(dim=1).flatten(1).t(), scale)
 
     @staticmethod
-    def _gradients(layer: nn.Module, names: Sequence[str], inputs: Tensor, grads: Tensor) -> dict[str, Tensor]:
+    def _terms(layer: nn.Module, names: Sequence[str], inputs: Tensor, grads: Tensor) -> dict[str, Tensor]:
+        """What each position adds to the gradient of each parameter, [B, P, ...]."""
         assert isinstance(layer, nn.LayerNorm)
-        gradients = {}
+        terms = {}
         if "weight" in names:
-            normalised = functional.layer_norm(inputs, layer.normalized_shape, eps=layer.eps)
-            gradients["weight"] = (grads * normalised).sum(dim=1)
+            terms["weight"] = grads * functional.layer_norm(inputs, layer.normalized_shape, eps=layer.eps)
         if "bias" in names:
-            gradients["bias"] = grads.sum(dim=1)
-        return gradients
+            terms["bias"] = grads
+        return terms
 
 
 _rules: dict[type[nn.Module], NormRule] = {nn.Linear: LinearRule(), nn.LayerNorm: LayerNormRule()}
@@ -278,11 +293,7 @@ class _Calls:
                     f"the input of layer {self.name!r} ({type(self.layer).__name__}) was modified in place after the "
                     "layer had read it: per-example norms need it as it was"
                 )
-            if some_inputs.shape[0] != size:
-                raise InputError(
-                    f"layer {self.name!r} ({type(self.layer).__name__}) saw a first dimension of "
-                    f"{some_inputs.shape[0]} in a batch of {size} examples: layers must be batch-first"
-                )
+            self._refuse_other_size(some_inputs.shape[0], size)
             inputs.append(_positions(some_inputs, dims))
             grads.append(_positions(grad, dims))
         if not inputs:
@@ -291,9 +302,23 @@ class _Calls:
             return inputs[0], grads[0]
         return torch.cat(inputs, dim=1), torch.cat(grads, dim=1)
 
-    def reaches_beyond_first(self) -> bool:
-        """Whether a gradient came back to any example but the first."""
-        return any(grad is not None and bool(grad[1:].any()) for grad in self._grads)
+    def forget_gradients(self) -> None:
+        """Before another backward pass over the same calls."""
+        self._grads = [None] * len(self._grads)
+
+    def gradients(self, size: int) -> Iterator[Tensor]:
+        """The gradients that came back, [B, ...]."""
+        for grad in self._grads:
+            if grad is not None:
+                self._refuse_other_size(grad.shape[0], size)
+                yield grad
+
+    def _refuse_other_size(self, found: int, size: int) -> None:
+        if found != size:
+            raise InputError(
+                f"layer {self.name!r} ({type(self.layer).__name__}) saw a first dimension of {found} in a batch of "
+                f"{size} examples: layers must be batch-first"
+            )
 
     def _feature_dims(self) -> int:
         """Trailing dimensions that belong to one position."""
@@ -306,6 +331,11 @@ def _positions(tensor: Tensor, feature_dims: int) -> Tensor:
     if position_dims == 0:
         return tensor.unsqueeze(1)
     return tensor if position_dims == 1 else tensor.flatten(1, position_dims)
+
+
+def _not_zero(grad: Tensor) -> Tensor:
+    """Examples that a gradient [B, ...] is not zero for. NaN says nothing: zero times an infinite slope is NaN too."""
+    return (grad.flatten(1).abs() > 0).any(dim=1).cpu()
 
 
 class Capture:
@@ -367,29 +397,29 @@ class Capture:
                 total += _sq_norms_of_units(calls, *pair, units)
         return total
 
-    def refuse_coupling(self, losses: Tensor, pooled: Sequence[tuple[str, Tensor]]) -> None:
-        """Look whether the loss of the first example has a gradient in another one; called before the backward pass.
+    def reached(self, total: Tensor, pooled: Sequence[tuple[str, Tensor]], size: int) -> Iterator[tuple[str, Tensor]]:
+        """Which examples the gradient of `total` comes back to, bool [B] on the host, layer by layer.
+
+        Called before the backward pass, which finds everything as it was.
 
         Args:
-            losses: [B].
+            total: what is differentiated.
             pooled: name and pooled rows [F * B, D] of each read of an embedding layer, feature by feature.
+            size: B.
 
-        Raises:
-            InputError: it has, so that no clipping bounds what one example contributes; the message names the layer.
+        Yields:
+            Name of a layer, and the examples.
         """
+        for calls in self._calls:
+            calls.forget_gradients()
         wanted = [self._anchor, *(rows for _, rows in pooled)]
-        _, *of_rows = torch.autograd.grad(losses[0], wanted, retain_graph=True, allow_unused=True)
-        coupled = [
-            name
-            for (name, rows), grad in zip(pooled, of_rows, strict=True)
-            if grad is not None and bool(grad.view(-1, losses.shape[0], rows.shape[1])[:, 1:].any())
-        ]
-        coupled += [calls.name for calls in self._calls if calls.reaches_beyond_first()]
-        if coupled:
-            raise InputError(
-                f"the loss of one example depends on other examples through layer {coupled[0]!r}: "
-                "compute each example's loss from that example alone"
-            )
+        _, *of_rows = torch.autograd.grad(total, wanted, retain_graph=True, allow_unused=True)
+        for (name, rows), grad in zip(pooled, of_rows, strict=True):
+            if grad is not None:
+                yield name, _not_zero(grad.view(-1, size, rows.shape[1]).transpose(0, 1))
+        for calls in self._calls:
+            for grad in calls.gradients(size):
+                yield calls.name, _not_zero(grad)
 
     def drop(self, examples: Tensor) -> None:
         """Make the gradients of `examples` (mask [B]) zero: scaling by zero would keep what is not finite."""

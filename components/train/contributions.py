@@ -8,7 +8,7 @@ all features that share a table and all examples of the unit.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -82,6 +82,7 @@ class Contributions:
                 name: without(gradient, dropped.repeat(tables[name][0].bags_per_example))
                 for name, gradient in sent.items()
             }
+            tables = {name: (_with_finite_weights(lookups), gradient) for name, (lookups, gradient) in tables.items()}
         capture.add_weighted(self.per_example["dense"])
         return {
             name: TableGradient(tables[name][0], gradient, self.per_example["embeddings"])
@@ -158,6 +159,13 @@ def _sq_norms_of_run(lookups: Lookups, gradient: Tensor, run: Run) -> Tensor:
     indices, offsets, *weights = moved(of_run.tensors(), gradient.device)
     by_bag = gradient[first:end].view(width * run.size, run.units, gradient.shape[1])
     return ops.bag_sq_norms(indices, offsets, by_bag, weights[0] if weights else None)
+
+
+def _with_finite_weights(lookups: Lookups) -> Lookups:
+    """A lookup whose weight is not finite belongs to an example that is dropped; zero times the weight would be NaN."""
+    if lookups.weights is None:
+        return lookups
+    return replace(lookups, weights=lookups.weights.nan_to_num(nan=0.0, posinf=0.0, neginf=0.0))
 
 
 def _example_weights(units: Units, privacy: PrivacyParameters, device: torch.device) -> Tensor | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import inspect
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
@@ -142,7 +143,7 @@ class DenseLayers:
         return {"model": self._model.state_dict(), "optimizer": optimizer}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Continue from `state`.
+        """Continue from `state`, copied.
 
         Raises:
             FormatError: the state belongs to another model or optimizer.
@@ -150,7 +151,8 @@ class DenseLayers:
         try:
             self._model.load_state_dict(state["model"])
             if self._optimizer is not None:
-                self._optimizer.load_state_dict(state["optimizer"])
+                # torch would take the very tensors of the state, and train on in them.
+                self._optimizer.load_state_dict(copy.deepcopy(state["optimizer"]))
         except (RuntimeError, ValueError, KeyError) as error:
             raise FormatError(f"the checkpoint's dense layers belong to another model: {error}") from error
 

@@ -41,6 +41,7 @@ from lazydp.components.train.mechanism import PrivacyParameters
 from lazydp.components.train.placement import HOST, Placement
 from lazydp.components.train.report import StepReport
 from lazydp.components.train.skip_ahead import EmbeddingSgd
+from lazydp.components.train.step_guard import StepGuard
 from lazydp.components.train.tables import EmbeddingTables, Mode, TableGradient
 from lazydp.components.train.timer import Phase, StepTimer
 from lazydp.kernels.arguments import Law
@@ -105,6 +106,7 @@ class Engine:
             model, optimizer=dense, noise_scale=privacy.noise_scale("dense") if noisy else 0.0, key=key, noise=noise
         )
         self._timer = timer
+        self._guard = StepGuard()
 
     @property
     def steps_done(self) -> int:
@@ -115,7 +117,11 @@ class Engine:
         """Do one step with the examples of all micro-batches: they sum to the same step as one large batch.
 
         No examples at all is a legal draw of a Poisson sample: the step then consists of noise alone, and counts.
+
+        Raises:
+            UnfinishedStepError: a step before it was interrupted while it changed the weights.
         """
+        self._guard.refuse_unfinished()
         if isinstance(micro_batches, Examples):
             micro_batches = [micro_batches]
         micro_batches = [examples for examples in micro_batches if examples.size]
@@ -134,6 +140,7 @@ class Engine:
                 self.tables.catch_up(groups)
         self.dense.zero_gradients()
         passes = [self._pass(examples, read, pooled) for examples, read in zip(micro_batches, reads, strict=True)]
+        self._guard.begin()
         with self._phase("scatter"):
             gradients = {name: [done.tables[name] for done in passes] for name in groups}
             self.tables.add_gradient(groups, gradients)
@@ -144,6 +151,7 @@ class Engine:
             self.dense.update(step)
         with self._phase("eager noise" if self.mode == "dpsgd" else "optimizer"):
             self.tables.advance()
+        self._guard.end()
         return self._report(step, passes)
 
     def _pass(self, examples: Examples, reads: Mapping[str, Lookups], gathered: Mapping[str, Tensor] | None) -> _Pass:
@@ -173,7 +181,12 @@ class Engine:
             return _Pass(losses, contributions.add(capture, tables), units.count, contributions)
 
     def flush(self) -> None:
-        """Give every row the noise it owes; needed before weights are released or evaluated. Training may go on."""
+        """Give every row the noise it owes; needed before weights are released or evaluated. Training may go on.
+
+        Raises:
+            UnfinishedStepError: a step was interrupted while it changed the weights.
+        """
+        self._guard.refuse_unfinished()
         self.tables.flush()
 
     def pending(self) -> int:
@@ -186,12 +199,19 @@ class Engine:
         Raises:
             PendingNoiseError: a row owes noise; flush first.
             NonFiniteError: a weight or dense parameter is not finite.
+            UnfinishedStepError: a step was interrupted while it changed the weights.
         """
+        self._guard.refuse_unfinished()
         self.dense.check_finite()
         return self.tables.weights()
 
     def state_dict(self) -> dict[str, Any]:
-        """Everything that a private checkpoint needs beside key and sampler: references, not copies."""
+        """Everything that a private checkpoint needs beside key and sampler: references, not copies.
+
+        Raises:
+            UnfinishedStepError: a step was interrupted while it changed the weights.
+        """
+        self._guard.refuse_unfinished()
         return {"mode": self.mode, "dense": self.dense.state_dict(), "embeddings": self.tables.state_dict()}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
@@ -202,8 +222,10 @@ class Engine:
         """
         if state["mode"] != self.mode:
             raise FormatError(f"the checkpoint was written in mode {state['mode']!r}, this run is {self.mode!r}")
+        self._guard.begin()
         self.tables.load_state_dict(state["embeddings"])
         self.dense.load_state_dict(state["dense"])
+        self._guard.end()
 
     def _report(self, step: int, passes: Sequence[_Pass]) -> StepReport:
         losses = [done.losses for done in passes]

@@ -1,6 +1,8 @@
 """Differentially private training of any `nn.Module`, in the manner that users of Opacus know.
 
-    trainer = make_private(model, privacy=PrivacyParameters(...), embeddings=EmbeddingSgd(...), dense=..., key=...)
+    trainer = make_private(
+        model, privacy=PrivacyParameters(...), steps=T, embeddings=EmbeddingSgd(...), dense=..., key=...
+    )
     for batch in batches:                                   # a true Poisson sample, see `sampler`
         trainer.step(lambda: criterion(model(batch.x), batch.y))      # one loss an example, [B]
     trainer.flush()                                         # before the model is evaluated, saved or released
@@ -13,16 +15,18 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from lazydp.components.shared.errors import FormatError, InputError
+from lazydp.components.shared.errors import BudgetExceededError, FormatError, InputError
 from lazydp.components.train import schedules
 from lazydp.components.train.allocator import keep_freed_memory
 from lazydp.components.train.clipping import Capture, Layers, trained_layers
 from lazydp.components.train.contributions import Contributions, units_of
+from lazydp.components.train.coupling import CouplingCheck, Disturbance
 from lazydp.components.train.dense import DenseLayers, DenseOptimizer
 from lazydp.components.train.lookups import Lookups, join, join_offsets
 from lazydp.components.train.mechanism import GroupNorms, PrivacyParameters
@@ -31,6 +35,7 @@ from lazydp.components.train.report import StepReport
 from lazydp.components.train.rows import LazyRows, replace_embeddings
 from lazydp.components.train.sampler import PoissonSampler, poisson_dp_event
 from lazydp.components.train.skip_ahead import EmbeddingSgd
+from lazydp.components.train.step_guard import StepGuard
 from lazydp.components.train.tables import EmbeddingTables, Mode, TableGradient
 from lazydp.kernels.arguments import Law
 from lazydp.kernels.noise_key import NoiseKey
@@ -61,6 +66,7 @@ def make_private(
     embeddings: EmbeddingSgd,
     dense: DenseOptimizer,
     key: NoiseKey,
+    steps: int | None = None,
     mode: Mode = "lazydp",
     noise: Law = "gaussian",
 ) -> PrivateTrainer:
@@ -75,6 +81,8 @@ def make_private(
         embeddings: optimizer of the embedding tables (linear, so that noise can be delayed).
         dense: optimizer of every other layer.
         key: noise key, such as `NoiseKey.generate()`.
+        steps: T, the number of steps that the noise multiplier was calibrated for: step T + 1 is refused. None leaves
+            it to you to stop, and to account for `PrivateTrainer.steps_done`.
         mode: `lazydp` or `dpsgd`.
         noise: `ones` for tests of exactness.
 
@@ -85,6 +93,8 @@ def make_private(
     """
     if mode == "sgd":
         raise InputError("make_private trains with privacy: for a plain run train the model itself")
+    if steps is not None and steps < 1:
+        raise InputError(f"steps must be at least 1, found {steps}")
     rows = replace_embeddings(model)
     layers = trained_layers(model)
     return PrivateTrainer(
@@ -103,6 +113,7 @@ def make_private(
         dense=DenseLayers(model, optimizer=dense, noise_scale=privacy.noise_scale("dense"), key=key, noise=noise),
         privacy=privacy,
         mode=mode,
+        steps=steps,
     )
 
 
@@ -148,6 +159,7 @@ class PrivateTrainer:
         dense: DenseLayers,
         privacy: PrivacyParameters,
         mode: Mode,
+        steps: int | None,
     ) -> None:
         keep_freed_memory()
         self.model = model
@@ -155,11 +167,13 @@ class PrivateTrainer:
         self.dense = dense
         self.privacy = privacy
         self.mode: Mode = mode
+        self.steps = steps
         self._layers = layers
         self._placement = placement
         self._rows = rows
         self._readings: list[_Reading] = []
-        self._looked_for_coupling = False
+        self._coupling = CouplingCheck()
+        self._guard = StepGuard()
 
     @property
     def steps_done(self) -> int:
@@ -170,6 +184,9 @@ class PrivateTrainer:
     def optimizer(self) -> torch.optim.Optimizer | None:
         """The optimizer of the dense layers: attach a scheduler of `torch.optim.lr_scheduler` to it, and step that
         after each step of the trainer. (The tables' schedule is known in advance: see `schedules.from_torch`.)
+
+        Any schedule that does not look at losses or metrics: they are private, and a rate that follows them
+        (`ReduceLROnPlateau`) shows them in the model without noise, outside of every epsilon.
         """
         return self.dense.optimizer
 
@@ -177,19 +194,25 @@ class PrivateTrainer:
         """Do one step; no micro-batch at all is an empty Poisson draw: noise alone, and it counts.
 
         Args:
-            micro_batches: each gives the losses [B] of its examples; all sum to one step.
+            micro_batches: each gives the losses [B] of its examples; all sum to one step. In each of the first three
+                steps one is called up to four times, to find examples that depend on each other (`coupling`).
             user_sizes: with `PrivacyParameters.user_gradient`, for each micro-batch how many of its examples each user
                 has, int64 [U]: a user's examples lie side by side, and all in one micro-batch.
 
         Raises:
             InputError: losses are not one an example, or an example's loss depends on another example, or users' sizes
-                that the micro-batches don't have.
+                that the micro-batches don't have. Nothing has changed then: another call takes the same step.
+            UnfinishedStepError: a step before it was interrupted while it changed the weights.
+            BudgetExceededError: all steps that the noise was calibrated for are done.
         """
+        self._guard.refuse_unfinished()
+        self._refuse_step_beyond_the_last()
         self.dense.zero_gradients()
         sizes = [None] * len(micro_batches) if user_sizes is None else user_sizes
         if len(sizes) != len(micro_batches):
             raise InputError(f"{len(micro_batches)} micro-batches came with the user_sizes of {len(sizes)}")
         passes = [self._pass(losses_of, of_users) for losses_of, of_users in zip(micro_batches, sizes, strict=True)]
+        self._begin_change()
         for name in self.tables.names:
             parts = [done.tables[name] for done in passes if name in done.tables]
             if parts:
@@ -199,11 +222,16 @@ class PrivateTrainer:
         self.dense.add_noise(step)
         self.dense.update(step)
         self.tables.advance()
-        self._mark_rows()
+        self._end_change()
         return StepReport.of(step, [done.losses for done in passes], [done.contributions for done in passes])
 
     def flush(self) -> None:
-        """Give every row the noise it owes: before evaluating, saving or releasing the model. Training may go on."""
+        """Give every row the noise it owes: before evaluating, saving or releasing the model. Training may go on.
+
+        Raises:
+            UnfinishedStepError: a step was interrupted while it changed the weights.
+        """
+        self._guard.refuse_unfinished()
         self.tables.flush()
         self._mark_rows()
 
@@ -216,29 +244,54 @@ class PrivateTrainer:
 
         It goes on from there to the same bits if the key, the batches and the schedules are the same. From one state
         let one continuation out: two that draw the same noise under other batches give the noise away.
+
+        Raises:
+            UnfinishedStepError: a step was interrupted while it changed the weights.
         """
+        self._guard.refuse_unfinished()
         with self._rows_kept():
             dense = self.dense.state_dict()
         return {
             "mode": self.mode,
+            "steps": self.steps,
             "privacy": asdict(self.privacy),
             "dense": dense,
             "embeddings": self.tables.state_dict(),
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Continue from `state`, copied into this trainer and its model.
+        """Continue from `state`, copied into this trainer and its model; also after an interrupted step.
 
         Raises:
-            FormatError: the state belongs to another mode, mechanism, model or optimizer; the message names it.
+            FormatError: the state belongs to another mode, mechanism, number of steps, model or optimizer; the message
+                names it.
         """
-        for what, ours in (("mode", self.mode), ("privacy", asdict(self.privacy))):
+        for what, ours in (("mode", self.mode), ("steps", self.steps), ("privacy", asdict(self.privacy))):
             if state[what] != ours:
                 raise FormatError(f"the state's {what} is {state[what]!r}, this trainer's {ours!r}")
+        self._begin_change()
         self.tables.load_state_dict(state["embeddings"])
         with self._rows_kept():
             self.dense.load_state_dict(state["dense"])
+        self._end_change()
+
+    def _refuse_step_beyond_the_last(self) -> None:
+        if self.steps is not None and self.steps_done >= self.steps:
+            raise BudgetExceededError(
+                f"all {self.steps} steps that the noise was calibrated for are done, and step {self.steps_done + 1} "
+                "would spend more than was stated: flush() and use the model, or calibrate the noise for more steps "
+                "and train anew"
+            )
+
+    def _begin_change(self) -> None:
+        # Should the change not end, the rows stay inside too: they then hold a gradient without its noise.
+        for layer in self._rows:
+            layer.owes_noise = True
+        self._guard.begin()
+
+    def _end_change(self) -> None:
         self._mark_rows()
+        self._guard.end()
 
     def _mark_rows(self) -> None:
         for layer in self._rows:
@@ -256,6 +309,7 @@ class PrivateTrainer:
 
     def _pass(self, losses_of: Losses, user_sizes: Tensor | None) -> _Pass:
         self._readings.clear()
+        self._coupling.begin(self.tables.step + 1)
         for layer in self._rows:
             layer.read = self._read
         try:
@@ -265,10 +319,14 @@ class PrivateTrainer:
                     raise InputError(f"expected one loss an example, [B], found {list(losses.shape)}: no reduction")
                 units = units_of(losses.shape[0], user_sizes, self.privacy)
                 self._refuse_other_sizes(losses.shape[0])
-                if not self._looked_for_coupling and losses.shape[0] > 1 and bool(torch.isfinite(losses).all()):
-                    self._looked_for_coupling = True  # once: it costs a backward pass
-                    capture.refuse_coupling(losses, [(reading.table, reading.pooled) for reading in self._readings])
+                looks = self._coupling.looks_at(losses, units)
+                if looks:
+                    pooled = [(reading.table, reading.pooled) for reading in self._readings]
+                    self._coupling.refuse_gradients(capture, losses, pooled, units)
                 losses.sum().backward()  # type: ignore[no-untyped-call]
+            if looks:
+                again = partial(self._losses_again, losses_of)
+                self._coupling.refuse_values(again, losses.detach(), units, step=self.tables.step + 1)
         finally:
             for layer in self._rows:
                 layer.read = None
@@ -278,11 +336,32 @@ class PrivateTrainer:
         contributions = Contributions.of(of_dense, tables, units, self.privacy)
         return _Pass(losses, contributions.add(capture, tables), contributions)
 
+    def _losses_again(self, losses_of: Losses, disturbance: Disturbance) -> Tensor:
+        """The losses once more, with what tables and layers give disturbed; for a look at them and nothing else."""
+
+        def read(table: str, lookups: Lookups) -> Tensor:
+            return disturbance.of_rows(self._pooled(table, lookups))
+
+        def disturb(layer: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> Tensor:
+            return disturbance.of_outputs(output)
+
+        for rows in self._rows:
+            rows.read = read
+        handles = [layer.register_forward_hook(disturb) for layer, _ in self._layers.values()]
+        try:
+            return losses_of()
+        finally:
+            for handle in handles:
+                handle.remove()
+
     def _read(self, table: str, lookups: Lookups) -> Tensor:
-        self.tables.catch_up(self.tables.group_rows([{table: lookups}]))
-        pooled = self.tables.gather({table: lookups})[table].requires_grad_()
+        pooled = self._pooled(table, lookups).requires_grad_()
         self._readings.append(_Reading(table, lookups, pooled))
         return pooled
+
+    def _pooled(self, table: str, lookups: Lookups) -> Tensor:
+        self.tables.catch_up(self.tables.group_rows([{table: lookups}]))
+        return self.tables.gather({table: lookups})[table]
 
     def _refuse_other_sizes(self, size: int) -> None:
         for reading in self._readings:

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from scipy import stats
 
 from lazydp.components.ingest.dataset import EncodedDataset
+from lazydp.components.train import batches
 from lazydp.components.train.batches import Drawn, batch_maker
 from lazydp.components.train.sampler import PoissonSampler
 from lazydp.kernels.noise_key import NoiseKey
@@ -51,20 +52,55 @@ def test_a_step_holds_all_examples_of_the_users_drawn_and_no_others(tiny: Any, m
     for step in range(1, 30):
         members = sampler.members(step)
         expected = split.take(np.flatnonzero(np.isin(split.user_index, members)))
-        batches = make(step)
-        assert all(examples.size <= micro_batch_size for examples in batches)
-        sizes = [size for examples in batches for size in examples.user_sizes.tolist()]  # type: ignore[union-attr]
+        made = make(step)
+        assert all(examples.size <= micro_batch_size for examples in made)
+        sizes = [size for examples in made for size in examples.user_sizes.tolist()]  # type: ignore[union-attr]
         assert sizes == sorted(sizes)
         assert len(sizes) == len(members)  # every user of this dataset trains
         assert sum(sizes) == expected.size
-        found = torch.cat([examples.bags["user"].values for examples in batches]) if batches else torch.empty(0)
+        found = torch.cat([examples.bags["user"].values for examples in made]) if made else torch.empty(0)
         assert sorted(found.tolist()) == sorted(expected.bags["user"].values.tolist())
-        for examples in batches:
+        for examples in made:
             assert examples.user_sizes is not None
             for of_user in examples.bags["user"].values.split(examples.user_sizes.tolist()):
                 assert of_user.unique().numel() == 1
-        seen += len(batches)
+        seen += len(made)
     assert seen > 29 if micro_batch_size == 20 else seen <= 29
+
+
+def holds_what_was_drawn(tiny: Any) -> bool:
+    """Whether 30 batches hold the examples of the sampler that the accountant is told of, and no others."""
+    data = EncodedDataset.open(tiny.dataset)
+    split = data.split("train")
+    make = batch_maker(data, tiny.config(sampling_prob=0.05), KEY)
+    sampler = PoissonSampler(KEY, population=len(split), sampling_prob=0.05)
+    for step in range(1, 31):
+        expected = split.take(sampler.members(step))
+        for feature, bags in expected.bags.items():
+            found = torch.cat([examples.bags[feature].values for examples in make(step)])
+            if not torch.equal(found, bags.values):
+                return False
+    return True
+
+
+def test_a_step_holds_the_examples_drawn_and_no_others(tiny: Any) -> None:
+    assert holds_what_was_drawn(tiny)
+
+
+@pytest.mark.parametrize("mistake", ["twice the probability", "shuffled batches of equal size"])
+def test_examples_that_are_drawn_otherwise_are_seen(tiny: Any, mistake: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The control: either breaks the guarantee, and neither stops a run."""
+
+    def draw(split: Any, config: Any, secret: NoiseKey) -> Any:
+        if mistake == "twice the probability":
+            sampler = PoissonSampler(secret, population=len(split), sampling_prob=2 * config.sampling_prob)
+            return lambda step: Drawn(sampler.members(step), None)
+        order = np.random.default_rng(0).permutation(len(split))
+        size = int(len(split) * config.sampling_prob)
+        return lambda step: Drawn(np.sort(np.roll(order, -step * size)[:size]), None)
+
+    monkeypatch.setattr(batches, "_draw", draw)
+    assert not holds_what_was_drawn(tiny)
 
 
 def test_batches_are_a_function_of_the_step(tiny: Any) -> None:

@@ -141,17 +141,75 @@ def test_chunks_of_direct_gradients_join(monkeypatch: pytest.MonkeyPatch) -> Non
     check(Spread(12, 4, 3), torch.randn(7, 4))
 
 
-def test_cancelling_positions_never_fall_short() -> None:
-    """Gram terms of 1e8 that cancel to less than 1: the norm may come out too large, never too small."""
+Terms = Callable[[Tensor, Tensor], Tensor]
+NORM = nn.LayerNorm(16)
+
+
+def products(inputs: Tensor, grads: Tensor) -> Tensor:
+    """What each position adds to the weight of a linear layer, [B, P, out, in]."""
+    return grads.unsqueeze(3) * inputs.unsqueeze(2)
+
+
+def normalised(inputs: Tensor, grads: Tensor) -> Tensor:
+    return grads * torch.nn.functional.layer_norm(inputs.float(), (16,)).to(grads)
+
+
+def of_gram(inputs: Tensor, grads: Tensor) -> Tensor:
+    """Squared norms by plain Gram matrices."""
+    return torch.bmm(inputs, inputs.transpose(1, 2)).mul(torch.bmm(grads, grads.transpose(1, 2))).sum(dim=(1, 2))
+
+
+def of_bmm(inputs: Tensor, grads: Tensor) -> Tensor:
+    return torch.bmm(grads.transpose(1, 2), inputs).flatten(1).norm(dim=1).square()
+
+
+def of_sums(terms: Terms) -> Terms:
+    return lambda inputs, grads: terms(inputs, grads).sum(dim=1).flatten(1).norm(dim=1).square()
+
+
+def of_rule(layer: nn.Module, name: str) -> Terms:
+    return lambda inputs, grads: clipping._rules[type(layer)].sq_norms(layer, [name], inputs, grads)
+
+
+CANCELLING: dict[str, tuple[Terms, Terms, Terms]] = {
+    # What is measured; how it would be without a bound on rounding; the terms that add up over positions.
+    "linear, Gram": (clipping._gram_sq_norms, of_gram, products),
+    "linear, direct": (clipping._direct_sq_norms, of_bmm, products),
+    "linear, as chosen": (of_rule(nn.Linear(16, 16), "weight"), of_bmm, products),
+    "linear bias": (of_rule(nn.Linear(16, 16), "bias"), of_sums(lambda _, grads: grads), lambda _, grads: grads),
+    "layer norm weight": (of_rule(NORM, "weight"), of_sums(normalised), normalised),
+    "layer norm bias": (of_rule(NORM, "bias"), of_sums(lambda _, grads: grads), lambda _, grads: grads),
+}
+
+
+@pytest.mark.parametrize("positions", [2, 9, 64])
+@pytest.mark.parametrize("name", CANCELLING)
+def test_cancelling_positions_never_pass_the_norm_bound(name: str, positions: int) -> None:
+    """Terms that cancel to a small part of themselves: a norm may come out too large, never too small."""
+    sq_norms, unguarded, terms = CANCELLING[name]
     torch.manual_seed(0)
-    inputs = torch.randn(50, 1, 32).expand(-1, 2, -1) * 1e3 + torch.randn(50, 2, 32) * 1e-3
-    grads = torch.randn(50, 1, 32) * torch.tensor([1.0, -1.0]).view(1, 2, 1)
-    true = torch.bmm(grads.double().transpose(1, 2), inputs.double()).flatten(1).square().sum(dim=1)
-    unguarded = (
-        torch.bmm(inputs, inputs.transpose(1, 2)).mul(torch.bmm(grads, grads.transpose(1, 2))).sum(dim=(1, 2)).double()
-    )
-    assert (unguarded < true).any()  # the control: plain Gram falls short here
-    assert (clipping._gram_sq_norms(inputs, grads).double() >= true).all()
+    inputs = torch.randn(200, 1, 16) * 1e3 + torch.randn(200, positions, 16) * 1e-3
+    factors = torch.randn(200, positions, 1)
+    grads = torch.randn(200, 1, 16) * (factors - factors.mean(dim=1, keepdim=True))
+    true = terms(inputs.double(), grads.double()).sum(dim=1).flatten(1).norm(dim=1)
+
+    def largest(found: Tensor) -> float:
+        return float((clip_coefficients(found, max_grad_norm=1e-9).double() * true).max())
+
+    assert largest(sq_norms(inputs, grads)) <= 1e-9
+    assert positions == 2 or largest(unguarded(inputs, grads).clamp(min=0)) > 1e-9  # the control
+
+
+@pytest.mark.parametrize("layer", [nn.Linear(16, 16), nn.LayerNorm(16)])
+@pytest.mark.parametrize("positions", [1, 2, 40])
+def test_a_bound_on_rounding_costs_next_to_nothing(layer: nn.Module, positions: int) -> None:
+    """Where nothing cancels norms are what they are: a bound that is too large would shrink every contribution."""
+    torch.manual_seed(0)
+    inputs, grads = torch.randn(100, positions, 16), torch.randn(100, positions, 16)
+    for name, terms in (("weight", products if isinstance(layer, nn.Linear) else normalised), ("bias", None)):
+        each = grads if terms is None else terms(inputs, grads)
+        true = each.double().sum(dim=1).flatten(1).square().sum(dim=1)
+        torch.testing.assert_close(of_rule(layer, name)(inputs, grads).double(), true, rtol=1e-3, atol=0.0)
 
 
 def test_no_weight_gradient_is_formed_in_the_backward_pass() -> None:

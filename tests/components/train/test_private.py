@@ -12,7 +12,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from lazydp.components.shared.errors import FormatError, InputError, PendingNoiseError
+from lazydp.components.shared.errors import BudgetExceededError, FormatError, InputError, PendingNoiseError
 from lazydp.components.train import schedules
 from lazydp.components.train.dense import DenseOptimizer
 from lazydp.components.train.mechanism import PrivacyParameters
@@ -195,6 +195,85 @@ def test_nothing_owes_noise_where_every_row_gets_it_at_once() -> None:
     model.state_dict()
 
 
+class Tied(nn.Module):
+    """Scores every row of its table by the table itself, read directly or through a layer."""
+
+    def __init__(self, how: str) -> None:
+        super().__init__()
+        self.how = how
+        self.rows = nn.Embedding(ROWS, DIM)
+        self.layer = nn.Linear(DIM, DIM)
+        if how == "a layer":
+            self.out = nn.Linear(DIM, ROWS, bias=False)
+            self.out.weight = self.rows.weight
+        elif how == "a view kept as attribute":
+            self.kept = self.rows.weight.detach()[1:, :2]
+        elif how == "a buffer":
+            self.register_buffer("kept", self.rows.weight.detach())
+
+    def forward(self, ids: Tensor) -> Tensor:
+        hidden = self.layer(self.rows(ids[:, 0]))
+        if self.how == "directly":
+            return (hidden @ self.rows.weight.t()).logsumexp(dim=1)
+        return self.out(hidden).logsumexp(dim=1) if self.how == "a layer" else hidden.sum(dim=1)
+
+
+def test_a_table_that_a_step_reads_directly_is_refused() -> None:
+    """The read saw rows without their noise, and its gradient was lost."""
+    model = Tied("directly")
+    plain = model(ids_of(0))
+    trainer = trainer_of(model, noise_multiplier=1.0)
+    torch.testing.assert_close(model(ids_of(0)), plain)  # between steps, while nothing is pending, it is a table
+    with pytest.raises(InputError, match=r"weight of embedding layer 'rows' is read during a step.*tied weights"):
+        trainer.step(losses_of(model, ids_of(0)))
+    assert trainer.steps_done == 0
+    control = Tied("not at all")
+    trainer_of(control, noise_multiplier=1.0).step(losses_of(control, ids_of(0)))
+
+
+@pytest.mark.parametrize(
+    ("how", "found"),
+    [("a layer", "out.weight"), ("a view kept as attribute", "kept"), ("a buffer", "kept")],
+)
+def test_what_shares_memory_with_a_table_is_refused(how: str, found: str) -> None:
+    with pytest.raises(InputError, match=rf"^{found} shares memory with the weight of embedding layer 'rows'"):
+        trainer_of(Tied(how))
+    control = Tied("not at all")
+    control.kept = control.rows.weight.detach().clone()
+    trainer_of(control)
+
+
+def test_no_weight_shows_rows_that_owe_noise() -> None:
+    model = Tied("not at all")
+    trainer = trainer_of(model, noise_multiplier=1.0)
+    before = model.rows.weight.clone()
+    trainer.step(losses_of(model, ids_of(0)))
+    with pytest.raises(PendingNoiseError, match=r"'rows' shows its weight while its rows owe noise"):
+        _ = model.rows.weight
+    with pytest.raises(PendingNoiseError):
+        model(ids_of(0)) @ model.rows.weight.t()
+    assert not list(model.buffers())
+    assert {name for name, _ in model.named_parameters()} == {"layer.weight", "layer.bias"}
+    trainer.flush()
+    assert bool((model.rows.weight != before).all())  # the control: every row had noise to come
+
+
+@pytest.mark.parametrize("assign", [False, True])
+def test_a_state_dict_goes_into_the_rows_that_are_trained(assign: bool) -> None:
+    """Loaded weights are what the next step moves, not a tensor beside it."""
+    model, donor = fresh(), Model()
+    trainer = trainer_of(model)
+    model.tokens.load_state_dict(donor.tokens.state_dict(), assign=assign)
+    assert torch.equal(model.tokens.weight, donor.tokens.weight)
+    trainer.step(losses_of(model, ids_of(0)))
+    assert not torch.equal(model.tokens.weight, donor.tokens.weight)
+    torch.testing.assert_close(model.state_dict()["tokens.weight"], model.tokens.weight)
+    with pytest.raises(RuntimeError, match=r"size mismatch for tokens\.weight"):
+        model.load_state_dict({**donor.state_dict(), "tokens.weight": torch.zeros(2, DIM)})
+    with pytest.raises(RuntimeError, match=r"Missing key.*tokens\.weight"):
+        model.load_state_dict({name: value for name, value in donor.state_dict().items() if name != "tokens.weight"})
+
+
 def resumable(*, max_grad_norm: float = 0.5, mode: Any = "lazydp") -> tuple[Model, PrivateTrainer]:
     model = fresh()
     trainer: PrivateTrainer = make_private(
@@ -206,6 +285,52 @@ def resumable(*, max_grad_norm: float = 0.5, mode: Any = "lazydp") -> tuple[Mode
         mode=mode,
     )
     return model, trainer
+
+
+def test_training_goes_on_in_copies_of_a_state() -> None:
+    _, donor = resumable()
+    donor.step(losses_of(donor.model, ids_of(0)))
+    saved = copy.deepcopy(donor.state_dict())
+    kept = copy.deepcopy(saved)
+    model, trainer = resumable()
+    trainer.load_state_dict(saved)
+    trainer.step(losses_of(model, ids_of(1)))
+    moments, kept_moments = saved["dense"]["optimizer"]["state"][0], kept["dense"]["optimizer"]["state"][0]
+    assert torch.equal(moments["exp_avg"], kept_moments["exp_avg"])
+    assert not torch.equal(trainer.state_dict()["dense"]["optimizer"]["state"][0]["exp_avg"], moments["exp_avg"])
+
+
+def test_no_step_is_taken_beyond_the_last() -> None:
+    """An empty one counts, and so do those before a restart; without a number nothing stops it (the control)."""
+    model = fresh()
+    trainer = trainer_of(model, noise_multiplier=1.0, steps=3)
+    trainer.step(losses_of(model, ids_of(0)))
+    trainer.step()
+    saved = copy.deepcopy(trainer.state_dict())
+    trainer.step(losses_of(model, ids_of(1)))
+    trainer.flush()
+    before = state(model)
+    for _ in range(2):
+        with pytest.raises(BudgetExceededError, match=r"all 3 steps .* are done, and step 4 would spend more"):
+            trainer.step(losses_of(model, ids_of(2)))
+    assert trainer.steps_done == 3
+    assert all(torch.equal(value, before[name]) for name, value in state(model).items())
+
+    model = fresh()
+    resumed = trainer_of(model, noise_multiplier=1.0, steps=3)
+    resumed.load_state_dict(saved)
+    resumed.step(losses_of(model, ids_of(1)))
+    with pytest.raises(BudgetExceededError, match="all 3 steps"):
+        resumed.step()
+    for steps in (4, None):
+        with pytest.raises(FormatError, match=f"steps is 3, this trainer's {steps}"):
+            trainer_of(fresh(), noise_multiplier=1.0, steps=steps).load_state_dict(saved)
+
+    model = fresh()
+    unlimited = trainer_of(model, noise_multiplier=1.0)
+    for step in range(5):
+        unlimited.step(losses_of(model, ids_of(step)))
+    assert unlimited.steps_done == 5
 
 
 @pytest.mark.parametrize("flushed", [False, True])
@@ -236,6 +361,15 @@ def test_a_resumed_trainer_ends_in_the_same_bits(flushed: bool) -> None:
         trainer.flush()
         ends.append(state(model))
     assert all(torch.equal(ends[0][name], ends[1][name]) for name in ends[0])
+
+
+def test_indices_may_be_views() -> None:
+    model = nn.Sequential(nn.EmbeddingBag(ROWS, DIM, mode="sum"), nn.Linear(DIM, 1), nn.Flatten(0))
+    wide = torch.randint(0, ROWS, (LENGTH, 2))
+    trainer = trainer_of(model)
+    offsets = torch.arange(2 * SIZE).view(SIZE, 2)[:, 0].clamp(max=LENGTH)
+    trainer.step(lambda: model[2](model[1](model[0](wide[:, 1], offsets))).square())
+    trainer.step(lambda: model(ids_of(0).t().contiguous().t()).square())
 
 
 def test_a_state_of_another_trainer_is_refused() -> None:
@@ -345,6 +479,8 @@ def test_what_cannot_be_private_is_refused_before_training() -> None:
         trainer_of(nn.Sequential(nn.Linear(3, 3), nn.BatchNorm1d(3)))
     with pytest.raises(InputError, match="train the model itself"):
         trainer_of(fresh(), mode="sgd")
+    with pytest.raises(InputError, match="steps must be at least 1, found 0"):
+        trainer_of(fresh(), steps=0)
     with pytest.raises(InputError, match="bare embedding"):
         trainer_of(nn.Embedding(ROWS, DIM))
     tied = nn.ModuleDict({"a": nn.Embedding(ROWS, DIM), "b": nn.Embedding(ROWS, DIM)})
