@@ -55,7 +55,7 @@ class Disturbance:
         """Outputs of a layer, [B, ...]; others (of a catalogue, for a metric) belong to no example and stay."""
         if outputs.shape[0] != self._examples.shape[0]:
             return outputs
-        noise = torch.randn(outputs.shape, generator=self._generator).to(outputs)
+        noise = torch.randn(outputs.shape, generator=self._generator).to(outputs.device, outputs.dtype)
         disturbed = outputs + noise * (1.0 + outputs.detach().abs())
         where = self._examples.view(-1, *[1] * (outputs.dim() - 1)).to(outputs.device)
         return torch.where(where, disturbed, outputs)
@@ -103,7 +103,7 @@ class CouplingCheck:
         """
         size = losses.shape[0]
         generator = torch.Generator().manual_seed(self._left)
-        weighted = losses * (0.5 + torch.rand(losses.shape, generator=generator)).to(losses)
+        weighted = losses * (0.5 + torch.rand(losses.shape, generator=generator)).to(losses.device, losses.dtype)
         for half in halves(units.count, generator):
             inside = units.per_example(half)
             for name, reached in capture.reached(weighted[inside.to(losses.device)].sum(), pooled, size):

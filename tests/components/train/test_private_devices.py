@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from lazydp.components.shared.errors import InputError
 from lazydp.components.train import schedules
+from lazydp.components.train.coupling import STEPS_LOOKED_AT
 from lazydp.components.train.dense import DenseOptimizer
 from lazydp.components.train.mechanism import PrivacyParameters
 from lazydp.components.train.private import PrivateTrainer, make_private
@@ -78,7 +79,7 @@ def test_make_private_on_the_gpu_waits_for_the_report_alone(simulated_gpu: Any) 
     model = Bags().to("cuda")
     trainer = own_trainer(model)
     ids = torch.randint(0, 9, (6, 5)).to("cuda")
-    for _ in range(2):
+    for _ in range(STEPS_LOOKED_AT + 1):  # the first ones look for coupled examples, and wait for what they see
         simulated_gpu.reset()
         trainer.step(lambda: model(ids[:3]).square(), lambda: model(ids[3:]).square())
     assert (simulated_gpu.waits, simulated_gpu.reads) == (1, [])
