@@ -27,6 +27,7 @@ from lazydp.components.train.batches import batch_maker
 from lazydp.components.train.checkpoint import RunIdentity
 from lazydp.components.train.config import GroupNorms, TrainConfig
 from lazydp.components.train.loader import Prefetcher
+from lazydp.components.train.spending import check_event
 from lazydp.components.train.train import contribution_bound, embedding_optimizer, engine_for
 from lazydp.kernels.noise_key import NoiseKey
 
@@ -146,7 +147,9 @@ def _train(data: EncodedDataset, identity: RunIdentity, secret: NoiseKey, includ
     tables[CANARY].zero_()
     engine = engine_for(model, identity, secret, tables=tables)
     audited = AuditedDataset(data, np.flatnonzero(included), examples_each=_examples_each(data, config))
-    batches = Prefetcher(batch_maker(audited, config, secret), first=1, last=config.steps)
+    make_batches = batch_maker(audited, config, secret)
+    check_event(make_batches.sampler, identity, max_examples_per_user=contribution_bound(data))
+    batches = Prefetcher(make_batches, first=1, last=config.steps)
     with batches, Progress("audit", total=config.steps, unit="steps") as progress:
         for _, micro_batches in batches:
             engine.step(micro_batches)

@@ -43,15 +43,36 @@ class Drawn:
             user, example = until, int(ends[until - 1])
 
 
-def batch_maker(data: EncodedDataset, config: TrainConfig, secret: NoiseKey) -> Callable[[int], Sequence[Examples]]:
-    """What makes the micro-batches of a step: a pure function of the step, run in the background."""
+@dataclass(frozen=True, slots=True)
+class BatchMaker:
+    """Makes the micro-batches of a step: a pure function of the step, run in the background.
+
+    Attributes:
+        sampler: draws all that a step reads, and says by its `dp_event` what that is to the accountant.
+        make: step (1, 2, ...) -> its micro-batches.
+    """
+
+    sampler: PoissonSampler
+    make: Callable[[int], Sequence[Examples]]
+
+    def __call__(self, step: int) -> Sequence[Examples]:
+        """The micro-batches of a step; none where nothing was drawn."""
+        return self.make(step)
+
+
+def batch_maker(data: EncodedDataset, config: TrainConfig, secret: NoiseKey) -> BatchMaker:
+    """What makes the micro-batches of a step, with the sampler that draws them.
+
+    A run is charged for the event of a sampler: `spending.check_event` asks this one before the first step.
+    """
     split = data.split(TRAIN)
-    draw = _user_draw(data, split, config, secret) if config.sampling == "user" else _draw(split, config, secret)
+    population, drawn_by = (data.num_users, _users) if config.sampling == "user" else (len(split), _examples)
+    sampler = PoissonSampler(secret, population=population, sampling_prob=config.sampling_prob, sampled=config.sampling)
     items = data.items if data.spec.item is not None else None
     negatives = NegativeSampler(secret, num_items=items.num_items, negatives=config.negatives) if items else None
 
     def make(step: int) -> Sequence[Examples]:
-        drawn = draw(step)
+        drawn = drawn_by(split, sampler.members(step))
         batch = split.take(drawn.rows)
         codes = torch.from_numpy(negatives.draw(step, batch.size)) if negatives is not None else None
         return [
@@ -64,24 +85,17 @@ def batch_maker(data: EncodedDataset, config: TrainConfig, secret: NoiseKey) -> 
             for part, user_sizes in drawn.parts(config.micro_batch_size)
         ]
 
-    return make
+    return BatchMaker(sampler, make)
 
 
-def _draw(split: Split, config: TrainConfig, secret: NoiseKey) -> Callable[[int], Drawn]:
-    sampler = PoissonSampler(secret, population=len(split), sampling_prob=config.sampling_prob)
-    return lambda step: Drawn(sampler.members(step), None)
+def _examples(_split: Split, members: Rows) -> Drawn:
+    return Drawn(members, None)
 
 
-def _user_draw(data: EncodedDataset, split: Split, config: TrainConfig, secret: NoiseKey) -> Callable[[int], Drawn]:
-    sampler = PoissonSampler(
-        secret, population=data.num_users, sampling_prob=config.sampling_prob, sampled=config.sampling
-    )
-
-    def draw(step: int) -> Drawn:
-        starts, sizes = split.rows_of(sampler.members(step))
-        # By size, so that the norms meet few runs of equal ones; a user without a training example adds nothing.
-        order = np.argsort(sizes, kind="stable")
-        order = order[np.searchsorted(sizes[order], 1) :]
-        return Drawn(ranges(starts[order], sizes[order]), sizes[order])
-
-    return draw
+def _users(split: Split, members: Rows) -> Drawn:
+    """All examples of the users drawn."""
+    starts, sizes = split.rows_of(members)
+    # By size, so that the norms meet few runs of equal ones; a user without a training example adds nothing.
+    order = np.argsort(sizes, kind="stable")
+    order = order[np.searchsorted(sizes[order], 1) :]
+    return Drawn(ranges(starts[order], sizes[order]), sizes[order])

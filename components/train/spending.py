@@ -1,12 +1,46 @@
-"""What a run asks of the ledger: room before the first step, and the charge before the release."""
+"""What a run asks of the ledger: room before the first step, and the charge before the release.
+
+The event that is charged is worked out from the configuration, before there is a dataset to sample; `check_event` holds
+it against the sampler that draws the batches.
+"""
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterable
 
+from lazydp.components.budget.events import event_to_json
 from lazydp.components.budget.ledger import Ledger
 from lazydp.components.budget.statement import SpentElsewhere
+from lazydp.components.shared.errors import PrivacyError
 from lazydp.components.train.checkpoint import RunIdentity
+from lazydp.components.train.sampler import PoissonSampler
+
+
+def check_event(sampler: PoissonSampler, identity: RunIdentity, *, max_examples_per_user: int | None) -> None:
+    """Refuse to train on batches of another law than the one that is charged; to be called before either.
+
+    Args:
+        sampler: draws the batches of the run.
+        identity: of the run.
+        max_examples_per_user: the contribution bound k; None where there is none.
+
+    Raises:
+        PrivacyError: the sampler's own event is not the run's.
+    """
+    config = identity.config
+    drawn = sampler.dp_event(
+        noise_multiplier=identity.noise_multiplier or 0.0,
+        steps=config.steps,
+        max_examples_per_user=max_examples_per_user if config.privacy_unit == "user" else None,
+    )
+    charged = identity.dp_event(max_examples_per_user)
+    if drawn != charged:
+        found, expected = (json.dumps(event_to_json(event)) for event in (drawn, charged))
+        raise PrivacyError(
+            f"run {identity.run_id} would be charged for {expected}, and its sampler draws batches for {found}: "
+            "nothing is trained; this is a mistake in the code that draws the batches, not in the configuration"
+        )
 
 
 def reserve(

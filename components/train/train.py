@@ -21,7 +21,7 @@ from lazydp.components.models.build import build_model
 from lazydp.components.models.recommender import Recommender
 from lazydp.components.shared.errors import InputError
 from lazydp.components.shared.progress import Progress
-from lazydp.components.train.batches import batch_maker
+from lazydp.components.train.batches import BatchMaker, batch_maker
 from lazydp.components.train.checkpoint import BackgroundWriter, Checkpoint, RunFolder, RunIdentity
 from lazydp.components.train.config import TrainConfig
 from lazydp.components.train.dense import DenseOptimizer
@@ -30,7 +30,7 @@ from lazydp.components.train.loader import Prefetcher
 from lazydp.components.train.placement import HOST, Placement
 from lazydp.components.train.private_log import PrivateLog
 from lazydp.components.train.skip_ahead import EmbeddingSgd
-from lazydp.components.train.spending import reserve
+from lazydp.components.train.spending import check_event, reserve
 from lazydp.kernels.noise_key import NoiseKey
 
 _log = logging.getLogger("lazydp.train")
@@ -91,6 +91,7 @@ def train(
         InputError: `out` holds another run, or one that was exported, or the dataset doesn't fit the configuration.
         BudgetExceededError: the dataset's budget does not admit the run.
         UnavailableError: the configuration asks for a GPU, and there is none.
+        PrivacyError: the dataset has no budget, or the batches are not drawn as the run is charged.
     """
     placement = config.placement()
     if (publish is None) != (config.publish_every is None):
@@ -104,7 +105,9 @@ def train(
         if checkpoint is not None:
             _check_move(identity.config, config)
         secret = key_of(checkpoint, folder) if checkpoint is not None else key or NoiseKey.generate()
+        batches = batch_maker(data, config, secret)
         if config.private:
+            check_event(batches.sampler, identity, max_examples_per_user=contribution_bound(data))
             reserve(
                 ledger,
                 identity,
@@ -117,7 +120,7 @@ def train(
             folder.save(_checkpoint(engine, identity, secret, data))
         else:
             engine.load_state_dict(checkpoint.state)
-        _loop(engine, identity, secret, data, folder, publish)
+        _loop(engine, identity, secret, data, batches, folder, publish)
         secret.destroy()
         return Run(out, identity, engine.steps_done)
 
@@ -127,6 +130,7 @@ def _loop(
     identity: RunIdentity,
     secret: NoiseKey,
     data: EncodedDataset,
+    make_batches: BatchMaker,
     folder: RunFolder,
     publish: Publish | None,
 ) -> None:
@@ -144,7 +148,7 @@ def _loop(
     if publish is not None and is_snapshot(engine.steps_done):
         # Killed while it released this one, perhaps: that ends before the next step begins.
         publish(engine, identity, secret, data, keep=keep)
-    batches = Prefetcher(batch_maker(data, config, secret), first=engine.steps_done + 1, last=config.steps)
+    batches = Prefetcher(make_batches, first=engine.steps_done + 1, last=config.steps)
     with writer, batches, Progress("train", total=config.steps - engine.steps_done, unit="steps") as progress:
         for step, micro_batches in batches:
             report = engine.step(micro_batches)

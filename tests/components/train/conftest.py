@@ -1,4 +1,4 @@
-"""A small made-up problem, and what an oracle says about it: per-example gradients by `torch.func`."""
+"""A small made-up problem; what an oracle says about it, by `torch.func`; what the batches of a sampler show."""
 
 from __future__ import annotations
 
@@ -6,8 +6,11 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
+import numpy.typing as npt
 import pytest
 import torch
+from scipy import stats
 from torch import Tensor
 from torch.func import functional_call, grad, vmap
 
@@ -25,6 +28,8 @@ from lazydp.components.train.mechanism import PrivacyParameters
 from lazydp.components.train.placement import Placement
 from lazydp.components.train.skip_ahead import EmbeddingSgd
 from lazydp.kernels.noise_key import NoiseKey
+
+Members = npt.NDArray[np.int64]
 
 
 def _bags(size: int, num_rows: int, longest: int, generator: torch.Generator) -> Bags:
@@ -177,6 +182,51 @@ def _placed_engine() -> Callable[..., Engine]:
 @pytest.fixture(name="assert_close_weights", scope="session")
 def _assert_close_weights() -> Callable[..., None]:
     return assert_close_weights
+
+
+def evidence_against_poisson(batches: list[Members], *, population: int, probability: float) -> dict[str, float]:
+    """p-values of the properties of Poisson sampling."""
+    steps = len(batches)
+    included = np.zeros((steps, population))
+    for step, members in enumerate(batches):
+        included[step, members] = 1
+    sizes = np.array([len(members) for members in batches])
+
+    def two_sided(statistic: float, degrees: int) -> float:
+        return float(2 * min(stats.chi2.cdf(statistic, degrees), stats.chi2.sf(statistic, degrees)))
+
+    def from_normal(count: float, trials: float, p: float) -> float:
+        return float(2 * stats.norm.sf(abs(count - trials * p) / np.sqrt(trials * p * (1 - p))))
+
+    variance = probability * (1 - probability)
+    per_example = included.sum(0)
+    overlap = (included[1:] * included[:-1]).sum()
+    return {
+        "rate": from_normal(sizes.sum(), steps * population, probability),
+        # the law of the size: cells of about equal probability
+        "size": _chi2_of_sizes(sizes, population, probability),
+        "inclusion of each example": two_sided(
+            float(((per_example - steps * probability) ** 2 / (steps * variance)).sum()), population
+        ),
+        # independence over pairs: the variance of the size is the sum of all covariances
+        "pairs of a step": two_sided(
+            float(((sizes - population * probability) ** 2 / (population * variance)).sum()), steps
+        ),
+        "same example in steps that follow": from_normal(overlap, (steps - 1) * population, probability**2),
+    }
+
+
+def _chi2_of_sizes(sizes: Members, population: int, probability: float) -> float:
+    law = stats.binom(population, probability)
+    edges = np.unique(law.ppf(np.linspace(0.1, 0.9, 9)))
+    cumulative = np.concatenate([[0.0], law.cdf(edges), [1.0]])
+    observed = np.bincount(np.searchsorted(edges, sizes), minlength=edges.size + 1)
+    return float(stats.chisquare(observed, np.diff(cumulative) * sizes.size).pvalue)
+
+
+@pytest.fixture(name="evidence_against_poisson", scope="session")
+def _evidence_against_poisson() -> Callable[..., dict[str, float]]:
+    return evidence_against_poisson
 
 
 @pytest.fixture(name="world", scope="session")

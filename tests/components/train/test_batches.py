@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import pytest
 import torch
 from hypothesis import given
@@ -91,15 +93,14 @@ def test_a_step_holds_the_examples_drawn_and_no_others(tiny: Any) -> None:
 def test_examples_that_are_drawn_otherwise_are_seen(tiny: Any, mistake: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """The control: either breaks the guarantee, and neither stops a run."""
 
-    def draw(split: Any, config: Any, secret: NoiseKey) -> Any:
+    def drawn(split: Any, members: Members) -> Drawn:
         if mistake == "twice the probability":
-            sampler = PoissonSampler(secret, population=len(split), sampling_prob=2 * config.sampling_prob)
-            return lambda step: Drawn(sampler.members(step), None)
-        order = np.random.default_rng(0).permutation(len(split))
-        size = int(len(split) * config.sampling_prob)
-        return lambda step: Drawn(np.sort(np.roll(order, -step * size)[:size]), None)
+            sampler = PoissonSampler(NoiseKey.for_tests(6), population=len(split), sampling_prob=0.05)
+            return Drawn(np.union1d(members, sampler.members(1 + len(members))), None)
+        order = np.random.default_rng(len(members)).permutation(len(split))
+        return Drawn(np.sort(order[: len(split) // 20]), None)
 
-    monkeypatch.setattr(batches, "_draw", draw)
+    monkeypatch.setattr(batches, "_examples", drawn)
     assert not holds_what_was_drawn(tiny)
 
 
@@ -141,3 +142,67 @@ def test_users_without_a_training_example_add_nothing(tiny: Any, monkeypatch: py
     monkeypatch.setattr(EncodedDataset, "num_users", property(lambda self: more))
     make = batch_maker(data, tiny.config(**USERS, sampling_prob=1.0), KEY)
     assert sum(len(examples.user_sizes) for examples in make(1)) == more - 40  # type: ignore[arg-type]
+
+
+# --- the law of what is really read ------------------------------------------------------------------------------
+
+STEPS, Q = 1000, 0.05
+Members = npt.NDArray[np.int64]
+Draw = Callable[[PoissonSampler, int], Members]
+MEMBERS: Draw = PoissonSampler.members
+
+
+def twice_as_often(sampler: PoissonSampler, step: int) -> Members:
+    return MEMBERS(PoissonSampler(KEY, population=sampler.population, sampling_prob=2 * Q), step)
+
+
+def shuffled_epochs(sampler: PoissonSampler, step: int) -> Members:
+    """Batches of equal size out of a dataset that is shuffled anew, without a key, for every epoch."""
+    size = round(sampler.population * Q)
+    epoch, place = divmod(step - 1, sampler.population // size)
+    order = np.random.default_rng(epoch).permutation(sampler.population)
+    return np.sort(order[place * size : (place + 1) * size])
+
+
+def units_read(data: EncodedDataset, make: Callable[[int], Any], *, users: bool) -> list[Members]:
+    """For every step the examples (or users) whose rows are in its micro-batches, told by a feature that is unique."""
+    split = data.split("train")
+    rows = {value: row for row, value in enumerate(split.take(np.arange(len(split))).dense[:, 0].tolist())}
+    assert len(rows) == len(split)
+    assert split.user_index is not None
+    found = []
+    for step in range(1, STEPS + 1):
+        values = [value for examples in make(step) for value in examples.dense[:, 0].tolist()]
+        read = np.array(sorted(rows[value] for value in values), dtype=np.int64)
+        assert np.unique(read).size == read.size
+        if users:
+            owners = np.unique(split.user_index[read])
+            # whole users, or the law of users says nothing about what was read of them
+            assert read.tolist() == np.flatnonzero(np.isin(split.user_index, owners)).tolist()
+            read = owners
+        found.append(read)
+    return found
+
+
+@pytest.mark.usefixtures("one_thread")
+@pytest.mark.parametrize("users", [False, True], ids=["examples", "users"])
+@pytest.mark.parametrize("draw", [MEMBERS, twice_as_often, shuffled_epochs])
+def test_the_rows_that_are_read_have_the_law_that_is_charged(
+    draw: Draw,
+    users: bool,
+    tiny: Any,
+    evidence_against_poisson: Callable[..., dict[str, float]],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Rows as the engine gets them. The controls draw otherwise behind a sampler that says `poisson`."""
+    monkeypatch.setattr(PoissonSampler, "members", draw)
+    data = EncodedDataset.open(tiny.dataset)
+    config = tiny.config(**(USERS if users else {}), sampling_prob=Q, micro_batch_size=64, negatives=1)
+    made = batch_maker(data, config, KEY)
+    read = units_read(data, made, users=users)
+    evidence = evidence_against_poisson(read, population=made.sampler.population, probability=Q)
+    assert made.sampler.population == (data.num_users if users else len(data.split("train")))
+    if draw in (twice_as_often, shuffled_epochs):
+        assert min(evidence.values()) < 1e-6, evidence
+    else:
+        assert min(evidence.values()) > 1e-3, evidence

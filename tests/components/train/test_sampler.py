@@ -19,46 +19,7 @@ from lazydp.kernels.noise_key import NoiseKey
 
 POPULATION, PROBABILITY, STEPS = 400, 0.05, 2000
 Batch = npt.NDArray[np.int64]
-
-
-def evidence_against_poisson(batches: list[Batch], *, population: int, probability: float) -> dict[str, float]:
-    """p-values of four properties of Poisson sampling."""
-    steps = len(batches)
-    included = np.zeros((steps, population))
-    for step, members in enumerate(batches):
-        included[step, members] = 1
-    sizes = np.array([len(members) for members in batches])
-
-    def two_sided(statistic: float, degrees: int) -> float:
-        return float(2 * min(stats.chi2.cdf(statistic, degrees), stats.chi2.sf(statistic, degrees)))
-
-    def from_normal(count: float, trials: float, p: float) -> float:
-        return float(2 * stats.norm.sf(abs(count - trials * p) / np.sqrt(trials * p * (1 - p))))
-
-    variance = probability * (1 - probability)
-    per_example = included.sum(0)
-    overlap = (included[1:] * included[:-1]).sum()
-    return {
-        "rate": from_normal(sizes.sum(), steps * population, probability),
-        # the law of the size: cells of about equal probability
-        "size": _chi2_of_sizes(sizes, population, probability),
-        "inclusion of each example": two_sided(
-            float(((per_example - steps * probability) ** 2 / (steps * variance)).sum()), population
-        ),
-        # independence over pairs: the variance of the size is the sum of all covariances
-        "pairs of a step": two_sided(
-            float(((sizes - population * probability) ** 2 / (population * variance)).sum()), steps
-        ),
-        "same example in steps that follow": from_normal(overlap, (steps - 1) * population, probability**2),
-    }
-
-
-def _chi2_of_sizes(sizes: Batch, population: int, probability: float) -> float:
-    law = stats.binom(population, probability)
-    edges = np.unique(law.ppf(np.linspace(0.1, 0.9, 9)))
-    cumulative = np.concatenate([[0.0], law.cdf(edges), [1.0]])
-    observed = np.bincount(np.searchsorted(edges, sizes), minlength=edges.size + 1)
-    return float(stats.chisquare(observed, np.diff(cumulative) * sizes.size).pvalue)
+Evidence = Callable[..., dict[str, float]]
 
 
 def ours() -> list[Batch]:
@@ -95,13 +56,13 @@ def favours_some() -> list[Batch]:
     return [np.flatnonzero(generator.random(POPULATION) < probabilities) for _ in range(STEPS)]
 
 
-def test_batches_have_the_law_of_poisson_sampling() -> None:
+def test_batches_have_the_law_of_poisson_sampling(evidence_against_poisson: Evidence) -> None:
     evidence = evidence_against_poisson(ours(), population=POPULATION, probability=PROBABILITY)
     assert min(evidence.values()) > 1e-3, evidence
 
 
 @pytest.mark.parametrize("impostor", [shuffled, fixed_size, more_often, same_batch_twice, favours_some])
-def test_other_samplers_are_told_apart(impostor: Callable[[], list[Batch]]) -> None:
+def test_other_samplers_are_told_apart(impostor: Callable[[], list[Batch]], evidence_against_poisson: Evidence) -> None:
     evidence = evidence_against_poisson(impostor(), population=POPULATION, probability=PROBABILITY)
     assert min(evidence.values()) < 1e-6, evidence
 

@@ -10,13 +10,16 @@ import pytest
 import torch
 
 from lazydp.components.budget.accounting import epsilon
-from lazydp.components.budget.events import event_from_json, without_amplification
+from lazydp.components.budget.events import dpsgd_event, event_from_json, without_amplification
 from lazydp.components.budget.ledger import Ledger
 from lazydp.components.export.statement import statement_of
 from lazydp.components.ingest.dataset import EncodedDataset
 from lazydp.components.shared.errors import BudgetExceededError, InputError, PrivacyError
+from lazydp.components.train import batches
 from lazydp.components.train.batches import batch_maker
 from lazydp.components.train.checkpoint import Checkpoint, RunFolder, RunIdentity
+from lazydp.components.train.engine import Engine
+from lazydp.components.train.sampler import PoissonSampler
 from lazydp.components.train.train import build_engine, train
 from lazydp.kernels.noise_key import NoiseKey
 
@@ -173,6 +176,58 @@ def test_a_user_must_fit_into_a_micro_batch(tiny: Any, tmp_path: Path) -> None:
     config = tiny.config(**{**USERS, "user_gradient": "sum", "micro_batch_size": 19})
     with pytest.raises(InputError, match=r"below max_examples_per_user 20 .* set micro_batch_size to 20 or more"):
         train(dataset=tiny.dataset, config=config, out=tmp_path / "run", ledger=tiny.ledger(privacy_unit="user"))
+
+
+class TwiceAsOften(PoissonSampler):
+    """Draws at 2 q, and says so."""
+
+    def __init__(self, key: NoiseKey, *, sampling_prob: float, **more: Any) -> None:
+        super().__init__(key, sampling_prob=2 * sampling_prob, **more)
+
+
+class Shuffled(PoissonSampler):
+    """Draws batches of equal size from shuffled epochs, and says so."""
+
+    def dp_event(self, *, noise_multiplier: float, steps: int, max_examples_per_user: int | None = None) -> Any:
+        return dpsgd_event(noise_multiplier=noise_multiplier, sampling_prob=0.05, steps=steps, sampler="shuffled")
+
+
+@pytest.mark.parametrize("impostor", [TwiceAsOften, Shuffled])
+@pytest.mark.parametrize("unit", ["example", "user", "whole users"])
+def test_a_sampler_of_another_law_is_refused_before_anything_is_charged(
+    impostor: type[PoissonSampler], unit: str, tiny: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings = {"example": {}, "user": {"privacy_unit": "user"}, "whole users": {**USERS, "user_gradient": "sum"}}[unit]
+    url = tiny.ledger(privacy_unit="example" if unit == "example" else "user")
+    given: dict[str, Any] = {"dataset": tiny.dataset, "config": tiny.config(**settings, steps=2), "ledger": url}
+    with monkeypatch.context() as patch:
+        patch.setattr(batches, "PoissonSampler", impostor)
+        with pytest.raises(PrivacyError, match=r"would be charged for \{.*its sampler draws batches for \{"):
+            train(**given, out=tmp_path / "run")
+    with Ledger.open(url) as ledger:
+        assert ledger.runs() == ()
+    # the control: the same run with our sampler
+    assert train(**given, out=tmp_path / "run").step == 2
+    with Ledger.open(url) as ledger:
+        assert len(ledger.runs()) == 1
+
+
+def test_the_engine_steps_on_what_that_sampler_drew(tiny: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[list[float]] = []
+    step = Engine.step
+
+    def watched(self: Engine, micro_batches: Any) -> Any:
+        seen.append([value for examples in micro_batches for value in examples.dense[:, 0].tolist()])
+        return step(self, micro_batches)
+
+    monkeypatch.setattr(Engine, "step", watched)
+    config, key = tiny.config(micro_batch_size=16), NoiseKey.for_tests(KEY_SEED)
+    train(dataset=tiny.dataset, config=config, out=tmp_path / "run", ledger=tiny.ledger(), key=key)
+    split = EncodedDataset.open(tiny.dataset).split("train")
+    sampler = PoissonSampler(NoiseKey.for_tests(KEY_SEED), population=len(split), sampling_prob=0.05)
+    expected = [split.take(sampler.members(number)).dense[:, 0].tolist() for number in range(1, 31)]
+    assert seen == expected
+    assert len({tuple(values) for values in seen}) == 30
 
 
 def test_two_runs_draw_different_noise(tiny: Any, tmp_path: Path) -> None:
