@@ -125,7 +125,7 @@ def _make_sample(folder: Path) -> tuple[Path, tuple[str, ...]]:
 @click.option("--compare", is_flag=True, help="Also train and measure the same model without privacy.")
 @click.option("--runs-claim", default="lazydp-runs", show_default=True, help="Volume claim for run folders.")
 @click.option("--runs-mount", default="/mnt/runs", show_default=True, help="Where it is mounted.")
-@click.option("--ledger-secret", help="Secret whose key `url` is the ledger's URL.")
+@click.option("--ledger-secret", help="Secret with the ledger's `url` and `secret`.")
 @click.option("--cpu", default="4", show_default=True, help="CPUs for training.")
 @click.option("--memory", default="16Gi", show_default=True, help="Memory for training.")
 def compile_(

@@ -19,6 +19,7 @@ from lazydp.components.ingest.component import ingest
 from lazydp.components.train.component import train
 
 LEDGER_VARIABLE = "LAZYDP_LEDGER"
+SECRET_VARIABLE = "LAZYDP_LEDGER_SECRET"  # noqa: S105 - the name of a variable
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -131,7 +132,9 @@ def _place(tasks: list[dsl.PipelineTask], cluster: Cluster | None) -> None:
         kfp_kubernetes.mount_pvc(task, pvc_name=cluster.runs_claim, mount_path=cluster.runs_mount)
         if cluster.ledger_secret is not None:
             kfp_kubernetes.use_secret_as_env(
-                task, secret_name=cluster.ledger_secret, secret_key_to_env={"url": LEDGER_VARIABLE}
+                task,
+                secret_name=cluster.ledger_secret,
+                secret_key_to_env={"url": LEDGER_VARIABLE, "secret": SECRET_VARIABLE},
             )
         task.set_cpu_request(cluster.cpu).set_memory_request(cluster.memory)
         task.set_retry(num_retries=2)

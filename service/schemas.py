@@ -213,7 +213,7 @@ class Models(_Response):
 class DatasetBudget(_Response):
     """Budget of one dataset, composed over all its releases."""
 
-    dataset: str = Field(description="fingerprint")
+    dataset: str = Field(description="identifier in the ledger; it tells nothing of the content")
     name: str | None
     privacy_unit: str | None
     epsilon_budget: float | None
@@ -251,7 +251,7 @@ class LedgerEntry(_Response):
 
     number: int
     kind: str = Field(description="dataset, budget, reserved, committed or voided")
-    dataset: str = Field(description="fingerprint")
+    dataset: str = Field(description="identifier in the ledger; it tells nothing of the content")
     run_id: str | None = None
     recorded_at: str = Field(description="ISO 8601, UTC")
     content: dict[str, Any]

@@ -36,26 +36,26 @@ def _event(text: str) -> DpEvent:
 
 
 def charged_epsilon(
-    state: LedgerState, fingerprint: str, *, more: Iterable[EventJson] = (), trusting: bool = True
+    state: LedgerState, identifier: str, *, more: Iterable[EventJson] = (), trusting: bool = True
 ) -> float:
     """Epsilon of everything charged to a dataset that has a budget, were `more` charged as well."""
-    runs = state.runs_of(state.family(fingerprint))
+    runs = state.runs_of(state.family(identifier))
     charged = [event for run in runs if (event := run.charged_event()) is not None]
-    return epsilon_of([*charged, *more], delta=state.budgets[fingerprint].delta, trusting=trusting)
+    return epsilon_of([*charged, *more], delta=state.budgets[identifier].delta, trusting=trusting)
 
 
-def account_of(state: LedgerState, fingerprint: str, *, trusting: bool = True) -> Account:
+def account_of(state: LedgerState, identifier: str, *, trusting: bool = True) -> Account:
     """The account of a dataset that has a budget."""
-    runs = state.runs_of(state.family(fingerprint))
+    runs = state.runs_of(state.family(identifier))
     released = [run.released_event for run in runs if run.released_event is not None]
-    delta = state.budgets[fingerprint].delta
+    delta = state.budgets[identifier].delta
     return Account(
-        epsilon=charged_epsilon(state, fingerprint, trusting=trusting),
+        epsilon=charged_epsilon(state, identifier, trusting=trusting),
         committed_epsilon=epsilon_of(released, delta=delta, trusting=trusting),
         delta=delta,
     )
 
 
-def accounts_of(state: LedgerState, fingerprint: str) -> dict[str, Account]:
-    """The accounts of every dataset with a budget in the family of `fingerprint`."""
-    return {member: account_of(state, member) for member in state.family(fingerprint) if member in state.budgets}
+def accounts_of(state: LedgerState, identifier: str) -> dict[str, Account]:
+    """The accounts of every dataset with a budget in the family of `identifier`."""
+    return {member: account_of(state, member) for member in state.family(identifier) if member in state.budgets}

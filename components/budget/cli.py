@@ -24,7 +24,7 @@ _LEDGER = click.option(
 )
 _JSON = click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 _BY = click.option("--by", envvar="LAZYDP_OPERATOR", help="Your name, for the ledger.")
-_DATASET = click.option("--dataset", help="One dataset: fingerprint, its first characters, or name.")
+_DATASET = click.option("--dataset", help="One dataset: identifier, its first characters, or name.")
 
 
 @click.group(name="budget", epilog="Example: lazydp budget show")
@@ -44,7 +44,7 @@ def show(ledger: str | None, dataset: str | None, as_json: bool) -> None:
         _print_json([asdict(budget) for budget in budgets])
         return
     _print_table(
-        ["dataset", "fingerprint", "unit", "delta", "budget", "committed", "reserved", "remaining", "runs", "releases"],
+        ["dataset", "identifier", "unit", "delta", "budget", "committed", "reserved", "remaining", "runs", "releases"],
         [_budget_row(budget) for budget in budgets],
         title="epsilon, composed by PLD: committed by releases; reserved: what open runs may add; and what remains",
         empty="no dataset yet: `lazydp budget set` registers one",
@@ -55,7 +55,7 @@ def show(ledger: str | None, dataset: str | None, as_json: bool) -> None:
     name="set", epilog="Example: lazydp budget set --dataset out/dataset --epsilon 8 --delta 1e-5 --by 'A. Turing'"
 )
 @_LEDGER
-@click.option("--dataset", required=True, help="Folder that `lazydp ingest` wrote, or fingerprint or name.")
+@click.option("--dataset", required=True, help="Folder that `lazydp ingest` wrote, or identifier or name.")
 @click.option("--epsilon", type=float, required=True, help="The budget.")
 @click.option("--delta", type=float, required=True, help="Its delta.")
 @click.option(
@@ -204,7 +204,7 @@ def _verified(entries: Sequence[Entry], expect_head: str | None) -> Verification
 
 
 def _register(ledger: Ledger, dataset: str, *, name: str | None, parents: tuple[str, ...], by: str | None) -> str:
-    """Make sure that the ledger knows `dataset`: a folder, or a fingerprint given together with a name."""
+    """The identifier of `dataset`: a folder, what the ledger knows, or a fingerprint given together with a name."""
     manifest = Path(dataset) / "dataset.json"
     if manifest.is_file():
         try:
@@ -213,14 +213,22 @@ def _register(ledger: Ledger, dataset: str, *, name: str | None, parents: tuple[
             sources = [document["source"]["digest"]]
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise InputError(f"{manifest} is no dataset of lazydp: {error!r}") from error
-        return ledger.register_dataset(fingerprint, name=called, sources=sources, parents=parents, by=by).fingerprint
-    if name is not None:
-        return ledger.register_dataset(dataset, name=name, parents=parents, by=by).fingerprint
+        return _named(ledger, fingerprint, name=called, sources=sources, parents=parents, by=by)
     known = ledger.state()
-    fingerprint = known.resolve(dataset)
+    if name is not None and dataset not in known.datasets:
+        return _named(ledger, dataset, name=name, sources=[], parents=parents, by=by)
+    identifier = known.resolve(dataset)
     if parents:
-        ledger.register_dataset(fingerprint, name=known.datasets[fingerprint].name, parents=parents, by=by)
-    return fingerprint
+        ledger.register_dataset(identifier, name=known.datasets[identifier].name, parents=parents, by=by)
+    return identifier
+
+
+def _named(
+    ledger: Ledger, fingerprint: str, *, name: str, sources: list[str], parents: tuple[str, ...], by: str | None
+) -> str:
+    from lazydp.components.budget.identifiers import register
+
+    return register(ledger, fingerprint=fingerprint, name=name, sources=sources, parents=parents, by=by).identifier
 
 
 def _budget_row(budget: DatasetBudget) -> list[str]:

@@ -18,7 +18,10 @@ KINDS: tuple[str, ...] = get_args(Kind)
 
 GENESIS = "0" * 64
 
-FORMAT_VERSION = 1
+# Of an entry's body. 2: datasets stand under identifiers instead of hashes of their content (`identifiers`).
+FORMAT_VERSION = 2
+# Of what a digest covers; another number would make every digest written before it a wrong one.
+_DIGEST_VERSION = 1
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,7 +31,7 @@ class Entry:
     Attributes:
         number: 1, 2, 3, ... without gaps.
         kind: what happened.
-        dataset: fingerprint of the dataset concerned.
+        dataset: identifier of the dataset concerned (`identifiers` says what it tells of the dataset: nothing).
         run_id: the run concerned, or empty.
         recorded_at: UTC, ISO 8601 with microseconds.
         recorded_by: who did it.
@@ -79,7 +82,7 @@ def digest_of(
     previous: str,
 ) -> str:
     """The digest that an entry of these columns carries."""
-    covered = [FORMAT_VERSION, number, kind, dataset, run_id, recorded_at, recorded_by, body, previous]
+    covered = [_DIGEST_VERSION, number, kind, dataset, run_id, recorded_at, recorded_by, body, previous]
     return hashlib.sha256(json.dumps(covered, ensure_ascii=True).encode()).hexdigest()
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
+from lazydp.components.budget.identifiers import register
 from lazydp.components.budget.ledger import Ledger
 from lazydp.components.budget.views import Reservation
 
@@ -30,14 +31,14 @@ def reserve_for_training(
 
     Args:
         ledger_url: of the ledger; None for the default one.
-        dataset_fingerprint: of the encoded dataset.
+        dataset_fingerprint: of the encoded dataset, private.
         dataset_name: for people.
         event: the whole run, per `privacy_unit`.
         run_id: names the run for good; a retry with the same one gets the same reservation.
         privacy_unit: `example` or `user`.
         config_digest: of the run's configuration.
         parents: datasets that share users with this one.
-        sources: digests of the data it was made from.
+        sources: digests of the data it was made from, private.
         first_budget: (epsilon, delta) for a dataset that never had a budget; one that has is left as it is.
         by: who asks.
 
@@ -47,11 +48,13 @@ def reserve_for_training(
         UnavailableError: the ledger does not answer.
     """
     with Ledger.open(ledger_url) as ledger:
-        ledger.register_dataset(dataset_fingerprint, name=dataset_name, parents=parents, sources=sources, by=by)
-        if first_budget is not None and ledger.show(dataset_fingerprint).epsilon is None:
+        dataset = register(
+            ledger, fingerprint=dataset_fingerprint, name=dataset_name, parents=parents, sources=sources, by=by
+        ).identifier
+        if first_budget is not None and ledger.show(dataset).epsilon is None:
             epsilon, delta = first_budget
             ledger.set_budget(
-                dataset_fingerprint,
+                dataset,
                 epsilon=epsilon,
                 delta=delta,
                 privacy_unit=privacy_unit,
@@ -59,7 +62,7 @@ def reserve_for_training(
                 reason="first budget",
             )
         return ledger.reserve(
-            dataset=dataset_fingerprint,
+            dataset=dataset,
             event=event,
             run_id=run_id,
             privacy_unit=privacy_unit,

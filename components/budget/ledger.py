@@ -24,6 +24,7 @@ from lazydp.components.budget.rules import (
     check_admitted,
     check_budget_is_set,
     check_same_claim,
+    check_same_secret,
     check_unit,
     check_units_agree,
     checked_within_reservation,
@@ -96,10 +97,10 @@ class Ledger:
     def budgets(self) -> tuple[DatasetBudget, ...]:
         """The budget of every dataset, in the order in which they were registered."""
         state = self.state()
-        return tuple(budget_of(state, fingerprint) for fingerprint in state.datasets)
+        return tuple(budget_of(state, identifier) for identifier in state.datasets)
 
     def show(self, dataset: str) -> DatasetBudget:
-        """The budget of one dataset, by fingerprint, its first characters or its name.
+        """The budget of one dataset, by identifier, its first characters or its name.
 
         Raises:
             InputError: no such dataset.
@@ -120,45 +121,53 @@ class Ledger:
 
     def register_dataset(
         self,
-        fingerprint: str,
+        identifier: str,
         *,
         name: str,
         parents: Iterable[str] = (),
         sources: Iterable[str] = (),
+        secret: str = "",
         by: str | None = None,
     ) -> Dataset:
         """Make a dataset known; repeated, it adds parents and sources and changes nothing else.
 
+        All of it is published. Where a dataset is at hand, `identifiers.register` names it by what tells nothing.
+
         Args:
-            fingerprint: of the encoded dataset.
+            identifier: of the dataset; never a hash of its content.
             name: for people.
             parents: datasets, known to the ledger, that share users with this one (a month before, a superset).
-            sources: digests of the files it was made from; datasets with a common one share users.
+            sources: identifiers of what it was made from; datasets with a common one share users.
+            secret: which secret the identifiers were made under.
             by: who registers it; the operator by default.
 
         Raises:
-            InputError: an unknown parent, or an empty fingerprint or name.
+            InputError: an unknown parent, or an empty identifier or name.
+            PrivacyError: the ledger's datasets were registered under another secret.
         """
-        if not fingerprint or not name:
-            raise InputError(f"a dataset needs a fingerprint and a name, found {fingerprint!r} and {name!r}")
+        if not identifier or not name:
+            raise InputError(f"a dataset needs an identifier and a name, found {identifier!r} and {name!r}")
 
         def decide(state: LedgerState) -> Mapping[str, Any] | None:
-            known = state.datasets.get(fingerprint)
-            before = known or Dataset(fingerprint, name, (), ())
+            check_same_secret(state, secret)
+            known = state.datasets.get(identifier)
+            before = known or Dataset(identifier, name, (), ())
             named = tuple(state.resolve(parent) for parent in parents)
             after = Dataset(
-                fingerprint,
+                identifier,
                 before.name,
-                _union(before.parents, (parent for parent in named if parent != fingerprint)),
+                _union(before.parents, (parent for parent in named if parent != identifier)),
                 _union(before.sources, sources),
+                secret or before.secret,
             )
             if after == known:
                 return None
             check_units_agree(state, after)
-            return {"name": after.name, "parents": list(after.parents), "sources": list(after.sources)}
+            shares = {"parents": list(after.parents), "sources": list(after.sources)}
+            return {"name": after.name, **shares, "secret": after.secret}
 
-        _, state = self._add("dataset", lambda state: fingerprint, decide, by=by)
-        return state.datasets[fingerprint]
+        _, state = self._add("dataset", lambda state: identifier, decide, by=by)
+        return state.datasets[identifier]
 
     def set_budget(
         self,
@@ -173,7 +182,7 @@ class Ledger:
         """Set what may be spent on a dataset. To raise it takes a name and a reason, which the ledger keeps.
 
         Args:
-            dataset: fingerprint, its first characters, or name.
+            dataset: identifier, its first characters, or name.
             epsilon: above 0.
             delta: in (0, 1); of every epsilon of this dataset from now on.
             privacy_unit: `example` or `user`; one for a whole family, fixed by the first run.
@@ -191,16 +200,16 @@ class Ledger:
             raise InputError(f"privacy_unit must be one of {', '.join(PRIVACY_UNITS)}, found {privacy_unit!r}")
 
         def decide(state: LedgerState) -> Mapping[str, Any] | None:
-            fingerprint = state.resolve(dataset)
-            check_unit(state, fingerprint, privacy_unit)
-            before = state.budgets.get(fingerprint)
+            identifier = state.resolve(dataset)
+            check_unit(state, identifier, privacy_unit)
+            before = state.budgets.get(identifier)
             if before is not None:
                 if (before.epsilon, before.delta, before.privacy_unit) == (epsilon, delta, privacy_unit):
                     return None
                 raised = epsilon > before.epsilon or delta > before.delta
                 if raised and not (by and reason.strip()):
                     raise InputError(
-                        f"the budget of {state.datasets[fingerprint].name} is epsilon {before.epsilon:g} at delta "
+                        f"the budget of {state.datasets[identifier].name} is epsilon {before.epsilon:g} at delta "
                         f"{before.delta:g}; to raise it to {epsilon:g} at {delta:g}, give a name and a reason "
                         "(--by, --reason)"
                     )
@@ -228,7 +237,7 @@ class Ledger:
         A run that holds a reservation of the same event gets the same one again (a retry, a resumed run).
 
         Args:
-            dataset: fingerprint, its first characters, or name.
+            dataset: identifier, its first characters, or name.
             event: the whole run, per `privacy_unit`, for neighbours that differ by adding or removing one.
             run_id: names the run for good.
             privacy_unit: must be that of the dataset's budget.
@@ -258,13 +267,13 @@ class Ledger:
         }
 
         def decide(state: LedgerState) -> Mapping[str, Any] | None:
-            fingerprint = state.resolve(dataset)
+            identifier = state.resolve(dataset)
             if run_id in state.runs:
-                check_same_claim(state.runs[run_id], fingerprint, claim)
+                check_same_claim(state.runs[run_id], identifier, claim)
                 return None
-            check_budget_is_set(state, fingerprint, privacy_unit)
-            check_admitted(state, fingerprint, document)
-            return {**claim, "epsilon": epsilon_alone(document, state.budgets[fingerprint].delta)}
+            check_budget_is_set(state, identifier, privacy_unit)
+            check_admitted(state, identifier, document)
+            return {**claim, "epsilon": epsilon_alone(document, state.budgets[identifier].delta)}
 
         entry, state = self._add("reserved", lambda state: state.resolve(dataset), decide, run_id=run_id, by=by)
         return reservation_of(state, run_id, entry)

@@ -87,8 +87,8 @@ def report(entries: Sequence[Entry], *, ledger: str, verification: Verification)
     moments: dict[str, list[_Moment]] = {}
     for entry in entries:
         state.apply(entry)
-        for fingerprint in entry.content()["accounts"]:
-            moments.setdefault(fingerprint, []).append(_moment(state, fingerprint, entry))
+        for identifier in entry.content()["accounts"]:
+            moments.setdefault(identifier, []).append(_moment(state, identifier, entry))
     environment = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True)
     template = environment.from_string(_TEMPLATE.read_text(encoding="utf-8"))
     return template.render(
@@ -96,25 +96,25 @@ def report(entries: Sequence[Entry], *, ledger: str, verification: Verification)
         made_at=datetime.datetime.now(datetime.UTC).strftime("%Y-%m-%d %H:%M UTC"),
         version=importlib.metadata.version("lazydp"),
         verification=verification,
-        sections=[_section(state, fingerprint, moments.get(fingerprint, [])) for fingerprint in state.datasets],
+        sections=[_section(state, identifier, moments.get(identifier, [])) for identifier in state.datasets],
         width=_WIDTH,
         height=_HEIGHT,
     )
 
 
-def _moment(state: LedgerState, fingerprint: str, entry: Entry) -> _Moment:
-    account = state.accounts[fingerprint]
+def _moment(state: LedgerState, identifier: str, entry: Entry) -> _Moment:
+    account = state.accounts[identifier]
     return _Moment(
         at=datetime.datetime.fromisoformat(entry.recorded_at),
-        budget=state.budgets[fingerprint].epsilon,
+        budget=state.budgets[identifier].epsilon,
         charged=account.epsilon,
         committed=account.committed_epsilon,
     )
 
 
-def _section(state: LedgerState, fingerprint: str, moments: list[_Moment]) -> _Section:
-    budget = budget_of(state, fingerprint)
-    runs = tuple(state.runs_of(state.family(fingerprint)))
+def _section(state: LedgerState, identifier: str, moments: list[_Moment]) -> _Section:
+    budget = budget_of(state, identifier)
+    runs = tuple(state.runs_of(state.family(identifier)))
     releases = tuple(sorted((r for run in runs for r in run.releases), key=lambda release: release.entry))
     whole = max(budget.epsilon or 0.0, budget.charged_epsilon) or 1.0
     committed = min(budget.committed_epsilon, budget.charged_epsilon)

@@ -22,12 +22,18 @@ Status = Literal["reserved", "committed", "voided"]
 
 @dataclass(frozen=True, slots=True)
 class Dataset:
-    """A dataset as the ledger knows it: its name and what it shares with others."""
+    """A dataset as the ledger knows it: its name and what it shares with others.
 
-    fingerprint: str
+    Attributes:
+        sources: identifiers of what it was made from.
+        secret: which secret identifiers were made under (`identifiers`); empty where they came from elsewhere.
+    """
+
+    identifier: str
     name: str
     parents: tuple[str, ...]
     sources: tuple[str, ...]
+    secret: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -140,24 +146,24 @@ class LedgerState:
                     f"{FORMAT_VERSION}: use a newer lazydp"
                 )
             _APPLY[entry.kind](self, entry, content)
-            for fingerprint, account in content["accounts"].items():
-                self.accounts[fingerprint] = Account(**account)
-                self.updated_at[fingerprint] = entry.recorded_at
+            for identifier, account in content["accounts"].items():
+                self.accounts[identifier] = Account(**account)
+                self.updated_at[identifier] = entry.recorded_at
         except (KeyError, TypeError, ValueError, AttributeError) as error:
             raise IntegrityError(
                 f"ledger entry {entry.number} ({entry.kind}) makes no sense: {type(error).__name__} {error}"
             ) from error
 
-    def family(self, fingerprint: str) -> tuple[str, ...]:
+    def family(self, identifier: str) -> tuple[str, ...]:
         """The dataset and all that it shares users with, in the order in which they came."""
-        found = {fingerprint}
-        frontier = [fingerprint]
+        found = {identifier}
+        frontier = [identifier]
         while frontier:
             here = self.datasets[frontier.pop()]
             for other in self.datasets.values():
-                if other.fingerprint not in found and _related(here, other):
-                    found.add(other.fingerprint)
-                    frontier.append(other.fingerprint)
+                if other.identifier not in found and _related(here, other):
+                    found.add(other.identifier)
+                    frontier.append(other.identifier)
         return tuple(name for name in self.datasets if name in found)
 
     def runs_of(self, family: Iterable[str]) -> Iterator[Run]:
@@ -166,7 +172,7 @@ class LedgerState:
         return (run for run in self.runs.values() if run.dataset in members)
 
     def resolve(self, dataset: str) -> str:
-        """The fingerprint that `dataset` names: itself, the start of one (six characters or more), or a name.
+        """The identifier that `dataset` names: itself, the start of one (six characters or more), or a name.
 
         Raises:
             InputError: none fits, or more than one.
@@ -174,15 +180,15 @@ class LedgerState:
         if dataset in self.datasets:
             return dataset
         fitting = [
-            known.fingerprint
+            known.identifier
             for known in self.datasets.values()
-            if known.name == dataset or (len(dataset) >= 6 and known.fingerprint.startswith(dataset))
+            if known.name == dataset or (len(dataset) >= 6 and known.identifier.startswith(dataset))
         ]
         if len(fitting) == 1:
             return fitting[0]
         if fitting:
             listed = ", ".join(name[:12] for name in fitting)
-            raise InputError(f"dataset {dataset!r} names {len(fitting)} datasets ({listed}): give the fingerprint")
+            raise InputError(f"dataset {dataset!r} names {len(fitting)} datasets ({listed}): give the identifier")
         raise InputError(
             f"dataset {dataset!r} is not in the ledger: register it with "
             "`lazydp budget set --dataset DATASET --epsilon E --delta D`"
@@ -191,18 +197,19 @@ class LedgerState:
 
 def _related(one: Dataset, other: Dataset) -> bool:
     return (
-        one.fingerprint in other.parents
-        or other.fingerprint in one.parents
+        one.identifier in other.parents
+        or other.identifier in one.parents
         or not set(one.sources).isdisjoint(other.sources)
     )
 
 
 def _apply_dataset(state: LedgerState, entry: Entry, content: dict[str, Any]) -> None:
     state.datasets[entry.dataset] = Dataset(
-        fingerprint=entry.dataset,
+        identifier=entry.dataset,
         name=content["name"],
         parents=tuple(content["parents"]),
         sources=tuple(content["sources"]),
+        secret=content.get("secret", ""),
     )
 
 

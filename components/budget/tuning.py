@@ -44,8 +44,8 @@ class Tuning(BaseModel):
         metric: what scores a trial.
         score_noise_multiplier: standard deviation of the noise on the sum over users of scores in [0, 1], a sum of
             which one user moves by 1 at most; None where the score comes from public data.
-        public_dataset: fingerprint of the public dataset that trials are scored on.
-        digest: SHA-256 of every setting of the sweep, what may be drawn included.
+        public_dataset: fingerprint of the dataset that trials are scored on, where it is declared public.
+        digest: SHA-256 of every setting of the sweep, what may be drawn included, and of nothing else: it is published.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)

@@ -161,20 +161,20 @@ def _account_problems(state: LedgerState, entry: Entry, recorded: dict[str, Any]
     if sorted(due) != sorted(recorded):
         yield Problem(entry.number, "it does not record the account of every dataset that it concerns")
         return
-    for fingerprint in due:
-        true = asdict(account_of(state, fingerprint, trusting=False))
+    for identifier in due:
+        true = asdict(account_of(state, identifier, trusting=False))
         for figure, value in true.items():
-            if not _same(recorded[fingerprint][figure], value):
+            if not _same(recorded[identifier][figure], value):
                 yield Problem(
                     entry.number,
-                    f"it records {figure} {recorded[fingerprint][figure]!r} for dataset {fingerprint[:12]}; "
+                    f"it records {figure} {recorded[identifier][figure]!r} for dataset {identifier[:12]}; "
                     f"recomputed, it is {value!r}",
                 )
-        if entry.kind == "reserved" and true["epsilon"] > state.budgets[fingerprint].epsilon * (1 + _TOLERANCE):
+        if entry.kind == "reserved" and true["epsilon"] > state.budgets[identifier].epsilon * (1 + _TOLERANCE):
             yield Problem(
                 entry.number,
-                f"it reserves beyond the budget of dataset {fingerprint[:12]}: epsilon {true['epsilon']:.6g} of "
-                f"{state.budgets[fingerprint].epsilon:g}",
+                f"it reserves beyond the budget of dataset {identifier[:12]}: epsilon {true['epsilon']:.6g} of "
+                f"{state.budgets[identifier].epsilon:g}",
             )
 
 

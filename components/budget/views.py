@@ -13,7 +13,7 @@ class DatasetBudget:
     """The budget of one dataset as it stands.
 
     Attributes:
-        dataset: fingerprint.
+        dataset: identifier.
         epsilon: the budget; None where none was set, and so nothing can be reserved.
         delta: of every epsilon here.
         charged_epsilon: everything committed and reserved on the dataset's family, composed.
@@ -21,7 +21,7 @@ class DatasetBudget:
         reserved_epsilon: what the open reservations add to it, up to charged_epsilon.
         remaining_epsilon: epsilon less charged_epsilon. As losses compose to less than their sum, a run of that
             epsilon or a little more may still be admitted.
-        family: fingerprints of the other datasets whose runs count here.
+        family: identifiers of the other datasets whose runs count here.
         reserved_runs: runs that hold a reservation.
         committed_runs: runs that are closed with a release.
         updated_at: when the figures last changed.
@@ -84,16 +84,16 @@ class Commitment:
     existing: bool
 
 
-def budget_of(state: LedgerState, fingerprint: str) -> DatasetBudget:
-    budget = state.budgets.get(fingerprint)
-    account = state.accounts.get(fingerprint)
-    family = state.family(fingerprint)
+def budget_of(state: LedgerState, identifier: str) -> DatasetBudget:
+    budget = state.budgets.get(identifier)
+    account = state.accounts.get(identifier)
+    family = state.family(identifier)
     runs = list(state.runs_of(family))
     charged = 0.0 if account is None else account.epsilon
     committed = 0.0 if account is None else account.committed_epsilon
     return DatasetBudget(
-        dataset=fingerprint,
-        name=state.datasets[fingerprint].name,
+        dataset=identifier,
+        name=state.datasets[identifier].name,
         privacy_unit=budget.privacy_unit if budget else None,
         epsilon=budget.epsilon if budget else None,
         delta=budget.delta if budget else None,
@@ -104,11 +104,11 @@ def budget_of(state: LedgerState, fingerprint: str) -> DatasetBudget:
         remaining_epsilon=max(0.0, budget.epsilon - charged) if budget else None,
         set_by=budget.set_by if budget else "",
         reason=budget.reason if budget else "",
-        family=tuple(member for member in family if member != fingerprint),
+        family=tuple(member for member in family if member != identifier),
         reserved_runs=sum(run.status == "reserved" for run in runs),
         committed_runs=sum(run.status == "committed" for run in runs),
         releases=sum(len(run.releases) for run in runs),
-        updated_at=state.updated_at.get(fingerprint),
+        updated_at=state.updated_at.get(identifier),
     )
 
 

@@ -21,7 +21,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from lazydp.components.audit.report import AuditReport
-from lazydp.components.budget.statement import AuditResult, SpentElsewhere
+from lazydp.components.budget.statement import AuditResult
 from lazydp.components.bundle.manifest import Lineage, Manifest
 from lazydp.components.bundle.writer import write_bundle
 from lazydp.components.export.proof import OwedRows, prove_flushed
@@ -32,7 +32,7 @@ from lazydp.components.shared.errors import InputError, NotPrivateError, Privacy
 from lazydp.components.shared.files import PRIVATE_FILE, read_json, sync_directory, write_json
 from lazydp.components.train.checkpoint import Checkpoint, RunFolder, RunIdentity
 from lazydp.components.train.engine import Engine
-from lazydp.components.train.spending import commit, spent_elsewhere
+from lazydp.components.train.spending import UNREGISTERED, Standing, commit, standing
 from lazydp.components.train.train import contribution_bound, embedding_optimizer, engine_for, key_of
 from lazydp.kernels.noise_key import NoiseKey
 
@@ -80,9 +80,9 @@ def export(
             flushed = _flush_and_prove(folder, identity, data)
             staged = out.absolute().with_name(f".{out.name}.{identity.run_id}")
             shutil.rmtree(staged, ignore_errors=True)
-            others = spent_elsewhere(ledger, identity) if identity.config.private else ()
+            stands = standing(ledger, identity) if identity.config.private else UNREGISTERED
             _log.info("accounting, and writing the bundle")
-            manifest = stage(staged, flushed, identity, data, name=name, spent_elsewhere=others, audit=audited)
+            manifest = stage(staged, flushed, identity, data, name=name, stands=stands, audit=audited)
             if identity.config.private:
                 bound = contribution_bound(data)
                 commit(ledger, identity, steps=manifest.step, release=manifest.version, max_examples_per_user=bound)
@@ -202,7 +202,7 @@ def stage(
     data: EncodedDataset,
     *,
     name: str | None,
-    spent_elsewhere: tuple[SpentElsewhere, ...],
+    stands: Standing,
     audit: AuditResult | None,
 ) -> Manifest:
     """Write the bundle, synced, under a name where nobody looks for it."""
@@ -224,12 +224,12 @@ def stage(
             max_examples_per_user=contribution_bound(data),
             steps=engine.steps_done,
             test_key=flushed.test_key,
-            spent_elsewhere=spent_elsewhere,
+            spent_elsewhere=stands.spent_elsewhere,
             audit=audit,
         ),
         lineage=Lineage(
             run_id=identity.run_id,
-            dataset=identity.dataset_fingerprint,
+            dataset=stands.dataset,
             config=identity.config.digest(),
             code_version=identity.code_version,
             created=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),

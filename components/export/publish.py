@@ -43,7 +43,7 @@ from lazydp.components.shared.errors import InputError
 from lazydp.components.shared.files import sync_directory
 from lazydp.components.train.checkpoint import RunIdentity
 from lazydp.components.train.engine import Engine
-from lazydp.components.train.spending import commit, spent_elsewhere
+from lazydp.components.train.spending import commit, standing
 from lazydp.components.train.train import contribution_bound
 from lazydp.kernels.noise_key import NoiseKey
 
@@ -92,8 +92,8 @@ class Snapshots:
         else:
             staged = bundle.with_name(f".{bundle.name}")
             shutil.rmtree(staged, ignore_errors=True)
-            others = spent_elsewhere(self.ledger, identity)
-            manifest = stage(staged, flushed, identity, data, name=self.name, spent_elsewhere=others, audit=None)
+            stands = standing(self.ledger, identity)
+            manifest = stage(staged, flushed, identity, data, name=self.name, stands=stands, audit=None)
             commit(
                 self.ledger,
                 identity,

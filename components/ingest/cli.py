@@ -66,4 +66,4 @@ def command(
     click.echo(f"contribution bound: {f'{bound} training examples a user' if bound is not None else 'none'}")
     for reason, count in manifest.rejected.items():
         click.echo(f"left out: {count} rows, {reason}")
-    click.echo(f"fingerprint: {manifest.fingerprint}")
+    click.echo(f"fingerprint (private, as the dataset is): {manifest.fingerprint}")

@@ -37,6 +37,5 @@ def ingest(
         users=users_uri or None, items=items_uri or None, memory_bytes=memory_mib << 20, replace=True
     )
     locations = [location.strip() for location in input_uri.split(",")]
-    manifest = run(locations, spec, Path(dataset.path), options)
-    # Counts are private and stay inside the dataset.
-    dataset.metadata["fingerprint"] = manifest.fingerprint
+    # Counts and fingerprint are private and stay inside the dataset: Kubeflow's metadata is read by others.
+    run(locations, spec, Path(dataset.path), options)

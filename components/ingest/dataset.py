@@ -65,8 +65,8 @@ class Counts(_Part):
 class Origin(_Part):
     """Where the interactions came from.
 
-    digest: hash of who took what over all `rows` of the input (without users: of the encoded rows). Two datasets made
-    of one log under different specs, which `fingerprint` tells apart, agree in it.
+    digest: hash of who took what over all `rows` of the input (without users: of the encoded rows), private as the
+    fingerprint is. Two datasets made of one log under different specs, which `fingerprint` tells apart, agree in it.
     """
 
     locations: tuple[str, ...]
@@ -84,7 +84,9 @@ class FileEntry(_Part):
 class Manifest(_Part):
     """What `dataset.json` says; all of it is private but the spec.
 
-    fingerprint: SHA-256 of the encoded content: equal content, whatever the order or the files it came from.
+    fingerprint: SHA-256 of the encoded content: equal content, whatever the order or the files it came from. Who knows
+        all of the content but one user's can tell by it whether that user is in: it never leaves the private folders.
+        Elsewhere the dataset goes by the identifier that `budget.identifiers` makes of it.
     max_examples_per_user: the contribution bound that holds for training, None where the spec states none.
     rejected: reason -> rows of the input that became no example.
     source: where the interactions came from, and what tells one log from another.

@@ -8,8 +8,10 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable
+from dataclasses import dataclass
 
 from lazydp.components.budget.events import event_to_json
+from lazydp.components.budget.identifiers import register
 from lazydp.components.budget.ledger import Ledger
 from lazydp.components.budget.statement import SpentElsewhere
 from lazydp.components.shared.errors import PrivacyError
@@ -59,7 +61,7 @@ def reserve(
         url: of the ledger; None for the default one.
         identity: of the run.
         dataset_name: for people.
-        sources: digests of what the dataset was made from, so that datasets of the same log share one budget.
+        sources: private digests of what the dataset was made from, so that datasets of the same log share one budget.
         max_examples_per_user: the contribution bound k; None where there is none.
 
     Raises:
@@ -68,9 +70,11 @@ def reserve(
     """
     event = identity.released_event(identity.dp_event(max_examples_per_user))
     with Ledger.open(url) as ledger:
-        ledger.register_dataset(identity.dataset_fingerprint, name=dataset_name, sources=sources)
+        dataset = register(
+            ledger, fingerprint=identity.dataset_fingerprint, name=dataset_name, sources=sources
+        ).identifier
         ledger.reserve(
-            dataset=identity.dataset_fingerprint,
+            dataset=dataset,
             event=event,
             run_id=identity.run_id,
             privacy_unit=identity.config.privacy_unit,
@@ -79,7 +83,7 @@ def reserve(
             config_digest=identity.config.digest() if identity.tuning is None else identity.tuning.digest,
             code_version=identity.code_version,
         )
-        ledger.require_reservation(identity.run_id, dataset=identity.dataset_fingerprint, event=event)
+        ledger.require_reservation(identity.run_id, dataset=dataset, event=event)
 
 
 def commit(
@@ -114,18 +118,36 @@ def close_without_release(url: str | None, identity: RunIdentity, *, max_example
     commit(url, identity, steps=identity.config.steps, release="nothing", max_examples_per_user=max_examples_per_user)
 
 
-def spent_elsewhere(url: str | None, identity: RunIdentity) -> tuple[SpentElsewhere, ...]:
-    """What else was released from the dataset, or from one that shares users with it."""
+@dataclass(frozen=True, slots=True)
+class Standing:
+    """What the ledger says of a run that is about to be released.
+
+    Attributes:
+        dataset: the identifier under which the ledger publishes the run's dataset.
+        spent_elsewhere: what else was released from the dataset, or from one that shares users with it.
+    """
+
+    dataset: str
+    spent_elsewhere: tuple[SpentElsewhere, ...]
+
+
+UNREGISTERED = Standing("unregistered", ())
+"""Of a run that no ledger knows: one without privacy."""
+
+
+def standing(url: str | None, identity: RunIdentity) -> Standing:
+    """How the run stands in the ledger; of a run that holds no reservation there, the commit will say so."""
     with Ledger.open(url, read_only=True) as ledger:
         state = ledger.state()
-    if identity.dataset_fingerprint not in state.datasets:
-        return ()  # then the run holds no reservation here either, and the commit will say so
-    family = state.family(identity.dataset_fingerprint)
-    return tuple(
-        SpentElsewhere(purpose=run.purpose, run_id=run.run_id, epsilon=run.releases[-1].epsilon)
-        for run in state.runs.values()
-        if run.dataset in family
-        and run.run_id != identity.run_id
-        and run.releases
-        and run.releases[-1].epsilon is not None
+    own = state.runs.get(identity.run_id)
+    if own is None:
+        return UNREGISTERED
+    others = (run for run in state.runs_of(state.family(own.dataset)) if run.run_id != own.run_id)
+    return Standing(
+        own.dataset,
+        tuple(
+            SpentElsewhere(purpose=run.purpose, run_id=run.run_id, epsilon=run.releases[-1].epsilon)
+            for run in others
+            if run.releases and run.releases[-1].epsilon is not None
+        ),
     )

@@ -228,7 +228,7 @@ def _tuning(config: TrainConfig, sweep: Sweep, data: EncodedDataset, scored_on: 
     check_fits(data, config)
     if config.publish_every is not None:
         raise InputError("publish_every: the snapshots of a trial would be releases of their own; leave it out")
-    told = json.dumps([config.digest(), sweep.model_dump(mode="json"), data.manifest.fingerprint], sort_keys=True)
+    told = json.dumps([config.digest(), sweep.model_dump(mode="json")], sort_keys=True)
     return Tuning(
         law=sweep.law,
         mean_trials=sweep.mean_trials,
@@ -282,7 +282,7 @@ def with_settings(config: TrainConfig, settings: Mapping[str, Any]) -> TrainConf
 def _begin(out: Path, data: EncodedDataset, config: TrainConfig, tuning: Tuning, *, resume: bool) -> RunIdentity:
     """What every trial is, but for its settings: the sweep that `out` holds, or a new one."""
     version = importlib.metadata.version("lazydp")
-    given = {"digest": tuning.digest, "code_version": version}
+    given = {"digest": tuning.digest, "dataset_fingerprint": data.manifest.fingerprint, "code_version": version}
     file = out / _SWEEP
     if file.exists():
         held = read_json(file, format_version=_FORMAT_VERSION, what="sweep")
@@ -290,7 +290,7 @@ def _begin(out: Path, data: EncodedDataset, config: TrainConfig, tuning: Tuning,
             raise InputError(
                 f"{out} holds sweep {held['run_id']}: say --resume to go on with it, or use another folder"
             )
-        if {name: held[name] for name in given} != given:
+        if {name: held.get(name) for name in given} != given:
             raise InputError(
                 f"{out} holds another sweep: resume it with the configuration, sweep, dataset and lazydp version that "
                 "it was started with, or use another folder"

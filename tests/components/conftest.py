@@ -77,12 +77,13 @@ class Tiny:
 
     def ledger(self, *, epsilon: float = 1000.0, delta: float = 1e-5, privacy_unit: str = "example") -> str:
         """URL of a ledger in which the dataset has a budget."""
+        from lazydp.components.budget.identifiers import register
         from lazydp.components.budget.ledger import Ledger
         from lazydp.components.ingest.dataset import EncodedDataset
 
         url = f"sqlite:///{self.folder / 'ledger.db'}"
         with Ledger.open(url) as ledger:
-            ledger.register_dataset(EncodedDataset.open(self.dataset).manifest.fingerprint, name="tiny")
+            register(ledger, fingerprint=EncodedDataset.open(self.dataset).manifest.fingerprint, name="tiny")
             ledger.set_budget("tiny", epsilon=epsilon, delta=delta, privacy_unit=privacy_unit)
         return url
 

@@ -65,7 +65,8 @@ def test_what_spends_or_releases_is_never_cached_and_finds_its_volume(compiled: 
     for name in ("exec-train", "exec-export"):
         config = json_format.ParseDict(executors[name], kubernetes_executor_config_pb2.KubernetesExecutorConfig())
         assert config.pvc_mount[0].mount_path == "/mnt/runs"
-        assert config.secret_as_env[0].key_to_env[0].env_var == "LAZYDP_LEDGER"
+        found = {entry.secret_key: entry.env_var for entry in config.secret_as_env[0].key_to_env}
+        assert found == {"url": "LAZYDP_LEDGER", "secret": "LAZYDP_LEDGER_SECRET"}
 
 
 def test_a_package_must_be_yaml(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

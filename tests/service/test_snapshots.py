@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 
+from lazydp.components.budget.identifiers import register
 from lazydp.components.budget.ledger import Ledger
 from lazydp.components.bundle.manifest import Manifest
 from lazydp.components.export.publish import Snapshots
@@ -35,7 +36,7 @@ def test_the_service_follows_a_run(start: Any, tmp_path: Path, monkeypatch: pyte
     )
     url = f"sqlite:///{tmp_path / 'ledger.db'}"
     with Ledger.open(url) as ledger:
-        ledger.register_dataset(EncodedDataset.open(tmp_path / "data").manifest.fingerprint, name="sample")
+        register(ledger, fingerprint=EncodedDataset.open(tmp_path / "data").manifest.fingerprint, name="sample")
         ledger.set_budget("sample", epsilon=100.0, delta=1e-5)
     snapshots = tmp_path / "snapshots"
     first, second = snapshots / "step-000000010", snapshots / "step-000000020"

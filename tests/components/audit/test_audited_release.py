@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 
 from lazydp.components.audit.audit import audit
+from lazydp.components.budget.identifiers import register
 from lazydp.components.budget.ledger import Ledger
 from lazydp.components.bundle.manifest import Manifest
 from lazydp.components.bundle.reader import Bundle
@@ -24,8 +25,8 @@ def test_the_statement_of_a_release_carries_its_audit(
     ledger = f"sqlite:///{tmp_path / 'ledger.db'}"
     data = EncodedDataset.open(dataset)
     with Ledger.open(ledger) as opened:
-        opened.register_dataset(data.manifest.fingerprint, name=data.spec.name)
-        opened.set_budget(data.manifest.fingerprint, epsilon=10.0, delta=1e-5)
+        known = register(opened, fingerprint=data.manifest.fingerprint, name=data.spec.name)
+        opened.set_budget(known.identifier, epsilon=10.0, delta=1e-5)
     run = train(dataset=dataset, config=config, out=tmp_path / "run", ledger=ledger)
     found = audit(dataset=dataset, config=config, canaries=200, key=NoiseKey.for_tests(0))
     found.write(tmp_path / "audit")

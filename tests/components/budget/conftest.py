@@ -18,7 +18,7 @@ import pytest
 from lazydp.components.budget import loss_store
 from lazydp.components.budget.ledger import Ledger
 
-FINGERPRINT = "a" * 64
+IDENTIFIER = "a" * 64
 
 
 @pytest.fixture(autouse=True)
@@ -128,6 +128,6 @@ def ledger_url(request: pytest.FixtureRequest) -> str:
 def ledger(ledger_url: str) -> Iterator[Ledger]:
     """A ledger with one dataset of budget epsilon 3 at delta 1e-5."""
     with Ledger.open(ledger_url) as opened:
-        opened.register_dataset(FINGERPRINT, name="shop")
+        opened.register_dataset(IDENTIFIER, name="shop")
         opened.set_budget("shop", epsilon=3.0, delta=1e-5, by="officer")
         yield opened

@@ -11,6 +11,7 @@ from click.testing import CliRunner, Result
 
 from lazydp.components.budget.cli import command
 from lazydp.components.budget.events import dpsgd_event
+from lazydp.components.budget.identifiers import LedgerSecret
 from lazydp.components.budget.ledger import Ledger
 from lazydp.components.shared.errors import InputError, IntegrityError, LazyDPError
 
@@ -45,7 +46,10 @@ def test_the_life_of_a_budget(sqlite_url: str, tmp_path: Path) -> None:
     out = lines(sqlite_url, "set", "--dataset", str(folder), "--epsilon", "3", "--delta", "1e-5", "--by", "officer")
     assert out == "shop: epsilon 3 at delta 1e-05 per example; charged 0, remaining 3\n"
     with Ledger.open(sqlite_url) as ledger:
-        assert ledger.state().datasets["d" * 64].sources == ("s",)
+        [known] = ledger.state().datasets.values()
+        secret = LedgerSecret.of(sqlite_url, create=False)
+        assert known.identifier == secret.identifier("dataset", "d" * 64)
+        assert known.sources == (secret.identifier("source", "s"),)
         ledger.reserve(dataset="shop", event=EVENT, run_id="one")
         ledger.commit("one", event=EVENT, release="bundle")
         ledger.reserve(dataset="shop", event=EVENT, run_id="two")
@@ -98,7 +102,9 @@ def test_a_dataset_that_is_new_needs_a_folder_or_a_name(sqlite_url: str) -> None
         "1e-5",
     )
     with Ledger.open(sqlite_url, read_only=True) as ledger:
-        assert ledger.show("next").family == ("e" * 64,)
+        assert ledger.show("next").family == (ledger.show("month").dataset,)
+        # What is given is the private fingerprint; the folder, ingested again, is the same dataset.
+        assert "e" * 64 not in str(ledger.entries())
 
 
 def test_export(sqlite_url: str, tmp_path: Path) -> None:

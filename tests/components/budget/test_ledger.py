@@ -17,7 +17,7 @@ from lazydp.components.budget.ledger import Ledger
 from lazydp.components.budget.state import LedgerState
 from lazydp.components.shared.errors import BudgetExceededError, FormatError, InputError, PrivacyError, UnavailableError
 
-FINGERPRINT = "a" * 64  # of the dataset that the `ledger` fixture knows
+IDENTIFIER = "a" * 64  # of the dataset that the `ledger` fixture knows
 OTHER = "b" * 64
 THIRD = "c" * 64
 
@@ -41,7 +41,7 @@ def test_reserve_and_commit(ledger: Ledger) -> None:
     spent = dpsgd_event(noise_multiplier=1.0, sampling_prob=0.01, steps=400)
     done = ledger.commit("one", event=spent, release="bundle")
     assert done.charged_epsilon == pytest.approx(epsilon(spent, delta=1e-5), rel=1e-9)
-    shown = ledger.show(FINGERPRINT[:8])
+    shown = ledger.show(IDENTIFIER[:8])
     assert (shown.reserved_runs, shown.committed_runs, shown.releases) == (0, 1, 1)
     assert shown.remaining_epsilon == pytest.approx(3 - done.epsilon)
     assert ledger.releases()[0].release == "bundle"
@@ -206,7 +206,7 @@ def test_units_do_not_mix(ledger: Ledger) -> None:
     ledger.set_budget("people", epsilon=3.0, delta=1e-5, privacy_unit="user")
     assert reserve(ledger, "three", user, dataset="people", privacy_unit="user").epsilon > 0
     with pytest.raises(InputError, match=r"per \w+ and per \w+"):
-        ledger.register_dataset(THIRD, name="both", parents=[FINGERPRINT, OTHER])
+        ledger.register_dataset(THIRD, name="both", parents=[IDENTIFIER, OTHER])
 
 
 # --- families ----------------------------------------------------------------------------------------------------
@@ -230,10 +230,10 @@ def test_a_run_counts_against_every_dataset_that_shares_users(ledger: Ledger) ->
 
 
 def test_a_common_source_makes_a_family(ledger: Ledger) -> None:
-    ledger.register_dataset(FINGERPRINT, name="shop", sources=["log-1"])
+    ledger.register_dataset(IDENTIFIER, name="shop", sources=["log-1"])
     ledger.register_dataset(OTHER, name="shop, other features", sources=["log-1", "log-2"])
     ledger.register_dataset(THIRD, name="else", sources=["log-3"])
-    assert ledger.show(OTHER).family == (FINGERPRINT,)
+    assert ledger.show(OTHER).family == (IDENTIFIER,)
     assert ledger.show(THIRD).family == ()
 
 
@@ -273,7 +273,7 @@ def test_a_sweep_is_charged_for_its_trials(ledger: Ledger) -> None:
 
 def test_a_thousand_releases_answer_in_under_a_second(ledger_url: str) -> None:
     with Ledger.open(ledger_url) as ledger:
-        ledger.register_dataset(FINGERPRINT, name="shop")
+        ledger.register_dataset(IDENTIFIER, name="shop")
         ledger.set_budget("shop", epsilon=50.0, delta=1e-5)
         write_releases(ledger, 1000)
     with Ledger.open(ledger_url, read_only=True) as ledger:
@@ -298,7 +298,7 @@ def test_a_thousand_distinct_releases(sqlite_url: str) -> None:
     """Each its own mechanism: figures at once, one more in under a second from what lies on the disk, and the truth."""
     library = PLDAccountant()
     with Ledger.open(sqlite_url) as ledger:
-        ledger.register_dataset(FINGERPRINT, name="shop")
+        ledger.register_dataset(IDENTIFIER, name="shop")
         ledger.set_budget("shop", epsilon=50.0, delta=1e-5)
         for number in range(1000):
             event = distinct_run(number)
@@ -345,7 +345,7 @@ def write_releases(ledger: Ledger, count: int) -> None:
                 accounts = {}
                 if number == count - 1 and kind == "committed":
                     state.apply(chained(last, kind, f"run-{number}", {**content, "accounts": {}}))
-                    accounts = {FINGERPRINT: asdict(account_of(state, FINGERPRINT))}
+                    accounts = {IDENTIFIER: asdict(account_of(state, IDENTIFIER))}
                 last = chained(last, kind, f"run-{number}", {**content, "accounts": accounts})
                 if not accounts:
                     state.apply(last)
@@ -356,7 +356,7 @@ def chained(last: Entry, kind: Kind, run_id: str, content: dict) -> Entry:
     return next_entry(
         last,
         kind=kind,
-        dataset=FINGERPRINT,
+        dataset=IDENTIFIER,
         run_id=run_id,
         recorded_at="2026-01-01T00:00:00+00:00",
         recorded_by="tester",
@@ -368,7 +368,7 @@ def test_read_only(ledger_url: str) -> None:
     with pytest.raises((UnavailableError, FormatError), match="no ledger"):
         Ledger.open(ledger_url, read_only=True).budgets()
     with Ledger.open(ledger_url) as ledger:
-        ledger.register_dataset(FINGERPRINT, name="shop")
+        ledger.register_dataset(IDENTIFIER, name="shop")
         assert ledger.head().startswith("1:")
     with Ledger.open(ledger_url, read_only=True) as ledger:
         assert [budget.name for budget in ledger.budgets()] == ["shop"]

@@ -1,6 +1,7 @@
 """Nothing is released without flush, proof, commit and the end of its key; and a kill in between loses nothing."""
 
 import base64
+import hashlib
 import logging
 import shutil
 from collections.abc import Callable
@@ -14,6 +15,7 @@ from lazydp.components.budget.ledger import Ledger
 from lazydp.components.bundle.reader import Bundle
 from lazydp.components.export import export as module
 from lazydp.components.export.export import export
+from lazydp.components.ingest.dataset import EncodedDataset
 from lazydp.components.shared.errors import (
     InputError,
     NonFiniteError,
@@ -128,6 +130,28 @@ def test_no_file_log_line_or_entry_holds_the_key(tiny: Any, run: Path, caplog: p
             assert not any(spelling in text for text in texts)
 
 
+def test_nothing_that_is_published_is_a_hash_of_the_data(tiny: Any, run: Path) -> None:
+    """Neither bundle nor ledger holds what somebody who guessed the data right could recompute."""
+    manifest = release(tiny)
+    private = EncodedDataset.open(tiny.dataset).manifest
+    bundle = [path for path in (tiny.folder / "bundle").rglob("*") if path.is_file()]
+    published = b"".join(path.read_bytes() for path in [*bundle, tiny.folder / "ledger.db"])
+    for digest in (private.fingerprint, private.source.digest):
+        for spelling in (
+            digest,
+            hashlib.sha256(digest.encode()).hexdigest(),
+            hashlib.sha256(bytes.fromhex(digest)).hexdigest(),
+        ):
+            assert spelling[:12].encode() not in published
+        # the control: it stands where it is private
+        assert digest.encode() in (tiny.dataset / "dataset.json").read_bytes()
+    assert private.fingerprint.encode() in (run / "run.json").read_bytes()
+    with Ledger.open(f"sqlite:///{tiny.folder / 'ledger.db'}") as ledger:
+        assert manifest.lineage.dataset == ledger.show("tiny").dataset
+    # and neither does the secret stand there, under which the owner can
+    assert (tiny.folder / "ledger.db.secret").read_bytes().strip() not in published
+
+
 STAGES = {
     "flush": (EmbeddingTables, "flush"),
     "proof": (module, "prove_flushed"),
@@ -224,6 +248,7 @@ def test_a_run_of_sgd_is_released_only_on_demand_and_marked(tiny: Any) -> None:
     assert manifest.mode == "sgd"
     with pytest.raises(NotPrivateError):
         Bundle.open(tiny.folder / "bundle")
+    assert manifest.lineage.dataset == "unregistered"
     statement = Bundle.open(tiny.folder / "bundle", allow_non_private=True).statement
     assert not statement.private
     assert statement.epsilon is None
