@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.metadata
 import math
 import uuid
 from dataclasses import dataclass
@@ -23,6 +22,7 @@ from lazydp.components.models.recommender import initial_tables
 from lazydp.components.shared.errors import InputError
 from lazydp.components.shared.files import PRIVATE_DIRECTORY, PRIVATE_FILE, atomic_directory, write_bytes
 from lazydp.components.shared.progress import Progress
+from lazydp.components.shared.version import code_version
 from lazydp.components.train.batches import batch_maker
 from lazydp.components.train.checkpoint import RunIdentity
 from lazydp.components.train.config import GroupNorms, TrainConfig
@@ -113,7 +113,7 @@ def _identity(data: EncodedDataset, config: TrainConfig) -> RunIdentity:
         run_id=f"audit-{uuid.uuid4().hex[:16]}",
         config=config,
         dataset_fingerprint=data.manifest.fingerprint,
-        code_version=importlib.metadata.version("lazydp"),
+        code_version=code_version(),
         noise_multiplier=config.calibrated_noise_multiplier(bound),
     )
 

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import datetime
 import getpass
-import importlib.metadata
 import math
 import os
 from collections.abc import Callable, Iterable, Mapping
@@ -34,6 +33,7 @@ from lazydp.components.budget.state import Account, Dataset, LedgerState, Releas
 from lazydp.components.budget.storage import Storage, default_url, open_storage
 from lazydp.components.budget.views import Commitment, DatasetBudget, Reservation, budget_of, reservation_of
 from lazydp.components.shared.errors import InputError, PrivacyError
+from lazydp.components.shared.version import code_version as this_code_version
 
 if TYPE_CHECKING:
     from dp_accounting.dp_event import DpEvent
@@ -263,7 +263,7 @@ class Ledger:
             "privacy_unit": privacy_unit,
             "event": document,
             "config_digest": config_digest,
-            "code_version": importlib.metadata.version("lazydp") if code_version is None else code_version,
+            "code_version": code_version or this_code_version(),
         }
 
         def decide(state: LedgerState) -> Mapping[str, Any] | None:

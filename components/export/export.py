@@ -33,7 +33,7 @@ from lazydp.components.shared.files import PRIVATE_FILE, read_json, sync_directo
 from lazydp.components.train.checkpoint import Checkpoint, RunFolder, RunIdentity
 from lazydp.components.train.engine import Engine
 from lazydp.components.train.spending import UNREGISTERED, Standing, commit, standing
-from lazydp.components.train.train import contribution_bound, embedding_optimizer, engine_for, key_of
+from lazydp.components.train.train import contribution_bound, embedding_optimizer, engine_for, key_of, latest_of
 from lazydp.kernels.noise_key import NoiseKey
 
 _FORMAT_VERSION = 1
@@ -133,8 +133,8 @@ def _dataset(path: Path, identity: RunIdentity) -> EncodedDataset:
     return data
 
 
-def _finished(folder: RunFolder, identity: RunIdentity) -> Checkpoint:
-    checkpoint = folder.latest()
+def _finished(folder: RunFolder, identity: RunIdentity, data: EncodedDataset) -> Checkpoint:
+    checkpoint = latest_of(folder, identity, data)
     if checkpoint is None or checkpoint.step < identity.config.steps:
         step = 0 if checkpoint is None else checkpoint.step
         raise InputError(
@@ -151,7 +151,7 @@ def refuse_taken(out: Path) -> None:
 
 def _flush_and_prove(folder: RunFolder, identity: RunIdentity, data: EncodedDataset) -> Flushed:
     _log.info("reading the checkpoint of run %s", identity.run_id)
-    checkpoint = _finished(folder, identity)
+    checkpoint = _finished(folder, identity, data)
     key = key_of(checkpoint, folder)
     # The tables are the checkpoint's own, mapped privately from its file: a second copy would double the memory.
     mapped = {name: table["weight"] for name, table in checkpoint.state["embeddings"]["tables"].items()}

@@ -4,13 +4,13 @@
       run.json                      which run this is: its id, configuration, dataset and code version
       lock                          held while a process trains or exports
       checkpoints/step-000000500/
-        checkpoint.json             step, scalars of the state, DpEvent so far, sha256 of the files beside it
+        checkpoint.json             which run it is of, step, scalars of the state, DpEvent so far, sha256 of the files
         state.safetensors           tables as they are (noise still pending), `last`, dense layers, optimizers
         noise.key                   32 bytes; who has them can subtract the noise
 
 Everything is mode 0600, is written under a temporary name, synced and renamed. The two latest are kept; a torn or
-altered one is passed over with a line in the log. At export the keys are overwritten and removed: what is left can be
-looked at, and cannot be resumed.
+altered one is passed over with a line in the log, and one of another run is refused. At export the keys are overwritten
+and removed: what is left can be looked at, and cannot be resumed.
 """
 
 from __future__ import annotations
@@ -52,6 +52,7 @@ if TYPE_CHECKING:
     from dp_accounting import DpEvent
 
 FORMAT_VERSION = 1
+_CHECKPOINT_VERSION = 2  # 2: says which run it is of
 KEPT = 2
 _STATE, _KEY, _DOCUMENT = "state.safetensors", "noise.key", "checkpoint.json"
 _KEY_BYTES = 32
@@ -79,7 +80,7 @@ class RunIdentity:
         run_id: names the run in the ledger; kept over every restart.
         config: the settings it was started with.
         dataset_fingerprint: what it is trained on.
-        code_version: the lazydp that started it.
+        code_version: the lazydp that started it, sources included (`shared.version`).
         noise_multiplier: sigma, as configured or as calibrated when the run began; None without privacy.
         tuning: the sweep that the run is a trial of; all trials of a sweep share its run id.
         selected: whether the sweep is over and kept this trial; no other trial may be released.
@@ -113,6 +114,16 @@ class RunIdentity:
             if theirs != ours:
                 found.append(f"{what}: {theirs!r} != {ours!r}")
         return found
+
+    def marks(self) -> dict[str, Any]:
+        """What a checkpoint of the run says of itself; private, for it holds the dataset's fingerprint."""
+        return {
+            "run id": self.run_id,
+            "configuration": self.config.digest(),
+            "dataset": self.dataset_fingerprint,
+            "noise_multiplier": self.noise_multiplier,
+            "lazydp version": self.code_version,
+        }
 
     def to_json(self) -> dict[str, Any]:
         """As stored in run.json."""
@@ -215,6 +226,7 @@ class RunFolder:
         with atomic_directory(target, mode=PRIVATE_DIRECTORY, replaces=_DOCUMENT) as folder:
             tree, tensors = _split(checkpoint.state)
             document = {
+                "run": self._marks(),
                 "step": checkpoint.step,
                 "state": tree,
                 "dp_event": checkpoint.event,
@@ -224,7 +236,7 @@ class RunFolder:
             if checkpoint.key is not None:
                 document["sha256"] |= {_KEY: _write_private(folder / _KEY, checkpoint.key.to_bytes())}
             document["sha256"] |= {_DOCUMENT: _digest(document)}
-            write_json(folder / _DOCUMENT, document, format_version=FORMAT_VERSION, mode=PRIVATE_FILE)
+            write_json(folder / _DOCUMENT, document, format_version=_CHECKPOINT_VERSION, mode=PRIVATE_FILE)
         for old in self._steps()[:-KEPT]:
             _remove(old)
 
@@ -232,18 +244,36 @@ class RunFolder:
         """The latest whole checkpoint; torn ones are passed over with a line in the log.
 
         Raises:
-            IntegrityError: there are checkpoints, and none of them is whole.
+            IntegrityError: there are checkpoints, and none of them is whole, or the latest whole one is another run's.
         """
         problems = []
         for folder in reversed(self._steps()):
             try:
-                return _load(folder)
+                found, marks = _load(folder)
             except (LazyDPError, OSError) as error:
                 problems.append(str(error))
                 _log.warning("passing over a damaged checkpoint: %s", error)
+            else:
+                self._check_own(folder, marks)
+                return found
         if problems:
             raise IntegrityError(f"no checkpoint of {self.path} is whole: {'; '.join(problems)}")
         return None
+
+    def _marks(self) -> dict[str, Any]:
+        identity = self.identity()
+        return {} if identity is None else identity.marks()
+
+    def _check_own(self, folder: Path, marks: dict[str, Any]) -> None:
+        """Refuse what another run wrote, however well its shapes fit: it has another key, and another charge."""
+        ours = self._marks()
+        names = [name for name in ours | marks if marks.get(name) != ours.get(name)]
+        if names:
+            differences = "; ".join(f"{name}: {marks.get(name)!r} != {ours.get(name)!r}" for name in names)
+            raise IntegrityError(
+                f"checkpoint {folder} is of another run than {self.path / 'run.json'} (its own != the run's): "
+                f"{differences}. Bring back the folder as the run left it, or train a new run into another one"
+            )
 
     def has_checkpoint(self) -> bool:
         """Whether training began."""
@@ -403,8 +433,9 @@ def _remove(folder: Path) -> None:
     shutil.rmtree(folder) if folder.is_dir() else folder.unlink()
 
 
-def _load(folder: Path) -> Checkpoint:
-    document = read_json(folder / _DOCUMENT, format_version=FORMAT_VERSION, what="checkpoint")
+def _load(folder: Path) -> tuple[Checkpoint, dict[str, Any]]:
+    """A whole checkpoint, and what it says of the run that wrote it (nothing, where an older lazydp wrote it)."""
+    document = read_json(folder / _DOCUMENT, format_version=_CHECKPOINT_VERSION, what="checkpoint")
     digests = document.get("sha256", {})
     if digests.pop(_DOCUMENT, None) != _digest(document):
         raise IntegrityError(f"{folder / _DOCUMENT} differs from its digest")
@@ -420,9 +451,9 @@ def _load(folder: Path) -> Checkpoint:
         tensors = load_file(folder / _STATE)
     except SafetensorError as error:
         raise FormatError(f"{folder / _STATE} cannot be read: {error}") from error
-    return Checkpoint(
-        step=document["step"], state=_join(document["state"], tensors), event=document["dp_event"], key=key
-    )
+    state = _join(document["state"], tensors)
+    found = Checkpoint(step=document["step"], state=state, event=document["dp_event"], key=key)
+    return found, document.get("run", {})
 
 
 def _digest(document: dict[str, Any]) -> str:

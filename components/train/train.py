@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import importlib.metadata
+import json
 import logging
 import os
 import uuid
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 from torch import Tensor
 
@@ -19,8 +19,9 @@ from lazydp.components.features.spec import FeatureSpec
 from lazydp.components.ingest.dataset import EncodedDataset
 from lazydp.components.models.build import build_model
 from lazydp.components.models.recommender import Recommender
-from lazydp.components.shared.errors import InputError
+from lazydp.components.shared.errors import InputError, PrivacyError
 from lazydp.components.shared.progress import Progress
+from lazydp.components.shared.version import code_version
 from lazydp.components.train.batches import BatchMaker, batch_maker
 from lazydp.components.train.checkpoint import BackgroundWriter, Checkpoint, RunFolder, RunIdentity
 from lazydp.components.train.config import TrainConfig
@@ -101,7 +102,7 @@ def train(
     data = EncodedDataset.open(dataset)
     with RunFolder.locked(out, create=True) as folder:
         identity = _begin(folder, data, config, resume=resume, run_id=run_id, tuning=tuning)
-        checkpoint = folder.latest()
+        checkpoint = latest_of(folder, identity, data)
         if checkpoint is not None:
             _check_move(identity.config, config)
         secret = key_of(checkpoint, folder) if checkpoint is not None else key or NoiseKey.generate()
@@ -197,7 +198,7 @@ def _begin(
         run_id=run_id or (held.run_id if held is not None else _new_run_id()),
         config=config,
         dataset_fingerprint=data.manifest.fingerprint,
-        code_version=importlib.metadata.version("lazydp"),
+        code_version=code_version(),
         noise_multiplier=held.noise_multiplier if held is not None else None,
         tuning=tuning,
     )
@@ -252,6 +253,25 @@ def _new_run_id() -> str:
 def contribution_bound(data: EncodedDataset) -> int | None:
     """k, the most examples that any user has in training, where ingest enforced one."""
     return data.manifest.max_examples_per_user
+
+
+def latest_of(folder: RunFolder, identity: RunIdentity, data: EncodedDataset) -> Checkpoint | None:
+    """The checkpoint that the run goes on from, or is released from; None before the first.
+
+    Raises:
+        IntegrityError: none is whole, or the latest is another run's.
+        PrivacyError: it spent something else than this run would have by then.
+    """
+    checkpoint = folder.latest()
+    if checkpoint is None:
+        return None
+    expected = _event_after(checkpoint.step, identity, data)
+    if checkpoint.event != expected:
+        raise PrivacyError(
+            f"the checkpoint of step {checkpoint.step} in {folder.path} was trained as {json.dumps(checkpoint.event)}, "
+            f"and run {identity.run_id} is charged for {json.dumps(expected)}: it can neither go on nor be released"
+        )
+    return checkpoint
 
 
 def key_of(checkpoint: Checkpoint, folder: RunFolder) -> NoiseKey:
@@ -314,10 +334,15 @@ def embedding_optimizer(config: TrainConfig) -> EmbeddingSgd:
 
 
 def _checkpoint(engine: Engine, identity: RunIdentity, secret: NoiseKey, data: EncodedDataset) -> Checkpoint:
-    event = None
-    if identity.config.private:
-        event = event_to_json(identity.dp_event(contribution_bound(data), steps=engine.steps_done))
-    return Checkpoint(step=engine.steps_done, state=engine.state_dict(), event=event, key=secret)
+    step = engine.steps_done
+    return Checkpoint(step=step, state=engine.state_dict(), event=_event_after(step, identity, data), key=secret)
+
+
+def _event_after(step: int, identity: RunIdentity, data: EncodedDataset) -> dict[str, Any] | None:
+    """What the run is to the accountant once `step` steps are done, as JSON; None without privacy."""
+    if not identity.config.private:
+        return None
+    return event_to_json(identity.dp_event(contribution_bound(data), steps=step))
 
 
 def _snapshot_limit() -> int:

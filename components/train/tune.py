@@ -16,7 +16,6 @@ the bundle.
 from __future__ import annotations
 
 import hashlib
-import importlib.metadata
 import json
 import logging
 import math
@@ -37,6 +36,7 @@ from lazydp.components.evaluate.user_scores import user_scores
 from lazydp.components.ingest.dataset import EncodedDataset
 from lazydp.components.shared.errors import InputError, NonFiniteError, PrivacyError
 from lazydp.components.shared.files import PRIVATE_FILE, read_json, sync_directory, write_json
+from lazydp.components.shared.version import code_version
 from lazydp.components.train.checkpoint import RunFolder, RunIdentity
 from lazydp.components.train.config import TrainConfig
 from lazydp.components.train.sampler import Keystream
@@ -281,7 +281,7 @@ def with_settings(config: TrainConfig, settings: Mapping[str, Any]) -> TrainConf
 
 def _begin(out: Path, data: EncodedDataset, config: TrainConfig, tuning: Tuning, *, resume: bool) -> RunIdentity:
     """What every trial is, but for its settings: the sweep that `out` holds, or a new one."""
-    version = importlib.metadata.version("lazydp")
+    version = code_version()
     given = {"digest": tuning.digest, "dataset_fingerprint": data.manifest.fingerprint, "code_version": version}
     file = out / _SWEEP
     if file.exists():

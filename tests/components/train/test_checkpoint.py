@@ -1,5 +1,6 @@
 """Checkpoints are private, whole or absent, and go back to the same bits."""
 
+import shutil
 import stat
 from pathlib import Path
 from typing import Any
@@ -162,6 +163,44 @@ def test_identity_comes_back_and_differences_are_named(tmp_path: Path) -> None:
         ({"version": "0.2.0"}, "lazydp version: '0.2.0' != '0.1.0'"),
     ]:
         assert found.differences(identity(**changes)) == [message]
+
+
+FOREIGN = [
+    ({"run_id": "run-2"}, "run id: 'run-2' != 'run-1'"),
+    ({"config": {"max_grad_norm": 2.0}}, "configuration: '"),
+    ({"dataset": "xyz"}, "dataset: 'xyz' != 'abc'"),
+    ({"version": "0.1.0+ffff"}, r"lazydp version: '0.1.0\+ffff' != '0.1.0'"),
+    ({"config": {"log_every": 3}}, None),  # the control: what has no part in the result makes no other run
+]
+
+
+@pytest.mark.parametrize(("changes", "message"), FOREIGN)
+def test_a_checkpoint_of_another_run_is_refused_whatever_its_shapes(
+    changes: dict[str, Any], message: str | None, tmp_path: Path
+) -> None:
+    for name, of in (("ours", identity()), ("theirs", identity(**changes))):
+        with RunFolder.locked(tmp_path / name, create=True) as folder:
+            folder.begin(of)
+            folder.save(checkpoint(1 if name == "ours" else 2))
+    step = "step-000000002"
+    shutil.copytree(tmp_path / "theirs" / "checkpoints" / step, tmp_path / "ours" / "checkpoints" / step)
+    with RunFolder.locked(tmp_path / "ours") as folder:
+        if message is None:
+            found = folder.latest()
+            assert found is not None
+            assert found.step == 2
+        else:
+            with pytest.raises(IntegrityError, match=rf"of another run than .*run\.json \(.*\): {message}"):
+                folder.latest()
+
+
+def test_a_checkpoint_that_says_no_run_is_refused(tmp_path: Path) -> None:
+    """As an older lazydp wrote them: which run such a one is of nobody can say."""
+    with RunFolder.locked(tmp_path / "run", create=True) as folder:
+        folder.save(checkpoint(1))
+        folder.begin(identity())
+        with pytest.raises(IntegrityError, match="run id: None != 'run-1'"):
+            folder.latest()
 
 
 def test_destroyed_keys(tmp_path: Path) -> None:

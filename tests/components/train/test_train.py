@@ -2,7 +2,9 @@
 
 import base64
 import dataclasses
+import json
 import logging
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -14,8 +16,8 @@ from lazydp.components.budget.events import dpsgd_event, event_from_json, withou
 from lazydp.components.budget.ledger import Ledger
 from lazydp.components.export.statement import statement_of
 from lazydp.components.ingest.dataset import EncodedDataset
-from lazydp.components.shared.errors import BudgetExceededError, InputError, PrivacyError
-from lazydp.components.train import batches
+from lazydp.components.shared.errors import BudgetExceededError, InputError, IntegrityError, PrivacyError
+from lazydp.components.train import batches, checkpoint
 from lazydp.components.train.batches import batch_maker
 from lazydp.components.train.checkpoint import Checkpoint, RunFolder, RunIdentity
 from lazydp.components.train.engine import Engine
@@ -285,8 +287,44 @@ def test_another_run_is_not_resumed(tiny: Any, tmp_path: Path, monkeypatch: pyte
         held = folder.identity()
         assert held is not None
         folder.begin(dataclasses.replace(held, code_version="0.0.1"))
-    with pytest.raises(InputError, match=r"lazydp version: '[\d.]+' != '0\.0\.1'"):
+    with pytest.raises(InputError, match=r"lazydp version: '[\d.]+\+[0-9a-f]{12}' != '0\.0\.1'"):
         train(**given, config=tiny.config())
+
+
+def test_a_checkpoint_from_another_run_neither_goes_on_nor_is_released(tiny: Any, tmp_path: Path) -> None:
+    """Two runs of one configuration: every shape fits, and so does all but the run's id (and the key)."""
+    from lazydp.components.export.export import export
+
+    given: dict[str, Any] = {"dataset": tiny.dataset, "config": tiny.config(steps=20), "ledger": tiny.ledger()}
+    for name in ("ours", "theirs"):
+        train(**given, out=tmp_path / name, run_id=name)
+    ours, theirs = (tmp_path / name / "checkpoints" / "step-000000020" for name in ("ours", "theirs"))
+    shutil.move(ours, tmp_path / "kept")
+    shutil.copytree(theirs, ours)
+    release = {"run": tmp_path / "ours", "dataset": tiny.dataset, "out": tmp_path / "bundle", "ledger": given["ledger"]}
+    for attempt in (lambda: train(**given, out=tmp_path / "ours", resume=True), lambda: export(**release)):
+        with pytest.raises(IntegrityError, match="run id: 'theirs' != 'ours'"):
+            attempt()
+    with Ledger.open(given["ledger"]) as ledger:
+        assert ledger.releases() == ()
+    # the control: its own
+    shutil.rmtree(ours)
+    shutil.move(tmp_path / "kept", ours)
+    assert export(**release).lineage.run_id == "ours"
+
+
+def test_a_checkpoint_that_spent_something_else_is_refused(tiny: Any, tmp_path: Path) -> None:
+    given: dict[str, Any] = {"dataset": tiny.dataset, "config": tiny.config(), "ledger": tiny.ledger()}
+    train(**given, out=tmp_path / "run")
+    file = tmp_path / "run" / "checkpoints" / "step-000000030" / "checkpoint.json"
+    document = json.loads(file.read_text())
+    version, digest = document.pop("format_version"), document["sha256"].pop("checkpoint.json")
+    assert digest == checkpoint._digest(document)
+    document["dp_event"]["count"] = 29
+    document["sha256"]["checkpoint.json"] = checkpoint._digest(document)
+    file.write_text(json.dumps({"format_version": version, **document}))
+    with pytest.raises(PrivacyError, match=r'"count": 29.* is charged for .*"count": 30'):
+        train(**given, out=tmp_path / "run", resume=True)
 
 
 def test_the_three_modes_are_the_same_computation(tiny: Any) -> None:

@@ -1,0 +1,43 @@
+"""The code's version tells two sources apart, and nothing that has no part in a run."""
+
+from pathlib import Path
+
+import pytest
+
+from lazydp.components.shared.version import code_version, source_digest
+
+
+@pytest.fixture
+def root(tmp_path: Path) -> Path:
+    for name in ("components/train/engine.py", "kernels/ops.py", "service/app.py", "components/train/README.md"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text(name)
+    return tmp_path
+
+
+@pytest.mark.parametrize("name", ["components/train/engine.py", "kernels/ops.py", "kernels/another.py"])
+def test_another_source_is_another_version(root: Path, name: str) -> None:
+    before = source_digest(root)
+    assert source_digest(root) == before
+    (root / name).write_text("other")
+    assert source_digest(root) != before
+
+
+def test_a_source_that_moves_is_another_version(root: Path) -> None:
+    before = source_digest(root)
+    (root / "kernels" / "ops.py").rename(root / "components" / "ops.py")
+    assert source_digest(root) != before
+
+
+@pytest.mark.parametrize("name", ["service/app.py", "components/train/README.md", "components/train/engine.pyc"])
+def test_what_has_no_part_in_a_run_has_none_in_its_version(root: Path, name: str) -> None:
+    before = source_digest(root)
+    (root / name).write_text("other")
+    assert source_digest(root) == before
+
+
+def test_this_codes_version_is_of_these_sources() -> None:
+    release, _, digest = code_version().partition("+")
+    assert release[0].isdigit()
+    assert digest == source_digest(Path(__file__).parents[3])
+    assert digest != source_digest(Path(__file__).parent)  # of no source at all
