@@ -31,7 +31,8 @@ def dpsgd_event(
 ) -> DpEvent:
     """The event of `steps` steps of DP-SGD in which each privacy unit contributes at most one clipped gradient.
 
-    The sampler says itself how it drew the batches, for the law of the batches is what amplifies:
+    The sampler says itself how it drew the batches, for the law of the batches is what amplifies. `lazydp train` draws
+    `poisson` and no other (ARCHITECTURE.md says why); the others are for loops of one's own around `make_private`:
 
     - `poisson`: each unit independently with `sampling_prob`.
     - `truncated_poisson`: the same, then at most `batch_size` of `population` units, chosen at random
