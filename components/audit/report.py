@@ -106,7 +106,7 @@ class AuditReport(_Model):
         """As the privacy statement of a run carries it.
 
         Args:
-            dataset: fingerprint of the run's dataset.
+            dataset: fingerprint of the run's dataset, private.
             config: digest of the run's configuration.
             code_version: of the run.
 
@@ -121,8 +121,8 @@ class AuditReport(_Model):
         ):
             if audited != run:
                 raise InputError(
-                    f"the audit is of another {what} than the run ({audited[:12]}, the run has {run[:12]}): a "
-                    "statement carries an audit of the very run it describes; audit again with the run's configuration"
+                    f"the audit is of another {what} than the run: a statement carries an audit of the very run it "
+                    "describes; audit again with the run's configuration"
                 )
         if self.fault is not None:
             raise PrivacyError(self.fault)

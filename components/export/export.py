@@ -127,8 +127,8 @@ def _dataset(path: Path, identity: RunIdentity) -> EncodedDataset:
     data = EncodedDataset.open(path)
     if data.manifest.fingerprint != identity.dataset_fingerprint:
         raise InputError(
-            f"dataset {path} has fingerprint {data.manifest.fingerprint}, run {identity.run_id} was trained on "
-            f"{identity.dataset_fingerprint}: give the dataset it was trained on"
+            f"dataset {path} has other content than the one that run {identity.run_id} was trained on: "
+            "give the dataset it was trained on"
         )
     return data
 

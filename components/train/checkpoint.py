@@ -112,7 +112,7 @@ class RunIdentity:
             ("sweep", other.tuning, self.tuning),
         ):
             if theirs != ours:
-                found.append(f"{what}: {theirs!r} != {ours!r}")
+                found.append(_difference(what, theirs, ours))
         return found
 
     def marks(self) -> dict[str, Any]:
@@ -269,7 +269,7 @@ class RunFolder:
         ours = self._marks()
         names = [name for name in ours | marks if marks.get(name) != ours.get(name)]
         if names:
-            differences = "; ".join(f"{name}: {marks.get(name)!r} != {ours.get(name)!r}" for name in names)
+            differences = "; ".join(_difference(name, marks.get(name), ours.get(name)) for name in names)
             raise IntegrityError(
                 f"checkpoint {folder} is of another run than {self.path / 'run.json'} (its own != the run's): "
                 f"{differences}. Bring back the folder as the run left it, or train a new run into another one"
@@ -390,6 +390,11 @@ def write_tensors(path: Path, tensors: dict[str, torch.Tensor]) -> str:
                 file.write(data)
                 digest.update(data)
     return digest.hexdigest()
+
+
+def _difference(what: str, theirs: Any, ours: Any) -> str:
+    """`what: theirs != ours`; of a dataset no fingerprint, for more people read messages than may read the data."""
+    return "dataset: its content is another" if what == "dataset" else f"{what}: {theirs!r} != {ours!r}"
 
 
 @contextlib.contextmanager
