@@ -14,6 +14,7 @@ So the bundle never stands at its name without its commit in the ledger, nor bes
 from __future__ import annotations
 
 import datetime
+import glob
 import logging
 import shutil
 import time
@@ -79,7 +80,7 @@ def export(
             audited = _audited(audit, identity)
             flushed = _flush_and_prove(folder, identity, data)
             staged = out.absolute().with_name(f".{out.name}.{identity.run_id}")
-            shutil.rmtree(staged, ignore_errors=True)
+            clear(staged)
             stands = standing(ledger, identity) if identity.config.private else UNREGISTERED
             _log.info("accounting, and writing the bundle")
             manifest = stage(staged, flushed, identity, data, name=name, stands=stands, audit=audited)
@@ -147,6 +148,12 @@ def _finished(folder: RunFolder, identity: RunIdentity, data: EncodedDataset) ->
 def refuse_taken(out: Path) -> None:
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise InputError(f"{out} already exists: choose another output folder or remove it first")
+
+
+def clear(staged: Path) -> None:
+    """Remove what a killed process left of a staged bundle: the whole, or what was being written to become it."""
+    for leftover in (staged, *staged.parent.glob(f".{glob.escape(staged.name)}.*")):
+        shutil.rmtree(leftover, ignore_errors=True)
 
 
 def _flush_and_prove(folder: RunFolder, identity: RunIdentity, data: EncodedDataset) -> Flushed:

@@ -31,13 +31,12 @@ from __future__ import annotations
 
 import logging
 import os
-import shutil
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
 from lazydp.components.bundle.manifest import Manifest
-from lazydp.components.export.export import flush_and_prove, stage
+from lazydp.components.export.export import clear, flush_and_prove, stage
 from lazydp.components.ingest.dataset import EncodedDataset
 from lazydp.components.shared.errors import InputError
 from lazydp.components.shared.files import sync_directory
@@ -91,7 +90,7 @@ class Snapshots:
             _check_own(bundle, identity)
         else:
             staged = bundle.with_name(f".{bundle.name}")
-            shutil.rmtree(staged, ignore_errors=True)
+            clear(staged)
             stands = standing(self.ledger, identity)
             manifest = stage(staged, flushed, identity, data, name=self.name, stands=stands, audit=None)
             commit(

@@ -28,7 +28,7 @@ PROGRAM = Path(__file__).with_name("killed_command.py")
 SETTINGS = {"steps": 3, "checkpoint_every": 2, "log_every": 100}
 # Where a kill would do most harm if the order were wrong; the slow tests take every point there is.
 DURING_TRAIN = ("before append 2", "after append 2", "before rename 2", "after step 2", "after destroy 1")
-DURING_EXPORT = ("after append 1", "after commit 1", "before _destroy 2", "before rename 2")
+DURING_EXPORT = ("before save 1", "after append 1", "after commit 1", "before _destroy 2", "before rename 2")
 PRELOADED = [
     "torch._dynamo",
     "lazydp.components.export.export",
@@ -166,7 +166,7 @@ def kill_export(start: Commands, point: str) -> None:
     with Ledger.open(killed.url) as ledger:
         assert [entry.kind for entry in ledger.entries()].count("committed") == 1
     assert not killed.keys()
-    assert not list(killed.folder.glob(".bundle*"))
+    assert not list(killed.folder.glob(".*bundle*"))
 
 
 @pytest.mark.parametrize("point", DURING_TRAIN)
