@@ -264,7 +264,11 @@ int64_t single_bags(const BagSum& job) {
 LAZYDP_VECTOR_CLONES
 void rows_to_single_bags(const BagSum& job, const Grouping& groups, int64_t begin, int64_t end) {
   const ReadRows rows{job, 0};
-  for (int64_t i = groups.starts[begin]; i < groups.starts[end]; ++i) {
+  const int64_t last = groups.starts[end];
+  for (int64_t i = groups.starts[begin]; i < last; ++i) {
+    // The bags lie in no order.
+    if (i + kPrefetchDistance < last)
+      prefetch_to_write(job.out + groups.bag[groups.order[i + kPrefetchDistance]] * job.columns, job.columns);
     const int64_t lookup = groups.order[i];
     const int64_t g = groups.bag[lookup];
     if (is_single(job, g)) sum_rows(rows, lookup, lookup + 1, job.columns, StoreAt{job.out + g * job.columns});

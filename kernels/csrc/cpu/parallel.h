@@ -21,7 +21,7 @@ struct Parallel {
   template <class F>
   void operator()(int64_t begin, int64_t end, int64_t grain, const F& f) const {
     if (begin >= end) return;
-    constexpr int64_t kClaimsPerThread = 8;
+    constexpr int64_t kClaimsPerThread = 32;  // a slow core keeps the others waiting for one at most
     const int64_t share = (end - begin) / (kClaimsPerThread * threads);
     const int64_t size = std::max<int64_t>(std::max<int64_t>(grain, 1), share);
     const int64_t claims = (end - begin + size - 1) / size;
