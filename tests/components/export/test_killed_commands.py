@@ -139,7 +139,7 @@ def commands(tiny: Any, tmp_path: Path) -> Commands:
 
 
 def kill_train(start: Commands, point: str) -> None:
-    killed = start.copy(point.replace(" ", "-"))
+    killed = start.copy(f"train-{point}".replace(" ", "-"))
     assert killed.train(kill_at=point) == -signal.SIGKILL, killed.output
     trained = any("step" in passed for passed in killed.trace())
     statuses = list(killed.runs().values())
@@ -153,7 +153,7 @@ def kill_train(start: Commands, point: str) -> None:
 
 
 def kill_export(start: Commands, point: str) -> None:
-    killed = start.copy(point.replace(" ", "-"))
+    killed = start.copy(f"export-{point}".replace(" ", "-"))
     assert killed.export(kill_at=point) == -signal.SIGKILL, killed.output
     if killed.bundle.exists():
         assert point == "after rename 2"
