@@ -141,6 +141,8 @@ def step(
         raise click.UsageError("--config belongs to --data")
     if data is not None and rows is not None:
         raise click.UsageError("--rows belongs to --shape: the tables of a dataset have the size they have")
+    if plot is not None and plot.suffix != ".svg":
+        raise click.UsageError(f"--plot draws an SVG: name it so, as {plot.with_suffix('.svg')}")
     _use_threads(threads)
     workload: Workload = bench.named(shape, rows=rows) if data is None else DatasetWorkload.open(data, config)
     placement = Placement.of(device, table_device)

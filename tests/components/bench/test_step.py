@@ -219,3 +219,10 @@ def test_the_command_takes_a_device(simulated_gpu: Any) -> None:
     ran = CliRunner().invoke(cli.step, [*given, "--device", "cuda", "--table-device", "cpu"], catch_exceptions=False)
     assert json.loads(ran.stdout.splitlines()[0])["shape"]["layers_on_gpu"] == 1
     assert "layers_on_gpu" not in json.loads(CliRunner().invoke(cli.step, given).stdout.splitlines()[0])["shape"]
+
+
+def test_a_plot_is_named_as_what_it_is(tmp_path: Path) -> None:
+    refused = CliRunner().invoke(cli.step, ["--shape", "small", "--plot", str(tmp_path / "step.png")])
+    assert refused.exit_code == 2
+    assert f"name it so, as {tmp_path / 'step.svg'}" in " ".join(refused.output.split())
+    assert not list(tmp_path.iterdir())
