@@ -7,34 +7,30 @@ from torch import Tensor
 
 import lazydp.kernels._C  # noqa: F401  (the schemas must be there first)
 
-_MUTATING = ("normal_", "catch_up_", "flush_", "scatter_add_")
+_MUTATING = ("normal_", "flush_", "foreach_catch_up_", "foreach_catch_up_bag_sum_", "foreach_scatter_add_")
 
 
 def _nothing(*_: object) -> None:
     return None
 
 
-def _group_rows(indices: Tensor, num_rows: int) -> tuple[Tensor, Tensor, Tensor]:
-    groups = torch.library.get_ctx().new_dynamic_size()
-    return indices.new_empty(groups), torch.empty_like(indices), indices.new_empty(groups + 1)
+def _group_rows(indices: list[Tensor], num_rows: list[int]) -> tuple[list[Tensor], list[Tensor], list[Tensor]]:
+    counts = [torch.library.get_ctx().new_dynamic_size() for _ in indices]
+    rows = [of.new_empty(count) for of, count in zip(indices, counts, strict=True)]
+    starts = [of.new_empty(count + 1) for of, count in zip(indices, counts, strict=True)]
+    return rows, [torch.empty_like(of) for of in indices], starts
 
 
-def _bag_sum(weight: Tensor, indices: Tensor, offsets: Tensor, per_lookup_weights: Tensor | None) -> Tensor:
-    return weight.new_empty(offsets.shape[0] - 1, weight.shape[1])
+def _bag_sum(weights: list[Tensor], indices: list[Tensor], offsets: list[Tensor], *_: object) -> list[Tensor]:
+    return [weight.new_empty(ends.shape[0] - 1, weight.shape[1]) for weight, ends in zip(weights, offsets, strict=True)]
 
 
-def _catch_up_bag_sum(weight: Tensor, *rest: object) -> Tensor:
-    offsets = rest[12]
-    assert isinstance(offsets, Tensor)
-    return weight.new_empty(offsets.shape[0] - 1, weight.shape[1])
+def _bag_ids(offsets: list[Tensor]) -> list[Tensor]:
+    return [ends.new_empty(torch.library.get_ctx().new_dynamic_size()) for ends in offsets]
 
 
-def _bag_ids(offsets: Tensor) -> Tensor:
-    return offsets.new_empty(torch.library.get_ctx().new_dynamic_size())
-
-
-def _bag_sq_norms(indices: Tensor, offsets: Tensor, grad: Tensor, per_lookup_weights: Tensor | None) -> Tensor:
-    return grad.new_empty(grad.shape[1])
+def _bag_sq_norms(indices: list[Tensor], offsets: list[Tensor], grads: list[Tensor], *_: object) -> Tensor:
+    return grads[0].new_empty(grads[0].shape[1])
 
 
 def _chacha_words(key: Tensor, stream: int, counter: int, n: int) -> Tensor:
@@ -47,11 +43,10 @@ def _normals_of_blocks(words: Tensor) -> Tensor:
 
 for _name in _MUTATING:
     torch.library.register_fake(f"lazydp::{_name}", _nothing)
-torch.library.register_fake("lazydp::group_rows", _group_rows)
-torch.library.register_fake("lazydp::bag_sum", _bag_sum)
-torch.library.register_fake("lazydp::catch_up_bag_sum_", _catch_up_bag_sum)
-torch.library.register_fake("lazydp::bag_ids", _bag_ids)
-torch.library.register_fake("lazydp::bag_sq_norms", _bag_sq_norms)
+torch.library.register_fake("lazydp::foreach_group_rows", _group_rows)
+torch.library.register_fake("lazydp::foreach_bag_sum", _bag_sum)
+torch.library.register_fake("lazydp::foreach_bag_ids", _bag_ids)
+torch.library.register_fake("lazydp::foreach_bag_sq_norms", _bag_sq_norms)
 torch.library.register_fake("lazydp::chacha_words", _chacha_words)
 torch.library.register_fake("lazydp::chacha20_blocks", torch.empty_like)
 torch.library.register_fake("lazydp::normals_of_blocks", _normals_of_blocks)

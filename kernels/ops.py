@@ -4,10 +4,14 @@ All tensors are contiguous. Embedding weights are float32 [R, D], row ids and of
 the uint8 [32] of `NoiseKey.tensor()`. Every argument is checked before anything is written; what is wrong raises
 ValueError with the place and the value. Work is spread over torch's own threads (`torch.set_num_threads`), and no
 result depends on their number.
+
+`foreach_f` is `f` of several tables at once (as torch names its own): the same results, but threads start and wait once
+for all of them, and Python calls once. A model with many tables is to use these.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Literal
 
 import torch
@@ -30,6 +34,13 @@ __all__ = [
     "chacha20_blocks",
     "chacha_words",
     "flush_",
+    "foreach_bag_ids",
+    "foreach_bag_sq_norms",
+    "foreach_bag_sum",
+    "foreach_catch_up_",
+    "foreach_catch_up_bag_sum_",
+    "foreach_group_rows",
+    "foreach_scatter_add_",
     "group_rows",
     "normal_",
     "normals_of_blocks",
@@ -56,7 +67,14 @@ def normal_(out: Tensor, key: Tensor, *, table: int, first_row: int, step: int) 
 
 def group_rows(indices: Tensor, *, num_rows: int) -> RowGroups:
     """Groups the lookups `indices`, int64 [N] with 0 <= index < num_rows, by row (stable radix sort)."""
-    return RowGroups(*_lazydp.group_rows(indices, num_rows))
+    return foreach_group_rows([indices], num_rows=[num_rows])[0]
+
+
+def foreach_group_rows(indices: Sequence[Tensor], *, num_rows: Sequence[int]) -> list[RowGroups]:
+    """`group_rows` of the lookups of several tables."""
+    if not indices:
+        return []
+    return [RowGroups(*parts) for parts in zip(*_lazydp.foreach_group_rows(indices, num_rows), strict=True)]
 
 
 def catch_up_(
@@ -93,7 +111,43 @@ def catch_up_(
         momentum: float32 [R, D] for dimension 2.
         noise: "ones" replaces every z by 1, to test lazy against eager exactly.
     """
-    _lazydp.catch_up_(weight, last, rows, key, table, step, transition, factor, momentum, _is_ones(noise))
+    foreach_catch_up_(
+        [weight],
+        [last],
+        [rows],
+        key,
+        tables=[table],
+        step=step,
+        transition=transition,
+        factor=factor,
+        momenta=_listed(momentum),
+        noise=noise,
+    )
+
+
+def foreach_catch_up_(
+    weights: Sequence[Tensor],
+    last: Sequence[Tensor],
+    rows: Sequence[Tensor],
+    key: Tensor,
+    *,
+    tables: Sequence[int],
+    step: int,
+    transition: Tensor,
+    factor: Tensor,
+    momenta: Sequence[Tensor] | None = None,
+    noise: Law = "gaussian",
+) -> None:
+    """`catch_up_` of several tables that share optimizer and step.
+
+    The weights, the `last`, the momenta and the numbers `tables` must all differ: a table that wakes twice would get
+    its noise twice, and two tables of one number would get the same.
+    """
+    if not weights:
+        return
+    _lazydp.foreach_catch_up_(
+        weights, last, rows, key, tables, step, transition, factor, momenta or [], _is_ones(noise)
+    )
 
 
 def flush_(
@@ -124,8 +178,20 @@ def bag_sum(weight: Tensor, indices: Tensor, offsets: Tensor, per_lookup_weights
     Returns:
         float32 [G, D]; zeros for an empty bag.
     """
-    result: Tensor = _lazydp.bag_sum(weight, indices, offsets, per_lookup_weights)
-    return result
+    return foreach_bag_sum([weight], [indices], [offsets], [per_lookup_weights])[0]
+
+
+def foreach_bag_sum(
+    weights: Sequence[Tensor],
+    indices: Sequence[Tensor],
+    offsets: Sequence[Tensor],
+    per_lookup_weights: Sequence[Tensor | None] | None = None,
+) -> list[Tensor]:
+    """`bag_sum` of several tables."""
+    if not weights:
+        return []
+    sums: list[Tensor] = _lazydp.foreach_bag_sum(weights, indices, offsets, _or_ones(per_lookup_weights, weights))
+    return sums
 
 
 def catch_up_bag_sum_(
@@ -145,29 +211,69 @@ def catch_up_bag_sum_(
     per_lookup_weights: Tensor | None = None,
     noise: Law = "gaussian",
 ) -> Tensor:
-    """`catch_up_` of the rows of `groups`, then `bag_sum` of the lookups they group; on CUDA one pass over the rows.
+    """`catch_up_` of the rows of `groups`, then `bag_sum` of the lookups they group, in one pass over the rows.
+
+    (On the CPU that is one pass where most bags have one lookup.)
 
     Returns float32 [G, D]. For the arguments see the two operators; `bag_of_lookup` is int64 [N] (see `bag_ids`).
     """
-    result: Tensor = _lazydp.catch_up_bag_sum_(
-        weight,
-        last,
-        groups.rows,
-        groups.order,
-        groups.starts,
+    return foreach_catch_up_bag_sum_(
+        [weight],
+        [last],
+        [groups],
         key,
-        table,
+        [indices],
+        [offsets],
+        [bag_of_lookup],
+        tables=[table],
+        step=step,
+        transition=transition,
+        factor=factor,
+        momenta=_listed(momentum),
+        per_lookup_weights=[per_lookup_weights],
+        noise=noise,
+    )[0]
+
+
+def foreach_catch_up_bag_sum_(
+    weights: Sequence[Tensor],
+    last: Sequence[Tensor],
+    groups: Sequence[RowGroups],
+    key: Tensor,
+    indices: Sequence[Tensor],
+    offsets: Sequence[Tensor],
+    bag_of_lookup: Sequence[Tensor],
+    *,
+    tables: Sequence[int],
+    step: int,
+    transition: Tensor,
+    factor: Tensor,
+    momenta: Sequence[Tensor] | None = None,
+    per_lookup_weights: Sequence[Tensor | None] | None = None,
+    noise: Law = "gaussian",
+) -> list[Tensor]:
+    """`catch_up_bag_sum_` of several tables; what must differ between them says `foreach_catch_up_`."""
+    if not weights:
+        return []
+    sums = [_room_for_sums(weight, ends) for weight, ends in zip(weights, offsets, strict=True)]
+    _lazydp.foreach_catch_up_bag_sum_(
+        weights,
+        last,
+        *_parts(groups),
+        key,
+        tables,
         step,
         transition,
         factor,
-        momentum,
+        momenta or [],
         _is_ones(noise),
         indices,
         offsets,
         bag_of_lookup,
-        per_lookup_weights,
+        _or_ones(per_lookup_weights, weights),
+        sums,
     )
-    return result
+    return sums
 
 
 def bag_sq_norms(indices: Tensor, offsets: Tensor, grad: Tensor, per_lookup_weights: Tensor | None = None) -> Tensor:
@@ -186,8 +292,24 @@ def bag_sq_norms(indices: Tensor, offsets: Tensor, grad: Tensor, per_lookup_weig
     Returns:
         float32 [B], accumulated in float64.
     """
-    result: Tensor = _lazydp.bag_sq_norms(indices, offsets, grad, per_lookup_weights)
-    return result
+    return foreach_bag_sq_norms([indices], [offsets], [grad], [per_lookup_weights])
+
+
+def foreach_bag_sq_norms(
+    indices: Sequence[Tensor],
+    offsets: Sequence[Tensor],
+    grads: Sequence[Tensor],
+    per_lookup_weights: Sequence[Tensor | None] | None = None,
+) -> Tensor:
+    """Squared norms of what single examples send to all of several tables: the sum of `bag_sq_norms` over them.
+
+    Tables may differ in F and D, not in B; there must be one at least.
+
+    Returns:
+        float32 [B]; on the CPU accumulated over the tables in float64 too.
+    """
+    norms: Tensor = _lazydp.foreach_bag_sq_norms(indices, offsets, grads, _or_ones(per_lookup_weights, grads))
+    return norms
 
 
 def scatter_add_(
@@ -213,8 +335,26 @@ def scatter_add_(
         alpha: common factor, such as -learning_rate / expected_batch_size.
         per_lookup_weights: float32 [N], or None for ones.
     """
-    _lazydp.scatter_add_(
-        weight, groups.rows, groups.order, groups.starts, bag_of_lookup, grad, scale, alpha, per_lookup_weights
+    foreach_scatter_add_(
+        [weight], [groups], [bag_of_lookup], [grad], [scale], alpha=alpha, per_lookup_weights=[per_lookup_weights]
+    )
+
+
+def foreach_scatter_add_(
+    weights: Sequence[Tensor],
+    groups: Sequence[RowGroups],
+    bag_of_lookup: Sequence[Tensor],
+    grads: Sequence[Tensor],
+    scales: Sequence[Tensor],
+    *,
+    alpha: float,
+    per_lookup_weights: Sequence[Tensor | None] | None = None,
+) -> None:
+    """`scatter_add_` of several tables, all different, with one `alpha`."""
+    if not weights:
+        return
+    _lazydp.foreach_scatter_add_(
+        weights, *_parts(groups), bag_of_lookup, grads, scales, alpha, _or_ones(per_lookup_weights, weights)
     )
 
 
@@ -225,12 +365,22 @@ def bag_ids(offsets: Tensor, *, num_lookups: int | None = None) -> Tensor:
     then an error of the device.
     """
     if offsets.is_cpu:
-        result: Tensor = _lazydp.bag_ids(offsets)
-        return result
+        return foreach_bag_ids([offsets])[0]
     lengths = offsets.diff()
     if offsets.numel() < 1 or (num_lookups is None and (lengths < 0).any()):
         raise ValueError("offsets: expected at least one entry, and none below the one before")
     return torch.repeat_interleave(lengths, output_size=num_lookups)
+
+
+def foreach_bag_ids(offsets: Sequence[Tensor], *, num_lookups: Sequence[int | None] | None = None) -> list[Tensor]:
+    """`bag_ids` of the lookups of several tables, all on one device."""
+    if not offsets:
+        return []
+    if offsets[0].is_cpu:
+        ids: list[Tensor] = _lazydp.foreach_bag_ids(offsets)
+        return ids
+    counts = num_lookups if num_lookups is not None else [None] * len(offsets)
+    return [bag_ids(some, num_lookups=count) for some, count in zip(offsets, counts, strict=True)]
 
 
 def chacha_words(key: Tensor, *, stream: int, counter: int, n: int) -> Tensor:
@@ -263,7 +413,7 @@ def normals_of_blocks(words: Tensor) -> Tensor:
 
 def built_with_cuda() -> bool:
     """Whether the operators take tensors on an NVIDIA GPU: the extension was built with CUDA."""
-    return bool(torch._C._dispatch_has_kernel_for_dispatch_key("lazydp::bag_sum", "CUDA"))
+    return bool(torch._C._dispatch_has_kernel_for_dispatch_key("lazydp::foreach_bag_sum", "CUDA"))
 
 
 def simd_levels() -> tuple[SimdLevel, ...]:
@@ -285,6 +435,23 @@ def set_simd_level(level: SimdLevel) -> None:
     if level not in simd_levels():
         raise ValueError(f"level: expected one of {', '.join(simd_levels())}, found {level!r}")
     _lazydp.set_simd_level(_SIMD_LEVELS.index(level))
+
+
+def _listed(momentum: Tensor | None) -> Sequence[Tensor] | None:
+    return None if momentum is None else [momentum]
+
+
+def _room_for_sums(weight: Tensor, offsets: Tensor) -> Tensor:
+    """[G, D]; of any size where weight or offsets are not what they should be: the operator says what is wrong."""
+    return weight.new_empty(max(0, offsets.numel() - 1), weight.shape[-1] if weight.dim() else 0)
+
+
+def _parts(groups: Sequence[RowGroups]) -> tuple[list[Tensor], list[Tensor], list[Tensor]]:
+    return [group.rows for group in groups], [group.order for group in groups], [group.starts for group in groups]
+
+
+def _or_ones(per_lookup_weights: Sequence[Tensor | None] | None, tables: Sequence[Tensor]) -> Sequence[Tensor | None]:
+    return [None] * len(tables) if per_lookup_weights is None else per_lookup_weights
 
 
 def _is_ones(noise: Law) -> bool:

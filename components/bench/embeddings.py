@@ -16,13 +16,14 @@ from lazydp.components.bench.workload import Workload
 from lazydp.components.models.layout import FeatureLayout
 from lazydp.components.train import schedules
 from lazydp.components.train.clipping import clip_coefficients
+from lazydp.components.train.contributions import sq_norms_of_tables
 from lazydp.components.train.crossing import send_lookups
 from lazydp.components.train.examples import Examples
 from lazydp.components.train.lookups import Lookups, lookups_of
 from lazydp.components.train.placement import CPU
 from lazydp.components.train.skip_ahead import EmbeddingSgd
 from lazydp.components.train.tables import EmbeddingTables, Mode, TableGradient
-from lazydp.kernels import ops
+from lazydp.components.train.units import Units
 from lazydp.kernels.noise_key import NoiseKey
 
 
@@ -103,8 +104,5 @@ class OurEmbeddings:
     def _coefficients(self, size: int, reads: Mapping[str, Lookups], gradients: Mapping[str, Tensor]) -> Tensor:
         if not self._private:
             return torch.ones(size, device=self._device)
-        sq_norms = torch.zeros(size, device=self._device)
-        for name, read in reads.items():
-            by_bag = gradients[name].view(read.bags_per_example, size, gradients[name].shape[1])
-            sq_norms += ops.bag_sq_norms(read.indices, read.offsets, by_bag, read.weights)
-        return clip_coefficients(sq_norms, max_grad_norm=1.0)
+        sent = [(read, gradients[name]) for name, read in reads.items()]
+        return clip_coefficients(sq_norms_of_tables(sent, Units.examples(size)), max_grad_norm=1.0)

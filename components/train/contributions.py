@@ -7,7 +7,7 @@ all features that share a table and all examples of the unit.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import torch
@@ -57,9 +57,7 @@ class Contributions:
             privacy: norms, divisor, and what is clipped of a user.
         """
         weights = _example_weights(units, privacy, of_dense.device)
-        of_tables = torch.zeros_like(of_dense)
-        for lookups, gradient in tables.values():
-            of_tables += table_sq_norms(lookups, gradient, units)
+        of_tables = sq_norms_of_tables(list(tables.values()), units) if tables else torch.zeros_like(of_dense)
         sums: dict[Group, Tensor] = {"dense": of_dense, "embeddings": of_tables}
         sq_norms = sums if weights is None else {group: total * weights.square() for group, total in sums.items()}
         coefficients = _coefficients(sq_norms, privacy)
@@ -117,23 +115,38 @@ def units_of(size: int, user_sizes: Tensor | None, privacy: PrivacyParameters) -
     return units
 
 
-def table_sq_norms(lookups: Lookups, gradient: Tensor, units: Units) -> Tensor:
-    """Squared norm of what each unit sends to one table, float32 [U]: equal rows of a unit add up first.
+def sq_norms_of_tables(tables: Sequence[tuple[Lookups, Tensor]], units: Units) -> Tensor:
+    """Squared norm of what each unit sends to all `tables`, float32 [U]: equal rows of a unit add up first.
 
     Args:
-        lookups: F bags of each example.
-        gradient: of each bag, [F * B, D].
+        tables: one at least: F bags of each example, and the gradient of each bag, [F * B, D].
         units: of the examples.
     """
     if units.single:
-        by_bag = gradient.view(lookups.bags_per_example, units.count, gradient.shape[1])
-        return ops.bag_sq_norms(lookups.indices, lookups.offsets, by_bag, lookups.weights)
-    # A user of n examples is to the kernel one example with n F bags.
-    width = lookups.bags_per_example
-    order = units.bags_by_run(width)
-    taken = _on_host(lookups).take(order, bags_per_example=width)
-    of_bags = gradient[moved([order], gradient.device)[0]]
-    return torch.cat([_sq_norms_of_run(taken, of_bags, run) for run in units.runs()])
+        return _sq_norms([(lookups, _by_bag(lookups, gradient, units.count)) for lookups, gradient in tables])
+    by_run = [_ordered_by_run(lookups, gradient, units) for lookups, gradient in tables]
+    return torch.cat([_sq_norms([_of_run(*table, run) for table in by_run]) for run in units.runs()])
+
+
+def _sq_norms(tables: Sequence[tuple[Lookups, Tensor]]) -> Tensor:
+    lookups = [of_table for of_table, _ in tables]
+    return ops.foreach_bag_sq_norms(
+        [of_table.indices for of_table in lookups],
+        [of_table.offsets for of_table in lookups],
+        [by_bag for _, by_bag in tables],
+        [of_table.weights for of_table in lookups],
+    )
+
+
+def _by_bag(lookups: Lookups, gradient: Tensor, units: int) -> Tensor:
+    return gradient.view(lookups.bags_per_example, units, gradient.shape[1])
+
+
+def _ordered_by_run(lookups: Lookups, gradient: Tensor, units: Units) -> tuple[Lookups, Tensor]:
+    """The bags of each run side by side, position by position; the lookups on the host."""
+    order = units.bags_by_run(lookups.bags_per_example)
+    taken = _on_host(lookups).take(order, bags_per_example=lookups.bags_per_example)
+    return taken, gradient[moved([order], gradient.device)[0]]
 
 
 def _on_host(lookups: Lookups) -> Lookups:
@@ -144,8 +157,8 @@ def _on_host(lookups: Lookups) -> Lookups:
     return Lookups(indices, offsets, weights[0] if weights else None, lookups.bags_per_example)
 
 
-def _sq_norms_of_run(lookups: Lookups, gradient: Tensor, run: Run) -> Tensor:
-    """Squared norms [g] of one run, whose bags lie together, position by position; `lookups` are on the host."""
+def _of_run(lookups: Lookups, gradient: Tensor, run: Run) -> tuple[Lookups, Tensor]:
+    """One run of g users of n examples, as g examples with n F bags, which is what such a user is to the kernel."""
     width = lookups.bags_per_example
     first, end = run.first * width, (run.first + run.units * run.size) * width
     offsets = lookups.offsets[first : end + 1]
@@ -157,8 +170,8 @@ def _sq_norms_of_run(lookups: Lookups, gradient: Tensor, run: Run) -> Tensor:
         width * run.size,
     )
     indices, offsets, *weights = moved(of_run.tensors(), gradient.device)
-    by_bag = gradient[first:end].view(width * run.size, run.units, gradient.shape[1])
-    return ops.bag_sq_norms(indices, offsets, by_bag, weights[0] if weights else None)
+    sent = Lookups(indices, offsets, weights[0] if weights else None, width * run.size)
+    return sent, _by_bag(sent, gradient[first:end], run.units)
 
 
 def _with_finite_weights(lookups: Lookups) -> Lookups:

@@ -85,6 +85,21 @@ def _lookup_weights(feature: EmbeddedFeature, bags: Bags) -> Tensor:
     return torch.repeat_interleave(1.0 / lengths.clamp(min=1).to(torch.float32), lengths)
 
 
+def join_lookups(parts: Sequence[Lookups], *, bags_per_example: int) -> Lookups:
+    """The lookups of several reads of one table, one after the other."""
+    if len(parts) == 1:
+        return parts[0]
+    weights = None
+    if any(part.weights is not None for part in parts):
+        weights = join([part.weights_or_ones() for part in parts])
+    return Lookups(
+        join([part.indices for part in parts]),
+        join_offsets([part.offsets for part in parts], [part.indices.shape[0] for part in parts]),
+        weights,
+        bags_per_example,
+    )
+
+
 def join(parts: Sequence[Tensor]) -> Tensor:
     """Concatenation, without a copy where there is one part."""
     return parts[0] if len(parts) == 1 else torch.cat(list(parts))

@@ -28,7 +28,7 @@ from lazydp.components.train.clipping import Capture, Layers, trained_layers
 from lazydp.components.train.contributions import Contributions, units_of
 from lazydp.components.train.coupling import CouplingCheck, Disturbance
 from lazydp.components.train.dense import DenseLayers, DenseOptimizer
-from lazydp.components.train.lookups import Lookups, join, join_offsets
+from lazydp.components.train.lookups import Lookups, join, join_lookups
 from lazydp.components.train.mechanism import GroupNorms, PrivacyParameters
 from lazydp.components.train.placement import CPU, Placement, moved
 from lazydp.components.train.report import StepReport
@@ -213,11 +213,9 @@ class PrivateTrainer:
             raise InputError(f"{len(micro_batches)} micro-batches came with the user_sizes of {len(sizes)}")
         passes = [self._pass(losses_of, of_users) for losses_of, of_users in zip(micro_batches, sizes, strict=True)]
         self._begin_change()
-        for name in self.tables.names:
-            parts = [done.tables[name] for done in passes if name in done.tables]
-            if parts:
-                groups = self.tables.group_rows([{name: part.lookups} for part in parts])
-                self.tables.add_gradient(groups, {name: parts})
+        sent = {name: [done.tables[name] for done in passes if name in done.tables] for name in self.tables.names}
+        groups = self.tables.group_rows([{name: part.lookups for name, part in done.tables.items()} for done in passes])
+        self.tables.add_gradient(groups, {name: parts for name, parts in sent.items() if parts})
         step = self.tables.step + 1
         self.dense.add_noise(step)
         self.dense.update(step)
@@ -381,17 +379,7 @@ class PrivateTrainer:
 
 
 def _join_readings(readings: Sequence[_Reading]) -> tuple[Lookups, Tensor]:
-    weights = None
-    if any(reading.lookups.weights is not None for reading in readings):
-        weights = join([reading.lookups.weights_or_ones() for reading in readings])
-    lookups = Lookups(
-        indices=join([reading.lookups.indices for reading in readings]),
-        offsets=join_offsets(
-            [reading.lookups.offsets for reading in readings],
-            [reading.lookups.indices.shape[0] for reading in readings],
-        ),
-        weights=weights,
-        bags_per_example=sum(reading.lookups.bags_per_example for reading in readings),
-    )
+    width = sum(reading.lookups.bags_per_example for reading in readings)
+    lookups = join_lookups([reading.lookups for reading in readings], bags_per_example=width)
     gradients = [r.pooled.grad if r.pooled.grad is not None else torch.zeros_like(r.pooled) for r in readings]
     return lookups, join(gradients)

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from lazydp.components.shared.errors import FormatError, InputError, NonFiniteError, PendingNoiseError
-from lazydp.components.train.lookups import Lookups, join, join_offsets
+from lazydp.components.train.lookups import Lookups, join, join_lookups
 from lazydp.components.train.placement import CPU
 from lazydp.components.train.skip_ahead import EmbeddingSgd, SkipAhead
 from lazydp.kernels import ops
@@ -54,6 +54,11 @@ class TableGradient:
     gradient: Tensor
     scale: Tensor
 
+    def scale_of_bags(self) -> Tensor:
+        """The scale of each bag's example, float32 [F * B]."""
+        width = self.lookups.bags_per_example
+        return self.scale if width == 1 else self.scale.repeat(width)
+
 
 @dataclass(frozen=True, slots=True)
 class GroupedLookups:
@@ -68,20 +73,6 @@ class GroupedLookups:
     rows: RowGroups
     bag_of_lookup: Tensor
     weights: Tensor | None
-
-    @classmethod
-    def of(cls, parts: Sequence[Lookups], *, num_rows: int) -> GroupedLookups:
-        """From the lookups of each micro-batch in a table of `num_rows` rows."""
-        weights = None
-        if any(part.weights is not None for part in parts):
-            weights = join([part.weights_or_ones() for part in parts])
-        counts = [part.indices.shape[0] for part in parts]
-        offsets = join_offsets([part.offsets for part in parts], counts)
-        return cls(
-            ops.group_rows(join([part.indices for part in parts]), num_rows=num_rows),
-            ops.bag_ids(offsets, num_lookups=sum(counts)),
-            weights,
-        )
 
 
 class EmbeddingTables:
@@ -145,27 +136,46 @@ class EmbeddingTables:
 
     def group_rows(self, reads: Sequence[Mapping[str, Lookups]]) -> dict[str, GroupedLookups]:
         """The distinct rows that the micro-batches `reads` read, found once for catching up and for the gradient."""
-        groups = {}
-        for name, table in self._tables.items():
+        joined = {}
+        for name in self._tables:
             parts = [read[name] for read in reads if name in read]
             if parts:
-                groups[name] = GroupedLookups.of(parts, num_rows=table.weight.shape[0])
-        return groups
+                joined[name] = join_lookups(parts, bags_per_example=parts[0].bags_per_example)
+        rows = ops.foreach_group_rows(
+            [lookups.indices for lookups in joined.values()],
+            num_rows=[self._tables[name].weight.shape[0] for name in joined],
+        )
+        bags = ops.foreach_bag_ids(
+            [lookups.offsets for lookups in joined.values()],
+            num_lookups=[lookups.indices.shape[0] for lookups in joined.values()],
+        )
+        return {
+            name: GroupedLookups(of_rows, of_bags, lookups.weights)
+            for (name, lookups), of_rows, of_bags in zip(joined.items(), rows, bags, strict=True)
+        }
 
     def catch_up(self, groups: Mapping[str, GroupedLookups]) -> None:
         """Give the rows of `groups` the noise of every completed step they miss."""
         if self._skip_ahead.is_identity:
             return
-        for name, group in groups.items():
-            table = self._tables[name]
-            ops.catch_up_(table.weight, table.last, group.rows.rows, self._key.tensor(), **self._wake(table))
+        tables = [self._tables[name] for name in groups]
+        ops.foreach_catch_up_(
+            [table.weight for table in tables],
+            [table.last for table in tables],
+            [group.rows.rows for group in groups.values()],
+            self._key.tensor(),
+            **self._wake(tables),
+        )
 
     def gather(self, reads: Mapping[str, Lookups]) -> dict[str, Tensor]:
         """Pooled rows [F * B, D] of each table; the rows must have caught up."""
-        return {
-            name: ops.bag_sum(self._tables[name].weight, read.indices, read.offsets, read.weights)
-            for name, read in reads.items()
-        }
+        pooled = ops.foreach_bag_sum(
+            [self._tables[name].weight for name in reads],
+            [read.indices for read in reads.values()],
+            [read.offsets for read in reads.values()],
+            [read.weights for read in reads.values()],
+        )
+        return dict(zip(reads, pooled, strict=True))
 
     def catch_up_and_gather(
         self, groups: Mapping[str, GroupedLookups], reads: Mapping[str, Lookups]
@@ -178,30 +188,28 @@ class EmbeddingTables:
         """
         if self._skip_ahead.is_identity:
             return self.gather(reads)
-        pooled = {}
-        for name, read in reads.items():
-            table, group = self._tables[name], groups[name]
-            pooled[name] = ops.catch_up_bag_sum_(
-                table.weight,
-                table.last,
-                group.rows,
-                self._key.tensor(),
-                read.indices,
-                read.offsets,
-                group.bag_of_lookup,
-                per_lookup_weights=read.weights,
-                **self._wake(table),
-            )
-        return pooled
+        tables = [self._tables[name] for name in reads]
+        pooled = ops.foreach_catch_up_bag_sum_(
+            [table.weight for table in tables],
+            [table.last for table in tables],
+            [groups[name].rows for name in reads],
+            self._key.tensor(),
+            [read.indices for read in reads.values()],
+            [read.offsets for read in reads.values()],
+            [groups[name].bag_of_lookup for name in reads],
+            per_lookup_weights=[read.weights for read in reads.values()],
+            **self._wake(tables),
+        )
+        return dict(zip(reads, pooled, strict=True))
 
-    def _wake(self, table: _Table) -> dict[str, Any]:
-        """How a row of `table` wakes now: arguments of the operators that draw noise."""
+    def _wake(self, tables: Sequence[_Table]) -> dict[str, Any]:
+        """How rows of `tables` wake now: arguments of the operators that draw noise."""
         return {
-            "table": table.number,
+            "tables": [table.number for table in tables],
+            "momenta": [table.momentum for table in tables if table.momentum is not None],
             "step": self.step,
             "transition": self._skip_ahead.transition,
             "factor": self._skip_ahead.factor,
-            "momentum": table.momentum,
             "noise": self._noise,
         }
 
@@ -214,18 +222,16 @@ class EmbeddingTables:
             groups: what `group_rows` gave for the same micro-batches.
             gradients: by table, one for each micro-batch, in the same order.
         """
-        alpha = self._skip_ahead.gradient_scale()
-        for name, parts in gradients.items():
-            table, group = self._tables[name], groups[name]
-            ops.scatter_add_(
-                table.weight if table.momentum is None else table.momentum,
-                group.rows,
-                group.bag_of_lookup,
-                join([part.gradient for part in parts]),
-                join([part.scale.repeat(part.lookups.bags_per_example) for part in parts]),
-                alpha=alpha,
-                per_lookup_weights=group.weights,
-            )
+        tables = [self._tables[name] for name in gradients]
+        ops.foreach_scatter_add_(
+            [table.weight if table.momentum is None else table.momentum for table in tables],
+            [groups[name].rows for name in gradients],
+            [groups[name].bag_of_lookup for name in gradients],
+            [join([part.gradient for part in parts]) for parts in gradients.values()],
+            [join([part.scale_of_bags() for part in parts]) for parts in gradients.values()],
+            alpha=self._skip_ahead.gradient_scale(),
+            per_lookup_weights=[groups[name].weights for name in gradients],
+        )
 
     def advance(self) -> None:
         """Complete the step: its noise is owed from now on, and in mode `dpsgd` paid at once by every row."""
@@ -239,7 +245,17 @@ class EmbeddingTables:
         if self._skip_ahead.is_identity:
             return
         for table in self._tables.values():
-            ops.flush_(table.weight, table.last, self._key.tensor(), **self._wake(table))
+            ops.flush_(
+                table.weight,
+                table.last,
+                self._key.tensor(),
+                table=table.number,
+                step=self.step,
+                transition=self._skip_ahead.transition,
+                factor=self._skip_ahead.factor,
+                momentum=table.momentum,
+                noise=self._noise,
+            )
         self._owes_noise = False
 
     def pending(self) -> int:

@@ -42,13 +42,13 @@ _TAKES_NUMBERS = {"add", "sub", "rsub", "mul", "div", "pow", "eq", "ne", "lt", "
 _READS = {"tolist", "numpy", "__array__"}
 _CUDA_OPERATORS = {
     "normal_",
-    "group_rows",
-    "catch_up_",
     "flush_",
-    "bag_sum",
-    "catch_up_bag_sum_",
-    "bag_sq_norms",
-    "scatter_add_",
+    "foreach_group_rows",
+    "foreach_catch_up_",
+    "foreach_bag_sum",
+    "foreach_catch_up_bag_sum_",
+    "foreach_bag_sq_norms",
+    "foreach_scatter_add_",
 }
 
 
@@ -307,17 +307,19 @@ class SimulatedGpu(TorchFunctionMode):
         if name not in _CUDA_OPERATORS:
             raise NotImplementedError(f"lazydp::{name} has no kernel for CUDA")
         expected = [argument.name for argument in func._schema.arguments]
-        for argument, value in zip(expected, args, strict=False):
-            if isinstance(value, Tensor) and isinstance(value, OnGpu) == (argument == "key"):
-                where = "a CPU tensor" if argument == "key" else "a tensor on cuda:0"
-                raise ValueError(f"{argument}: expected {where}")
-            if isinstance(value, Tensor) and not value.is_contiguous():
-                raise ValueError(f"{argument}: expected a contiguous tensor; call .contiguous()")
+        for argument, values in zip(expected, args, strict=False):
+            for value in values if isinstance(values, (list, tuple)) else [values]:
+                if isinstance(value, Tensor) and isinstance(value, OnGpu) == (argument == "key"):
+                    where = "a CPU tensor" if argument == "key" else "a tensor on cuda:0"
+                    raise ValueError(f"{argument}: expected {where}")
+                if isinstance(value, Tensor) and not value.is_contiguous():
+                    raise ValueError(f"{argument}: expected a contiguous tensor; call .contiguous()")
         self.launches.append(name)
         given = dict(zip(expected, args, strict=False))
         with torch._C._DisableTorchDispatch():
-            if name == "group_rows":
-                return tuple(_on_gpu(part) for part in _padded(*func(*args)))
+            if name == "foreach_group_rows":
+                padded = [_padded(*parts) for parts in zip(*func(*args), strict=True)]
+                return tuple([_on_gpu(part) for part in parts] for parts in zip(*padded, strict=True))
             result = func(*_without_padding(given).values())
         return tree_map_only(Tensor, _on_gpu, result)
 
@@ -342,10 +344,10 @@ def _padded(rows: Tensor, order: Tensor, starts: Tensor) -> tuple[Tensor, Tensor
 def _without_padding(given: dict[str, Any]) -> dict[str, Any]:
     if given.get("rows") is None:
         return given
-    count = int((given["rows"] >= 0).sum())
-    given["rows"] = given["rows"][:count]
+    counts = [int((rows >= 0).sum()) for rows in given["rows"]]
+    given["rows"] = [rows[:count] for rows, count in zip(given["rows"], counts, strict=True)]
     if "starts" in given:
-        given["starts"] = given["starts"][: count + 1]
+        given["starts"] = [starts[: count + 1] for starts, count in zip(given["starts"], counts, strict=True)]
     return given
 
 

@@ -166,6 +166,22 @@ WRONG: dict[str, tuple[Callable[[], object], str]] = {
         lambda: ops.bag_sum(torch.zeros(2, 2), int64([]), int64([])),
         "offsets: expected at least one entry",
     ),
+    "catch-up for bags without offsets": (
+        lambda: ops.catch_up_bag_sum_(
+            torch.zeros(2, 2),
+            torch.zeros(2, dtype=torch.int32),
+            ops.group_rows(int64([]), num_rows=2),
+            KEY,
+            int64([]),
+            int64([]),
+            int64([]),
+            table=0,
+            step=1,
+            transition=ONE,
+            factor=ONE,
+        ),
+        "offsets: expected at least one entry",
+    ),
     "bag_ids of falling offsets": (lambda: ops.bag_ids(int64([0, 2, 1])), r"offsets\[2\]: expected at least 2"),
     "keystream past its end": (
         lambda: ops.chacha_words(KEY, stream=0, counter=2**32 - 1, n=17),

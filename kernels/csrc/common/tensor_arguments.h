@@ -6,10 +6,13 @@
 #include <torch/csrc/stable/tensor.h>
 #include <torch/headeronly/core/ScalarType.h>
 
+#include <algorithm>
 #include <limits>
 #include <optional>
 #include <sstream>
 #include <stdexcept>
+#include <utility>
+#include <vector>
 
 #include "common/chacha20.h"
 #include "common/fill.h"
@@ -18,6 +21,8 @@ namespace lazydp {
 
 using torch::headeronly::ScalarType;
 using torch::stable::Tensor;
+using Tensors = std::vector<Tensor>;
+using OptionalTensors = std::vector<std::optional<Tensor>>;
 
 template <class... Parts>
 [[noreturn]] void refuse(const Parts&... parts) {
@@ -57,6 +62,45 @@ T* write(const Tensor& tensor) {
   return static_cast<T*>(tensor.mutable_data_ptr());
 }
 
+// ---- lists: one entry for each of several tables ----
+
+template <class List>
+void check_count(const List& list, const char* name, size_t tables) {
+  if (list.size() != tables) refuse(name, ": expected one for each of ", tables, " table(s), found ", list.size());
+}
+
+// Calls f(j) for each table j, one after the other. What it refuses is said of that table, where there are several.
+template <class F>
+void for_each_table(size_t tables, const F& f) {
+  for (size_t j = 0; j < tables; ++j) {
+    try {
+      f(j);
+    } catch (const std::invalid_argument& error) {
+      if (tables == 1) throw;
+      refuse("table ", j, " of ", tables, ": ", error.what());
+    }
+  }
+}
+
+// Two jobs on one table would write the same rows at the same time, and two tables of one number draw the same noise.
+inline void check_distinct(const Tensors& tensors, const char* name) {
+  constexpr int64_t kBytes = 4;  // of a float32 as of an int32; tensors of other types are refused anyway
+  std::vector<std::pair<const char*, const char*>> ranges;
+  for (const Tensor& tensor : tensors) {
+    const char* begin = static_cast<const char*>(tensor.const_data_ptr());
+    if (tensor.numel() > 0) ranges.push_back({begin, begin + tensor.numel() * kBytes});
+  }
+  std::sort(ranges.begin(), ranges.end());
+  for (size_t i = 1; i < ranges.size(); ++i)
+    if (ranges[i].first < ranges[i - 1].second) refuse(name, ": expected tensors without common memory, found two that overlap");
+}
+
+inline void check_distinct(std::vector<int64_t> numbers, const char* name) {
+  std::sort(numbers.begin(), numbers.end());
+  const auto twice = std::adjacent_find(numbers.begin(), numbers.end());
+  if (twice != numbers.end()) refuse(name, ": expected distinct numbers, found ", *twice, " twice");
+}
+
 // Always in host memory: a kernel on a device gets it as an argument, so that no copy lies in the device's heap.
 inline Key read_key(const Tensor& tensor) {
   if (!tensor.is_cpu()) refuse("key: expected a CPU tensor, found one on another device");
@@ -94,6 +138,31 @@ Fill read_fill(const Check& check, const Tensor& out, const Tensor& key, int64_t
           static_cast<uint32_t>(checked_step(step))};
 }
 
+// What the rows of several tables that wake together are told: foreach_catch_up_ and the operators that begin with it.
+struct __attribute__((visibility("hidden"))) WakeTables {
+  const Tensors& weights;
+  const Tensors& last;
+  const Tensor& key;
+  const std::vector<int64_t>& tables;
+  int64_t step;
+  const Tensor& transition;
+  const Tensor& factor;
+  const Tensors& momenta;
+  bool ones;
+
+  void check_lists() const {
+    check_count(last, "last", weights.size());
+    check_count(tables, "tables", weights.size());
+    if (!momenta.empty()) check_count(momenta, "momenta", weights.size());
+    check_distinct(weights, "weights");
+    check_distinct(last, "last");
+    check_distinct(momenta, "momenta");
+    check_distinct(tables, "tables");
+  }
+
+  std::optional<Tensor> momentum(size_t j) const { return momenta.empty() ? std::nullopt : std::optional(momenta[j]); }
+};
+
 template <class Check>
 void check_wake(const Check& check, const Tensor& weight, const Tensor& last, const Tensor& transition, const Tensor& factor,
                 const std::optional<Tensor>& momentum) {
@@ -111,6 +180,15 @@ void check_wake(const Check& check, const Tensor& weight, const Tensor& last, co
   check(*momentum, "momentum", ScalarType::Float, 2);
   check_size(*momentum, "momentum", 0, num_rows, "rows of weight");
   check_size(*momentum, "momentum", 1, weight.size(1), "columns of weight");
+}
+
+// The memory for sums of bags, [bags, columns].
+template <class Check>
+float* write_sums(const Check& check, const Tensor& sums, int64_t bags, int64_t columns) {
+  check(sums, "sums", ScalarType::Float, 2);
+  check_size(sums, "sums", 0, bags, "bags");
+  check_size(sums, "sums", 1, columns, "columns of weight");
+  return write<float>(sums);
 }
 
 template <class Check>

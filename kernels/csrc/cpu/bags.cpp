@@ -19,8 +19,6 @@ constexpr int64_t kBagsPerTask = 16384;
 constexpr int64_t kFloatsPerCacheLine = 16;
 constexpr int64_t kPrefetchDistance = 8;  // rows ahead; a row of 128 floats is 8 cache lines
 
-int64_t grain(int64_t columns) { return 1 + kFloatsPerTask / (1 + columns); }
-
 LAZYDP_INLINE void prefetch_to_read(const float* row, int64_t columns) {
   for (int64_t c = 0; c < columns; c += kFloatsPerCacheLine) __builtin_prefetch(row + c, 0);
 }
@@ -135,10 +133,9 @@ class RowSort {
 };
 
 template <typename Lookup>
-int64_t group_rows_as(const int64_t* indices, int64_t count, int64_t num_rows, int64_t* rows, int64_t* order, int64_t* starts,
-                      const Parallel& parallel) {
-  const Chunks chunks(count, parallel);
-  const RowSort<Lookup> sorted(indices, count, num_rows, chunks);
+int64_t group_rows_as(const GroupRows& job, const Parallel& parallel) {
+  const Chunks chunks(job.count, parallel);
+  const RowSort<Lookup> sorted(job.indices, job.count, job.num_rows, chunks);
   const auto starts_group = [&](int64_t i) { return i == 0 || sorted[i].row() != sorted[i - 1].row(); };
   std::vector<int64_t> group(chunks.size() + 1);
   chunks.each([&](int64_t chunk, int64_t begin, int64_t end) {
@@ -151,28 +148,41 @@ int64_t group_rows_as(const int64_t* indices, int64_t count, int64_t num_rows, i
   chunks.each([&](int64_t chunk, int64_t begin, int64_t end) {
     int64_t next = group[chunk];
     for (int64_t i = begin; i < end; ++i) {
-      order[i] = sorted[i].position();
+      job.order[i] = sorted[i].position();
       if (!starts_group(i)) continue;
-      rows[next] = sorted[i].row();
-      starts[next++] = i;
+      job.rows[next] = sorted[i].row();
+      job.starts[next++] = i;
     }
   });
-  starts[groups] = count;
+  job.starts[groups] = job.count;
   return groups;
 }
 
 }  // namespace
 
-int64_t group_rows(const int64_t* indices, int64_t count, int64_t num_rows, int64_t* rows, int64_t* order, int64_t* starts,
-                   const Parallel& parallel) {
+int64_t rows_per_task(int64_t columns) { return 1 + kFloatsPerTask / (1 + columns); }
+
+// A job of several chunks has work for several threads; the others go to one thread each.
+void group_rows(std::span<GroupRows> jobs, const Parallel& parallel) {
   constexpr int64_t kPackable = int64_t{1} << 32;
-  const bool packable = count < kPackable && num_rows <= kPackable;
-  return (packable ? group_rows_as<Packed> : group_rows_as<Wide>)(indices, count, num_rows, rows, order, starts, parallel);
+  const auto group = [](GroupRows& job, const Parallel& threads) {
+    const bool packable = job.count < kPackable && job.num_rows <= kPackable;
+    job.groups = (packable ? group_rows_as<Packed> : group_rows_as<Wide>)(job, threads);
+  };
+  const auto is_long = [](const GroupRows& job) { return job.count >= 2 * kLookupsPerChunk; };
+  for (GroupRows& job : jobs)
+    if (is_long(job)) group(job, parallel);
+  parallel.each(static_cast<int64_t>(jobs.size()), [&](int64_t j) {
+    if (!is_long(jobs[j])) group(jobs[j], kSerial);
+  });
 }
 
-void bag_of_lookups(const int64_t* offsets, int64_t bags, int64_t* out, const Parallel& parallel) {
-  parallel(0, bags, kBagsPerTask, [&](int64_t begin, int64_t end) {
-    for (int64_t g = begin; g < end; ++g) std::fill(out + offsets[g], out + offsets[g + 1], g);
+void bag_of_lookups(std::span<const BagIds> jobs, const Parallel& parallel) {
+  JobRanges ranges(parallel);
+  for (size_t j = 0; j < jobs.size(); ++j) ranges.add(j, jobs[j].bags, kBagsPerTask);
+  ranges.each([&](int64_t j, int64_t begin, int64_t end) {
+    const BagIds& job = jobs[j];
+    for (int64_t g = begin; g < end; ++g) std::fill(job.out + job.offsets[g], job.out + job.offsets[g + 1], g);
   });
 }
 
@@ -236,23 +246,25 @@ LAZYDP_INLINE void sum_bag(const BagSum& job, int64_t g, int64_t last) {
   sum_rows(ReadRows{job, last}, job.offsets[g], job.offsets[g + 1], job.columns, StoreAt{job.out + g * job.columns});
 }
 
+LAZYDP_INLINE bool is_single(const BagSum& job, int64_t g) { return job.offsets[g + 1] - job.offsets[g] == 1; }
+
+}  // namespace
+
 LAZYDP_VECTOR_CLONES
 void sum_bags(const BagSum& job, int64_t begin, int64_t end) {
   for (int64_t g = begin; g < end; ++g) sum_bag(job, g, job.offsets[end]);
 }
 
-LAZYDP_INLINE bool is_single(const BagSum& job, int64_t g) { return job.offsets[g + 1] - job.offsets[g] == 1; }
+void bag_sum(std::span<const BagSum> jobs, const Parallel& parallel) {
+  JobRanges ranges(parallel);
+  for (size_t j = 0; j < jobs.size(); ++j) ranges.add(j, jobs[j].bags, rows_per_task(jobs[j].columns));
+  ranges.each([&](int64_t j, int64_t begin, int64_t end) { sum_bags(jobs[j], begin, end); });
+}
 
 LAZYDP_VECTOR_CLONES
 void sum_bags_but_single(const BagSum& job, int64_t begin, int64_t end) {
   for (int64_t g = begin; g < end; ++g)
     if (!is_single(job, g)) sum_bag(job, g, job.offsets[end]);
-}
-
-}  // namespace
-
-void bag_sum(const BagSum& job, const Parallel& parallel) {
-  parallel(0, job.bags, grain(job.columns), [&](int64_t begin, int64_t end) { sum_bags(job, begin, end); });
 }
 
 int64_t single_bags(const BagSum& job) {
@@ -261,22 +273,27 @@ int64_t single_bags(const BagSum& job) {
   return count;
 }
 
-LAZYDP_VECTOR_CLONES
-void rows_to_single_bags(const BagSum& job, const Grouping& groups, int64_t begin, int64_t end) {
-  const ReadRows rows{job, 0};
-  const int64_t last = groups.starts[end];
-  for (int64_t i = groups.starts[begin]; i < last; ++i) {
-    // The bags lie in no order.
-    if (i + kPrefetchDistance < last)
-      prefetch_to_write(job.out + groups.bag[groups.order[i + kPrefetchDistance]] * job.columns, job.columns);
-    const int64_t lookup = groups.order[i];
+void single_bags_of_rows(const BagSum& job, const Grouping& groups, int64_t begin, int64_t end, float** copies) {
+  for (int64_t u = begin; u < end; ++u) {
+    copies[u] = nullptr;
+    if (groups.starts[u] == groups.starts[u + 1]) continue;
+    const int64_t lookup = groups.order[groups.starts[u]];
     const int64_t g = groups.bag[lookup];
-    if (is_single(job, g)) sum_rows(rows, lookup, lookup + 1, job.columns, StoreAt{job.out + g * job.columns});
+    const bool as_it_is = !job.per_lookup || job.per_lookup[lookup] == 1.0f;
+    if (as_it_is && is_single(job, g)) copies[u] = job.out + g * job.columns;
   }
 }
 
-void sum_other_bags(const BagSum& job, const Parallel& parallel) {
-  parallel(0, job.bags, grain(job.columns), [&](int64_t begin, int64_t end) { sum_bags_but_single(job, begin, end); });
+LAZYDP_VECTOR_CLONES
+void rows_to_other_single_bags(const BagSum& job, const Grouping& groups, int64_t begin, int64_t end, float* const* copies) {
+  const ReadRows rows{job, 0};
+  for (int64_t u = begin; u < end; ++u) {
+    for (int64_t i = groups.starts[u] + (copies[u] != nullptr); i < groups.starts[u + 1]; ++i) {
+      const int64_t lookup = groups.order[i];
+      const int64_t g = groups.bag[lookup];
+      if (is_single(job, g)) sum_rows(rows, lookup, lookup + 1, job.columns, StoreAt{job.out + g * job.columns});
+    }
+  }
 }
 
 namespace {
@@ -482,10 +499,16 @@ class ExampleNorm {
 
 }  // namespace
 
-void bag_squared_norms(const BagSquaredNorms& job, const Parallel& parallel) {
-  parallel(0, job.examples, grain(job.columns * job.features), [&](int64_t begin, int64_t end) {
-    ExampleNorm norm(job);
-    for (int64_t i = begin; i < end; ++i) job.out[i] = static_cast<float>(norm(i));
+void bag_squared_norms(std::span<const BagSquaredNorms> jobs, int64_t examples, float* out, const Parallel& parallel) {
+  int64_t columns = 0;
+  for (const BagSquaredNorms& job : jobs) columns += job.columns * job.features;
+  parallel(0, examples, rows_per_task(columns), [&](int64_t begin, int64_t end) {
+    std::vector<double> sums(end - begin);
+    for (const BagSquaredNorms& job : jobs) {
+      ExampleNorm norm(job);
+      for (int64_t i = begin; i < end; ++i) sums[i - begin] += norm(i);
+    }
+    for (int64_t i = begin; i < end; ++i) out[i] = static_cast<float>(sums[i - begin]);
   });
 }
 
@@ -532,8 +555,10 @@ void add_to_rows(const ScatterAdd& job, int64_t begin, int64_t end) {
 
 }  // namespace
 
-void scatter_add(const ScatterAdd& job, const Parallel& parallel) {
-  parallel(0, job.groups.count, grain(job.columns), [&](int64_t begin, int64_t end) { add_to_rows(job, begin, end); });
+void scatter_add(std::span<const ScatterAdd> jobs, const Parallel& parallel) {
+  JobRanges ranges(parallel);
+  for (size_t j = 0; j < jobs.size(); ++j) ranges.add(j, jobs[j].groups.count, rows_per_task(jobs[j].columns));
+  ranges.each([&](int64_t j, int64_t begin, int64_t end) { add_to_rows(jobs[j], begin, end); });
 }
 
 }  // namespace lazydp::cpu

@@ -1,19 +1,36 @@
-// Rows of bags: grouping of equal rows, sums, norms, scatter. Raw pointers, no torch.
+// Rows of bags: grouping of equal rows, sums, norms, scatter. Raw pointers, no torch. Each takes several jobs, one a table, and
+// does them as one.
 #pragma once
 
 #include <cstdint>
+#include <span>
 
 #include "cpu/parallel.h"
 
 namespace lazydp::cpu {
 
-// Lookups grouped by row. `rows` and `order` have room for `count`, `starts` for count + 1; returns the number of
-// distinct rows. Stable: lookups of one row keep their order.
-int64_t group_rows(const int64_t* indices, int64_t count, int64_t num_rows, int64_t* rows, int64_t* order, int64_t* starts,
-                   const Parallel& parallel);
+// Rows below this many are not worth another thread.
+int64_t rows_per_task(int64_t columns);
 
-// The bag of every lookup, into out[offsets[bags]].
-void bag_of_lookups(const int64_t* offsets, int64_t bags, int64_t* out, const Parallel& parallel);
+// Lookups to be grouped by row. Stable: lookups of one row keep their order.
+struct GroupRows {
+  const int64_t* indices;    // [count], below num_rows
+  int64_t count;
+  int64_t num_rows;
+  int64_t* rows;             // [groups] of room for count
+  int64_t* order;            // [count]
+  int64_t* starts;           // [groups + 1] of room for count + 1
+  int64_t groups = 0;        // found: distinct rows
+};
+void group_rows(std::span<GroupRows> jobs, const Parallel& parallel);
+
+// The bag of every lookup.
+struct BagIds {
+  const int64_t* offsets;    // [bags + 1]
+  int64_t bags;
+  int64_t* out;              // [offsets[bags]]
+};
+void bag_of_lookups(std::span<const BagIds> jobs, const Parallel& parallel);
 
 // Lookups grouped by row, as group_rows leaves them, with the bag of each.
 struct Grouping {
@@ -33,24 +50,29 @@ struct BagSum {
   int64_t bags;
   int64_t columns;
 };
-void bag_sum(const BagSum& job, const Parallel& parallel);
+void bag_sum(std::span<const BagSum> jobs, const Parallel& parallel);
 
-// The same in two parts: bags of one lookup, by their rows (of groups [begin, end)), and all others.
+void sum_bags(const BagSum& job, int64_t begin, int64_t end);
+
+// The same in two parts: bags of one lookup, by their rows, and all others.
 int64_t single_bags(const BagSum& job);
-void rows_to_single_bags(const BagSum& job, const Grouping& groups, int64_t begin, int64_t end);
-void sum_other_bags(const BagSum& job, const Parallel& parallel);
+// Where the row of each group [begin, end) goes as it is, into copies[begin, end): to the bag of its first lookup, or null.
+void single_bags_of_rows(const BagSum& job, const Grouping& groups, int64_t begin, int64_t end, float** copies);
+// What of groups [begin, end) goes to single bags beside those copies.
+void rows_to_other_single_bags(const BagSum& job, const Grouping& groups, int64_t begin, int64_t end, float* const* copies);
+void sum_bags_but_single(const BagSum& job, int64_t begin, int64_t end);
 
 struct BagSquaredNorms {
   const int64_t* indices;    // [count]
   const int64_t* offsets;    // [features * examples + 1], feature-major
   const float* per_lookup;   // [count], or null
   const float* grad;         // [features, examples, columns]
-  float* out;                // [examples]
   int64_t features;
   int64_t examples;
   int64_t columns;
 };
-void bag_squared_norms(const BagSquaredNorms& job, const Parallel& parallel);
+// The sum over all jobs, into out[examples]; every job has as many.
+void bag_squared_norms(std::span<const BagSquaredNorms> jobs, int64_t examples, float* out, const Parallel& parallel);
 
 struct ScatterAdd {
   float* weight;             // [num_rows, columns]
@@ -61,6 +83,6 @@ struct ScatterAdd {
   float alpha;
   int64_t columns;
 };
-void scatter_add(const ScatterAdd& job, const Parallel& parallel);
+void scatter_add(std::span<const ScatterAdd> jobs, const Parallel& parallel);
 
 }  // namespace lazydp::cpu

@@ -8,9 +8,12 @@
 #include <algorithm>
 #include <atomic>
 #include <cstring>
+#include <exception>
 #include <limits>
 #include <optional>
+#include <span>
 #include <tuple>
+#include <vector>
 
 #include "common/gaussian.h"
 #include "common/tensor_arguments.h"
@@ -61,56 +64,89 @@ bool descends(const int64_t* values, int64_t begin, int64_t end, int64_t step) {
   return signs >> 63 != 0;
 }
 
-void check_indices(const Tensor& indices, const char* name, int64_t num_rows) {
-  check(indices, name, ScalarType::Long, 1);
-  const auto* values = read<int64_t>(indices);
-  const int64_t count = indices.size(0);
+// ---- values, which are looked at on all threads once every tensor is known to be what it should ----
+
+void check_indices(std::span<const int64_t> indices, const char* name, int64_t num_rows) {
+  const int64_t* values = indices.data();
+  const auto count = static_cast<int64_t>(indices.size());
   if (!any_wrong(count, [=](int64_t begin, int64_t end) { return out_of_range(values, begin, end, num_rows); })) return;
   for (int64_t i = 0; i < count; ++i)
     if (values[i] < 0 || values[i] >= num_rows)
       refuse(name, "[", i, "]: expected 0 <= index < ", num_rows, ", found ", values[i]);
 }
 
-void check_distinct_rows(const Tensor& rows, int64_t num_rows) {
+void check_distinct_rows(std::span<const int64_t> rows, int64_t num_rows) {
   check_indices(rows, "rows", num_rows);
-  const auto* row = read<int64_t>(rows);
-  const int64_t count = rows.size(0);
+  const int64_t* row = rows.data();
+  const auto count = static_cast<int64_t>(rows.size());
   if (!any_wrong(count, [=](int64_t begin, int64_t end) { return descends(row, begin, end, 1); })) return;
   for (int64_t i = 1; i < count; ++i)
     if (row[i] <= row[i - 1])
       refuse("rows[", i, "]: expected more than ", row[i - 1], " (rows must ascend and be distinct), found ", row[i]);
 }
 
-void check_offsets(const Tensor& offsets, int64_t count) {
-  check(offsets, "offsets", ScalarType::Long, 1);
-  const int64_t n = offsets.size(0);
+void check_offsets(std::span<const int64_t> offsets, int64_t count) {
+  const size_t n = offsets.size();
   if (n < 1) refuse("offsets: expected at least one entry (bags + 1), found none");
-  const auto* values = read<int64_t>(offsets);
-  if (values[0] != 0) refuse("offsets[0]: expected 0, found ", values[0]);
-  for (int64_t i = 1; i < n; ++i)
-    if (values[i] < values[i - 1])
-      refuse("offsets[", i, "]: expected at least ", values[i - 1], " (offsets must not decrease), found ", values[i]);
-  if (values[n - 1] != count) refuse("offsets[", n - 1, "]: expected ", count, " (the number of lookups), found ", values[n - 1]);
+  if (offsets[0] != 0) refuse("offsets[0]: expected 0, found ", offsets[0]);
+  for (size_t i = 1; i < n; ++i)
+    if (offsets[i] < offsets[i - 1])
+      refuse("offsets[", i, "]: expected at least ", offsets[i - 1], " (offsets must not decrease), found ", offsets[i]);
+  if (offsets[n - 1] != count) refuse("offsets[", n - 1, "]: expected ", count, " (the number of lookups), found ", offsets[n - 1]);
 }
 
-void check_starting_steps(const int32_t* last, const int64_t* rows, int64_t count, int64_t step, int64_t horizon) {
+void check_starting_steps(const Wake& wake, int64_t horizon) {
   const auto wrong = [=](int64_t begin, int64_t end) {
     bool any = false;
     for (int64_t i = begin; i < end; ++i) {
-      const int64_t from = last[rows ? rows[i] : i];
-      any |= from != step && (from < 0 || from > step || from >= horizon);
+      const int64_t from = wake.last[wake.row(i)];
+      any |= from != wake.step && (from < 0 || from > wake.step || from >= horizon);
     }
     return any;
   };
-  if (!any_wrong(count, wrong)) return;
-  for (int64_t i = 0; i < count; ++i) {
-    const int64_t row = rows ? rows[i] : i;
-    const int64_t from = last[row];
-    if (from == step) continue;
-    if (from < 0 || from > step) refuse("last[", row, "]: expected 0 <= last <= step ", step, ", found ", from);
+  if (!any_wrong(wake.count, wrong)) return;
+  for (int64_t i = 0; i < wake.count; ++i) {
+    const int64_t row = wake.row(i);
+    const int64_t from = wake.last[row];
+    if (from == wake.step) continue;
+    if (from < 0 || from > wake.step) refuse("last[", row, "]: expected 0 <= last <= step ", wake.step, ", found ", from);
     if (from >= horizon)
       refuse("transition: row ", row, " sleeps since step ", from, ", but there are only ", horizon, " starting steps");
   }
+}
+
+void check_listed(const Wake& wake, int64_t num_rows, int64_t horizon) {
+  check_distinct_rows({wake.rows, static_cast<size_t>(wake.count)}, num_rows);
+  check_starting_steps(wake, horizon);
+}
+
+// Does check(j) for each table j, on all threads; what the first of them refuses is thrown once all are through.
+template <class F>
+void check_tables(size_t tables, const F& check) {
+  std::vector<std::exception_ptr> refused(tables);
+  torch_threads().each(static_cast<int64_t>(tables), [&](int64_t j) {
+    try {
+      check(j);
+    } catch (...) {
+      refused[j] = std::current_exception();
+    }
+  });
+  for_each_table(tables, [&](size_t j) {
+    if (refused[j]) std::rethrow_exception(refused[j]);
+  });
+}
+
+// ---- arguments ----
+
+std::span<const int64_t> read_ids(const Tensor& tensor, const char* name) {
+  check(tensor, name, ScalarType::Long, 1);
+  return {read<int64_t>(tensor), static_cast<size_t>(tensor.size(0))};
+}
+
+std::vector<std::span<const int64_t>> read_ids(const Tensors& tensors, const char* name) {
+  std::vector<std::span<const int64_t>> ids(tensors.size());
+  for_each_table(tensors.size(), [&](size_t j) { ids[j] = read_ids(tensors[j], name); });
+  return ids;
 }
 
 Wake read_wake(const Tensor& weight, const Tensor& last, const Tensor& key, int64_t table, int64_t step,
@@ -121,124 +157,226 @@ Wake read_wake(const Tensor& weight, const Tensor& last, const Tensor& key, int6
           checked_step(step), ones ? Law::kOnes : Law::kGaussian};
 }
 
+// Of the table j of `tables`; the rows still have to be checked (check_listed).
+Wake read_listed(const WakeTables& tables, size_t j, const Tensor& rows) {
+  Wake wake = read_wake(tables.weights[j], tables.last[j], tables.key, tables.tables[j], tables.step, tables.transition,
+                        tables.factor, tables.momentum(j), tables.ones);
+  const auto ids = read_ids(rows, "rows");
+  wake.rows = ids.data();
+  wake.count = static_cast<int64_t>(ids.size());
+  return wake;
+}
+
+// The lookups of several tables and the sums of their bags.
+struct BagSums {
+  std::vector<BagSum> jobs;
+  Tensors out;
+
+  // Where `given` has no memory for the sums, they get their own.
+  BagSums(const Tensors& weights, const Tensors& indices, const Tensors& offsets, const OptionalTensors& per_lookup_weights,
+          const Tensors* given)
+      : jobs(weights.size()), weights_(weights), indices_(indices), offsets_(offsets) {
+    if (given) check_count(*given, "sums", weights.size());
+    check_count(indices, "indices", weights.size());
+    check_count(offsets, "offsets", weights.size());
+    check_count(per_lookup_weights, "per_lookup_weights", weights.size());
+    for_each_table(weights.size(), [&](size_t j) {
+      check(weights[j], "weight", ScalarType::Float, 2);
+      const auto ids = read_ids(indices[j], "indices");
+      const auto ends = read_ids(offsets[j], "offsets");
+      if (ends.empty()) check_offsets(ends, 0);
+      const float* per_lookup = read_per_lookup(check, per_lookup_weights[j], indices[j].size(0));
+      const auto bags = static_cast<int64_t>(ends.size()) - 1;
+      const int64_t columns = weights[j].size(1);
+      out.push_back(given ? (*given)[j] : torch::stable::new_empty(weights[j], {bags, columns}));
+      float* const sums = write_sums(check, out[j], bags, columns);
+      jobs[j] = {read<float>(weights[j]), ids.data(), ends.data(), per_lookup, sums, bags, columns};
+    });
+  }
+
+  void check_values(size_t j) const {
+    check_indices({jobs[j].indices, static_cast<size_t>(indices_[j].size(0))}, "indices", weights_[j].size(0));
+    check_offsets({jobs[j].offsets, static_cast<size_t>(offsets_[j].size(0))}, indices_[j].size(0));
+  }
+
+ private:
+  const Tensors& weights_;
+  const Tensors& indices_;
+  const Tensors& offsets_;
+};
+
+// The groups of several tables' lookups, and the bags that the lookups belong to.
+struct Groupings {
+  std::vector<Grouping> jobs;
+
+  Groupings(const Tensors& rows, const Tensors& order, const Tensors& starts, const Tensors& bag_of_lookup, size_t tables) {
+    check_count(rows, "rows", tables);
+    check_count(order, "order", tables);
+    check_count(starts, "starts", tables);
+    check_count(bag_of_lookup, "bag_of_lookup", tables);
+    for_each_table(tables, [&](size_t j) {
+      const auto of_rows = read_ids(rows[j], "rows");
+      lookups_.push_back(read_ids(order[j], "order").size());
+      check(starts[j], "starts", ScalarType::Long, 1);
+      check_size(starts[j], "starts", 0, rows[j].size(0) + 1, "rows + 1");
+      check(bag_of_lookup[j], "bag_of_lookup", ScalarType::Long, 1);
+      check_size(bag_of_lookup[j], "bag_of_lookup", 0, order[j].size(0), "lookups");
+      jobs.push_back({of_rows.data(), read<int64_t>(order[j]), read<int64_t>(starts[j]), read<int64_t>(bag_of_lookup[j]),
+                      static_cast<int64_t>(of_rows.size())});
+    });
+  }
+
+  int64_t lookups(size_t j) const { return static_cast<int64_t>(lookups_[j]); }
+
+  void check_values(size_t j, int64_t num_rows, int64_t bags) const {
+    const Grouping& job = jobs[j];
+    check_distinct_rows({job.rows, static_cast<size_t>(job.count)}, num_rows);
+    check_indices({job.order, lookups_[j]}, "order", lookups(j));
+    check_offsets({job.starts, static_cast<size_t>(job.count) + 1}, lookups(j));
+    check_indices({job.bag, lookups_[j]}, "bag_of_lookup", bags);
+  }
+
+ private:
+  std::vector<size_t> lookups_;
+};
+
+// ---- operators ----
+
 void normal_(const Tensor& out, const Tensor& key, int64_t table, int64_t first_row, int64_t step) {
   fill_normals(read_fill(check, out, key, table, first_row, step), torch_threads());
 }
 
-std::tuple<Tensor, Tensor, Tensor> group_rows_op(const Tensor& indices, int64_t num_rows) {
-  check_indices(indices, "indices", num_rows);
-  const int64_t count = indices.size(0);
-  Tensor rows = torch::stable::new_empty(indices, {count});
-  Tensor order = torch::stable::new_empty(indices, {count});
-  Tensor starts = torch::stable::new_empty(indices, {count + 1});
-  const int64_t groups = group_rows(read<int64_t>(indices), count, num_rows, write<int64_t>(rows), write<int64_t>(order),
-                                    write<int64_t>(starts), torch_threads());
-  return {torch::stable::narrow(rows, 0, 0, groups), order, torch::stable::narrow(starts, 0, 0, groups + 1)};
+std::tuple<Tensors, Tensors, Tensors> foreach_group_rows(const Tensors& indices, const std::vector<int64_t>& num_rows) {
+  check_count(num_rows, "num_rows", indices.size());
+  const auto ids = read_ids(indices, "indices");
+  check_tables(ids.size(), [&](size_t j) { check_indices(ids[j], "indices", num_rows[j]); });
+  Tensors rows, order, starts;
+  std::vector<GroupRows> jobs;
+  for (size_t j = 0; j < ids.size(); ++j) {
+    const auto count = static_cast<int64_t>(ids[j].size());
+    rows.push_back(torch::stable::new_empty(indices[j], {count}));
+    order.push_back(torch::stable::new_empty(indices[j], {count}));
+    starts.push_back(torch::stable::new_empty(indices[j], {count + 1}));
+    jobs.push_back({ids[j].data(), count, num_rows[j], write<int64_t>(rows[j]), write<int64_t>(order[j]), write<int64_t>(starts[j])});
+  }
+  group_rows(jobs, torch_threads());
+  for (size_t j = 0; j < ids.size(); ++j) {
+    rows[j] = torch::stable::narrow(rows[j], 0, 0, jobs[j].groups);
+    starts[j] = torch::stable::narrow(starts[j], 0, 0, jobs[j].groups + 1);
+  }
+  return {rows, order, starts};
 }
 
-Wake read_catch_up(const Tensor& weight, const Tensor& last, const Tensor& rows, const Tensor& key, int64_t table, int64_t step,
-                   const Tensor& transition, const Tensor& factor, const std::optional<Tensor>& momentum, bool ones) {
-  Wake wake = read_wake(weight, last, key, table, step, transition, factor, momentum, ones);
-  check_distinct_rows(rows, weight.size(0));
-  wake.rows = read<int64_t>(rows);
-  wake.count = rows.size(0);
-  check_starting_steps(wake.last, wake.rows, wake.count, step, transition.size(0));
-  return wake;
+Tensors foreach_bag_ids(const Tensors& offsets) {
+  const auto ends = read_ids(offsets, "offsets");
+  check_tables(ends.size(), [&](size_t j) { check_offsets(ends[j], ends[j].empty() ? 0 : ends[j].back()); });
+  Tensors out;
+  std::vector<BagIds> jobs;
+  for (size_t j = 0; j < ends.size(); ++j) {
+    out.push_back(torch::stable::new_empty(offsets[j], {ends[j].back()}));
+    jobs.push_back({ends[j].data(), static_cast<int64_t>(ends[j].size()) - 1, write<int64_t>(out[j])});
+  }
+  bag_of_lookups(jobs, torch_threads());
+  return out;
 }
 
-void catch_up_(const Tensor& weight, const Tensor& last, const Tensor& rows, const Tensor& key, int64_t table, int64_t step,
-               const Tensor& transition, const Tensor& factor, const std::optional<Tensor>& momentum, bool ones) {
-  wake_rows(read_catch_up(weight, last, rows, key, table, step, transition, factor, momentum, ones), torch_threads());
+void foreach_catch_up_(const Tensors& weights, const Tensors& last, const Tensors& rows, const Tensor& key,
+                       const std::vector<int64_t>& tables, int64_t step, const Tensor& transition, const Tensor& factor,
+                       const Tensors& momenta, bool ones) {
+  const WakeTables wakes{weights, last, key, tables, step, transition, factor, momenta, ones};
+  wakes.check_lists();
+  check_count(rows, "rows", weights.size());
+  std::vector<Wake> jobs;
+  for_each_table(weights.size(), [&](size_t j) { jobs.push_back(read_listed(wakes, j, rows[j])); });
+  check_tables(jobs.size(), [&](size_t j) { check_listed(jobs[j], weights[j].size(0), transition.size(0)); });
+  wake_rows(jobs, torch_threads());
 }
 
 void flush_(const Tensor& weight, const Tensor& last, const Tensor& key, int64_t table, int64_t step, const Tensor& transition,
             const Tensor& factor, const std::optional<Tensor>& momentum, bool ones) {
   const Wake wake = read_wake(weight, last, key, table, step, transition, factor, momentum, ones);
-  check_starting_steps(wake.last, nullptr, wake.count, step, transition.size(0));
-  wake_rows(wake, torch_threads());
+  check_starting_steps(wake, transition.size(0));
+  wake_rows({&wake, 1}, torch_threads());
 }
 
-// Checks the arguments; `out` is the memory for the sums.
-BagSum read_bag_sum(const Tensor& weight, const Tensor& indices, const Tensor& offsets,
-                    const std::optional<Tensor>& per_lookup_weights, std::optional<Tensor>& out) {
-  check(weight, "weight", ScalarType::Float, 2);
-  check_indices(indices, "indices", weight.size(0));
-  check_offsets(offsets, indices.size(0));
-  const float* per_lookup = read_per_lookup(check, per_lookup_weights, indices.size(0));
-  const int64_t bags = offsets.size(0) - 1;
-  out = torch::stable::new_empty(weight, {bags, weight.size(1)});
-  return {read<float>(weight), read<int64_t>(indices), read<int64_t>(offsets), per_lookup, write<float>(*out), bags,
-          weight.size(1)};
+Tensors foreach_bag_sum(const Tensors& weights, const Tensors& indices, const Tensors& offsets,
+                        const OptionalTensors& per_lookup_weights) {
+  const BagSums sums(weights, indices, offsets, per_lookup_weights, nullptr);
+  check_tables(sums.jobs.size(), [&](size_t j) { sums.check_values(j); });
+  bag_sum(sums.jobs, torch_threads());
+  return sums.out;
 }
 
-Tensor bag_sum_op(const Tensor& weight, const Tensor& indices, const Tensor& offsets,
-                  const std::optional<Tensor>& per_lookup_weights) {
-  std::optional<Tensor> out;
-  bag_sum(read_bag_sum(weight, indices, offsets, per_lookup_weights, out), torch_threads());
-  return *out;
+void foreach_catch_up_bag_sum_(const Tensors& weights, const Tensors& last, const Tensors& rows, const Tensors& order,
+                               const Tensors& starts, const Tensor& key, const std::vector<int64_t>& tables, int64_t step,
+                               const Tensor& transition, const Tensor& factor, const Tensors& momenta, bool ones,
+                               const Tensors& indices, const Tensors& offsets, const Tensors& bag_of_lookup,
+                               const OptionalTensors& per_lookup_weights, const Tensors& sums) {
+  const WakeTables wakes{weights, last, key, tables, step, transition, factor, momenta, ones};
+  wakes.check_lists();
+  check_distinct(sums, "sums");
+  const BagSums bags(weights, indices, offsets, per_lookup_weights, &sums);
+  const Groupings groups(rows, order, starts, bag_of_lookup, weights.size());
+  std::vector<CatchUpBagSum> jobs;
+  for_each_table(weights.size(), [&](size_t j) {
+    check_size(order[j], "order", 0, indices[j].size(0), "lookups");
+    jobs.push_back({read_listed(wakes, j, rows[j]), bags.jobs[j], groups.jobs[j]});
+  });
+  check_tables(jobs.size(), [&](size_t j) {
+    bags.check_values(j);
+    groups.check_values(j, weights[j].size(0), bags.jobs[j].bags);
+    check_starting_steps(jobs[j].wake, transition.size(0));
+  });
+  catch_up_bag_sum(jobs, torch_threads());
 }
 
-Grouping read_groups(const Tensor& rows, const Tensor& order, const Tensor& starts, const Tensor& bag_of_lookup,
-                     int64_t num_rows, int64_t bags) {
-  check_distinct_rows(rows, num_rows);
-  check_indices(order, "order", order.size(0));
-  check_offsets(starts, order.size(0));
-  check_size(starts, "starts", 0, rows.size(0) + 1, "rows + 1");
-  check_indices(bag_of_lookup, "bag_of_lookup", bags);
-  check_size(bag_of_lookup, "bag_of_lookup", 0, order.size(0), "lookups");
-  return {read<int64_t>(rows), read<int64_t>(order), read<int64_t>(starts), read<int64_t>(bag_of_lookup), rows.size(0)};
-}
-
-Tensor catch_up_bag_sum_(const Tensor& weight, const Tensor& last, const Tensor& rows, const Tensor& order,
-                         const Tensor& starts, const Tensor& key, int64_t table, int64_t step, const Tensor& transition,
-                         const Tensor& factor, const std::optional<Tensor>& momentum, bool ones, const Tensor& indices,
-                         const Tensor& offsets, const Tensor& bag_of_lookup,
-                         const std::optional<Tensor>& per_lookup_weights) {
-  std::optional<Tensor> out;
-  const BagSum sum = read_bag_sum(weight, indices, offsets, per_lookup_weights, out);
-  check_size(order, "order", 0, indices.size(0), "lookups");
-  const Grouping groups = read_groups(rows, order, starts, bag_of_lookup, weight.size(0), sum.bags);
-  catch_up_bag_sum(read_catch_up(weight, last, rows, key, table, step, transition, factor, momentum, ones), sum, groups,
-                   torch_threads());
-  return *out;
-}
-
-Tensor bag_ids_op(const Tensor& offsets) {
-  check(offsets, "offsets", ScalarType::Long, 1);
-  const int64_t entries = offsets.size(0);
-  check_offsets(offsets, entries > 0 ? read<int64_t>(offsets)[entries - 1] : 0);
-  Tensor out = torch::stable::new_empty(offsets, {read<int64_t>(offsets)[entries - 1]});
-  bag_of_lookups(read<int64_t>(offsets), entries - 1, write<int64_t>(out), torch_threads());
+Tensor foreach_bag_sq_norms(const Tensors& indices, const Tensors& offsets, const Tensors& grads,
+                            const OptionalTensors& per_lookup_weights) {
+  check_count(indices, "indices", grads.size());
+  check_count(offsets, "offsets", grads.size());
+  check_count(per_lookup_weights, "per_lookup_weights", grads.size());
+  std::vector<BagSquaredNorms> jobs;
+  for_each_table(grads.size(), [&](size_t j) {
+    const Tensor& grad = grads[j];
+    check(grad, "grad", ScalarType::Float, 3);
+    check_size(grad, "grad", 1, grads[0].size(1), "examples of the first table");
+    const auto ids = read_ids(indices[j], "indices");
+    const auto ends = read_ids(offsets[j], "offsets");
+    check_size(offsets[j], "offsets", 0, grad.size(0) * grad.size(1) + 1, "features * examples of grad + 1");
+    const float* per_lookup = read_per_lookup(check, per_lookup_weights[j], indices[j].size(0));
+    jobs.push_back({ids.data(), ends.data(), per_lookup, read<float>(grad), grad.size(0), grad.size(1), grad.size(2)});
+  });
+  check_tables(jobs.size(), [&](size_t j) {
+    const auto count = static_cast<size_t>(indices[j].size(0));
+    check_indices({jobs[j].indices, count}, "indices", std::numeric_limits<int64_t>::max());
+    check_offsets({jobs[j].offsets, static_cast<size_t>(offsets[j].size(0))}, indices[j].size(0));
+  });
+  Tensor out = torch::stable::new_empty(grads[0], {grads[0].size(1)});
+  bag_squared_norms(jobs, grads[0].size(1), write<float>(out), torch_threads());
   return out;
 }
 
-Tensor bag_sq_norms_op(const Tensor& indices, const Tensor& offsets, const Tensor& grad,
-                       const std::optional<Tensor>& per_lookup_weights) {
-  check(grad, "grad", ScalarType::Float, 3);
-  check_indices(indices, "indices", std::numeric_limits<int64_t>::max());
-  check_offsets(offsets, indices.size(0));
-  check_size(offsets, "offsets", 0, grad.size(0) * grad.size(1) + 1, "features * examples of grad + 1");
-  const float* per_lookup = read_per_lookup(check, per_lookup_weights, indices.size(0));
-  Tensor out = torch::stable::new_empty(grad, {grad.size(1)});
-  bag_squared_norms({read<int64_t>(indices), read<int64_t>(offsets), per_lookup, read<float>(grad), write<float>(out),
-                     grad.size(0), grad.size(1), grad.size(2)},
-                    torch_threads());
-  return out;
-}
-
-void scatter_add_op(const Tensor& weight, const Tensor& rows, const Tensor& order, const Tensor& starts,
-                    const Tensor& bag_of_lookup, const Tensor& grad, const Tensor& scale, double alpha,
-                    const std::optional<Tensor>& per_lookup_weights) {
-  check(weight, "weight", ScalarType::Float, 2);
-  check(grad, "grad", ScalarType::Float, 2);
-  check_size(grad, "grad", 1, weight.size(1), "columns of weight");
-  check(scale, "scale", ScalarType::Float, 1);
-  check_size(scale, "scale", 0, grad.size(0), "bags of grad");
-  const Grouping groups = read_groups(rows, order, starts, bag_of_lookup, weight.size(0), grad.size(0));
-  const float* per_lookup = read_per_lookup(check, per_lookup_weights, order.size(0));
-  scatter_add({write<float>(weight), groups, per_lookup, read<float>(grad), read<float>(scale), static_cast<float>(alpha),
-               weight.size(1)},
-              torch_threads());
+void foreach_scatter_add_(const Tensors& weights, const Tensors& rows, const Tensors& order, const Tensors& starts,
+                          const Tensors& bag_of_lookup, const Tensors& grads, const Tensors& scales, double alpha,
+                          const OptionalTensors& per_lookup_weights) {
+  check_distinct(weights, "weights");
+  check_count(grads, "grads", weights.size());
+  check_count(scales, "scales", weights.size());
+  check_count(per_lookup_weights, "per_lookup_weights", weights.size());
+  const Groupings groups(rows, order, starts, bag_of_lookup, weights.size());
+  std::vector<ScatterAdd> jobs;
+  for_each_table(weights.size(), [&](size_t j) {
+    check(weights[j], "weight", ScalarType::Float, 2);
+    check(grads[j], "grad", ScalarType::Float, 2);
+    check_size(grads[j], "grad", 1, weights[j].size(1), "columns of weight");
+    check(scales[j], "scale", ScalarType::Float, 1);
+    check_size(scales[j], "scale", 0, grads[j].size(0), "bags of grad");
+    const float* per_lookup = read_per_lookup(check, per_lookup_weights[j], groups.lookups(j));
+    jobs.push_back({write<float>(weights[j]), groups.jobs[j], per_lookup, read<float>(grads[j]), read<float>(scales[j]),
+                    static_cast<float>(alpha), weights[j].size(1)});
+  });
+  check_tables(jobs.size(), [&](size_t j) { groups.check_values(j, weights[j].size(0), grads[j].size(0)); });
+  scatter_add(jobs, torch_threads());
 }
 
 Tensor chacha_words(const Tensor& key, int64_t stream, int64_t counter, int64_t n) {
@@ -286,14 +424,14 @@ void set_simd_level_op(int64_t level) {
 
 STABLE_TORCH_LIBRARY_IMPL(lazydp, CPU, m) {
   m.impl("normal_", TORCH_BOX(&normal_));
-  m.impl("group_rows", TORCH_BOX(&group_rows_op));
-  m.impl("catch_up_", TORCH_BOX(&catch_up_));
   m.impl("flush_", TORCH_BOX(&flush_));
-  m.impl("bag_sum", TORCH_BOX(&bag_sum_op));
-  m.impl("catch_up_bag_sum_", TORCH_BOX(&catch_up_bag_sum_));
-  m.impl("bag_ids", TORCH_BOX(&bag_ids_op));
-  m.impl("bag_sq_norms", TORCH_BOX(&bag_sq_norms_op));
-  m.impl("scatter_add_", TORCH_BOX(&scatter_add_op));
+  m.impl("foreach_group_rows", TORCH_BOX(&foreach_group_rows));
+  m.impl("foreach_bag_ids", TORCH_BOX(&foreach_bag_ids));
+  m.impl("foreach_catch_up_", TORCH_BOX(&foreach_catch_up_));
+  m.impl("foreach_bag_sum", TORCH_BOX(&foreach_bag_sum));
+  m.impl("foreach_catch_up_bag_sum_", TORCH_BOX(&foreach_catch_up_bag_sum_));
+  m.impl("foreach_bag_sq_norms", TORCH_BOX(&foreach_bag_sq_norms));
+  m.impl("foreach_scatter_add_", TORCH_BOX(&foreach_scatter_add_));
   m.impl("chacha_words", TORCH_BOX(&chacha_words));
   m.impl("chacha20_blocks", TORCH_BOX(&chacha20_blocks));
   m.impl("normals_of_blocks", TORCH_BOX(&normals_of_blocks));

@@ -1,6 +1,6 @@
 #include "cpu/catch_up_bag_sum.h"
 
-#include <algorithm>
+#include <vector>
 
 #include "cpu/row_ranges.h"
 #include "cpu/simd_level.h"
@@ -8,32 +8,45 @@
 namespace lazydp::cpu {
 namespace {
 
-constexpr int64_t kFloatsAtOnce = 32 * 1024;  // of rows, so few that the second cache holds them until they are handed on
+enum class Bags { kNone, kNotSingle, kAll };
 
-// A row that has just woken goes to the bags that read nothing else; the other bags find it later.
-void wake_and_hand_on(const Wake& wake, const BagSum& sum, const Grouping& groups, const Parallel& parallel) {
-  const NoiseKernels kernels = noise_kernels();
-  const int64_t at_once = kRowsPerGroup * (1 + kFloatsAtOnce / (1 + kRowsPerGroup * wake.columns));
-  in_groups(parallel, wake.count, wake.columns, [&](int64_t begin, int64_t end) {
-    for (int64_t first = begin; first < end; first += at_once) {
-      const int64_t after = std::min(first + at_once, end);
-      kernels.wake(wake, first, after);
-      rows_to_single_bags(sum, groups, first, after);
-    }
-  });
-}
+// One job, and which of its bags are left once its rows have woken.
+struct Plan {
+  Wake wake;
+  std::vector<float*> copies;
+  Bags left;
+
+  explicit Plan(const CatchUpBagSum& job) : wake(job.wake) {
+    const int64_t single = single_bags(job.sum);
+    left = 2 * single < job.sum.bags ? Bags::kAll : single < job.sum.bags ? Bags::kNotSingle : Bags::kNone;
+    if (left == Bags::kAll) return;
+    copies.resize(wake.count);
+    wake.copies = copies.data();
+  }
+  Plan(const Plan&) = delete;
+};
 
 }  // namespace
 
-void catch_up_bag_sum(const Wake& wake, const BagSum& sum, const Grouping& groups, const Parallel& parallel) {
-  const int64_t single = single_bags(sum);
-  if (2 * single < sum.bags) {
-    wake_rows(wake, parallel);
-    bag_sum(sum, parallel);
-    return;
+// A row that wakes goes to the bags that read nothing else, the first of them while it is in registers; other bags come later.
+void catch_up_bag_sum(std::span<const CatchUpBagSum> jobs, const Parallel& parallel) {
+  const NoiseKernels kernels = noise_kernels();
+  std::vector<Plan> plans(jobs.begin(), jobs.end());
+  RowRanges rows(parallel);
+  JobRanges bags(parallel);
+  for (size_t j = 0; j < jobs.size(); ++j) {
+    rows.add(j, plans[j].wake.count, plans[j].wake.columns);
+    if (plans[j].left != Bags::kNone) bags.add(j, jobs[j].sum.bags, rows_per_task(jobs[j].sum.columns));
   }
-  wake_and_hand_on(wake, sum, groups, parallel);
-  if (single < sum.bags) sum_other_bags(sum, parallel);
+  rows.each([&](int64_t j, int64_t begin, int64_t end) {
+    Plan& plan = plans[j];
+    if (plan.wake.copies) single_bags_of_rows(jobs[j].sum, jobs[j].groups, begin, end, plan.copies.data());
+    kernels.wake(plan.wake, begin, end);
+    if (plan.wake.copies) rows_to_other_single_bags(jobs[j].sum, jobs[j].groups, begin, end, plan.wake.copies);
+  });
+  bags.each([&](int64_t j, int64_t begin, int64_t end) {
+    (plans[j].left == Bags::kAll ? sum_bags : sum_bags_but_single)(jobs[j].sum, begin, end);
+  });
 }
 
 }  // namespace lazydp::cpu

@@ -1,12 +1,20 @@
 // Catch-up and the sums of bags in one pass over the rows, where that saves one.
 #pragma once
 
+#include <span>
+
 #include "cpu/bags.h"
 #include "cpu/noise.h"
 
 namespace lazydp::cpu {
 
-// Wakes the rows of `groups`, then sums the bags of `sum`, whose lookups they group.
-void catch_up_bag_sum(const Wake& wake, const BagSum& sum, const Grouping& groups, const Parallel& parallel);
+struct CatchUpBagSum {
+  Wake wake;                 // of the rows of `groups`
+  BagSum sum;                // of the same table
+  Grouping groups;           // of the lookups of `sum`
+};
+
+// Wakes the rows of every job, then sums its bags.
+void catch_up_bag_sum(std::span<const CatchUpBagSum> jobs, const Parallel& parallel);
 
 }  // namespace lazydp::cpu

@@ -25,13 +25,16 @@ void fill_normals(const Fill& job, const Parallel& parallel) {
   if (job.rows == 0 || job.columns == 0) return;
   const NoiseKernels kernels = noise_kernels();
   const int64_t segments = segments_per_row(job.rows, job.columns, parallel.threads);
-  in_groups(parallel, job.rows * segments, job.columns / segments,
-            [&](int64_t begin, int64_t end) { kernels.fill(job, segments, begin, end); });
+  RowRanges ranges(parallel);
+  ranges.add(0, job.rows * segments, job.columns / segments);
+  ranges.each([&](int64_t, int64_t begin, int64_t end) { kernels.fill(job, segments, begin, end); });
 }
 
-void wake_rows(const Wake& job, const Parallel& parallel) {
+void wake_rows(std::span<const Wake> jobs, const Parallel& parallel) {
   const NoiseKernels kernels = noise_kernels();
-  in_groups(parallel, job.count, job.columns, [&](int64_t begin, int64_t end) { kernels.wake(job, begin, end); });
+  RowRanges ranges(parallel);
+  for (size_t j = 0; j < jobs.size(); ++j) ranges.add(j, jobs[j].count, jobs[j].columns);
+  ranges.each([&](int64_t j, int64_t begin, int64_t end) { kernels.wake(jobs[j], begin, end); });
 }
 
 void keystream(const Key& key, uint64_t stream, uint32_t counter, uint32_t* out, int64_t count, const Parallel& parallel) {

@@ -2,6 +2,7 @@
 #pragma once
 
 #include <cstdint>
+#include <span>
 
 #include "common/chacha20.h"
 #include "common/fill.h"
@@ -25,12 +26,14 @@ struct Wake {
   uint32_t table;
   int32_t step;
   Law law;
+  // [count], or null: where the row at each position of the list is to be written besides, [columns], or null.
+  float* const* copies = nullptr;
 
   int64_t row(int64_t i) const { return rows ? rows[i] : i; }
 };
 
 void fill_normals(const Fill& fill, const Parallel& parallel);
-void wake_rows(const Wake& wake, const Parallel& parallel);
+void wake_rows(std::span<const Wake> jobs, const Parallel& parallel);
 void keystream(const Key& key, uint64_t stream, uint32_t counter, uint32_t* out, int64_t count, const Parallel& parallel);
 
 }  // namespace lazydp::cpu

@@ -44,9 +44,9 @@ void wake_positions(const Wake& job, int64_t begin, int64_t end) {
   for (int64_t i = begin; i < end; ++i) {
     const int64_t row = job.row(i);
     const int32_t from = job.last[row];
-    if (from == job.step) continue;
-    wake_row(job, row, from);
+    if (from != job.step) wake_row(job, row, from);
     job.last[row] = job.step;
+    if (job.copies && job.copies[i]) std::copy_n(job.weight + row * job.columns, job.columns, job.copies[i]);
   }
 }
 

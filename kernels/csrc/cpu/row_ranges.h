@@ -8,19 +8,32 @@
 
 namespace lazydp::cpu {
 
-// A range below this many normals is not worth another thread.
-constexpr int64_t kNormalsPerTask = 16384;
+// A range below this many normals is not worth another thread, nor the start of the lanes.
+constexpr int64_t kNormalsPerTask = 32768;
 // Ranges are handed out in multiples of the widest group of lanes, so that only the last group has idle lanes.
 constexpr int64_t kRowsPerGroup = 16;
 
-// Calls f on ranges of [0, count), each a multiple of kRowsPerGroup long but for the last.
-template <class F>
-void in_groups(const Parallel& parallel, int64_t count, int64_t columns, const F& f) {
-  const int64_t groups = (count + kRowsPerGroup - 1) / kRowsPerGroup;
-  const int64_t grain = 1 + kNormalsPerTask / (1 + kRowsPerGroup * columns);
-  parallel(0, groups, grain, [&](int64_t begin, int64_t end) {
-    f(begin * kRowsPerGroup, std::min(end * kRowsPerGroup, count));
-  });
-}
+class RowRanges {
+ public:
+  explicit RowRanges(const Parallel& parallel) : groups_(parallel) {}
+
+  void add(int64_t job, int64_t rows, int64_t columns) {
+    counts_.resize(job + 1);
+    counts_[job] = rows;
+    groups_.add(job, (rows + kRowsPerGroup - 1) / kRowsPerGroup, 1 + kNormalsPerTask / (1 + kRowsPerGroup * columns));
+  }
+
+  // Calls f(job, begin, end) on ranges of the rows of every job, each a multiple of kRowsPerGroup long but for the last.
+  template <class F>
+  void each(const F& f) const {
+    groups_.each([&](int64_t job, int64_t begin, int64_t end) {
+      f(job, begin * kRowsPerGroup, std::min(end * kRowsPerGroup, counts_[job]));
+    });
+  }
+
+ private:
+  JobRanges groups_;
+  std::vector<int64_t> counts_;
+};
 
 }  // namespace lazydp::cpu

@@ -1,25 +1,29 @@
-// The schemas of the operators, declared once for every device.
+// The schemas of the operators, declared once for every device. Those named foreach, as torch names its own, do one thing to
+// several tables: the lists are as long as the list of tables. `momenta` may be empty instead. (Torch traces no operator that
+// both writes to its arguments and returns a list: where one would, it writes to a list of results.)
 #include <torch/csrc/stable/library.h>
 
 STABLE_TORCH_LIBRARY(lazydp, m) {
   m.def("normal_(Tensor(a!) out, Tensor key, int table, int first_row, int step) -> ()");
-  m.def("group_rows(Tensor indices, int num_rows) -> (Tensor, Tensor, Tensor)");
+  m.def("foreach_group_rows(Tensor[] indices, int[] num_rows) -> (Tensor[], Tensor[], Tensor[])");
+  m.def("foreach_bag_ids(Tensor[] offsets) -> Tensor[]");
   m.def(
-      "catch_up_(Tensor(a!) weight, Tensor(b!) last, Tensor rows, Tensor key, int table, int step, Tensor transition, "
-      "Tensor factor, Tensor(c!)? momentum, bool ones) -> ()");
+      "foreach_catch_up_(Tensor(a!)[] weights, Tensor(b!)[] last, Tensor[] rows, Tensor key, int[] tables, int step, "
+      "Tensor transition, Tensor factor, Tensor(c!)[] momenta, bool ones) -> ()");
   m.def(
       "flush_(Tensor(a!) weight, Tensor(b!) last, Tensor key, int table, int step, Tensor transition, Tensor factor, "
       "Tensor(c!)? momentum, bool ones) -> ()");
-  m.def("bag_sum(Tensor weight, Tensor indices, Tensor offsets, Tensor? per_lookup_weights) -> Tensor");
   m.def(
-      "catch_up_bag_sum_(Tensor(a!) weight, Tensor(b!) last, Tensor rows, Tensor order, Tensor starts, Tensor key, "
-      "int table, int step, Tensor transition, Tensor factor, Tensor(c!)? momentum, bool ones, Tensor indices, "
-      "Tensor offsets, Tensor bag_of_lookup, Tensor? per_lookup_weights) -> Tensor");
-  m.def("bag_ids(Tensor offsets) -> Tensor");
-  m.def("bag_sq_norms(Tensor indices, Tensor offsets, Tensor grad, Tensor? per_lookup_weights) -> Tensor");
+      "foreach_bag_sum(Tensor[] weights, Tensor[] indices, Tensor[] offsets, Tensor?[] per_lookup_weights) -> Tensor[]");
   m.def(
-      "scatter_add_(Tensor(a!) weight, Tensor rows, Tensor order, Tensor starts, Tensor bag_of_lookup, Tensor grad, "
-      "Tensor scale, float alpha, Tensor? per_lookup_weights) -> ()");
+      "foreach_catch_up_bag_sum_(Tensor(a!)[] weights, Tensor(b!)[] last, Tensor[] rows, Tensor[] order, Tensor[] starts, "
+      "Tensor key, int[] tables, int step, Tensor transition, Tensor factor, Tensor(c!)[] momenta, bool ones, "
+      "Tensor[] indices, Tensor[] offsets, Tensor[] bag_of_lookup, Tensor?[] per_lookup_weights, Tensor(d!)[] sums) -> ()");
+  m.def(
+      "foreach_bag_sq_norms(Tensor[] indices, Tensor[] offsets, Tensor[] grads, Tensor?[] per_lookup_weights) -> Tensor");
+  m.def(
+      "foreach_scatter_add_(Tensor(a!)[] weights, Tensor[] rows, Tensor[] order, Tensor[] starts, Tensor[] bag_of_lookup, "
+      "Tensor[] grads, Tensor[] scales, float alpha, Tensor?[] per_lookup_weights) -> ()");
   m.def("chacha20_blocks(Tensor inputs) -> Tensor");
   m.def("normals_of_blocks(Tensor words) -> Tensor");
   m.def("simd_level() -> int");

@@ -173,7 +173,8 @@ struct SumPairs {
   LAZYDP_DEVICE void operator()(int64_t example) const {
     double norm = 0.0;
     for (int64_t pair = 0; pair < pairs; ++pair) norm += job.workspace[pair * job.examples + example];
-    job.out[example] = static_cast<float>(norm < 0.0 ? 0.0 : norm);  // rounding may leave it just below 0; NaN stays
+    const auto found = static_cast<float>(norm < 0.0 ? 0.0 : norm);  // rounding may leave it just below 0; NaN stays
+    job.out[example] = job.add ? job.out[example] + found : found;
   }
 };
 

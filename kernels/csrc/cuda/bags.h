@@ -33,6 +33,7 @@ struct BagSquaredNorms {
   int64_t features;
   int64_t examples;
   int64_t columns;
+  bool add;                  // to what is in `out`
 };
 int64_t bag_squared_norms_workspace(int64_t features, int64_t examples);
 cudaError_t bag_squared_norms(const BagSquaredNorms& job, cudaStream_t stream);

@@ -13,10 +13,12 @@
 #include <torch/csrc/stable/ops.h>
 #include <torch/csrc/stable/tensor.h>
 
+#include <algorithm>
 #include <optional>
 #include <stdexcept>
 #include <string>
 #include <tuple>
+#include <vector>
 
 #include "common/tensor_arguments.h"
 #include "cuda/bags.h"
@@ -69,24 +71,63 @@ void check_offsets(const Call& call, const Tensor& offsets) {
 
 Wake read_wake(const Call& call, const Tensor& weight, const Tensor& last, const Tensor& key, int64_t table, int64_t step,
                const Tensor& transition, const Tensor& factor, const std::optional<Tensor>& momentum, bool ones) {
-  call.refuse_capture();
   check_wake(call, weight, last, transition, factor, momentum);
   return {write<float>(weight), momentum ? write<float>(*momentum) : nullptr, write<int32_t>(last), nullptr, weight.size(0),
           weight.size(0), weight.size(1), read<float>(transition), read<float>(factor), transition.size(0), read_key(key),
           checked_table(table), checked_step(step), ones};
 }
 
-void choose_rows(const Call& call, const Tensor& rows, Wake& wake) {
+// Of the table j of `tables`.
+Wake read_listed(const Call& call, const WakeTables& tables, size_t j, const Tensor& rows) {
+  Wake wake = read_wake(call, tables.weights[j], tables.last[j], tables.key, tables.tables[j], tables.step, tables.transition,
+                        tables.factor, tables.momentum(j), tables.ones);
   call(rows, "rows", ScalarType::Long, 1);
   wake.rows = read<int64_t>(rows);
   wake.count = rows.size(0);
+  return wake;
 }
 
-BagSum read_bag_sum(const Call& call, const Tensor& weight, const Tensor& indices, const Tensor& offsets,
-                    const std::optional<Tensor>& per_lookup_weights, const Tensor& out) {
-  return {read<float>(weight), read<int64_t>(indices), read<int64_t>(offsets),
-          read_per_lookup(call, per_lookup_weights, indices.size(0)), write<float>(out), weight.size(0),
-          offsets.size(0) - 1, weight.size(1)};
+// The lookups of several tables and the sums of their bags.
+struct BagSums {
+  std::vector<BagSum> jobs;
+  Tensors out;
+
+  // Where `given` has no memory for the sums, they get their own.
+  BagSums(const Call& call, const Tensors& weights, const Tensors& indices, const Tensors& offsets,
+          const OptionalTensors& per_lookup_weights, const Tensors* given) {
+    if (given) check_count(*given, "sums", weights.size());
+    check_count(indices, "indices", weights.size());
+    check_count(offsets, "offsets", weights.size());
+    check_count(per_lookup_weights, "per_lookup_weights", weights.size());
+    for_each_table(weights.size(), [&](size_t j) {
+      call(weights[j], "weight", ScalarType::Float, 2);
+      call(indices[j], "indices", ScalarType::Long, 1);
+      check_offsets(call, offsets[j]);
+      const float* per_lookup = read_per_lookup(call, per_lookup_weights[j], indices[j].size(0));
+      const int64_t bags = offsets[j].size(0) - 1;
+      const int64_t columns = weights[j].size(1);
+      out.push_back(given ? (*given)[j] : torch::stable::new_empty(weights[j], {bags, columns}));
+      float* const sums = write_sums(call, out[j], bags, columns);
+      jobs.push_back({read<float>(weights[j]), read<int64_t>(indices[j]), read<int64_t>(offsets[j]), per_lookup, sums,
+                      weights[j].size(0), bags, columns});
+    });
+  }
+};
+
+void check_groups(const Call& call, const Tensors& rows, const Tensors& order, const Tensors& starts,
+                  const Tensors& bag_of_lookup, size_t tables) {
+  check_count(rows, "rows", tables);
+  check_count(order, "order", tables);
+  check_count(starts, "starts", tables);
+  check_count(bag_of_lookup, "bag_of_lookup", tables);
+  for_each_table(tables, [&](size_t j) {
+    call(rows[j], "rows", ScalarType::Long, 1);
+    call(order[j], "order", ScalarType::Long, 1);
+    call(starts[j], "starts", ScalarType::Long, 1);
+    check_size(starts[j], "starts", 0, rows[j].size(0) + 1, "rows + 1");
+    call(bag_of_lookup[j], "bag_of_lookup", ScalarType::Long, 1);
+    check_size(bag_of_lookup[j], "bag_of_lookup", 0, order[j].size(0), "lookups");
+  });
 }
 
 void normal_(const Tensor& out, const Tensor& key, int64_t table, int64_t first_row, int64_t step) {
@@ -95,120 +136,150 @@ void normal_(const Tensor& out, const Tensor& key, int64_t table, int64_t first_
   check_launch(fill_normals(read_fill(call, out, key, table, first_row, step), call.stream()));
 }
 
-std::tuple<Tensor, Tensor, Tensor> group_rows_op(const Tensor& indices, int64_t num_rows) {
-  const Call call(indices);
-  call(indices, "indices", ScalarType::Long, 1);
-  const int64_t lookups = indices.size(0);
-  size_t bytes = 0;
-  check_launch(group_rows_workspace(lookups, num_rows, &bytes));
-  Tensor rows = torch::stable::new_empty(indices, {lookups});
-  Tensor order = torch::stable::new_empty(indices, {lookups});
-  Tensor starts = torch::stable::new_empty(indices, {lookups + 1});
-  Tensor workspace = torch::stable::new_empty(indices, {static_cast<int64_t>(bytes)}, ScalarType::Byte);
-  check_launch(group_rows({read<int64_t>(indices), write<int64_t>(rows), write<int64_t>(order), write<int64_t>(starts),
-                           write<uint8_t>(workspace), bytes, lookups, num_rows},
-                          call.stream()));
+std::tuple<Tensors, Tensors, Tensors> foreach_group_rows(const Tensors& indices, const std::vector<int64_t>& num_rows) {
+  const Call call(indices[0]);
+  check_count(num_rows, "num_rows", indices.size());
+  Tensors rows, order, starts;
+  for_each_table(indices.size(), [&](size_t j) {
+    call(indices[j], "indices", ScalarType::Long, 1);
+    const int64_t lookups = indices[j].size(0);
+    size_t bytes = 0;
+    check_launch(group_rows_workspace(lookups, num_rows[j], &bytes));
+    rows.push_back(torch::stable::new_empty(indices[j], {lookups}));
+    order.push_back(torch::stable::new_empty(indices[j], {lookups}));
+    starts.push_back(torch::stable::new_empty(indices[j], {lookups + 1}));
+    Tensor workspace = torch::stable::new_empty(indices[j], {static_cast<int64_t>(bytes)}, ScalarType::Byte);
+    check_launch(group_rows({read<int64_t>(indices[j]), write<int64_t>(rows[j]), write<int64_t>(order[j]),
+                             write<int64_t>(starts[j]), write<uint8_t>(workspace), bytes, lookups, num_rows[j]},
+                            call.stream()));
+  });
   return {rows, order, starts};
 }
 
-void catch_up_(const Tensor& weight, const Tensor& last, const Tensor& rows, const Tensor& key, int64_t table, int64_t step,
-               const Tensor& transition, const Tensor& factor, const std::optional<Tensor>& momentum, bool ones) {
-  const Call call(weight);
-  Wake wake = read_wake(call, weight, last, key, table, step, transition, factor, momentum, ones);
-  choose_rows(call, rows, wake);
-  check_launch(wake_rows(wake, call.stream()));
+void foreach_catch_up_(const Tensors& weights, const Tensors& last, const Tensors& rows, const Tensor& key,
+                       const std::vector<int64_t>& tables, int64_t step, const Tensor& transition, const Tensor& factor,
+                       const Tensors& momenta, bool ones) {
+  const Call call(weights[0]);
+  call.refuse_capture();
+  const WakeTables wakes{weights, last, key, tables, step, transition, factor, momenta, ones};
+  wakes.check_lists();
+  check_count(rows, "rows", weights.size());
+  std::vector<Wake> jobs;
+  for_each_table(weights.size(), [&](size_t j) { jobs.push_back(read_listed(call, wakes, j, rows[j])); });
+  for (const Wake& job : jobs) check_launch(wake_rows(job, call.stream()));
 }
 
 void flush_(const Tensor& weight, const Tensor& last, const Tensor& key, int64_t table, int64_t step, const Tensor& transition,
             const Tensor& factor, const std::optional<Tensor>& momentum, bool ones) {
   const Call call(weight);
+  call.refuse_capture();
   check_launch(wake_rows(read_wake(call, weight, last, key, table, step, transition, factor, momentum, ones), call.stream()));
 }
 
-Tensor bag_sum_op(const Tensor& weight, const Tensor& indices, const Tensor& offsets,
-                  const std::optional<Tensor>& per_lookup_weights) {
-  const Call call(weight);
-  call(weight, "weight", ScalarType::Float, 2);
-  call(indices, "indices", ScalarType::Long, 1);
-  check_offsets(call, offsets);
-  Tensor out = torch::stable::new_empty(weight, {offsets.size(0) - 1, weight.size(1)});
-  check_launch(bag_sum(read_bag_sum(call, weight, indices, offsets, per_lookup_weights, out), call.stream()));
+Tensors foreach_bag_sum(const Tensors& weights, const Tensors& indices, const Tensors& offsets,
+                        const OptionalTensors& per_lookup_weights) {
+  const Call call(weights[0]);
+  const BagSums sums(call, weights, indices, offsets, per_lookup_weights, nullptr);
+  for (const BagSum& job : sums.jobs) check_launch(bag_sum(job, call.stream()));
+  return sums.out;
+}
+
+void foreach_catch_up_bag_sum_(const Tensors& weights, const Tensors& last, const Tensors& rows, const Tensors& order,
+                               const Tensors& starts, const Tensor& key, const std::vector<int64_t>& tables, int64_t step,
+                               const Tensor& transition, const Tensor& factor, const Tensors& momenta, bool ones,
+                               const Tensors& indices, const Tensors& offsets, const Tensors& bag_of_lookup,
+                               const OptionalTensors& per_lookup_weights, const Tensors& sums) {
+  const Call call(weights[0]);
+  call.refuse_capture();
+  const WakeTables wakes{weights, last, key, tables, step, transition, factor, momenta, ones};
+  wakes.check_lists();
+  check_distinct(sums, "sums");
+  const BagSums bags(call, weights, indices, offsets, per_lookup_weights, &sums);
+  check_groups(call, rows, order, starts, bag_of_lookup, weights.size());
+  std::vector<Wake> jobs;
+  for_each_table(weights.size(), [&](size_t j) {
+    check_size(order[j], "order", 0, indices[j].size(0), "lookups");
+    jobs.push_back(read_listed(call, wakes, j, rows[j]));
+  });
+  for (size_t j = 0; j < jobs.size(); ++j)
+    check_launch(wake_and_sum(jobs[j], {read<int64_t>(order[j]), read<int64_t>(starts[j]), read<int64_t>(bag_of_lookup[j])},
+                              bags.jobs[j], call.stream()));
+}
+
+Tensor foreach_bag_sq_norms(const Tensors& indices, const Tensors& offsets, const Tensors& grads,
+                            const OptionalTensors& per_lookup_weights) {
+  const Call call(grads[0]);
+  check_count(indices, "indices", grads.size());
+  check_count(offsets, "offsets", grads.size());
+  check_count(per_lookup_weights, "per_lookup_weights", grads.size());
+  Tensor out = torch::stable::new_empty(grads[0], {grads[0].dim() == 3 ? grads[0].size(1) : 0});
+  std::vector<BagSquaredNorms> jobs;
+  int64_t most_pairs = 0;
+  for_each_table(grads.size(), [&](size_t j) {
+    const Tensor& grad = grads[j];
+    call(grad, "grad", ScalarType::Float, 3);
+    check_size(grad, "grad", 1, grads[0].size(1), "examples of the first table");
+    call(indices[j], "indices", ScalarType::Long, 1);
+    check_offsets(call, offsets[j]);
+    check_size(offsets[j], "offsets", 0, grad.size(0) * grad.size(1) + 1, "features * examples of grad + 1");
+    const float* per_lookup = read_per_lookup(call, per_lookup_weights[j], indices[j].size(0));
+    most_pairs = std::max(most_pairs, bag_squared_norms_workspace(grad.size(0), grad.size(1)));
+    jobs.push_back({read<int64_t>(indices[j]), read<int64_t>(offsets[j]), per_lookup, read<float>(grad), nullptr,
+                    write<float>(out), grad.size(0), grad.size(1), grad.size(2), j > 0});
+  });
+  // One table after the other, so that all can use the same workspace.
+  Tensor workspace = torch::stable::new_empty(grads[0], {most_pairs}, ScalarType::Double);
+  for (BagSquaredNorms& job : jobs) {
+    job.workspace = write<double>(workspace);
+    check_launch(bag_squared_norms(job, call.stream()));
+  }
   return out;
 }
 
-Tensor catch_up_bag_sum_(const Tensor& weight, const Tensor& last, const Tensor& rows, const Tensor& order, const Tensor& starts,
-                         const Tensor& key, int64_t table, int64_t step, const Tensor& transition, const Tensor& factor,
-                         const std::optional<Tensor>& momentum, bool ones, const Tensor& indices, const Tensor& offsets,
-                         const Tensor& bag_of_lookup, const std::optional<Tensor>& per_lookup_weights) {
-  const Call call(weight);
-  Wake wake = read_wake(call, weight, last, key, table, step, transition, factor, momentum, ones);
-  choose_rows(call, rows, wake);
-  call(indices, "indices", ScalarType::Long, 1);
-  check_offsets(call, offsets);
-  call(order, "order", ScalarType::Long, 1);
-  check_size(order, "order", 0, indices.size(0), "lookups");
-  call(starts, "starts", ScalarType::Long, 1);
-  check_size(starts, "starts", 0, rows.size(0) + 1, "rows + 1");
-  call(bag_of_lookup, "bag_of_lookup", ScalarType::Long, 1);
-  check_size(bag_of_lookup, "bag_of_lookup", 0, indices.size(0), "lookups");
-  Tensor out = torch::stable::new_empty(weight, {offsets.size(0) - 1, weight.size(1)});
-  check_launch(wake_and_sum(wake, {read<int64_t>(order), read<int64_t>(starts), read<int64_t>(bag_of_lookup)},
-                            read_bag_sum(call, weight, indices, offsets, per_lookup_weights, out), call.stream()));
-  return out;
-}
-
-Tensor bag_sq_norms_op(const Tensor& indices, const Tensor& offsets, const Tensor& grad,
-                       const std::optional<Tensor>& per_lookup_weights) {
-  const Call call(grad);
-  call(grad, "grad", ScalarType::Float, 3);
-  call(indices, "indices", ScalarType::Long, 1);
-  check_offsets(call, offsets);
-  check_size(offsets, "offsets", 0, grad.size(0) * grad.size(1) + 1, "features * examples of grad + 1");
-  Tensor out = torch::stable::new_empty(grad, {grad.size(1)});
-  Tensor workspace =
-      torch::stable::new_empty(grad, {bag_squared_norms_workspace(grad.size(0), grad.size(1))}, ScalarType::Double);
-  check_launch(bag_squared_norms({read<int64_t>(indices), read<int64_t>(offsets),
-                                  read_per_lookup(call, per_lookup_weights, indices.size(0)), read<float>(grad),
-                                  write<double>(workspace), write<float>(out), grad.size(0), grad.size(1), grad.size(2)},
-                                 call.stream()));
-  return out;
-}
-
-void scatter_add_op(const Tensor& weight, const Tensor& rows, const Tensor& order, const Tensor& starts,
-                    const Tensor& bag_of_lookup, const Tensor& grad, const Tensor& scale, double alpha,
-                    const std::optional<Tensor>& per_lookup_weights) {
-  const Call call(weight);
-  call(weight, "weight", ScalarType::Float, 2);
-  call(grad, "grad", ScalarType::Float, 2);
-  check_size(grad, "grad", 1, weight.size(1), "columns of weight");
-  call(scale, "scale", ScalarType::Float, 1);
-  check_size(scale, "scale", 0, grad.size(0), "bags of grad");
-  call(rows, "rows", ScalarType::Long, 1);
-  call(order, "order", ScalarType::Long, 1);
-  call(starts, "starts", ScalarType::Long, 1);
-  check_size(starts, "starts", 0, rows.size(0) + 1, "rows + 1");
-  call(bag_of_lookup, "bag_of_lookup", ScalarType::Long, 1);
-  const int64_t lookups = order.size(0);
-  check_size(bag_of_lookup, "bag_of_lookup", 0, lookups, "lookups");
-  Tensor workspace = torch::stable::new_empty(weight, {scatter_add_workspace(lookups, weight.size(1))});
-  check_launch(scatter_add({write<float>(weight), read<int64_t>(rows), read<int64_t>(order), read<int64_t>(starts),
-                            read<int64_t>(bag_of_lookup), read_per_lookup(call, per_lookup_weights, lookups), read<float>(grad),
-                            read<float>(scale), write<float>(workspace), static_cast<float>(alpha), weight.size(0),
-                            rows.size(0), lookups, grad.size(0), weight.size(1)},
-                           call.stream()));
+void foreach_scatter_add_(const Tensors& weights, const Tensors& rows, const Tensors& order, const Tensors& starts,
+                          const Tensors& bag_of_lookup, const Tensors& grads, const Tensors& scales, double alpha,
+                          const OptionalTensors& per_lookup_weights) {
+  const Call call(weights[0]);
+  check_distinct(weights, "weights");
+  check_count(grads, "grads", weights.size());
+  check_count(scales, "scales", weights.size());
+  check_count(per_lookup_weights, "per_lookup_weights", weights.size());
+  check_groups(call, rows, order, starts, bag_of_lookup, weights.size());
+  std::vector<ScatterAdd> jobs;
+  int64_t largest = 0;
+  for_each_table(weights.size(), [&](size_t j) {
+    const Tensor& weight = weights[j];
+    call(weight, "weight", ScalarType::Float, 2);
+    call(grads[j], "grad", ScalarType::Float, 2);
+    check_size(grads[j], "grad", 1, weight.size(1), "columns of weight");
+    call(scales[j], "scale", ScalarType::Float, 1);
+    check_size(scales[j], "scale", 0, grads[j].size(0), "bags of grad");
+    const int64_t lookups = order[j].size(0);
+    const float* per_lookup = read_per_lookup(call, per_lookup_weights[j], lookups);
+    largest = std::max(largest, scatter_add_workspace(lookups, weight.size(1)));
+    jobs.push_back({write<float>(weight), read<int64_t>(rows[j]), read<int64_t>(order[j]), read<int64_t>(starts[j]),
+                    read<int64_t>(bag_of_lookup[j]), per_lookup, read<float>(grads[j]), read<float>(scales[j]), nullptr,
+                    static_cast<float>(alpha), weight.size(0), rows[j].size(0), lookups, grads[j].size(0), weight.size(1)});
+  });
+  // One table after the other, so that all can use the same workspace.
+  Tensor workspace = torch::stable::new_empty(weights[0], {largest});
+  for (ScatterAdd& job : jobs) {
+    job.workspace = write<float>(workspace);
+    check_launch(scatter_add(job, call.stream()));
+  }
 }
 
 }  // namespace
 
 STABLE_TORCH_LIBRARY_IMPL(lazydp, CUDA, m) {
   m.impl("normal_", TORCH_BOX(&normal_));
-  m.impl("group_rows", TORCH_BOX(&group_rows_op));
-  m.impl("catch_up_", TORCH_BOX(&catch_up_));
   m.impl("flush_", TORCH_BOX(&flush_));
-  m.impl("bag_sum", TORCH_BOX(&bag_sum_op));
-  m.impl("catch_up_bag_sum_", TORCH_BOX(&catch_up_bag_sum_));
-  m.impl("bag_sq_norms", TORCH_BOX(&bag_sq_norms_op));
-  m.impl("scatter_add_", TORCH_BOX(&scatter_add_op));
+  m.impl("foreach_group_rows", TORCH_BOX(&foreach_group_rows));
+  m.impl("foreach_catch_up_", TORCH_BOX(&foreach_catch_up_));
+  m.impl("foreach_bag_sum", TORCH_BOX(&foreach_bag_sum));
+  m.impl("foreach_catch_up_bag_sum_", TORCH_BOX(&foreach_catch_up_bag_sum_));
+  m.impl("foreach_bag_sq_norms", TORCH_BOX(&foreach_bag_sq_norms));
+  m.impl("foreach_scatter_add_", TORCH_BOX(&foreach_scatter_add_));
 }
 
 }  // namespace lazydp::cuda

@@ -2,7 +2,7 @@
 
 import json
 import stat
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -111,37 +111,38 @@ def replace_catch_up(patch: pytest.MonkeyPatch, catch_up: Callable[..., None]) -
     """Plant `catch_up` also where catching up and gathering are one operator."""
 
     def fused(
-        weight: Tensor,
-        last: Tensor,
-        groups: RowGroups,
+        weights: Sequence[Tensor],
+        last: Sequence[Tensor],
+        groups: Sequence[RowGroups],
         key: Tensor,
-        indices: Tensor,
-        offsets: Tensor,
-        bag_of_lookup: Tensor,
+        indices: Sequence[Tensor],
+        offsets: Sequence[Tensor],
+        bag_of_lookup: Sequence[Tensor],
         *,
-        per_lookup_weights: Tensor | None = None,
+        per_lookup_weights: Sequence[Tensor | None] | None = None,
         **settings: Any,
-    ) -> Tensor:
+    ) -> list[Tensor]:
         del bag_of_lookup
-        catch_up(weight, last, groups.rows, key, **settings)
-        return ops.bag_sum(weight, indices, offsets, per_lookup_weights)
+        catch_up(weights, last, [group.rows for group in groups], key, **settings)
+        return ops.foreach_bag_sum(weights, indices, offsets, per_lookup_weights)
 
-    patch.setattr(ops, "catch_up_", catch_up)
-    patch.setattr(ops, "catch_up_bag_sum_", fused)
+    patch.setattr(ops, "foreach_catch_up_", catch_up)
+    patch.setattr(ops, "foreach_catch_up_bag_sum_", fused)
 
 
 def noise_dropped_on_reading(patch: pytest.MonkeyPatch) -> None:
-    def mark_only(weight: Tensor, last: Tensor, rows: Tensor, key: Tensor, *, step: int, **_: Any) -> None:
-        last[rows] = step
+    def mark_only(weights: Any, last: Sequence[Tensor], rows: Sequence[Tensor], *_: Any, step: int, **__: Any) -> None:
+        for since, read in zip(last, rows, strict=True):
+            since[read] = step
 
     replace_catch_up(patch, mark_only)
 
 
 def stale_last(patch: pytest.MonkeyPatch) -> None:
-    right = ops.catch_up_
+    right = ops.foreach_catch_up_
 
-    def forgetful(weight: Tensor, last: Tensor, *arguments: Any, **settings: Any) -> None:
-        right(weight, last.clone(), *arguments, **settings)
+    def forgetful(weights: Sequence[Tensor], last: Sequence[Tensor], *arguments: Any, **settings: Any) -> None:
+        right(weights, [since.clone() for since in last], *arguments, **settings)
 
     replace_catch_up(patch, forgetful)
 
@@ -168,7 +169,10 @@ def equal_rows_not_added_up(patch: pytest.MonkeyPatch) -> None:
         of_bags = (of_lookups[offsets[1:]] - of_lookups[offsets[:-1]]).view(grad.shape[:2])
         return (grad.square().sum(dim=2) * of_bags).sum(dim=0)
 
-    patch.setattr(ops, "bag_sq_norms", by_lookup)
+    def over_tables(*lists: Sequence[Any]) -> Tensor:
+        return torch.stack([by_lookup(*table) for table in zip(*lists, strict=True)]).sum(dim=0)
+
+    patch.setattr(ops, "foreach_bag_sq_norms", over_tables)
 
 
 PLAIN = [no_clipping, noise_missed_at_flush, noise_dropped_on_reading, stale_last, variance_by_squared_delay]

@@ -96,25 +96,33 @@ class Addresses:
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.seen: Counter[tuple[int, int, int]] = Counter()
-        catch_up, flush, both = ops.catch_up_, ops.flush_, ops.catch_up_bag_sum_
+        self.by_reading = 0  # tables whose rows woke because they were read
+        catch_up, flush, both = ops.foreach_catch_up_, ops.flush_, ops.foreach_catch_up_bag_sum_
 
-        def watched_catch_up(weight: Any, last: Any, rows: Any, key: Any, *, table: int, step: int, **more: Any) -> Any:
-            self._note(table, rows[last[rows] < step], step)
-            return catch_up(weight, last, rows, key, table=table, step=step, **more)
+        def note_listed(last: Any, rows: Any, tables: Any, step: int) -> None:
+            for number, since, listed in zip(tables, last, rows, strict=True):
+                self.by_reading += 1
+                self._note(number, listed[since[listed] < step], step)
+
+        def watched_catch_up(
+            weights: Any, last: Any, rows: Any, key: Any, *, tables: Any, step: int, **more: Any
+        ) -> Any:
+            note_listed(last, rows, tables, step)
+            return catch_up(weights, last, rows, key, tables=tables, step=step, **more)
 
         def watched_flush(weight: Any, last: Any, key: Any, *, table: int, step: int, **more: Any) -> Any:
             self._note(table, torch.nonzero(last < step).squeeze(1), step)
             return flush(weight, last, key, table=table, step=step, **more)
 
         def watched_both(
-            weight: Any, last: Any, groups: Any, key: Any, *bags: Any, table: int, step: int, **more: Any
+            weights: Any, last: Any, groups: Any, key: Any, *bags: Any, tables: Any, step: int, **more: Any
         ) -> Any:
-            self._note(table, groups.rows[last[groups.rows] < step], step)
-            return both(weight, last, groups, key, *bags, table=table, step=step, **more)
+            note_listed(last, [group.rows for group in groups], tables, step)
+            return both(weights, last, groups, key, *bags, tables=tables, step=step, **more)
 
-        monkeypatch.setattr(ops, "catch_up_", watched_catch_up)
+        monkeypatch.setattr(ops, "foreach_catch_up_", watched_catch_up)
         monkeypatch.setattr(ops, "flush_", watched_flush)
-        monkeypatch.setattr(ops, "catch_up_bag_sum_", watched_both)
+        monkeypatch.setattr(ops, "foreach_catch_up_bag_sum_", watched_both)
 
     def _note(self, table: int, rows: Any, step: int) -> None:
         self.seen.update((table, row, step) for row in rows.tolist())
@@ -125,6 +133,7 @@ def test_no_address_is_used_twice(tiny: Any, tmp_path: Path, monkeypatch: pytest
     addresses = Addresses(monkeypatch)
     publish(tiny, tmp_path)
     assert len(addresses.seen) > 500
+    assert addresses.by_reading > 20
     assert max(addresses.seen.values()) == 1
 
 

@@ -129,10 +129,11 @@ def test_rows_that_repeat_add_up_before_the_norm() -> None:
     """The control: norms of single lookups would let six equal ones pass by the root of six."""
     lookups = Lookups(torch.zeros(6, dtype=torch.int64), torch.tensor([0, 6]), torch.full((6,), 2.0), 1)
     gradient = torch.ones(1, DIM)
-    found = contributions.table_sq_norms(lookups, gradient, Units.examples(1))
+    found = contributions.sq_norms_of_tables([(lookups, gradient)], Units.examples(1))
     assert found.tolist() == [pytest.approx(144 * DIM)]
     apart = Lookups(torch.arange(6), torch.tensor([0, 6]), torch.full((6,), 2.0), 1)
-    assert contributions.table_sq_norms(apart, gradient, Units.examples(1)).tolist() == [pytest.approx(24 * DIM)]
+    found = contributions.sq_norms_of_tables([(apart, gradient)], Units.examples(1))
+    assert found.tolist() == [pytest.approx(24 * DIM)]
 
 
 def test_weights_that_cancel_leave_no_gradient() -> None:

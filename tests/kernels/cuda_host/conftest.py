@@ -37,7 +37,7 @@ Int = ctypes.c_int64
 
 def _fields(text: str) -> list[tuple[str, Any]]:
     """Fields of a C struct from `pointers: a b; ints: c` written short, in order."""
-    kinds = {"p": Pointer, "i": Int, "f": ctypes.c_float}
+    kinds = {"p": Pointer, "i": Int, "f": ctypes.c_float, "b": ctypes.c_bool}
     return [(name, kinds[kind]) for kind, name in (field.split(":") for field in text.split())]
 
 
@@ -57,7 +57,9 @@ class _BagSum(ctypes.Structure):
 
 
 class _BagSquaredNorms(ctypes.Structure):
-    _fields_ = _fields("p:indices p:offsets p:per_lookup p:grad p:workspace p:out i:features i:examples i:columns")
+    _fields_ = _fields(
+        "p:indices p:offsets p:per_lookup p:grad p:workspace p:out i:features i:examples i:columns b:add"
+    )
 
 
 class _ScatterAdd(ctypes.Structure):
@@ -140,15 +142,20 @@ class CudaOnHost:
         return out
 
     def bag_sq_norms(
-        self, indices: Tensor, offsets: Tensor, grad: Tensor, per_lookup_weights: Tensor | None = None
+        self,
+        indices: Tensor,
+        offsets: Tensor,
+        grad: Tensor,
+        per_lookup_weights: Tensor | None = None,
+        *,
+        add_to: Tensor | None = None,
     ) -> Tensor:
         features, examples, columns = grad.shape
-        out = torch.full((examples,), torch.nan)
+        out = torch.full((examples,), torch.nan) if add_to is None else add_to.clone()
         workspace = torch.empty(self._library.host_bag_sq_norms_workspace(features, examples), dtype=torch.float64)
         tensors = map(_at, (indices, offsets, per_lookup_weights, grad, workspace, out))
-        self._check(
-            self._library.host_bag_sq_norms(ctypes.byref(_BagSquaredNorms(*tensors, features, examples, columns)))
-        )
+        job = _BagSquaredNorms(*tensors, features, examples, columns, add_to is not None)
+        self._check(self._library.host_bag_sq_norms(ctypes.byref(job)))
         return out
 
     def scatter_add_(

@@ -145,7 +145,10 @@ def test_norms_agree_with_the_cpu(cuda: Any, features: int, weighted: bool, colu
     batch = case(6, columns, bags=features * examples, longest=40, weighted=weighted)
     grad = batch.floats(features, examples, columns)
     arguments = (batch.indices, batch.offsets, grad, batch.per_lookup_weights)
-    torch.testing.assert_close(cuda.bag_sq_norms(*arguments), ops.bag_sq_norms(*arguments), **FEW_ULP)
+    wanted = ops.bag_sq_norms(*arguments)
+    torch.testing.assert_close(cuda.bag_sq_norms(*arguments), wanted, **FEW_ULP)
+    of_other_tables = torch.full((examples,), 3.0)
+    torch.testing.assert_close(cuda.bag_sq_norms(*arguments, add_to=of_other_tables), wanted + 3.0, **FEW_ULP)
 
 
 def test_gradients_that_cancel_leave_no_negative_norm(cuda: Any) -> None:

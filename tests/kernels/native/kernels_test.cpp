@@ -134,10 +134,10 @@ void test_wake(bool with_momentum, bool listed, Law law) {
     for_each_level([&] {
       for (const int count : {1, 2, 5}) {
         Rows rows = start;
-        wake_rows({rows.weight.data(), with_momentum ? rows.momentum.data() : nullptr, rows.last.data(),
-                   listed ? list.data() : nullptr, listed ? static_cast<int64_t>(list.size()) : kRows, columns,
-                   transition.data(), factor.data(), key_of(2), 3, kStep, law},
-                  threads(count));
+        const Wake wake{rows.weight.data(), with_momentum ? rows.momentum.data() : nullptr, rows.last.data(),
+                        listed ? list.data() : nullptr, listed ? static_cast<int64_t>(list.size()) : kRows, columns,
+                        transition.data(), factor.data(), key_of(2), 3, kStep, law};
+        wake_rows({&wake, 1}, threads(count));
         if (expected.weight.empty()) expected = rows;
         EXPECT(rows.weight == expected.weight);
         EXPECT(rows.momentum == expected.momentum);
@@ -188,8 +188,9 @@ void test_bags(uint32_t seed) {
   std::vector<int64_t> rows(count);
   std::vector<int64_t> order(count);
   std::vector<int64_t> starts(count + 1);
-  const int64_t groups = group_rows(indices.data(), count, num_rows, rows.data(), order.data(), starts.data(),
-                                    threads(3));
+  GroupRows to_group{indices.data(), count, num_rows, rows.data(), order.data(), starts.data()};
+  group_rows({&to_group, 1}, threads(3));
+  const int64_t groups = to_group.groups;
   EXPECT(starts[groups] == count);
   for (int64_t u = 0; u < groups; ++u) {
     EXPECT(u == 0 || rows[u - 1] < rows[u]);
@@ -200,15 +201,16 @@ void test_bags(uint32_t seed) {
   }
 
   std::vector<float> sums(bags * columns);
-  bag_sum({table.data(), indices.data(), offsets.data(), weights.data(), sums.data(), bags, columns}, threads(3));
+  const BagSum to_sum{table.data(), indices.data(), offsets.data(), weights.data(), sums.data(), bags, columns};
+  bag_sum({&to_sum, 1}, threads(3));
   std::vector<float> expected_sums(bags * columns);
   for (int64_t i = 0; i < count; ++i)
     for (int64_t c = 0; c < columns; ++c) expected_sums[bag[i] * columns + c] += weights[i] * table[indices[i] * columns + c];
   EXPECT(sums == expected_sums);
 
   std::vector<float> norms(examples);
-  bag_squared_norms({indices.data(), offsets.data(), weights.data(), grad.data(), norms.data(), features, examples, columns},
-                    threads(3));
+  const BagSquaredNorms of_examples{indices.data(), offsets.data(), weights.data(), grad.data(), features, examples, columns};
+  bag_squared_norms({&of_examples, 1}, examples, norms.data(), threads(3));
   for (int64_t e = 0; e < examples; ++e) {
     std::vector<double> sent(num_rows * columns);
     for (int64_t i = 0; i < count; ++i)
@@ -223,46 +225,121 @@ void test_bags(uint32_t seed) {
   std::vector<float> expected = table;
   for (int64_t i = 0; i < count; ++i)
     for (int64_t c = 0; c < columns; ++c) expected[indices[i] * columns + c] -= weights[i] * 2.0f * grad[bag[i] * columns + c];
-  scatter_add({table.data(), {rows.data(), order.data(), starts.data(), bag.data(), groups}, weights.data(), grad.data(),
-               scale.data(), -1.0f, columns},
-              threads(4));
+  const ScatterAdd to_add{table.data(), {rows.data(), order.data(), starts.data(), bag.data(), groups}, weights.data(),
+                          grad.data(), scale.data(), -1.0f, columns};
+  scatter_add({&to_add, 1}, threads(4));
   EXPECT(table == expected);
 }
 
-// Waking and summing in one pass, on any number of threads, is one after the other.
-void test_catch_up_bag_sum(int64_t longest_bag) {
-  std::mt19937 random(7);
-  const int64_t num_rows = 900, columns = 96, bags = 1500;
-  std::vector<int64_t> offsets = {0}, indices, bag;
-  for (int64_t g = 0; g < bags; ++g) {
-    for (int64_t n = random() % static_cast<uint32_t>(longest_bag + 1); n > 0; --n) {
-      indices.push_back(random() % num_rows);
-      bag.push_back(g);
+// One table, what a batch reads of it, and room for all that the kernels write.
+struct Table {
+  int64_t num_rows, columns, bags, groups;
+  std::vector<float> weight, momentum, sums, grad, scale;
+  std::vector<int32_t> last;
+  std::vector<int64_t> offsets = {0}, indices, rows, order, starts, bag;
+  std::vector<float> per_lookup;
+
+  Table(uint32_t seed, int64_t table_rows, int64_t width, int64_t num_bags, int64_t longest_bag)
+      : num_rows(table_rows), columns(width), bags(num_bags), weight(num_rows * columns), momentum(num_rows * columns),
+        sums(bags * columns), grad(bags * columns), scale(bags, 0.5f), last(num_rows) {
+    std::mt19937 random(seed);
+    for (int64_t g = 0; g < bags; ++g) {
+      for (int64_t n = random() % static_cast<uint32_t>(longest_bag + 1); n > 0; --n) {
+        indices.push_back(random() % num_rows);
+        bag.push_back(g);
+        per_lookup.push_back(static_cast<float>(random() % 2 + 1));
+      }
+      offsets.push_back(static_cast<int64_t>(indices.size()));
     }
-    offsets.push_back(static_cast<int64_t>(indices.size()));
+    for (float& x : weight) x = static_cast<float>(random() % 100) / 10.0f;
+    for (float& x : momentum) x = static_cast<float>(random() % 100) / 10.0f;
+    for (float& x : grad) x = static_cast<float>(random() % 100) / 10.0f;
+    for (int32_t& step : last) step = static_cast<int32_t>(random() % 3);
+    indices.shrink_to_fit();
+    bag.shrink_to_fit();
+    rows.resize(count());
+    order.resize(count());
+    starts.resize(count() + 1);
   }
-  const auto count = static_cast<int64_t>(indices.size());
-  std::vector<int64_t> rows(count), order(count), starts(count + 1);
-  const int64_t groups = group_rows(indices.data(), count, num_rows, rows.data(), order.data(), starts.data(), threads(1));
-  const std::vector<float> transition(2, 0.5f), factor(2, 2.0f);
-  std::vector<std::vector<float>> tables, results;
+
+  int64_t count() const { return static_cast<int64_t>(indices.size()); }
+  GroupRows to_group() { return {indices.data(), count(), num_rows, rows.data(), order.data(), starts.data()}; }
+  Grouping grouping() const { return {rows.data(), order.data(), starts.data(), bag.data(), groups}; }
+  BagSum to_sum(bool weighted) {
+    return {weight.data(), indices.data(), offsets.data(), weighted ? per_lookup.data() : nullptr, sums.data(), bags, columns};
+  }
+  Wake to_wake(bool with_momentum, uint32_t number) {
+    static const std::vector<float> numbers(8, 0.5f);
+    return {weight.data(), with_momentum ? momentum.data() : nullptr, last.data(), rows.data(), groups, columns,
+            numbers.data(), numbers.data(), key_of(5), number, 2, Law::kGaussian};
+  }
+  BagSquaredNorms to_norm() const {
+    return {indices.data(), offsets.data(), per_lookup.data(), grad.data(), 1, bags, columns};
+  }
+  ScatterAdd to_add() {
+    return {weight.data(), grouping(), per_lookup.data(), grad.data(), scale.data(), -0.5f, columns};
+  }
+};
+
+// Tables of unlike sizes, one long enough for several chunks and one that nobody reads.
+std::vector<Table> tables_of(int64_t longest_bag) {
+  std::vector<Table> tables;
+  tables.emplace_back(1, 900, 96, 1500, longest_bag);
+  tables.emplace_back(2, 1, 7, 1500, longest_bag);
+  tables.emplace_back(3, 5000, 2, 1500, 60);
+  tables.emplace_back(4, 100, 128, 1500, 0);
+  tables.emplace_back(5, 300, 13, 1500, longest_bag);
+  return tables;
+}
+
+// Every kernel on several tables as one, on any number of threads, is one table after the other, one operation after the other.
+void test_tables(int64_t longest_bag, bool with_momentum, bool weighted) {
+  std::vector<std::vector<Table>> results;
+  std::vector<std::vector<float>> norms;
   for (const int number : {0, 1, 4}) {  // 0: one after the other
-    std::vector<float> table(num_rows * columns, 1.0f), sums(bags * columns);
-    std::vector<int32_t> last(num_rows, 0);
-    const Wake wake{table.data(), nullptr, last.data(), rows.data(), groups, columns, transition.data(), factor.data(),
-                    Key{{1, 2, 3, 4, 5, 6, 7, 8}}, 3, 1, Law::kGaussian};
-    const BagSum sum{table.data(), indices.data(), offsets.data(), nullptr, sums.data(), bags, columns};
+    std::vector<Table> tables = tables_of(longest_bag);
+    std::vector<GroupRows> groups;
+    for (Table& table : tables) groups.push_back(table.to_group());
     if (number > 0) {
-      catch_up_bag_sum(wake, sum, {rows.data(), order.data(), starts.data(), bag.data(), groups}, threads(number));
+      group_rows(groups, threads(number));
     } else {
-      wake_rows(wake, threads(2));
-      bag_sum(sum, threads(2));
+      for (GroupRows& job : groups) group_rows({&job, 1}, threads(1));
     }
-    tables.push_back(table);
-    results.push_back(sums);
+    std::vector<CatchUpBagSum> wakes;
+    std::vector<BagSquaredNorms> to_norm;
+    std::vector<ScatterAdd> to_add;
+    for (size_t j = 0; j < tables.size(); ++j) {
+      tables[j].groups = groups[j].groups;
+      wakes.push_back({tables[j].to_wake(with_momentum, j), tables[j].to_sum(weighted), tables[j].grouping()});
+      to_norm.push_back(tables[j].to_norm());
+      to_add.push_back(tables[j].to_add());
+    }
+    std::vector<float> norm(1500);
+    if (number > 0) {
+      catch_up_bag_sum(wakes, threads(number));
+      bag_squared_norms(to_norm, 1500, norm.data(), threads(number));
+      scatter_add(to_add, threads(number));
+    } else {
+      for (const CatchUpBagSum& job : wakes) {
+        wake_rows({&job.wake, 1}, threads(2));
+        bag_sum({&job.sum, 1}, threads(2));
+      }
+      bag_squared_norms(to_norm, 1500, norm.data(), threads(1));
+      for (const ScatterAdd& job : to_add) scatter_add({&job, 1}, threads(2));
+    }
+    results.push_back(tables);
+    norms.push_back(norm);
   }
-  EXPECT(tables[0] == tables[1] && tables[0] == tables[2]);
-  EXPECT(results[0] == results[1] && results[0] == results[2]);
+  for (size_t i = 1; i < results.size(); ++i) {
+    EXPECT(norms[i] == norms[0]);
+    for (size_t j = 0; j < results[0].size(); ++j) {
+      EXPECT(results[i][j].weight == results[0][j].weight);
+      EXPECT(results[i][j].momentum == results[0][j].momentum);
+      EXPECT(results[i][j].last == results[0][j].last);
+      EXPECT(results[i][j].sums == results[0][j].sums);
+      EXPECT(results[i][j].order == results[0][j].order);
+    }
+  }
 }
 
 // As many lookups as are cut into chunks: one thread's groups are those of several.
@@ -274,7 +351,9 @@ void test_chunked_groups(int64_t num_rows) {
   std::vector<std::vector<int64_t>> results;
   for (const int number : {1, 2, 5}) {
     std::vector<int64_t> all(3 * count + 1);
-    all.push_back(group_rows(indices.data(), count, num_rows, all.data(), all.data() + count, all.data() + 2 * count, threads(number)));
+    GroupRows job{indices.data(), count, num_rows, all.data(), all.data() + count, all.data() + 2 * count};
+    group_rows({&job, 1}, threads(number));
+    all.push_back(job.groups);
     results.push_back(all);
   }
   EXPECT(results[0] == results[1]);
@@ -293,7 +372,10 @@ int main() {
       for (const Law law : {Law::kGaussian, Law::kOnes}) test_wake(with_momentum, listed, law);
   test_keystream();
   for (uint32_t seed = 0; seed < 200; ++seed) test_bags(seed);
-  for (const int64_t longest : {1, 4}) test_catch_up_bag_sum(longest);
+  for_each_level([] {
+    for (const int64_t longest : {1, 4})
+      for (const bool with_momentum : {false, true}) test_tables(longest, with_momentum, with_momentum);
+  });
   for (const int64_t num_rows : {int64_t{1}, int64_t{300}, int64_t{1} << 20, int64_t{1} << 40}) test_chunked_groups(num_rows);
   std::printf(failures ? "%d failures\n" : "all passed\n", failures);
   return failures ? EXIT_FAILURE : EXIT_SUCCESS;

@@ -1,0 +1,296 @@
+"""Several tables at once: bit for bit what one table after the other gives, and all or nothing where one is wrong."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from lazydp.kernels import ops
+from lazydp.kernels.noise_key import NoiseKey
+
+KEY = NoiseKey.for_tests(11).tensor()
+EXAMPLES = 200
+STEP = 2
+
+
+@dataclass
+class Table:
+    """A table and what one batch reads of it."""
+
+    weight: Tensor
+    last: Tensor
+    momentum: Tensor
+    indices: Tensor
+    offsets: Tensor
+    per_lookup: Tensor | None
+    grad: Tensor
+    scale: Tensor
+
+    @classmethod
+    def of(cls, seed: int, num_rows: int, columns: int, features: int, longest: int, *, weighted: bool) -> Table:
+        generator = torch.Generator().manual_seed(seed)
+        bags = features * EXAMPLES
+        lengths = torch.randint(min(1, longest), longest + 1, (bags,), generator=generator)
+        lookups = int(lengths.sum())
+        return cls(
+            torch.randn(num_rows, columns, generator=generator),
+            torch.randint(0, STEP + 1, (num_rows,), generator=generator, dtype=torch.int32),
+            torch.randn(num_rows, columns, generator=generator),
+            torch.randint(0, num_rows, (lookups,), generator=generator),
+            torch.cat([torch.zeros(1, dtype=torch.int64), lengths.cumsum(0)]),
+            torch.rand(lookups, generator=generator) if weighted else None,
+            torch.randn(features, EXAMPLES, columns, generator=generator),
+            torch.rand(bags, generator=generator),
+        )
+
+    @property
+    def groups(self) -> ops.RowGroups:
+        return ops.group_rows(self.indices, num_rows=self.weight.shape[0])
+
+    @property
+    def bags(self) -> Tensor:
+        return ops.bag_ids(self.offsets)
+
+
+def some_tables() -> list[Table]:
+    """Single lookups, long bags, one row for all, nothing read, weights of lookups, and several features."""
+    return [
+        Table.of(1, 900, 128, 1, 1, weighted=False),
+        Table.of(2, 50, 16, 2, 4, weighted=False),
+        Table.of(3, 1, 5, 1, 1, weighted=True),
+        Table.of(4, 300, 33, 1, 0, weighted=False),
+        Table.of(5, 4000, 24, 1, 1, weighted=True),
+        Table.of(6, 2000, 8, 3, 100, weighted=True),
+    ]
+
+
+def wake_arguments(*, with_momentum: bool) -> dict[str, Any]:
+    generator = torch.Generator().manual_seed(0)
+    shape = (4, 3) if with_momentum else (1, 1)
+    transition, factor = (torch.rand(STEP, width, generator=generator) for width in shape)
+    return {"step": STEP, "transition": transition, "factor": factor}
+
+
+@pytest.fixture(params=[1, 3])
+def threads(request: pytest.FixtureRequest) -> Any:
+    before = torch.get_num_threads()
+    torch.set_num_threads(request.param)
+    yield request.param
+    torch.set_num_threads(before)
+
+
+def assert_same(tables: list[Table], wanted: list[Table]) -> None:
+    for table, other in zip(tables, wanted, strict=True):
+        assert torch.equal(table.weight, other.weight)
+        assert torch.equal(table.last, other.last)
+        assert torch.equal(table.momentum, other.momentum)
+
+
+def test_groups_and_bags(threads: int) -> None:
+    tables = some_tables()
+    found = ops.foreach_group_rows([t.indices for t in tables], num_rows=[t.weight.shape[0] for t in tables])
+    for groups, table in zip(found, tables, strict=True):
+        assert torch.equal(groups.rows, table.groups.rows)
+        assert torch.equal(groups.order, table.groups.order)
+        assert torch.equal(groups.starts, table.groups.starts)
+    bags = ops.foreach_bag_ids([t.offsets for t in tables])
+    assert all(torch.equal(some, table.bags) for some, table in zip(bags, tables, strict=True))
+
+
+@pytest.mark.parametrize("with_momentum", [False, True])
+def test_catch_up(threads: int, with_momentum: bool) -> None:
+    tables, wanted = some_tables(), some_tables()
+    arguments = wake_arguments(with_momentum=with_momentum)
+    ops.foreach_catch_up_(
+        [t.weight for t in tables],
+        [t.last for t in tables],
+        [t.groups.rows for t in tables],
+        KEY,
+        tables=[7 + j for j in range(len(tables))],
+        momenta=[t.momentum for t in tables] if with_momentum else None,
+        **arguments,
+    )
+    for j, t in enumerate(wanted):
+        momentum = t.momentum if with_momentum else None
+        ops.catch_up_(t.weight, t.last, t.groups.rows, KEY, table=7 + j, momentum=momentum, **arguments)
+    assert_same(tables, wanted)
+    assert not torch.equal(tables[0].weight, some_tables()[0].weight)
+
+
+@pytest.mark.parametrize("with_momentum", [False, True])
+def test_catch_up_and_sums(threads: int, with_momentum: bool) -> None:
+    tables, wanted = some_tables(), some_tables()
+    arguments = wake_arguments(with_momentum=with_momentum)
+    found = ops.foreach_catch_up_bag_sum_(
+        [t.weight for t in tables],
+        [t.last for t in tables],
+        [t.groups for t in tables],
+        KEY,
+        [t.indices for t in tables],
+        [t.offsets for t in tables],
+        [t.bags for t in tables],
+        tables=[3 * j for j in range(len(tables))],
+        momenta=[t.momentum for t in tables] if with_momentum else None,
+        per_lookup_weights=[t.per_lookup for t in tables],
+        **arguments,
+    )
+    for j, (t, sums) in enumerate(zip(wanted, found, strict=True)):
+        momentum = t.momentum if with_momentum else None
+        ops.catch_up_(t.weight, t.last, t.groups.rows, KEY, table=3 * j, momentum=momentum, **arguments)
+        assert torch.equal(sums, ops.bag_sum(t.weight, t.indices, t.offsets, t.per_lookup))
+    assert_same(tables, wanted)
+    again = ops.foreach_bag_sum(
+        [t.weight for t in tables],
+        [t.indices for t in tables],
+        [t.offsets for t in tables],
+        [t.per_lookup for t in tables],
+    )
+    assert all(torch.equal(one, other) for one, other in zip(found, again, strict=True))
+
+
+def test_norms_add_up_over_tables(threads: int) -> None:
+    tables = some_tables()
+    found = ops.foreach_bag_sq_norms(
+        [t.indices for t in tables],
+        [t.offsets for t in tables],
+        [t.grad for t in tables],
+        [t.per_lookup for t in tables],
+    )
+    apart = [ops.bag_sq_norms(t.indices, t.offsets, t.grad, t.per_lookup) for t in tables]
+    torch.testing.assert_close(found, torch.stack(apart).double().sum(dim=0).float(), rtol=1e-6, atol=0)
+
+
+def test_gradients(threads: int) -> None:
+    tables, wanted = some_tables(), some_tables()
+    ops.foreach_scatter_add_(
+        [t.weight for t in tables],
+        [t.groups for t in tables],
+        [t.bags for t in tables],
+        [t.grad.flatten(0, 1) for t in tables],
+        [t.scale for t in tables],
+        alpha=-0.3,
+        per_lookup_weights=[t.per_lookup for t in tables],
+    )
+    for t in wanted:
+        grad = t.grad.flatten(0, 1)
+        ops.scatter_add_(t.weight, t.groups, t.bags, grad, t.scale, alpha=-0.3, per_lookup_weights=t.per_lookup)
+    assert_same(tables, wanted)
+
+
+def test_no_table_is_no_error() -> None:
+    one = torch.ones(1, 1)
+    assert ops.foreach_group_rows([], num_rows=[]) == []
+    assert ops.foreach_bag_ids([]) == []
+    assert ops.foreach_bag_sum([], [], []) == []
+    ops.foreach_catch_up_([], [], [], KEY, tables=[], step=1, transition=one, factor=one)
+    ops.foreach_scatter_add_([], [], [], [], [], alpha=1.0)
+
+
+def catch_up(**changes: Any) -> Callable[[list[Table]], object]:
+    """Catch-up of all tables, with other arguments where `changes` says so."""
+
+    def call(tables: list[Table]) -> object:
+        arguments: dict[str, Any] = {
+            "weights": [t.weight for t in tables],
+            "last": [t.last for t in tables],
+            "rows": [t.groups.rows for t in tables],
+            "tables": list(range(len(tables))),
+            **wake_arguments(with_momentum=False),
+        }
+        changed = {name: change(arguments[name]) for name, change in changes.items()}
+        ops.foreach_catch_up_(key=KEY, **(arguments | changed))
+        return None
+
+    return call
+
+
+def scatter(**changes: Any) -> Callable[[list[Table]], object]:
+    """The gradient of all tables, with other arguments where `changes` says so."""
+
+    def call(tables: list[Table]) -> object:
+        arguments: dict[str, Any] = {
+            "weights": [t.weight for t in tables],
+            "groups": [t.groups for t in tables],
+            "bag_of_lookup": [t.bags for t in tables],
+            "grads": [t.grad.flatten(0, 1) for t in tables],
+            "scales": [t.scale for t in tables],
+        }
+        changed = {name: change(arguments[name]) for name, change in changes.items()}
+        ops.foreach_scatter_add_(alpha=1.0, **(arguments | changed))
+        return None
+
+    return call
+
+
+def last_replaced(tensor: Tensor) -> Callable[[list[Tensor]], list[Tensor]]:
+    return lambda tensors: [*tensors[:-1], tensor]
+
+
+WRONG: dict[str, tuple[Callable[[list[Table]], object], str]] = {
+    "a table twice": (
+        catch_up(weights=lambda w: [*w[:-1], w[0][: w[-1].shape[0]]]),
+        "weights: expected tensors without",
+    ),
+    "part of a table": (
+        catch_up(weights=lambda w: [w[-1][: w[0].shape[0]], *w[1:]]),
+        "weights: expected tensors without common memory",
+    ),
+    "its last steps twice": (catch_up(last=lambda n: [n[-1][:900], *n[1:]]), "last: expected tensors without"),
+    "a number twice": (
+        catch_up(tables=lambda numbers: [0, *numbers[:-1]]),
+        "tables: expected distinct numbers, found 0",
+    ),
+    "a number too few": (
+        catch_up(tables=lambda numbers: numbers[:-1]),
+        r"tables: expected one for each of 6 table\(s\)",
+    ),
+    "rows too few": (catch_up(rows=lambda rows: rows[:-1]), r"rows: expected one for each of 6 table\(s\), found 5"),
+    "rows outside the last table": (
+        catch_up(rows=last_replaced(torch.tensor([1, 2000]))),
+        r"table 5 of 6: rows\[1\]: expected 0 <= index < 2000, found 2000",
+    ),
+    "a last table of another dtype": (
+        catch_up(weights=last_replaced(torch.zeros(2000, 8, dtype=torch.float64))),
+        "table 5 of 6: weight: expected float32",
+    ),
+    "a gradient to a table twice": (scatter(weights=lambda w: [w[-1], *w[1:]]), "weights: expected tensors without"),
+    "a gradient of other columns": (
+        scatter(grads=last_replaced(torch.zeros(600, 9))),
+        "table 5 of 6: grad: expected size 8",
+    ),
+    "bags outside the last gradient": (
+        scatter(grads=last_replaced(torch.zeros(10, 8)), scales=last_replaced(torch.zeros(10))),
+        r"table 5 of 6: bag_of_lookup\[\d+\]: expected 0 <= index < 10",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", WRONG)
+def test_one_wrong_table_and_nothing_is_written(name: str, threads: int) -> None:
+    call, message = WRONG[name]
+    tables = some_tables()
+    with pytest.raises(ValueError, match=message):
+        call(tables)
+    assert_same(tables, some_tables())
+
+
+def test_tables_side_by_side_in_one_tensor_are_not_the_same_table() -> None:
+    """The control of "part of a table"."""
+    whole, last = torch.zeros(40, 8), torch.zeros(40, dtype=torch.int32)
+    weights, starts = whole.split([10, 30]), last.split([10, 30])
+    one, rows = torch.ones(1, 1), torch.tensor([3, 9])
+    ops.foreach_catch_up_(weights, starts, [rows, rows], KEY, tables=[0, 1], step=1, transition=one, factor=one)
+    assert last.nonzero().flatten().tolist() == [3, 9, 13, 19]
+
+
+def test_norms_of_tables_that_disagree_on_the_examples() -> None:
+    none = torch.tensor([], dtype=torch.int64)
+    offsets = [torch.zeros(examples + 1, dtype=torch.int64) for examples in (3, 4)]
+    grads = [torch.zeros(1, 3, 2), torch.zeros(1, 4, 2)]
+    with pytest.raises(ValueError, match="table 1 of 2: grad: expected size 3 in dimension 1"):
+        ops.foreach_bag_sq_norms([none, none], offsets, grads)
