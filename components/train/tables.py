@@ -111,10 +111,13 @@ class EmbeddingTables:
         self._mode = mode
         self._noise = noise
         self._key = key if key is not None else NoiseKey.for_tests(0)  # draws are multiplied by zero
-        self._skip_ahead = SkipAhead(optimizer, noise_scale=noise_scale, law=noise, device=devices.pop())
+        device = devices.pop()
+        self._skip_ahead = SkipAhead(optimizer, noise_scale=noise_scale, law=noise, device=device)
         self._tables: dict[str, _Table] = {}
-        for number, (name, weight) in enumerate(weights.items()):
-            last = torch.zeros(weight.shape[0], dtype=torch.int32, device=weight.device)
+        # One allocation, for huge pages: a step looks up one entry a row, each on a page of its own.
+        rows = [weight.shape[0] for weight in weights.values()]
+        last_of_tables = torch.split(torch.zeros(sum(rows), dtype=torch.int32, device=device), rows)
+        for number, ((name, weight), last) in enumerate(zip(weights.items(), last_of_tables, strict=True)):
             momentum = torch.zeros_like(weight) if self._skip_ahead.dimension == 2 else None
             self._tables[name] = _Table(number, weight, last, momentum)
         self._owes_noise = False

@@ -182,7 +182,13 @@ void bag_of_lookups(std::span<const BagIds> jobs, const Parallel& parallel) {
   for (size_t j = 0; j < jobs.size(); ++j) ranges.add(j, jobs[j].bags, kBagsPerTask);
   ranges.each([&](int64_t j, int64_t begin, int64_t end) {
     const BagIds& job = jobs[j];
-    for (int64_t g = begin; g < end; ++g) std::fill(job.out + job.offsets[g], job.out + job.offsets[g + 1], g);
+    for (int64_t g = begin; g < end; ++g) {
+      if (job.offsets[g + 1] - job.offsets[g] == 1) {  // most often, and then a loop costs more than its body
+        job.out[job.offsets[g]] = g;
+      } else {
+        std::fill(job.out + job.offsets[g], job.out + job.offsets[g + 1], g);
+      }
+    }
   });
 }
 
@@ -391,12 +397,12 @@ class FewLookups {
 // Equal rows meet in a hash table: sorting the lookups took ten times as long.
 class ExampleNorm {
  public:
-  explicit ExampleNorm(const BagSquaredNorms& job) : job_(job), sum_(job.columns), of_feature_(job.features) {}
+  explicit ExampleNorm(const BagSquaredNorms& job) : job_(job) {}
 
   double operator()(int64_t example) {
     if (job_.features == 1 && bag_size(example) <= FewLookups::kMost) return norm_of_few(example);
     collect(example);
-    std::fill(of_feature_.begin(), of_feature_.end(), -1.0);
+    of_feature_.assign(job_.features, -1.0);
     double norm = 0.0;
     for (const size_t slot : taken_) {  // in the order in which rows first appeared: one order of addition
       const Weighted& lookup = lookups_[slots_[slot]];
@@ -478,7 +484,7 @@ class ExampleNorm {
 
   // A row that several features share: their gradients add up first.
   double norm_of_row(int64_t last, int64_t example) {
-    std::fill(sum_.begin(), sum_.end(), 0.0);
+    sum_.assign(job_.columns, 0.0);
     for (int64_t i = last; i != kNone; i = lookups_[i].earlier) {
       const float* grad = gradient(lookups_[i].feature, example);
       for (int64_t c = 0; c < job_.columns; ++c) sum_[c] += lookups_[i].weight * static_cast<double>(grad[c]);

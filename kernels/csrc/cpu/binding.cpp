@@ -57,10 +57,13 @@ bool out_of_range(const int64_t* values, int64_t begin, int64_t end, int64_t lim
   return begin < end && (signs >> 63 != 0 || limit <= 0);
 }
 
-// Whether some value of [begin, end) is less than the one before it plus `step`. All values must lie in [0, 2^63).
+// Whether some value of [begin, end) is negative, or less than the one before it plus `step`.
 bool descends(const int64_t* values, int64_t begin, int64_t end, int64_t step) {
-  uint64_t signs = 0;
-  for (int64_t i = std::max<int64_t>(begin, 1); i < end; ++i) signs |= static_cast<uint64_t>(values[i] - values[i - 1] - step);
+  uint64_t signs = begin < end ? static_cast<uint64_t>(values[begin]) : 0;
+  for (int64_t i = std::max<int64_t>(begin, 1); i < end; ++i) {
+    const auto value = static_cast<uint64_t>(values[i]);
+    signs |= value | (value - static_cast<uint64_t>(values[i - 1]) - static_cast<uint64_t>(step));
+  }
   return signs >> 63 != 0;
 }
 
@@ -86,12 +89,14 @@ void check_distinct_rows(std::span<const int64_t> rows, int64_t num_rows) {
 }
 
 void check_offsets(std::span<const int64_t> offsets, int64_t count) {
-  const size_t n = offsets.size();
+  const auto n = static_cast<int64_t>(offsets.size());
   if (n < 1) refuse("offsets: expected at least one entry (bags + 1), found none");
   if (offsets[0] != 0) refuse("offsets[0]: expected 0, found ", offsets[0]);
-  for (size_t i = 1; i < n; ++i)
-    if (offsets[i] < offsets[i - 1])
-      refuse("offsets[", i, "]: expected at least ", offsets[i - 1], " (offsets must not decrease), found ", offsets[i]);
+  const int64_t* end = offsets.data();
+  if (any_wrong(n, [=](int64_t begin, int64_t after) { return descends(end, begin, after, 0); }))
+    for (int64_t i = 1; i < n; ++i)
+      if (end[i] < end[i - 1])
+        refuse("offsets[", i, "]: expected at least ", end[i - 1], " (offsets must not decrease), found ", end[i]);
   if (offsets[n - 1] != count) refuse("offsets[", n - 1, "]: expected ", count, " (the number of lookups), found ", offsets[n - 1]);
 }
 

@@ -45,9 +45,11 @@ def run(num_rows: int, columns: int, bags: int, longest: int, *, momentum: bool,
         **skip,
     )
     ops.bag_sum(weight, indices, offsets, weights)
+    ops.foreach_bag_sum([weight, weight], [indices, indices], [offsets, offsets], [weights, None])
     grad, scale = torch.randn(bags, columns, device=DEVICE), torch.rand(bags, device=DEVICE)
     features = 2 if bags % 2 == 0 else 1
-    ops.bag_sq_norms(indices, offsets, grad.view(features, bags // features, columns), weights)
+    by_bag = grad.view(features, bags // features, columns)
+    ops.foreach_bag_sq_norms([indices, indices], [offsets, offsets], [by_bag, by_bag], [weights, None])
     ops.scatter_add_(weight, groups, bag_of_lookup, grad, scale, alpha=-0.1, per_lookup_weights=weights)
     ops.flush_(weight, last, KEY, table=1, step=STEP + 1, **skip)
     ops.normal_(torch.empty(num_rows, columns, device=DEVICE), KEY, table=1, first_row=3, step=1)

@@ -157,6 +157,50 @@ def test_a_whole_step(shape: tuple[int, int, int, int], momentum: bool, weighted
         torch.testing.assert_close(one.cpu(), other, rtol=2e-6, atol=1e-4 * float(1 + other.abs().max()) / 50)
 
 
+@pytest.mark.parametrize("momentum", [False, True], ids=["sgd", "momentum"])
+def test_several_tables_at_once(momentum: bool) -> None:
+    """The operators on lists: the state of every table and every result, CPU beside CUDA."""
+    sizes = [(900, 128, 200, 1), (7, 13, 200, 4), (2000, 33, 200, 2)]
+    batches = [make_batch(*size, weighted=number == 1) for number, size in enumerate(sizes)]
+    states = [state(batch.num_rows, batch.columns, momentum) for batch in batches]
+    skip = skip_ahead(momentum)
+    grads, scales = [torch.randn(200, batch.columns) for batch in batches], [torch.rand(200) for _ in batches]
+    results = []
+    for move in (lambda value: value, cuda):
+        own = [{name: move(None if value is None else value.clone()) for name, value in s.items()} for s in states]
+        indices, offsets, bags, weights = (
+            [move(getattr(batch, name)) for batch in batches]
+            for name in ("indices", "offsets", "bag_of_lookup", "weights")
+        )
+        tables = [table["weight"] for table in own]
+        groups = ops.foreach_group_rows(indices, num_rows=[batch.num_rows for batch in batches])
+        counts = [batch.indices.numel() for batch in batches]
+        assert all(map(torch.equal, ops.foreach_bag_ids(offsets, num_lookups=counts), bags))
+        wake: dict[str, Any] = {
+            "tables": [4, 0, 9],
+            "momenta": [table["momentum"] for table in own] if momentum else None,
+            **{name: move(value) for name, value in skip.items()},
+        }
+        last = [table["last"] for table in own]
+        sums = ops.foreach_catch_up_bag_sum_(
+            tables, last, groups, KEY, indices, offsets, bags, step=STEP, per_lookup_weights=weights, **wake
+        )
+        again = ops.foreach_bag_sum(tables, indices, offsets, weights)
+        norms = ops.foreach_bag_sq_norms(indices, offsets, [move(grad)[None] for grad in grads], weights)
+        ops.foreach_scatter_add_(
+            tables,
+            groups,
+            bags,
+            list(map(move, grads)),
+            list(map(move, scales)),
+            alpha=-0.2,
+            per_lookup_weights=weights,
+        )
+        results.append([*sums, *again, norms, *tables, *last])
+    for one, other in zip(results[1], results[0], strict=True):
+        torch.testing.assert_close(one.cpu(), other, rtol=2e-6, atol=1e-4 * float(1 + other.abs().max()) / 50)
+
+
 def test_what_draws_no_noise_can_be_captured() -> None:
     """Captured once, replayed on other contents: what it launches neither allocates nor waits."""
     batch = make_batch(2000, 64, 512, 2, weighted=False)
