@@ -140,11 +140,12 @@ def foreach_catch_up_(
 ) -> None:
     """`catch_up_` of several tables that share optimizer and step.
 
-    The weights, the `last`, the momenta and the numbers `tables` must all differ: a table that wakes twice would get
-    its noise twice, and two tables of one number would get the same.
+    No two tensors that are written may share memory, and the numbers `tables` must differ: a table that wakes twice
+    would get its noise twice, and two tables of one number would get the same.
     """
     if not weights:
         return
+    _refuse_several_devices(weights)
     _lazydp.foreach_catch_up_(
         weights, last, rows, key, tables, step, transition, factor, momenta or [], _is_ones(noise)
     )
@@ -213,9 +214,10 @@ def catch_up_bag_sum_(
 ) -> Tensor:
     """`catch_up_` of the rows of `groups`, then `bag_sum` of the lookups they group, in one pass over the rows.
 
-    (On the CPU that is one pass where most bags have one lookup.)
+    (On the CPU that is one pass where most bags have one lookup.) `groups` and `bag_of_lookup`, int64 [N], must be
+    what `group_rows` and `bag_ids` give for these lookups; of others the sums are not defined.
 
-    Returns float32 [G, D]. For the arguments see the two operators; `bag_of_lookup` is int64 [N] (see `bag_ids`).
+    Returns float32 [G, D]. For the arguments see the two operators.
     """
     return foreach_catch_up_bag_sum_(
         [weight],
@@ -255,6 +257,7 @@ def foreach_catch_up_bag_sum_(
     """`catch_up_bag_sum_` of several tables; what must differ between them says `foreach_catch_up_`."""
     if not weights:
         return []
+    _refuse_several_devices(weights)
     sums = [_room_for_sums(weight, ends) for weight, ends in zip(weights, offsets, strict=True)]
     _lazydp.foreach_catch_up_bag_sum_(
         weights,
@@ -308,6 +311,8 @@ def foreach_bag_sq_norms(
     Returns:
         float32 [B]; on the CPU accumulated over the tables in float64 too.
     """
+    if not grads:
+        raise ValueError("grads: expected one table at least, found none")
     norms: Tensor = _lazydp.foreach_bag_sq_norms(indices, offsets, grads, _or_ones(per_lookup_weights, grads))
     return norms
 
@@ -353,6 +358,7 @@ def foreach_scatter_add_(
     """`scatter_add_` of several tables, all different, with one `alpha`."""
     if not weights:
         return
+    _refuse_several_devices(weights)
     _lazydp.foreach_scatter_add_(
         weights, *_parts(groups), bag_of_lookup, grads, scales, alpha, _or_ones(per_lookup_weights, weights)
     )
@@ -439,6 +445,13 @@ def set_simd_level(level: SimdLevel) -> None:
 
 def _listed(momentum: Tensor | None) -> Sequence[Tensor] | None:
     return None if momentum is None else [momentum]
+
+
+def _refuse_several_devices(weights: Sequence[Tensor]) -> None:
+    """Torch would choose one device's operator for all of them; that of meta tensors does nothing at all."""
+    devices = {weight.device for weight in weights}
+    if len(devices) > 1:
+        raise ValueError(f"weights: expected all on one device, found them on {', '.join(sorted(map(str, devices)))}")
 
 
 def _room_for_sums(weight: Tensor, offsets: Tensor) -> Tensor:

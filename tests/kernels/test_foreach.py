@@ -191,80 +191,116 @@ def test_no_table_is_no_error() -> None:
     ops.foreach_scatter_add_([], [], [], [], [], alpha=1.0)
 
 
-def catch_up(**changes: Any) -> Callable[[list[Table]], object]:
+Change = Callable[[Any, list[Table]], Any]
+Call = Callable[[list[Table]], object]
+
+
+def changed(arguments: dict[str, Any], changes: dict[str, Change], tables: list[Table]) -> dict[str, Any]:
+    return arguments | {name: change(arguments[name], tables) for name, change in changes.items()}
+
+
+def wake_lists(tables: list[Table]) -> dict[str, Any]:
+    return {
+        "weights": [t.weight for t in tables],
+        "last": [t.last for t in tables],
+        "tables": list(range(len(tables))),
+        "momenta": [t.momentum for t in tables],
+        **wake_arguments(with_momentum=True),
+    }
+
+
+def catch_up(**changes: Change) -> Call:
     """Catch-up of all tables, with other arguments where `changes` says so."""
 
     def call(tables: list[Table]) -> object:
-        arguments: dict[str, Any] = {
-            "weights": [t.weight for t in tables],
-            "last": [t.last for t in tables],
-            "rows": [t.groups.rows for t in tables],
-            "tables": list(range(len(tables))),
-            **wake_arguments(with_momentum=False),
-        }
-        changed = {name: change(arguments[name]) for name, change in changes.items()}
-        ops.foreach_catch_up_(key=KEY, **(arguments | changed))
-        return None
+        arguments = {**wake_lists(tables), "rows": [t.groups.rows for t in tables]}
+        return ops.foreach_catch_up_(key=KEY, **changed(arguments, changes, tables))
 
     return call
 
 
-def scatter(**changes: Any) -> Callable[[list[Table]], object]:
-    """The gradient of all tables, with other arguments where `changes` says so."""
+def fused(**changes: Change) -> Call:
+    """The same with the sums of bags."""
 
     def call(tables: list[Table]) -> object:
-        arguments: dict[str, Any] = {
+        arguments = {
+            **wake_lists(tables),
+            "groups": [t.groups for t in tables],
+            "indices": [t.indices for t in tables],
+            "offsets": [t.offsets for t in tables],
+            "bag_of_lookup": [t.bags for t in tables],
+        }
+        return ops.foreach_catch_up_bag_sum_(key=KEY, **changed(arguments, changes, tables))
+
+    return call
+
+
+def scatter(**changes: Change) -> Call:
+    """The gradient of all tables."""
+
+    def call(tables: list[Table]) -> object:
+        arguments = {
             "weights": [t.weight for t in tables],
             "groups": [t.groups for t in tables],
             "bag_of_lookup": [t.bags for t in tables],
             "grads": [t.grad.flatten(0, 1) for t in tables],
             "scales": [t.scale for t in tables],
         }
-        changed = {name: change(arguments[name]) for name, change in changes.items()}
-        ops.foreach_scatter_add_(alpha=1.0, **(arguments | changed))
-        return None
+        return ops.foreach_scatter_add_(alpha=1.0, **changed(arguments, changes, tables))
 
     return call
 
 
-def last_replaced(tensor: Tensor) -> Callable[[list[Tensor]], list[Tensor]]:
-    return lambda tensors: [*tensors[:-1], tensor]
+def last_is(tensor: Tensor) -> Change:
+    return lambda tensors, _: [*tensors[:-1], tensor]
 
 
-WRONG: dict[str, tuple[Callable[[list[Table]], object], str]] = {
-    "a table twice": (
-        catch_up(weights=lambda w: [*w[:-1], w[0][: w[-1].shape[0]]]),
-        "weights: expected tensors without",
-    ),
+def as_steps(tensor: Tensor, count: int) -> Tensor:
+    return tensor.view(torch.int32).view(-1)[:count]
+
+
+SHARED = "expected tensors without common memory"
+WRONG: dict[str, tuple[Call, str]] = {
+    "a table twice": (catch_up(weights=lambda w, _: [*w[:-1], w[0]]), rf"weights\[\d\] and weights\[\d\]: {SHARED}"),
     "part of a table": (
-        catch_up(weights=lambda w: [w[-1][: w[0].shape[0]], *w[1:]]),
-        "weights: expected tensors without common memory",
+        fused(weights=lambda w, _: [w[-1][:900], *w[1:]]),
+        rf"weights\[\d\] and weights\[\d\]: {SHARED}",
     ),
-    "its last steps twice": (catch_up(last=lambda n: [n[-1][:900], *n[1:]]), "last: expected tensors without"),
+    "last steps twice": (catch_up(last=lambda n, _: [n[-1][:900], *n[1:]]), rf"last\[\d\] and last\[\d\]: {SHARED}"),
+    "momenta that are weights": (catch_up(momenta=lambda v, t: [t[1].weight, *v[1:]]), SHARED),
+    "last steps in a weight": (catch_up(last=lambda n, t: [as_steps(t[4].weight, 900), *n[1:]]), SHARED),
+    "last steps in a momentum": (fused(last=lambda n, t: [*n[:-1], as_steps(t[4].momentum, 2000)]), SHARED),
+    "rows in a weight": (
+        catch_up(rows=lambda rows, t: [*rows[:-1], t[0].weight.view(torch.int64).view(-1)[:9]]),
+        rf"rows\[5\] and weights\[0\]: {SHARED}",
+    ),
     "a number twice": (
-        catch_up(tables=lambda numbers: [0, *numbers[:-1]]),
+        fused(tables=lambda numbers, _: [0, *numbers[:-1]]),
         "tables: expected distinct numbers, found 0",
     ),
-    "a number too few": (
-        catch_up(tables=lambda numbers: numbers[:-1]),
-        r"tables: expected one for each of 6 table\(s\)",
-    ),
-    "rows too few": (catch_up(rows=lambda rows: rows[:-1]), r"rows: expected one for each of 6 table\(s\), found 5"),
+    "a number too few": (catch_up(tables=lambda numbers, _: numbers[:-1]), r"tables: expected one for each of 6 table"),
+    "rows too few": (catch_up(rows=lambda rows, _: rows[:-1]), r"rows: expected one for each of 6 table\(s\), found 5"),
     "rows outside the last table": (
-        catch_up(rows=last_replaced(torch.tensor([1, 2000]))),
+        catch_up(rows=last_is(torch.tensor([1, 2000]))),
         r"table 5 of 6: rows\[1\]: expected 0 <= index < 2000, found 2000",
     ),
+    "lookups outside the last table": (
+        fused(indices=lambda indices, _: [*indices[:-1], indices[-1] + 1500]),
+        r"table 5 of 6: indices\[\d+\]: expected 0 <= index < 2000",
+    ),
     "a last table of another dtype": (
-        catch_up(weights=last_replaced(torch.zeros(2000, 8, dtype=torch.float64))),
+        fused(weights=last_is(torch.zeros(2000, 8, dtype=torch.float64))),
         "table 5 of 6: weight: expected float32",
     ),
-    "a gradient to a table twice": (scatter(weights=lambda w: [w[-1], *w[1:]]), "weights: expected tensors without"),
-    "a gradient of other columns": (
-        scatter(grads=last_replaced(torch.zeros(600, 9))),
-        "table 5 of 6: grad: expected size 8",
+    "a table without memory": (fused(weights=last_is(torch.zeros(2000, 8, device="meta"))), "all on one device"),
+    "a gradient to a table twice": (scatter(weights=lambda w, _: [w[-1], *w[1:]]), SHARED),
+    "a gradient that is a table": (
+        scatter(grads=lambda g, t: [t[4].weight.view(-1)[: 200 * 128].view(200, 128), *g[1:]]),
+        rf"grads\[0\] and weights\[4\]: {SHARED}",
     ),
+    "a gradient of other columns": (scatter(grads=last_is(torch.zeros(600, 9))), "table 5 of 6: grad: expected size 8"),
     "bags outside the last gradient": (
-        scatter(grads=last_replaced(torch.zeros(10, 8)), scales=last_replaced(torch.zeros(10))),
+        scatter(grads=last_is(torch.zeros(10, 8)), scales=last_is(torch.zeros(10))),
         r"table 5 of 6: bag_of_lookup\[\d+\]: expected 0 <= index < 10",
     ),
 }
@@ -286,6 +322,23 @@ def test_tables_side_by_side_in_one_tensor_are_not_the_same_table() -> None:
     one, rows = torch.ones(1, 1), torch.tensor([3, 9])
     ops.foreach_catch_up_(weights, starts, [rows, rows], KEY, tables=[0, 1], step=1, transition=one, factor=one)
     assert last.nonzero().flatten().tolist() == [3, 9, 13, 19]
+
+
+@pytest.mark.parametrize("part", ["last", "momentum"])
+def test_one_table_whose_parts_share_memory(part: str) -> None:
+    table = Table.of(1, 30, 8, 1, 1, weighted=False)
+    parts = {"last": table.last, "momentum": table.momentum}
+    parts[part] = as_steps(table.weight, 30) if part == "last" else table.weight
+    arguments = {"table": 0, "momentum": parts["momentum"], **wake_arguments(with_momentum=True)}
+    with pytest.raises(ValueError, match=SHARED):
+        ops.flush_(table.weight, parts["last"], KEY, **arguments)
+    with pytest.raises(ValueError, match=SHARED):
+        ops.catch_up_(table.weight, parts["last"], torch.tensor([3]), KEY, **arguments)
+
+
+def test_norms_of_no_table() -> None:
+    with pytest.raises(ValueError, match="grads: expected one table at least"):
+        ops.foreach_bag_sq_norms([], [], [])
 
 
 def test_norms_of_tables_that_disagree_on_the_examples() -> None:

@@ -82,17 +82,73 @@ void for_each_table(size_t tables, const F& f) {
   }
 }
 
-// Two jobs on one table would write the same rows at the same time, and two tables of one number draw the same noise.
-inline void check_distinct(const Tensors& tensors, const char* name) {
-  constexpr int64_t kBytes = 4;  // of a float32 as of an int32; tensors of other types are refused anyway
-  std::vector<std::pair<const char*, const char*>> ranges;
-  for (const Tensor& tensor : tensors) {
-    const char* begin = static_cast<const char*>(tensor.const_data_ptr());
-    if (tensor.numel() > 0) ranges.push_back({begin, begin + tensor.numel() * kBytes});
+inline const Tensor& first_of(const Tensors& tensors, const char* name) {
+  if (tensors.empty()) refuse(name, ": expected one table at least, found none");
+  return tensors.front();
+}
+
+// The memory that an operator writes to. Jobs on several tables run at the same time: what they write, nothing else may share.
+class Written {
+ public:
+  void add(const Tensor& tensor, const char* name, size_t j = 0) {
+    const Range range = range_of(tensor, name, j);
+    if (range.begin < range.end) ranges_.push_back(range);
   }
-  std::sort(ranges.begin(), ranges.end());
-  for (size_t i = 1; i < ranges.size(); ++i)
-    if (ranges[i].first < ranges[i - 1].second) refuse(name, ": expected tensors without common memory, found two that overlap");
+  void add(const Tensors& tensors, const char* name) {
+    for (size_t j = 0; j < tensors.size(); ++j) add(tensors[j], name, j);
+  }
+
+  // Once everything is added.
+  void check_apart() {
+    std::sort(ranges_.begin(), ranges_.end(), [](const Range& a, const Range& b) { return a.begin < b.begin; });
+    for (size_t i = 1; i < ranges_.size(); ++i)
+      if (ranges_[i].begin < ranges_[i - 1].end) refuse_overlap(ranges_[i - 1], ranges_[i]);
+  }
+
+  // After check_apart: that nothing is read where something is written.
+  void check_unread(const Tensor& tensor, const char* name, size_t j = 0) const {
+    const Range read = range_of(tensor, name, j);
+    const auto after = std::upper_bound(ranges_.begin(), ranges_.end(), read.begin,
+                                        [](const char* begin, const Range& range) { return begin < range.end; });
+    if (read.begin < read.end && after != ranges_.end() && after->begin < read.end) refuse_overlap(read, *after);
+  }
+  void check_unread(const Tensors& tensors, const char* name) const {
+    for (size_t j = 0; j < tensors.size(); ++j) check_unread(tensors[j], name, j);
+  }
+  void check_unread(const OptionalTensors& tensors, const char* name) const {
+    for (size_t j = 0; j < tensors.size(); ++j)
+      if (tensors[j]) check_unread(*tensors[j], name, j);
+  }
+
+ private:
+  struct Range {
+    const char* begin;
+    const char* end;
+    const char* name;
+    size_t j;
+  };
+
+  static Range range_of(const Tensor& tensor, const char* name, size_t j) {
+    const auto* begin = static_cast<const char*>(tensor.const_data_ptr());
+    // Of types that no operator takes the size does not matter: such a tensor is refused for its type.
+    const int64_t bytes = tensor.scalar_type() == ScalarType::Long ? 8 : 4;
+    return {begin, begin + tensor.numel() * bytes, name, j};
+  }
+
+  [[noreturn]] static void refuse_overlap(const Range& one, const Range& other) {
+    refuse(one.name, "[", one.j, "] and ", other.name, "[", other.j, "]: expected tensors without common memory, found an overlap");
+  }
+
+  std::vector<Range> ranges_;
+};
+
+inline void check_unread(const Written& written, const Tensors& rows, const Tensors& order, const Tensors& starts,
+                         const Tensors& bag_of_lookup, const OptionalTensors& per_lookup_weights) {
+  written.check_unread(rows, "rows");
+  written.check_unread(order, "order");
+  written.check_unread(starts, "starts");
+  written.check_unread(bag_of_lookup, "bag_of_lookup");
+  written.check_unread(per_lookup_weights, "per_lookup_weights");
 }
 
 inline void check_distinct(std::vector<int64_t> numbers, const char* name) {
@@ -150,14 +206,21 @@ struct __attribute__((visibility("hidden"))) WakeTables {
   const Tensors& momenta;
   bool ones;
 
-  void check_lists() const {
+  // Two jobs on one table would wake its rows twice; two tables of one number would get the same noise.
+  Written check_lists(const Tensors& sums = {}) const {
     check_count(last, "last", weights.size());
     check_count(tables, "tables", weights.size());
     if (!momenta.empty()) check_count(momenta, "momenta", weights.size());
-    check_distinct(weights, "weights");
-    check_distinct(last, "last");
-    check_distinct(momenta, "momenta");
     check_distinct(tables, "tables");
+    Written written;
+    written.add(weights, "weights");
+    written.add(last, "last");
+    written.add(momenta, "momenta");
+    written.add(sums, "sums");
+    written.check_apart();
+    written.check_unread(transition, "transition");
+    written.check_unread(factor, "factor");
+    return written;
   }
 
   std::optional<Tensor> momentum(size_t j) const { return momenta.empty() ? std::nullopt : std::optional(momenta[j]); }
@@ -176,10 +239,16 @@ void check_wake(const Check& check, const Tensor& weight, const Tensor& last, co
   check_size(transition, "transition", 1, momentum ? 4 : 1, momentum ? "m11 m12 m21 m22" : "m");
   check_size(factor, "factor", 0, transition.size(0), "starting steps of transition");
   check_size(factor, "factor", 1, momentum ? 3 : 1, momentum ? "l11 l21 l22" : "l");
-  if (!momentum) return;
-  check(*momentum, "momentum", ScalarType::Float, 2);
-  check_size(*momentum, "momentum", 0, num_rows, "rows of weight");
-  check_size(*momentum, "momentum", 1, weight.size(1), "columns of weight");
+  Written written;
+  written.add(weight, "weight");
+  written.add(last, "last");
+  if (momentum) {
+    check(*momentum, "momentum", ScalarType::Float, 2);
+    check_size(*momentum, "momentum", 0, num_rows, "rows of weight");
+    check_size(*momentum, "momentum", 1, weight.size(1), "columns of weight");
+    written.add(*momentum, "momentum");
+  }
+  written.check_apart();
 }
 
 // The memory for sums of bags, [bags, columns].

@@ -289,7 +289,7 @@ void foreach_catch_up_(const Tensors& weights, const Tensors& last, const Tensor
                        const std::vector<int64_t>& tables, int64_t step, const Tensor& transition, const Tensor& factor,
                        const Tensors& momenta, bool ones) {
   const WakeTables wakes{weights, last, key, tables, step, transition, factor, momenta, ones};
-  wakes.check_lists();
+  wakes.check_lists().check_unread(rows, "rows");
   check_count(rows, "rows", weights.size());
   std::vector<Wake> jobs;
   for_each_table(weights.size(), [&](size_t j) { jobs.push_back(read_listed(wakes, j, rows[j])); });
@@ -318,8 +318,10 @@ void foreach_catch_up_bag_sum_(const Tensors& weights, const Tensors& last, cons
                                const Tensors& indices, const Tensors& offsets, const Tensors& bag_of_lookup,
                                const OptionalTensors& per_lookup_weights, const Tensors& sums) {
   const WakeTables wakes{weights, last, key, tables, step, transition, factor, momenta, ones};
-  wakes.check_lists();
-  check_distinct(sums, "sums");
+  const Written written = wakes.check_lists(sums);
+  check_unread(written, rows, order, starts, bag_of_lookup, per_lookup_weights);
+  written.check_unread(indices, "indices");
+  written.check_unread(offsets, "offsets");
   const BagSums bags(weights, indices, offsets, per_lookup_weights, &sums);
   const Groupings groups(rows, order, starts, bag_of_lookup, weights.size());
   std::vector<CatchUpBagSum> jobs;
@@ -364,7 +366,12 @@ Tensor foreach_bag_sq_norms(const Tensors& indices, const Tensors& offsets, cons
 void foreach_scatter_add_(const Tensors& weights, const Tensors& rows, const Tensors& order, const Tensors& starts,
                           const Tensors& bag_of_lookup, const Tensors& grads, const Tensors& scales, double alpha,
                           const OptionalTensors& per_lookup_weights) {
-  check_distinct(weights, "weights");
+  Written written;
+  written.add(weights, "weights");
+  written.check_apart();
+  check_unread(written, rows, order, starts, bag_of_lookup, per_lookup_weights);
+  written.check_unread(grads, "grads");
+  written.check_unread(scales, "scales");
   check_count(grads, "grads", weights.size());
   check_count(scales, "scales", weights.size());
   check_count(per_lookup_weights, "per_lookup_weights", weights.size());

@@ -28,7 +28,8 @@ struct Plan {
 
 }  // namespace
 
-// A row that wakes goes to the bags that read nothing else, the first of them while it is in registers; other bags come later.
+// A row that wakes goes to the bags that read nothing else, that of its first lookup while it is in registers; other bags come
+// later.
 void catch_up_bag_sum(std::span<const CatchUpBagSum> jobs, const Parallel& parallel) {
   const NoiseKernels kernels = noise_kernels();
   std::vector<Plan> plans(jobs.begin(), jobs.end());

@@ -2,8 +2,9 @@
 // pointers to the launchers. What lies in device memory is not looked at here, for that would make the host wait: the
 // kernels check it themselves (LAZYDP_REFUSE).
 //
-// Differences from the CPU operators, both for the same reason: group_rows returns lists as long as the lookups, padded
-// as csrc/cuda/rows.h says; and an index out of range is an error of the device, reported by a later call.
+// Differences from the CPU operators, the first two for the same reason: group_rows returns lists as long as the lookups, padded
+// as csrc/cuda/rows.h says; an index out of range is an error of the device, reported by a later call; norms add up
+// over tables in float32; and bags of lookups are found by torch (ops.foreach_bag_ids).
 //
 // Workspaces come from torch's caching allocator: in stream order, and from the graph's own pool under capture (of the
 // operators that draw no noise; those that do refuse it).
@@ -137,7 +138,7 @@ void normal_(const Tensor& out, const Tensor& key, int64_t table, int64_t first_
 }
 
 std::tuple<Tensors, Tensors, Tensors> foreach_group_rows(const Tensors& indices, const std::vector<int64_t>& num_rows) {
-  const Call call(indices[0]);
+  const Call call(first_of(indices, "indices"));
   check_count(num_rows, "num_rows", indices.size());
   Tensors rows, order, starts;
   for_each_table(indices.size(), [&](size_t j) {
@@ -159,10 +160,10 @@ std::tuple<Tensors, Tensors, Tensors> foreach_group_rows(const Tensors& indices,
 void foreach_catch_up_(const Tensors& weights, const Tensors& last, const Tensors& rows, const Tensor& key,
                        const std::vector<int64_t>& tables, int64_t step, const Tensor& transition, const Tensor& factor,
                        const Tensors& momenta, bool ones) {
-  const Call call(weights[0]);
+  const Call call(first_of(weights, "weights"));
   call.refuse_capture();
   const WakeTables wakes{weights, last, key, tables, step, transition, factor, momenta, ones};
-  wakes.check_lists();
+  wakes.check_lists().check_unread(rows, "rows");
   check_count(rows, "rows", weights.size());
   std::vector<Wake> jobs;
   for_each_table(weights.size(), [&](size_t j) { jobs.push_back(read_listed(call, wakes, j, rows[j])); });
@@ -178,7 +179,7 @@ void flush_(const Tensor& weight, const Tensor& last, const Tensor& key, int64_t
 
 Tensors foreach_bag_sum(const Tensors& weights, const Tensors& indices, const Tensors& offsets,
                         const OptionalTensors& per_lookup_weights) {
-  const Call call(weights[0]);
+  const Call call(first_of(weights, "weights"));
   const BagSums sums(call, weights, indices, offsets, per_lookup_weights, nullptr);
   for (const BagSum& job : sums.jobs) check_launch(bag_sum(job, call.stream()));
   return sums.out;
@@ -189,11 +190,13 @@ void foreach_catch_up_bag_sum_(const Tensors& weights, const Tensors& last, cons
                                const Tensor& transition, const Tensor& factor, const Tensors& momenta, bool ones,
                                const Tensors& indices, const Tensors& offsets, const Tensors& bag_of_lookup,
                                const OptionalTensors& per_lookup_weights, const Tensors& sums) {
-  const Call call(weights[0]);
+  const Call call(first_of(weights, "weights"));
   call.refuse_capture();
   const WakeTables wakes{weights, last, key, tables, step, transition, factor, momenta, ones};
-  wakes.check_lists();
-  check_distinct(sums, "sums");
+  const Written written = wakes.check_lists(sums);
+  check_unread(written, rows, order, starts, bag_of_lookup, per_lookup_weights);
+  written.check_unread(indices, "indices");
+  written.check_unread(offsets, "offsets");
   const BagSums bags(call, weights, indices, offsets, per_lookup_weights, &sums);
   check_groups(call, rows, order, starts, bag_of_lookup, weights.size());
   std::vector<Wake> jobs;
@@ -208,7 +211,7 @@ void foreach_catch_up_bag_sum_(const Tensors& weights, const Tensors& last, cons
 
 Tensor foreach_bag_sq_norms(const Tensors& indices, const Tensors& offsets, const Tensors& grads,
                             const OptionalTensors& per_lookup_weights) {
-  const Call call(grads[0]);
+  const Call call(first_of(grads, "grads"));
   check_count(indices, "indices", grads.size());
   check_count(offsets, "offsets", grads.size());
   check_count(per_lookup_weights, "per_lookup_weights", grads.size());
@@ -239,8 +242,13 @@ Tensor foreach_bag_sq_norms(const Tensors& indices, const Tensors& offsets, cons
 void foreach_scatter_add_(const Tensors& weights, const Tensors& rows, const Tensors& order, const Tensors& starts,
                           const Tensors& bag_of_lookup, const Tensors& grads, const Tensors& scales, double alpha,
                           const OptionalTensors& per_lookup_weights) {
-  const Call call(weights[0]);
-  check_distinct(weights, "weights");
+  const Call call(first_of(weights, "weights"));
+  Written written;
+  written.add(weights, "weights");
+  written.check_apart();
+  check_unread(written, rows, order, starts, bag_of_lookup, per_lookup_weights);
+  written.check_unread(grads, "grads");
+  written.check_unread(scales, "scales");
   check_count(grads, "grads", weights.size());
   check_count(scales, "scales", weights.size());
   check_count(per_lookup_weights, "per_lookup_weights", weights.size());
