@@ -15,8 +15,8 @@ configuration). Items that nobody chose get theirs too, for that nobody did is p
 zero whatever the data: ingest takes no rows of them.
 
 **Once.** The noise of item i has a fixed address under the run's key, (POPULARITY_TABLE, i, step 0), where nothing else
-draws: dense parameters end below that table, and training begins at step 1. Data, setting and key belong to the run, so
-its snapshots and its export release the same bits, which is one release.
+draws: dense parameters end below that table. Data, setting and key belong to the run, so its snapshots and its export
+release the same bits, which is one release.
 
 **Floating point.** Counts are exact in float64, and the noise is a float32 normal times a float64. The noised count is
 rounded to a whole number: its low bits, which are those that can betray the count before the noise (Mironov 2012), stay
