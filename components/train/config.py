@@ -295,7 +295,7 @@ class TrainConfig(_Frozen):
     def with_changes(self, **changes: Any) -> TrainConfig:
         """The same run with some settings replaced, validated again.
 
-        Asked for by its mode alone, the run without privacy is the one that releases no counts.
+        To change the mode to sgd leaves the counts out: without privacy none are released.
         """
         if changes.get("mode") == "sgd":
             changes = {"popularity": None, **changes}
