@@ -82,9 +82,8 @@ def test_a_release_carries_the_noised_counts(unit: dict[str, Any], scale: float,
     exact = item_counts(EncodedDataset.open(tiny.dataset).split("train"), num_items=40)
     noise = (bundle.popularity - exact)[1:]  # nobody of this dataset takes an item twice
     assert bundle.popularity[0] == 0
-    # A secret key: bounds that a sample of 40 normals leaves once in 10^9.
-    assert 0.45 < float(noise.square().mean()) / scale**2 < 2.2
-    assert noise.abs().max() < 7 * scale
+    # A secret key: bounds that 40 normals leave once in 10^9. The other unit's variance is 20 times as large or small.
+    assert 0.166 < float(noise.square().mean()) / scale**2 < 3.02
 
 
 def test_without_the_setting_or_without_privacy_there_are_none(tiny: Any) -> None:
