@@ -63,7 +63,7 @@ def _wait_until_ready(process: subprocess.Popen[bytes], port_file: Path, log: Pa
 
 
 def ask_service(bundle: Path, ledger_url: str, *, user_id: str, history: list[str], console: Console) -> None:
-    """Ask for recommendations of a user and of a history, and for the budget; print the answers."""
+    """Ask what a user, a history and, where counts were released, a stranger gets, and for the budget; print it all."""
     with running_service(bundle, ledger_url) as url, httpx.Client(base_url=url, timeout=30) as client:
         console.rule("the service answers")
         questions: list[tuple[str, str, dict[str, Any] | None]] = [
@@ -74,6 +74,10 @@ def ask_service(bundle: Path, ledger_url: str, *, user_id: str, history: list[st
                 {"history": history, "k": 5, "exclude_seen": True},
             ),
         ]
+        if json.loads((bundle / "manifest.json").read_text())["privacy"].get("popularity"):
+            questions.append(
+                (f"POST /v1/recommendations {json.dumps({'k': 5})} (the most popular)", "/v1/recommendations", {"k": 5})
+            )
         for title, path, body in questions:
             answer = client.get(path) if body is None else client.post(path, json=body)
             answer.raise_for_status()

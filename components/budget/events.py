@@ -115,6 +115,24 @@ def without_amplification(*, noise_multiplier: float, steps: int, max_examples_p
     return repeated(dp_event.GaussianDpEvent(noise_multiplier / max_examples_per_user), steps)
 
 
+def counts_event(*, noise_multiplier: float, contributions: int = 1) -> DpEvent:
+    """The event of one release of counts, each with Gaussian noise.
+
+    Args:
+        noise_multiplier: standard deviation of the noise over the most by which one contribution moves all counts
+            together (L2).
+        contributions: how many of these a privacy unit makes, at least 1. They may all fall on the same count, so the
+            unit moves the counts by so many times as much.
+
+    Raises:
+        InputError: a value out of range.
+    """
+    _check(noise_multiplier=noise_multiplier, sampling_prob=1.0, steps=1)
+    if contributions < 1:
+        raise InputError(f"contributions must be at least 1, found {contributions}")
+    return dp_event.GaussianDpEvent(noise_multiplier / contributions)
+
+
 def tuning_event(trial: DpEvent, *, mean_trials: float, shape: float) -> DpEvent:
     """The event of choosing the best of a randomised number of trials (Papernot and Steinke, arXiv 2110.03620).
 

@@ -15,6 +15,7 @@ FLOATING_POINT = (
     "layers and tables, with a bound on the rounding of sums that cancel and a relative margin of 1e-5 when clipping; "
     "no claim of immunity to attacks on floating-point noise (Mironov 2012)"
 )
+COUNTS_FLOATING_POINT = "noised counts are rounded to whole numbers"
 RANDOM_GENERATOR = "ChaCha20 (RFC 8439 block function), 256-bit key from the operating system, Box-Muller"
 ADD_OR_REMOVE = "add or remove one privacy unit"
 
@@ -37,6 +38,15 @@ class AuditResult(_Model):
     epsilon_lower_bound: float = Field(ge=0)
     confidence: float = Field(gt=0, lt=1)
     method: str
+
+
+class PopularityRelease(_Model):
+    """Noised counts of items in the bundle; every epsilon of the statement covers them."""
+
+    counted: str
+    sensitivity: float = Field(gt=0, description="most (L2) by which one privacy unit moves all counts together")
+    noise_multiplier: float = Field(gt=0, description="standard deviation of the noise on a count over sensitivity")
+    epsilon_without: float | None = Field(ge=0, description="the statement's epsilon, had there been no counts")
 
 
 class StepEpsilon(_Model):
@@ -72,6 +82,7 @@ class PrivacyStatement(_Model):
     epsilon_without_amplification: float | None
     epsilon_user_level: float | None
     epsilon_over_steps: tuple[StepEpsilon, ...] = ()
+    popularity: PopularityRelease | None = None
     assumed_public: tuple[str, ...]
     not_covered: tuple[str, ...]
     spent_elsewhere: tuple[SpentElsewhere, ...] = ()

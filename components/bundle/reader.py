@@ -193,6 +193,8 @@ def _refuse_contradiction(folder: Path, manifest: Manifest, statement: PrivacySt
             f"bundle {folder}: the privacy statement claims what mode {manifest.mode!r} and "
             f"test_key {manifest.test_key} deny"
         )
+    if claims and statement.popularity is None and any(entry.path == POPULARITY_FILE for entry in manifest.files):
+        raise FormatError(f"bundle {folder}: the privacy statement says nothing of the counts in {POPULARITY_FILE}")
 
 
 def _refuse_pending(folder: Path, manifest: Manifest) -> None:

@@ -66,7 +66,7 @@ def write_bundle(
         lineage: where the model came from.
         items: the catalogue table of the dataset (`features.catalogue.catalogue_table`); None without an item.
         popularity: float32 [num_items + 1] noised counts by item code, where a DP mechanism released them (its
-            cost is for the caller to state).
+            cost is for the caller to state); code 0, of unknown items, is never ranked.
         replace: replace an existing bundle.
 
     Returns:
@@ -74,13 +74,14 @@ def write_bundle(
 
     Raises:
         PendingNoiseError: a row of a table has not caught up to `step`.
-        NonFiniteError: a weight is not finite.
-        ValueError: tables that are not the model's.
+        NonFiniteError: a weight or a count is not finite.
+        ValueError: tables that are not the model's, or counts that are not the items'.
         InputError: the folder exists, or the items don't fit the spec.
     """
     _refuse_pending(flushed_steps, step)
     _refuse_foreign_tables(model, table_weights, flushed_steps)
     _refuse_non_finite({**table_weights, **model.state_dict()})
+    _refuse_foreign_counts(popularity, items)
     if (items is None) != (spec.item is None):
         raise ValueError("items: given exactly where the feature spec has an item")
     if items is not None:
@@ -146,6 +147,17 @@ def _refuse_foreign_tables(model: Recommender, weights: Mapping[str, Tensor], fl
                 f"table {name!r}: expected float32 [{shape.num_rows}, {shape.dim}], "
                 f"found {weights[name].dtype} {list(weights[name].shape)}"
             )
+
+
+def _refuse_foreign_counts(popularity: Tensor | None, items: pa.Table | None) -> None:
+    if popularity is None:
+        return
+    size = 0 if items is None else items.num_rows
+    if tuple(popularity.shape) != (size + 1,) or popularity.dtype != torch.float32:
+        raise ValueError(
+            f"popularity: expected float32 [{size + 1}], found {popularity.dtype} {list(popularity.shape)}"
+        )
+    _refuse_non_finite({POPULARITY: popularity})
 
 
 def _refuse_non_finite(weights: Mapping[str, Tensor]) -> None:

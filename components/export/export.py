@@ -33,6 +33,7 @@ from lazydp.components.shared.errors import InputError, NotPrivateError, Privacy
 from lazydp.components.shared.files import PRIVATE_FILE, read_json, sync_directory, write_json
 from lazydp.components.train.checkpoint import Checkpoint, RunFolder, RunIdentity
 from lazydp.components.train.engine import Engine
+from lazydp.components.train.popularity import noised_counts
 from lazydp.components.train.spending import UNREGISTERED, Standing, commit, standing
 from lazydp.components.train.train import contribution_bound, embedding_optimizer, engine_for, key_of, latest_of
 from lazydp.kernels.noise_key import NoiseKey
@@ -99,12 +100,12 @@ class Flushed:
     Attributes:
         engine: holds it.
         steps: for each table the step that every row stands at.
-        test_key: whether the noise came from a key made for tests.
+        key: the run's noise key, under which the noise was drawn.
     """
 
     engine: Engine
     steps: dict[str, int]
-    test_key: bool
+    key: NoiseKey
 
 
 def _identity(folder: RunFolder, *, allow_non_private: bool) -> RunIdentity:
@@ -182,7 +183,7 @@ def flush_and_prove(engine: Engine, identity: RunIdentity, key: NoiseKey) -> Flu
     rows = sum(table["last"].numel() for table in tables.values())
     _log.info("flushed %d rows of %d tables in %.1f s", rows, len(tables), time.monotonic() - started)
     if not identity.config.private:
-        return Flushed(engine, dict.fromkeys(tables, step), test_key=False)
+        return Flushed(engine, dict.fromkeys(tables, step), key)
     steps = prove_flushed(
         engine.state_dict()["embeddings"]["tables"],
         owed,
@@ -191,7 +192,7 @@ def flush_and_prove(engine: Engine, identity: RunIdentity, key: NoiseKey) -> Flu
         key=key.derive("noise"),
         step=step,
     )
-    return Flushed(engine, steps, test_key=key.is_test)
+    return Flushed(engine, steps, key)
 
 
 def _audited(report: Path | None, identity: RunIdentity) -> AuditResult | None:
@@ -214,11 +215,12 @@ def stage(
 ) -> Manifest:
     """Write the bundle, synced, under a name where nobody looks for it."""
     engine = flushed.engine
+    test_key = identity.config.private and flushed.key.is_test
     return write_bundle(
         staged,
         name=name or data.spec.name,
         mode=identity.config.mode,
-        test_key=flushed.test_key,
+        test_key=test_key,
         step=engine.steps_done,
         model=engine.model,
         table_weights=engine.table_weights(),
@@ -230,7 +232,7 @@ def stage(
             spec=data.spec,
             max_examples_per_user=contribution_bound(data),
             steps=engine.steps_done,
-            test_key=flushed.test_key,
+            test_key=test_key,
             spent_elsewhere=stands.spent_elsewhere,
             audit=audit,
         ),
@@ -242,6 +244,7 @@ def stage(
             created=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
         ),
         items=data.item_table,
+        popularity=noised_counts(data, identity.config, flushed.key),
     )
 
 

@@ -19,6 +19,9 @@ with another one, would draw for other intervals under the same key: two release
 independent noises on one sum, to be averaged. Hence `publish_every` belongs to what a run is, like its learning rate: a
 resumed run may not change it, and repeats the steps after its checkpoint to the same bits, flushes included.
 
+**Counts of items** that the run releases (`train.popularity`) are the same bits in every snapshot and in the export:
+one release, which the event holds once, at whatever step.
+
 A kill at any moment: before the checkpoint, nothing was released, and the resumed run comes to the same flush; after
 it, the resumed run stands at the snapshot and finishes its release before the next step. A bundle has its name only
 after its commit, and `current` names only what has its name.

@@ -11,15 +11,20 @@ from lazydp.components.budget.accounting import accountant_version, epsilon, eps
 from lazydp.components.budget.events import without_amplification
 from lazydp.components.budget.statement import (
     CHOICE_OF_SETTINGS,
+    COUNTS_FLOATING_POINT,
     DEFAULT_NOT_COVERED,
     DEFAULT_PUBLIC,
+    FLOATING_POINT,
     AuditResult,
+    PopularityRelease,
     PrivacyStatement,
     SpentElsewhere,
     StepEpsilon,
 )
 from lazydp.components.features.spec import FeatureSpec
 from lazydp.components.train.checkpoint import RunIdentity
+from lazydp.components.train.config import TrainConfig
+from lazydp.components.train.popularity import sensitivity
 from lazydp.components.train.sampler import poisson_dp_event, sampler_name
 
 # Stated by runs without privacy, where no epsilon goes with it.
@@ -61,11 +66,14 @@ def statement_of(
     def figure(value: float) -> float | None:
         return value if private and math.isfinite(value) else None
 
-    spent = user_level = unamplified = rdp = None
+    spent = user_level = unamplified = rdp = without_counts = None
     over_steps: tuple[StepEpsilon, ...] = ()
     if private:
         event = identity.released_event(identity.dp_event(max_examples_per_user, steps=steps))
         spent, rdp = figure(epsilon(event, delta=delta)), figure(epsilon(event, delta=delta, accountant="rdp"))
+        if config.popularity is not None:
+            training = identity.training_event(max_examples_per_user, steps=steps)
+            without_counts = figure(epsilon(identity.released_event(training), delta=delta))
         over_steps = (
             ()
             if identity.tuning is not None
@@ -78,14 +86,10 @@ def statement_of(
         )
         several = config.privacy_unit == "user" and config.sampling == "example"
         unit_bound = max_examples_per_user if several and max_examples_per_user else 1
-        unamplified = figure(
-            epsilon(
-                identity.released_event(
-                    without_amplification(noise_multiplier=sigma, steps=steps, max_examples_per_user=unit_bound)
-                ),
-                delta=delta,
-            )
+        known_batches = config.with_counts(
+            without_amplification(noise_multiplier=sigma, steps=steps, max_examples_per_user=unit_bound)
         )
+        unamplified = figure(epsilon(identity.released_event(known_batches), delta=delta))
         if max_examples_per_user is not None:
             of_user = poisson_dp_event(
                 noise_multiplier=sigma,
@@ -94,6 +98,9 @@ def statement_of(
                 max_examples_per_user=max_examples_per_user,
                 sampled=config.sampling,
             )
+            # Where examples are counted, a user has up to k of them, all perhaps of one item.
+            counted = max_examples_per_user if config.privacy_unit == "example" else 1
+            of_user = config.with_counts(of_user, contributions=counted)
             user_level = figure(epsilon(identity.released_event(of_user), delta=delta))
     return PrivacyStatement(
         private=private,
@@ -116,11 +123,13 @@ def statement_of(
         epsilon_without_amplification=unamplified,
         epsilon_user_level=user_level,
         epsilon_over_steps=over_steps,
+        popularity=_popularity(config, max_examples_per_user, epsilon_without=without_counts),
         assumed_public=(*DEFAULT_PUBLIC, *_public(identity)),
         not_covered=(*DEFAULT_NOT_COVERED, *_not_covered(identity, spec)),
         spent_elsewhere=spent_elsewhere,
         tuning=identity.tuning,
         test_key=test_key,
+        floating_point=FLOATING_POINT if config.popularity is None else f"{FLOATING_POINT}; {COUNTS_FLOATING_POINT}",
         code_version=identity.code_version,
         audit=audit,
     )
@@ -130,6 +139,19 @@ def _why_not_private(has_noise: bool, *, test_key: bool) -> str | None:
     if not has_noise:
         return "trained in mode sgd, without clipping and without noise"
     return "trained under a noise key made for tests, which everyone knows" if test_key else None
+
+
+def _popularity(
+    config: TrainConfig, max_examples_per_user: int | None, *, epsilon_without: float | None
+) -> PopularityRelease | None:
+    if config.popularity is None:
+        return None
+    return PopularityRelease(
+        counted="positive training examples" if config.privacy_unit == "example" else "users, once for each item",
+        sensitivity=sensitivity(config.privacy_unit, max_examples_per_user=max_examples_per_user),
+        noise_multiplier=config.popularity.noise_multiplier,
+        epsilon_without=epsilon_without,
+    )
 
 
 def _public(identity: RunIdentity) -> list[str]:

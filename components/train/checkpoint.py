@@ -98,9 +98,13 @@ class RunIdentity:
         """What the run, or its first `steps` steps, is to the accountant."""
         return self.config.dp_event(max_examples_per_user, noise_multiplier=self.noise_multiplier, steps=steps)
 
-    def released_event(self, training: DpEvent) -> DpEvent:
-        """What a release costs whose run's training is `training`: that, or the whole sweep that selected the run."""
-        return training if self.tuning is None else self.tuning.event(training)
+    def training_event(self, max_examples_per_user: int | None, *, steps: int | None = None) -> DpEvent:
+        """The part of `dp_event` that the sampler draws for: training without the counts."""
+        return self.config.training_event(max_examples_per_user, noise_multiplier=self.noise_multiplier, steps=steps)
+
+    def released_event(self, event: DpEvent) -> DpEvent:
+        """What a release costs whose run is `event`: that, or the whole sweep that selected the run."""
+        return event if self.tuning is None else self.tuning.event(event)
 
     def differences(self, other: RunIdentity) -> list[str]:
         """`what: other's != ours` for everything in which `other` could not go on with this run."""

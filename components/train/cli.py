@@ -64,6 +64,9 @@ def command(
     The budget is reserved in the ledger before the first step. The run's folder holds its checkpoints and the noise
     key: keep it where the data is. Interrupt it at any moment and go on with --resume, to the same bits.
 
+    With `popularity` in the configuration the release carries noised counts of the items too, charged with the run:
+    from them the service answers those whom the model does not know.
+
     With --publish-every the model is released as a bundle while training goes on. All snapshots and the final model are
     charged once, as one run; the service picks up each new one.
     """

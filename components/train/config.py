@@ -23,6 +23,7 @@ from pydantic import (
     model_validator,
 )
 
+from lazydp.components.budget.rules import SMALLEST_NOISE
 from lazydp.components.models import config as models
 from lazydp.components.models.config import ModelConfig
 from lazydp.components.shared.errors import InputError
@@ -139,6 +140,17 @@ class GroupNorms(_Frozen):
     embeddings: Positive
 
 
+class PopularityCounts(_Frozen):
+    """Counts of items, released with noise beside the model: what the service answers those it knows nothing of.
+
+    Attributes:
+        noise_multiplier: standard deviation of the noise on every count, over the most by which one privacy unit moves
+            all counts together (`popularity.sensitivity`).
+    """
+
+    noise_multiplier: Annotated[float, Field(ge=SMALLEST_NOISE, allow_inf_nan=False)]
+
+
 _ONE, _GROUPS = "(one norm)", "(a norm for each group)"
 MaxGradNorm = Annotated[
     Annotated[Positive, Tag(_ONE)] | Annotated[GroupNorms, Tag(_GROUPS)],
@@ -166,6 +178,8 @@ class TrainConfig(_Frozen):
         target_epsilon: epsilon from which sigma is calibrated, together with target_delta.
         target_delta: delta of every figure of epsilon.
         max_grad_norm: C, or one for each group of parameters: `{dense: 0.5, embeddings: 1.0}`.
+        popularity: counts of items to release with the model, at a cost that every epsilon of the run covers; None for
+            none.
         negatives: uniform negatives an example is trained against (implicit feedback).
         embeddings: optimizer of the tables.
         dense: optimizer of the dense layers.
@@ -193,6 +207,7 @@ class TrainConfig(_Frozen):
     target_epsilon: Positive | None = None
     target_delta: Annotated[float, Field(gt=0, lt=1)] | None = None
     max_grad_norm: MaxGradNorm = 1.0
+    popularity: PopularityCounts | None = None
     negatives: PositiveInt = 8
     embeddings: EmbeddingOptimizer = EmbeddingOptimizer()
     dense: DenseOptimizer = DenseOptimizer()
@@ -208,6 +223,8 @@ class TrainConfig(_Frozen):
         if self.mode == "sgd":
             if self.publish_every is not None:
                 raise ValueError("publish_every: snapshots of a run without privacy are not released")
+            if self.popularity is not None:
+                raise ValueError("popularity: a run without privacy releases no counts; leave it out with mode sgd")
             return self
         if (self.noise_multiplier is None) == (self.target_epsilon is None):
             raise ValueError("give one of noise_multiplier and target_epsilon (or mode: sgd, which has no privacy)")
@@ -276,23 +293,32 @@ class TrainConfig(_Frozen):
             raise InputError(f"training configuration {where}: {_one_line(error)}") from error
 
     def with_changes(self, **changes: Any) -> TrainConfig:
-        """The same run with some settings replaced, validated again."""
+        """The same run with some settings replaced, validated again.
+
+        To change the mode to sgd leaves the counts out: without privacy none are released.
+        """
+        if changes.get("mode") == "sgd":
+            changes = {"popularity": None, **changes}
         return self.parse({**self.model_dump(), **changes}, where="(with the command line's options)")
 
     def digest(self) -> str:
         """SHA-256 of every setting that has a part in the result."""
-        settings = self.model_dump(mode="json", exclude=_NOT_IN_DIGEST)
-        return hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()
+        return hashlib.sha256(json.dumps(self._deciding(), sort_keys=True).encode()).hexdigest()
 
     def differences(self, other: TrainConfig) -> list[str]:
         """`setting: ours != theirs` for every setting that has a part in the result."""
-        ours = _flatten(self.model_dump(mode="json", exclude=_NOT_IN_DIGEST))
-        theirs = _flatten(other.model_dump(mode="json", exclude=_NOT_IN_DIGEST))
+        ours, theirs = _flatten(self._deciding()), _flatten(other._deciding())
         return [
             f"{name}: {ours.get(name)!r} != {theirs.get(name)!r}"
             for name in sorted(ours.keys() | theirs.keys())
             if ours.get(name) != theirs.get(name)
         ]
+
+    def _deciding(self) -> dict[str, Any]:
+        """Every setting that has a part in the result, as JSON values."""
+        # Without counts a configuration keeps the digest that it had before there were any.
+        without = {"popularity"} if self.popularity is None else set()
+        return self.model_dump(mode="json", exclude=_NOT_IN_DIGEST | without)
 
     def stated_norms(self) -> float | dict[str, float]:
         """C, or C by group of parameters, as statements and reports give it."""
@@ -322,13 +348,37 @@ class TrainConfig(_Frozen):
     def dp_event(
         self, max_examples_per_user: int | None, *, noise_multiplier: float | None = None, steps: int | None = None
     ) -> DpEvent:
-        """What the whole run, or its first `steps`, is to the accountant.
+        """What the whole run, or its first `steps`, is to the accountant: training, and the counts where it has any.
+
+        The counts are in it whatever the step: the first snapshot releases them, and later ones the very same.
 
         Args:
             max_examples_per_user: k, to which ingest bounded every user; needed for the unit `user`.
             noise_multiplier: sigma, where the configuration leaves it to calibration.
             steps: fewer than the configured steps.
         """
+        training = self.training_event(max_examples_per_user, noise_multiplier=noise_multiplier, steps=steps)
+        return self.with_counts(training)
+
+    def with_counts(self, training: DpEvent, *, contributions: int = 1) -> DpEvent:
+        """`training` and the release of the counts, where the run has any.
+
+        Args:
+            training: the event of the run's training, for some notion of who takes part.
+            contributions: how many privacy units of the run one such participant stands for: where units are examples
+                and the participant is a user, the bound k on a user's examples.
+        """
+        from lazydp.components.budget.events import composed, counts_event  # noqa: PLC0415 - scipy is slow to import
+
+        if self.popularity is None:
+            return training
+        counts = counts_event(noise_multiplier=self.popularity.noise_multiplier, contributions=contributions)
+        return composed([training, counts])
+
+    def training_event(
+        self, max_examples_per_user: int | None, *, noise_multiplier: float | None = None, steps: int | None = None
+    ) -> DpEvent:
+        """The part of `dp_event` that the sampler draws for: training alone. Arguments as there."""
         from lazydp.components.train.sampler import poisson_dp_event  # noqa: PLC0415 - brings torch with it
 
         sigma = noise_multiplier if noise_multiplier is not None else self.noise_multiplier
@@ -345,13 +395,25 @@ class TrainConfig(_Frozen):
         )
 
     def calibrated_noise_multiplier(self, max_examples_per_user: int | None) -> float:
-        """Sigma as given, or the least that keeps the run within (target_epsilon, target_delta)."""
-        from lazydp.components.budget.accounting import calibrate_noise_multiplier  # noqa: PLC0415 - slow to import
+        """Sigma as given, or the least that keeps the run within (target_epsilon, target_delta), its counts included.
+
+        Raises:
+            InputError: no sigma does.
+        """
+        from lazydp.components.budget.accounting import calibrate_noise_multiplier, epsilon  # noqa: PLC0415 - slow
+        from lazydp.components.budget.events import composed  # noqa: PLC0415 - scipy is slow to import
 
         if self.noise_multiplier is not None:
             return self.noise_multiplier
         if self.target_epsilon is None or self.target_delta is None:
             raise ValueError("mode sgd has no noise to calibrate")
+        if self.popularity is not None:
+            alone = epsilon(self.with_counts(composed([])), delta=self.target_delta)
+            if alone >= self.target_epsilon:
+                raise InputError(
+                    f"popularity.noise_multiplier {self.popularity.noise_multiplier:g} costs epsilon {alone:.4g} "
+                    f"before any training, and target_epsilon is {self.target_epsilon:g}: give the counts more noise"
+                )
         return calibrate_noise_multiplier(
             target_epsilon=self.target_epsilon,
             target_delta=self.target_delta,

@@ -14,12 +14,12 @@ from torch import Tensor, nn
 from lazydp.components.shared.errors import FormatError, InputError, NonFiniteError
 from lazydp.components.train.placement import CPU
 from lazydp.components.train.skip_ahead import Schedule
-from lazydp.components.train.tables import MAX_TABLES
+from lazydp.components.train.tables import MAX_TABLES, POPULARITY_TABLE
 from lazydp.kernels import ops
 from lazydp.kernels.arguments import Law
 from lazydp.kernels.noise_key import NoiseKey
 
-_MAX_PARAMETERS = 0x7FFF
+_MAX_PARAMETERS = POPULARITY_TABLE - MAX_TABLES
 
 
 @dataclass(frozen=True, slots=True)

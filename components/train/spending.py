@@ -1,7 +1,7 @@
 """What a run asks of the ledger: room before the first step, and the charge before the release.
 
 The event that is charged is worked out from the configuration, before there is a dataset to sample; `check_event` holds
-it against the sampler that draws the batches.
+what it says of training against the sampler that draws the batches.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ def check_event(sampler: PoissonSampler, identity: RunIdentity, *, max_examples_
         max_examples_per_user: the contribution bound k; None where there is none.
 
     Raises:
-        PrivacyError: the sampler's own event is not the run's.
+        PrivacyError: the sampler's own event is not that of the run's training.
     """
     config = identity.config
     drawn = sampler.dp_event(
@@ -36,7 +36,7 @@ def check_event(sampler: PoissonSampler, identity: RunIdentity, *, max_examples_
         steps=config.steps,
         max_examples_per_user=max_examples_per_user if config.privacy_unit == "user" else None,
     )
-    charged = identity.dp_event(max_examples_per_user)
+    charged = identity.training_event(max_examples_per_user)
     if drawn != charged:
         found, expected = (json.dumps(event_to_json(event)) for event in (drawn, charged))
         raise PrivacyError(

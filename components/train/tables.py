@@ -29,6 +29,9 @@ Mode = Literal["lazydp", "dpsgd", "sgd"]
 MAX_TABLES = 0x8000
 """Table numbers from here on address the noise of dense parameters."""
 
+POPULARITY_TABLE = 0xFFFE
+"""The table number, above those of dense parameters, that addresses the noise of released counts of items."""
+
 _FINITE_CHUNK = 1 << 22
 
 

@@ -239,6 +239,10 @@ def check_fits(data: EncodedDataset, config: TrainConfig) -> None:
             f"privacy_unit user needs a bound on the examples of a user, and dataset {data.path} has none: "
             "set max_examples_per_user in the feature spec and ingest again"
         )
+    if config.popularity is not None and data.spec.item is None:
+        raise InputError(
+            f"popularity counts items, and dataset {data.path} has none: leave it out of the configuration"
+        )
     if config.sampling == "user" and bound is not None and bound > config.micro_batch_size:
         raise InputError(
             f"micro_batch_size {config.micro_batch_size} is below max_examples_per_user {bound} of {data.path}, "

@@ -14,7 +14,7 @@ from kfp.kubernetes import kubernetes_executor_config_pb2
 from kfp.pipeline_spec import pipeline_spec_pb2
 
 from lazydp.components.budget.accounting import epsilon
-from lazydp.components.budget.events import dpsgd_event
+from lazydp.components.budget.events import composed, counts_event, dpsgd_event
 from lazydp.pipelines.cli import cli, main
 
 CONFIG = """
@@ -26,6 +26,7 @@ expected_batch_size: 64
 steps: 10
 noise_multiplier: 1.0
 target_delta: 1.0e-5
+popularity: {noise_multiplier: 5.0}
 negatives: 2
 embeddings: {learning_rate: 1.0}
 """
@@ -91,8 +92,13 @@ def run(sample: Path, out: Path, *options: str) -> list[str]:
 
 
 def test_whole_run_then_a_run_over_budget(sample: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    counts = counts_event(noise_multiplier=5.0)
     once, twice = (
-        epsilon(dpsgd_event(noise_multiplier=1.0, sampling_prob=0.02, steps=steps), delta=1e-5) for steps in (10, 20)
+        epsilon(
+            composed([dpsgd_event(noise_multiplier=1.0, sampling_prob=0.02, steps=10 * runs), *[counts] * runs]),
+            delta=1e-5,
+        )
+        for runs in (1, 2)
     )
     budget = f"{(once + twice) / 2:.4f}"  # room for one such run, not for two
     out = tmp_path / "out"
@@ -104,12 +110,15 @@ def test_whole_run_then_a_run_over_budget(sample: Path, tmp_path: Path, capfd: p
         assert expected in " ".join(shown.out.split())
     assert "GET /v1/users/" in shown.out
     assert "POST /v1/recommendations" in shown.out
+    assert "(the most popular)" in shown.out
     assert '"source": "ledger"' in shown.out
     assert '"epsilon_remaining"' in shown.out
 
     statement = json.loads((out / "bundle" / "manifest.json").read_text())["privacy"]
     assert statement["private"]
     assert statement["epsilon"] == pytest.approx(once)
+    assert statement["popularity"]["noise_multiplier"] == 5.0
+    assert (out / "bundle" / "popularity.safetensors").exists()
     metrics = json.loads((out / "metrics.json").read_text())
     assert 0 <= metrics["model"]["hr_at_10"] <= 1
     assert stat.S_IMODE(out.stat().st_mode) == 0o700, "the folder holds the private dataset and checkpoints"

@@ -8,8 +8,9 @@
 //     word 15   (table << 16) | row, bits 32..47                0xffff0000
 //               noise of (table, row, step)                     keystream of a sampler
 //
-// Tables below 0x8000 are embedding tables, 0x8000 + i is dense parameter i, 0xffff is kept for keystreams. Two
-// different (table, row, step, counter) never share an input, so no block of the keystream is ever used twice.
+// Tables below 0x8000 are embedding tables, 0x8000 + i is dense parameter i, 0xfffe is kept for released counts and
+// 0xffff for keystreams. Two different (table, row, step, counter) never share an input, so no block of the keystream
+// is ever used twice.
 #pragma once
 
 #include <cstdint>

@@ -21,7 +21,7 @@ from lazydp.kernels.noise_key import NoiseKey
 def test_the_statement_of_a_release_carries_its_audit(
     dataset: Path, configured: Callable[..., TrainConfig], tmp_path: Path
 ) -> None:
-    config = configured(steps=2, expected_batch_size=100)
+    config = configured(steps=2, expected_batch_size=100, popularity={"noise_multiplier": 10.0})
     ledger = f"sqlite:///{tmp_path / 'ledger.db'}"
     data = EncodedDataset.open(dataset)
     with Ledger.open(ledger) as opened:
@@ -44,6 +44,10 @@ def test_the_statement_of_a_release_carries_its_audit(
     assert statement.audit is not None
     assert statement.audit.epsilon_lower_bound == found.report.epsilon_lower_bound
     assert statement.audit.confidence == 0.95
+    # Canaries show nothing of the counts, so the claim that they face is that of training.
+    assert statement.popularity is not None
+    assert found.report.epsilon_claimed == statement.popularity.epsilon_without
+    assert found.report.epsilon_claimed < statement.epsilon
     with Ledger.open(ledger) as opened:
         runs = opened.state().runs
     # The audit trained too, and released nothing.

@@ -12,6 +12,7 @@ from scipy.stats import binom
 from lazydp.components.budget.accounting import epsilon
 from lazydp.components.budget.events import (
     composed,
+    counts_event,
     dpsgd_event,
     event_from_json,
     event_to_json,
@@ -81,6 +82,15 @@ def test_user_of_one_example_is_an_example() -> None:
         user_level_event(**common, max_examples_per_user=0)
 
 
+def test_counts_cost_what_one_gaussian_does() -> None:
+    assert counts_event(noise_multiplier=3.0) == dp_event.GaussianDpEvent(3.0)
+    # Several contributions of one unit may all fall on one count.
+    assert counts_event(noise_multiplier=3.0, contributions=6) == dp_event.GaussianDpEvent(0.5)
+    for wrong in ({"noise_multiplier": 0.001}, {"noise_multiplier": math.nan}, {"contributions": 0}):
+        with pytest.raises(InputError, match=next(iter(wrong))):
+            counts_event(**({"noise_multiplier": 1.0} | wrong))
+
+
 EVENTS = [
     dpsgd_event(noise_multiplier=0.1 + 0.2, sampling_prob=1 / 3, steps=1000),
     dpsgd_event(
@@ -89,6 +99,12 @@ EVENTS = [
     user_level_event(noise_multiplier=1.0, sampling_prob=0.01, steps=10, max_examples_per_user=50),
     without_amplification(noise_multiplier=2.0, steps=10, max_examples_per_user=3),
     tuning_event(dp_event.GaussianDpEvent(5.0), mean_trials=10, shape=math.inf),
+    composed(
+        [
+            user_level_event(noise_multiplier=1.0, sampling_prob=0.01, steps=9, max_examples_per_user=5),
+            counts_event(noise_multiplier=0.1 + 0.2),
+        ]
+    ),
     dp_event.LaplaceDpEvent(2.0),
     dp_event.DiscreteLaplaceDpEvent(0.5, 2),
     dp_event.NonPrivateDpEvent(),

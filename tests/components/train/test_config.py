@@ -42,6 +42,15 @@ def parse(**changes: Any) -> TrainConfig:
             "max_grad_norm.dense: Input should be greater than 0 (found 0)",
         ),
         ({"max_grad_norm": {"dense": 1, "embeddings": 1, "bias": 1}}, "max_grad_norm.bias: there is no such setting"),
+        ({"popularity": {}}, "popularity.noise_multiplier: the setting is missing"),
+        (
+            {"popularity": {"noise_multiplier": 0.001}},
+            "popularity.noise_multiplier: Input should be greater than or equal to 0.01 (found 0.001)",
+        ),
+        (
+            {"popularity": {"noise_multiplier": 9}, "mode": "sgd"},
+            "popularity: a run without privacy releases no counts; leave it out with mode sgd",
+        ),
         ({"sampling": "user"}, "say privacy_unit: user as well"),
         ({"sampling": "user", "privacy_unit": "user"}, "user_gradient is missing"),
         ({"user_gradient": "sum"}, "user_gradient belongs to sampling: user"),
@@ -81,6 +90,22 @@ def test_digest_covers_what_has_a_part_in_the_result() -> None:
         assert parse().digest() != parse(**changes).digest()
 
 
+def test_counts_are_part_of_a_digest_and_none_leave_it_as_it_was() -> None:
+    counting = parse(popularity={"noise_multiplier": 20.0})
+    assert len({parse().digest(), counting.digest(), parse(popularity={"noise_multiplier": 21.0}).digest()}) == 3
+    # Without counts the digest is told nothing of them, and so is what it was before there were any.
+    assert "popularity" in str(counting._deciding())
+    assert "popularity" not in str(parse()._deciding())
+    assert parse().differences(counting) == ["popularity.noise_multiplier: None != 20.0"]
+    assert counting.differences(parse()) == ["popularity.noise_multiplier: 20.0 != None"]
+
+
+def test_a_run_made_non_private_by_its_mode_drops_the_counts() -> None:
+    counting = parse(popularity={"noise_multiplier": 20.0})
+    assert counting.with_changes(mode="sgd").popularity is None
+    assert counting.with_changes(mode="dpsgd").popularity == counting.popularity
+
+
 def test_differences_name_the_settings() -> None:
     other = parse(steps=51, model={"kind": "two_tower", "embedding_dim": 9})
     assert parse().differences(other) == ["model.embedding_dim: 8 != 9", "steps: 50 != 51"]
@@ -113,6 +138,36 @@ def test_the_event_is_of_the_unit_asked_for() -> None:
     assert user.dp_event(7) != example
     assert user.dp_event(7) != user.dp_event(3)
     assert parse().dp_event(7, steps=10) != example
+
+
+@pytest.mark.parametrize("unit", [{}, {"privacy_unit": "user"}], ids=["example", "user"])
+def test_the_event_of_a_run_with_counts_is_training_and_counts(unit: dict[str, Any]) -> None:
+    from dp_accounting import dp_event
+
+    counting = parse(popularity={"noise_multiplier": 20.0}, **unit)
+    for steps in (0, 10, None):
+        training = parse(**unit).dp_event(7, steps=steps)
+        assert counting.training_event(7, steps=steps) == training
+        assert counting.dp_event(7, steps=steps) == dp_event.ComposedDpEvent([training, dp_event.GaussianDpEvent(20.0)])
+
+
+def test_noise_is_calibrated_for_training_and_counts_together() -> None:
+    from lazydp.components.budget.accounting import epsilon
+
+    def calibrated(**changes: Any) -> tuple[TrainConfig, float]:
+        config = parse(noise_multiplier=None, target_epsilon=2.0, **changes)
+        return config, config.calibrated_noise_multiplier(7)
+
+    for unit in ({}, {"privacy_unit": "user"}):
+        config, sigma = calibrated(popularity={"noise_multiplier": 5.0}, **unit)
+        whole = epsilon(config.dp_event(7, noise_multiplier=sigma), delta=1e-5)
+        assert 1.96 < whole <= 2.0
+        # The control: the sigma of training alone would overspend.
+        _, alone = calibrated(**unit)
+        assert alone < sigma
+        assert epsilon(config.dp_event(7, noise_multiplier=alone), delta=1e-5) > 2.0
+    with pytest.raises(InputError, match=r"popularity.noise_multiplier 1 costs epsilon 4.\d+ before any training"):
+        calibrated(popularity={"noise_multiplier": 1.0})
 
 
 def test_the_noise_multiplier_is_calibrated_to_the_target() -> None:

@@ -33,6 +33,7 @@ from lazydp.components.train.checkpoint import RunFolder, RunIdentity
 from lazydp.components.train.config import TrainConfig
 from lazydp.components.train.engine import Engine
 from lazydp.components.train.mechanism import GROUPS
+from lazydp.components.train.popularity import noised_counts, sensitivity
 from lazydp.components.train.sampler import PoissonSampler
 from lazydp.components.train.train import build_engine, train
 from lazydp.kernels.noise_key import NoiseKey
@@ -47,6 +48,7 @@ SETTINGS: dict[str, Any] = {
     "max_grad_norm": 0.05,
     "micro_batch_size": 30,
     "dense": {"optimizer": "sgd", "learning_rate": 1.0},
+    "popularity": {"noise_multiplier": 5.0},
     "checkpoint_every": 2,
 }
 UNITS: dict[str, dict[str, Any]] = {
@@ -150,6 +152,18 @@ def test_the_noised_sums_differ_by_what_the_event_says(pair: Pair, unit: str, ma
     assert max(found[1::2]) == 0.0
 
 
+def test_the_released_counts_differ_by_what_the_event_says(pair: Pair, unit: str, tiny: Any) -> None:
+    config = tiny.config(**SETTINGS, **UNITS[unit])
+    whole, without = (noised_counts(data, config, NoiseKey.for_tests(3)) for data in pair.opened())
+    assert whole is not None
+    assert without is not None
+    apart = float((whole - without).norm())
+    assert apart == pytest.approx(1.0 if unit == "example" else math.sqrt(14))
+    assert apart <= sensitivity(config.privacy_unit, max_examples_per_user=20)
+    noise = 5.0 * sensitivity(config.privacy_unit, max_examples_per_user=20)
+    assert float(whole.std()) > noise / 2  # it is there, and the same in both
+
+
 def unclipped(sq_norms: Tensor, *, max_grad_norm: float) -> Tensor:
     return torch.ones_like(sq_norms)
 
@@ -228,7 +242,7 @@ def test_nothing_else_that_is_seen_depends_on_the_unit(pair: Pair, unit: str, ti
         assert value == found[1][what], what
     assert found[0]["steps"] == STEPS
     assert len(found[0]["events"]) == 2
-    assert found[0]["tensors"]
+    assert found[0]["tensors"]["popularity.safetensors"] == {"count": (41,)}
     # The control: a batch of which the dataset's size says how likely it is.
     sizes = [data.num_users if unit == "user" else len(data.split("train")) for data in pair.opened()]
     measured = [

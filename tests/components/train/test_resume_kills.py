@@ -51,8 +51,14 @@ VARIATIONS: dict[str, dict[str, Any]] = {
     "momentum": MOMENTUM,
     "users": USERS,
     "micro-batches": {"micro_batch_size": 7},
-    "publishing": {"publish_every": 8},
-    "all of them": {**MOMENTUM, **USERS, "micro_batch_size": 40, "publish_every": 10},
+    "publishing": {"publish_every": 8, "popularity": {"noise_multiplier": 3.0}},
+    "all of them": {
+        **MOMENTUM,
+        **USERS,
+        "micro_batch_size": 40,
+        "publish_every": 10,
+        "popularity": {"noise_multiplier": 3.0},
+    },
 }
 
 
