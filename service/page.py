@@ -71,8 +71,8 @@ class Trial:
 @router.get("/", response_class=HTMLResponse, summary="The page")
 async def page(
     context: InContext,
-    user_id: Annotated[str, Query(max_length=256, description="user to try")] = "",
-    history: Annotated[str, Query(max_length=4096, description="items to try, separated by commas")] = "",
+    user_id: Annotated[str | None, Query(max_length=256, description="user to try")] = None,
+    history: Annotated[str | None, Query(max_length=4096, description="items to try, separated by commas")] = None,
     k: Annotated[int, Query(ge=1, le=100, description="items wanted")] = 10,
     model: Annotated[str | None, Query(max_length=64, description="model to show; the default one if left out")] = None,
 ) -> HTMLResponse:
@@ -80,7 +80,8 @@ async def page(
     ranker = context.ranker(model)
     served = ranker.served
     budget = await privacy_budget(context)
-    tried = await _try(context, ranker, user_id.strip(), history.strip(), k)
+    asked = user_id is not None or history is not None
+    tried = await _try(context, ranker, (user_id or "").strip(), (history or "").strip(), k, asked=asked)
     statement = served.bundle.statement
     text = (
         _templates()
@@ -98,6 +99,7 @@ async def page(
             tried=tried,
             rests_on=_RESTS_ON,
             item_hint=", ".join(served.scorer.items.ids[:3]),
+            answers_strangers=served.bundle.popularity is not None,
         )
     )
     return HTMLResponse(text, headers={"cache-control": "no-store"})
@@ -134,9 +136,10 @@ async def icon() -> Response:
     return Response(_ICON, media_type="image/svg+xml", headers={"cache-control": _DAY})
 
 
-async def _try(context: Context, ranker: Ranker, user_id: str, history: str, k: int) -> Trial:
+async def _try(context: Context, ranker: Ranker, user_id: str, history: str, k: int, *, asked: bool) -> Trial:
     items = [item.strip() for item in history.split(",") if item.strip()]
-    if not user_id and not items:
+    of_nobody = not user_id and not items
+    if not asked or (of_nobody and ranker.served.bundle.popularity is None):
         return Trial(user_id, history, k, asked=False)
     query = queries.Query(user_id=user_id or None, history=items[: schemas.MAX_HISTORY], k=k, explain=bool(items))
     try:

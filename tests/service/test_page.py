@@ -175,6 +175,24 @@ def test_somebody_unknown_is_told_so(tab: Any, client: httpx.Client) -> None:
     assert "does not know this user" in tab.inner_text("[role=status]")
 
 
+def test_nobody_gets_what_is_popular_where_it_was_released(tab: Any, start: Any, bundles: Any) -> None:
+    with start(bundles["popular"]) as client:
+        tab.goto(f"{client.base_url}/")
+        assert tab.query_selector("[role=status]") is None
+        assert "With neither, what is most popular" in tab.inner_text("#try-hint")
+        tab.click("button[type=submit]")
+        assert "the most popular" in tab.inner_text("#answer")
+        asked = client.post("/v1/recommendations", json={"k": 10}).json()
+        assert tab.locator("tbody tr").count() == len(asked["items"]) == 10
+
+
+def test_nobody_gets_nothing_where_nothing_was_released(tab: Any, client: httpx.Client) -> None:
+    tab.goto(f"{client.base_url}/")
+    assert "popular" not in tab.inner_text("#try-hint")
+    tab.click("button[type=submit]")
+    assert tab.query_selector("[role=status]") is None
+
+
 def test_what_is_typed_stays_text(tab: Any, client: httpx.Client) -> None:
     tab.goto(f"{client.base_url}/?user_id=%3Cscript%3Ealert(1)%3C/script%3E&history=%22%3E%3Cimg%20src=x%3E")
     assert tab.query_selector("main script, main img") is None
