@@ -142,15 +142,6 @@ class Written {
   std::vector<Range> ranges_;
 };
 
-inline void check_unread(const Written& written, const Tensors& rows, const Tensors& order, const Tensors& starts,
-                         const Tensors& bag_of_lookup, const OptionalTensors& per_lookup_weights) {
-  written.check_unread(rows, "rows");
-  written.check_unread(order, "order");
-  written.check_unread(starts, "starts");
-  written.check_unread(bag_of_lookup, "bag_of_lookup");
-  written.check_unread(per_lookup_weights, "per_lookup_weights");
-}
-
 inline void check_distinct(std::vector<int64_t> numbers, const char* name) {
   std::sort(numbers.begin(), numbers.end());
   const auto twice = std::adjacent_find(numbers.begin(), numbers.end());
@@ -249,6 +240,61 @@ void check_wake(const Check& check, const Tensor& weight, const Tensor& last, co
     written.add(*momentum, "momentum");
   }
   written.check_apart();
+}
+
+// The groups of several tables' lookups, and the bags that the lookups belong to.
+struct __attribute__((visibility("hidden"))) GroupTables {
+  const Tensors& rows;
+  const Tensors& order;
+  const Tensors& starts;
+  const Tensors& bag_of_lookup;
+
+  void check_unread(const Written& written) const {
+    written.check_unread(rows, "rows");
+    written.check_unread(order, "order");
+    written.check_unread(starts, "starts");
+    written.check_unread(bag_of_lookup, "bag_of_lookup");
+  }
+
+  template <class Check>
+  void check_tensors(const Check& check, size_t tables) const {
+    check_count(rows, "rows", tables);
+    check_count(order, "order", tables);
+    check_count(starts, "starts", tables);
+    check_count(bag_of_lookup, "bag_of_lookup", tables);
+    for_each_table(tables, [&](size_t j) {
+      check(rows[j], "rows", ScalarType::Long, 1);
+      check(order[j], "order", ScalarType::Long, 1);
+      check(starts[j], "starts", ScalarType::Long, 1);
+      check_size(starts[j], "starts", 0, rows[j].size(0) + 1, "rows + 1");
+      check(bag_of_lookup[j], "bag_of_lookup", ScalarType::Long, 1);
+      check_size(bag_of_lookup[j], "bag_of_lookup", 0, order[j].size(0), "lookups");
+    });
+  }
+};
+
+// What foreach_scatter_add_ is told.
+template <class Check>
+void check_scatter(const Check& check, const Tensors& weights, const GroupTables& groups, const Tensors& grads,
+                   const Tensors& scales, const OptionalTensors& per_lookup_weights) {
+  Written written;
+  written.add(weights, "weights");
+  written.check_apart();
+  groups.check_unread(written);
+  written.check_unread(grads, "grads");
+  written.check_unread(scales, "scales");
+  written.check_unread(per_lookup_weights, "per_lookup_weights");
+  check_count(grads, "grads", weights.size());
+  check_count(scales, "scales", weights.size());
+  check_count(per_lookup_weights, "per_lookup_weights", weights.size());
+  groups.check_tensors(check, weights.size());
+  for_each_table(weights.size(), [&](size_t j) {
+    check(weights[j], "weight", ScalarType::Float, 2);
+    check(grads[j], "grad", ScalarType::Float, 2);
+    check_size(grads[j], "grad", 1, weights[j].size(1), "columns of weight");
+    check(scales[j], "scale", ScalarType::Float, 1);
+    check_size(scales[j], "scale", 0, grads[j].size(0), "bags of grad");
+  });
 }
 
 // The memory for sums of bags, [bags, columns].

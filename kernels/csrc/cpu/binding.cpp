@@ -214,21 +214,13 @@ struct BagSums {
 struct Groupings {
   std::vector<Grouping> jobs;
 
-  Groupings(const Tensors& rows, const Tensors& order, const Tensors& starts, const Tensors& bag_of_lookup, size_t tables) {
-    check_count(rows, "rows", tables);
-    check_count(order, "order", tables);
-    check_count(starts, "starts", tables);
-    check_count(bag_of_lookup, "bag_of_lookup", tables);
-    for_each_table(tables, [&](size_t j) {
-      const auto of_rows = read_ids(rows[j], "rows");
-      lookups_.push_back(read_ids(order[j], "order").size());
-      check(starts[j], "starts", ScalarType::Long, 1);
-      check_size(starts[j], "starts", 0, rows[j].size(0) + 1, "rows + 1");
-      check(bag_of_lookup[j], "bag_of_lookup", ScalarType::Long, 1);
-      check_size(bag_of_lookup[j], "bag_of_lookup", 0, order[j].size(0), "lookups");
-      jobs.push_back({of_rows.data(), read<int64_t>(order[j]), read<int64_t>(starts[j]), read<int64_t>(bag_of_lookup[j]),
-                      static_cast<int64_t>(of_rows.size())});
-    });
+  // Of tensors that were checked.
+  explicit Groupings(const GroupTables& groups) {
+    for (size_t j = 0; j < groups.rows.size(); ++j) {
+      lookups_.push_back(static_cast<size_t>(groups.order[j].size(0)));
+      jobs.push_back({read<int64_t>(groups.rows[j]), read<int64_t>(groups.order[j]), read<int64_t>(groups.starts[j]),
+                      read<int64_t>(groups.bag_of_lookup[j]), groups.rows[j].size(0)});
+    }
   }
 
   int64_t lookups(size_t j) const { return static_cast<int64_t>(lookups_[j]); }
@@ -318,12 +310,15 @@ void foreach_catch_up_bag_sum_(const Tensors& weights, const Tensors& last, cons
                                const Tensors& indices, const Tensors& offsets, const Tensors& bag_of_lookup,
                                const OptionalTensors& per_lookup_weights, const Tensors& sums) {
   const WakeTables wakes{weights, last, key, tables, step, transition, factor, momenta, ones};
+  const GroupTables group_tables{rows, order, starts, bag_of_lookup};
   const Written written = wakes.check_lists(sums);
-  check_unread(written, rows, order, starts, bag_of_lookup, per_lookup_weights);
+  group_tables.check_unread(written);
   written.check_unread(indices, "indices");
   written.check_unread(offsets, "offsets");
+  written.check_unread(per_lookup_weights, "per_lookup_weights");
   const BagSums bags(weights, indices, offsets, per_lookup_weights, &sums);
-  const Groupings groups(rows, order, starts, bag_of_lookup, weights.size());
+  group_tables.check_tensors(check, weights.size());
+  const Groupings groups(group_tables);
   std::vector<CatchUpBagSum> jobs;
   for_each_table(weights.size(), [&](size_t j) {
     check_size(order[j], "order", 0, indices[j].size(0), "lookups");
@@ -366,23 +361,11 @@ Tensor foreach_bag_sq_norms(const Tensors& indices, const Tensors& offsets, cons
 void foreach_scatter_add_(const Tensors& weights, const Tensors& rows, const Tensors& order, const Tensors& starts,
                           const Tensors& bag_of_lookup, const Tensors& grads, const Tensors& scales, double alpha,
                           const OptionalTensors& per_lookup_weights) {
-  Written written;
-  written.add(weights, "weights");
-  written.check_apart();
-  check_unread(written, rows, order, starts, bag_of_lookup, per_lookup_weights);
-  written.check_unread(grads, "grads");
-  written.check_unread(scales, "scales");
-  check_count(grads, "grads", weights.size());
-  check_count(scales, "scales", weights.size());
-  check_count(per_lookup_weights, "per_lookup_weights", weights.size());
-  const Groupings groups(rows, order, starts, bag_of_lookup, weights.size());
+  const GroupTables group_tables{rows, order, starts, bag_of_lookup};
+  check_scatter(check, weights, group_tables, grads, scales, per_lookup_weights);
+  const Groupings groups(group_tables);
   std::vector<ScatterAdd> jobs;
   for_each_table(weights.size(), [&](size_t j) {
-    check(weights[j], "weight", ScalarType::Float, 2);
-    check(grads[j], "grad", ScalarType::Float, 2);
-    check_size(grads[j], "grad", 1, weights[j].size(1), "columns of weight");
-    check(scales[j], "scale", ScalarType::Float, 1);
-    check_size(scales[j], "scale", 0, grads[j].size(0), "bags of grad");
     const float* per_lookup = read_per_lookup(check, per_lookup_weights[j], groups.lookups(j));
     jobs.push_back({write<float>(weights[j]), groups.jobs[j], per_lookup, read<float>(grads[j]), read<float>(scales[j]),
                     static_cast<float>(alpha), weights[j].size(1)});

@@ -115,22 +115,6 @@ struct BagSums {
   }
 };
 
-void check_groups(const Call& call, const Tensors& rows, const Tensors& order, const Tensors& starts,
-                  const Tensors& bag_of_lookup, size_t tables) {
-  check_count(rows, "rows", tables);
-  check_count(order, "order", tables);
-  check_count(starts, "starts", tables);
-  check_count(bag_of_lookup, "bag_of_lookup", tables);
-  for_each_table(tables, [&](size_t j) {
-    call(rows[j], "rows", ScalarType::Long, 1);
-    call(order[j], "order", ScalarType::Long, 1);
-    call(starts[j], "starts", ScalarType::Long, 1);
-    check_size(starts[j], "starts", 0, rows[j].size(0) + 1, "rows + 1");
-    call(bag_of_lookup[j], "bag_of_lookup", ScalarType::Long, 1);
-    check_size(bag_of_lookup[j], "bag_of_lookup", 0, order[j].size(0), "lookups");
-  });
-}
-
 void normal_(const Tensor& out, const Tensor& key, int64_t table, int64_t first_row, int64_t step) {
   const Call call(out);
   call.refuse_capture();
@@ -193,12 +177,14 @@ void foreach_catch_up_bag_sum_(const Tensors& weights, const Tensors& last, cons
   const Call call(first_of(weights, "weights"));
   call.refuse_capture();
   const WakeTables wakes{weights, last, key, tables, step, transition, factor, momenta, ones};
+  const GroupTables groups{rows, order, starts, bag_of_lookup};
   const Written written = wakes.check_lists(sums);
-  check_unread(written, rows, order, starts, bag_of_lookup, per_lookup_weights);
+  groups.check_unread(written);
   written.check_unread(indices, "indices");
   written.check_unread(offsets, "offsets");
+  written.check_unread(per_lookup_weights, "per_lookup_weights");
   const BagSums bags(call, weights, indices, offsets, per_lookup_weights, &sums);
-  check_groups(call, rows, order, starts, bag_of_lookup, weights.size());
+  groups.check_tensors(call, weights.size());
   std::vector<Wake> jobs;
   for_each_table(weights.size(), [&](size_t j) {
     check_size(order[j], "order", 0, indices[j].size(0), "lookups");
@@ -243,25 +229,11 @@ void foreach_scatter_add_(const Tensors& weights, const Tensors& rows, const Ten
                           const Tensors& bag_of_lookup, const Tensors& grads, const Tensors& scales, double alpha,
                           const OptionalTensors& per_lookup_weights) {
   const Call call(first_of(weights, "weights"));
-  Written written;
-  written.add(weights, "weights");
-  written.check_apart();
-  check_unread(written, rows, order, starts, bag_of_lookup, per_lookup_weights);
-  written.check_unread(grads, "grads");
-  written.check_unread(scales, "scales");
-  check_count(grads, "grads", weights.size());
-  check_count(scales, "scales", weights.size());
-  check_count(per_lookup_weights, "per_lookup_weights", weights.size());
-  check_groups(call, rows, order, starts, bag_of_lookup, weights.size());
+  check_scatter(call, weights, {rows, order, starts, bag_of_lookup}, grads, scales, per_lookup_weights);
   std::vector<ScatterAdd> jobs;
   int64_t largest = 0;
   for_each_table(weights.size(), [&](size_t j) {
     const Tensor& weight = weights[j];
-    call(weight, "weight", ScalarType::Float, 2);
-    call(grads[j], "grad", ScalarType::Float, 2);
-    check_size(grads[j], "grad", 1, weight.size(1), "columns of weight");
-    call(scales[j], "scale", ScalarType::Float, 1);
-    check_size(scales[j], "scale", 0, grads[j].size(0), "bags of grad");
     const int64_t lookups = order[j].size(0);
     const float* per_lookup = read_per_lookup(call, per_lookup_weights[j], lookups);
     largest = std::max(largest, scatter_add_workspace(lookups, weight.size(1)));
