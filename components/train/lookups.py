@@ -59,27 +59,24 @@ class Lookups:
 
 def lookups_of(layout: FeatureLayout, examples: Examples) -> dict[str, Lookups]:
     """The lookups of `examples`, by table in the order of `FeatureLayout.tables`."""
-    by_table: dict[str, list[tuple[EmbeddedFeature, Bags, int]]] = {}
+    by_table: dict[str, list[Lookups]] = {}
     for feature in layout.example:
-        by_table.setdefault(feature.table, []).append((feature, examples.bags[feature.name], 1))
+        by_table.setdefault(feature.table, []).append(_of_feature(feature, examples.bags[feature.name], 1))
     for feature in layout.candidate:
         bags = examples.candidate_bags[feature.name]
-        by_table.setdefault(feature.table, []).append((feature, bags, examples.num_candidates))
-    return {table: _joined(parts) for table, parts in by_table.items()}
+        by_table.setdefault(feature.table, []).append(_of_feature(feature, bags, examples.num_candidates))
+    return {
+        table: join_lookups(parts, bags_per_example=sum(part.bags_per_example for part in parts))
+        for table, parts in by_table.items()
+    }
 
 
-def _joined(parts: Sequence[tuple[EmbeddedFeature, Bags, int]]) -> Lookups:
-    indices = join([bags.values for _, bags, _ in parts])
-    offsets = join_offsets([bags.offsets for _, bags, _ in parts], [bags.values.shape[0] for _, bags, _ in parts])
-    weights = None
-    if any(feature.pooling == "mean" for feature, _, _ in parts):
-        weights = join([_lookup_weights(feature, bags) for feature, bags, _ in parts])
-    return Lookups(indices, offsets, weights, sum(width for _, _, width in parts))
+def _of_feature(feature: EmbeddedFeature, bags: Bags, bags_per_example: int) -> Lookups:
+    weights = None if feature.pooling == "sum" else _mean_weights(bags)
+    return Lookups(bags.values, bags.offsets, weights, bags_per_example)
 
 
-def _lookup_weights(feature: EmbeddedFeature, bags: Bags) -> Tensor:
-    if feature.pooling == "sum":
-        return torch.ones(bags.values.shape[0])
+def _mean_weights(bags: Bags) -> Tensor:
     lengths = bags.lengths()
     # Empty bags have no lookup to weigh; the clamp only keeps 1 / 0 out of sight.
     return torch.repeat_interleave(1.0 / lengths.clamp(min=1).to(torch.float32), lengths)
