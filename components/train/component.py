@@ -40,7 +40,7 @@ def train(
     from lazydp.components.shared.logs import log_to_stdout
     from lazydp.components.shared.pipeline_run import act_as, ledger_of, run_folder
     from lazydp.components.train.config import TrainConfig
-    from lazydp.components.train.train import train as run
+    from lazydp.components.train.run.train import train as run
 
     log_to_stdout()
     act_as(operator)
