@@ -7,10 +7,10 @@ import shutil
 from pathlib import Path
 from typing import Literal
 
-from lazydp.components.budget.ledger import Ledger
+from lazydp.components.budget.ledger import Ledger, operator
 from lazydp.components.budget.state import Run
 from lazydp.components.shared.errors import InputError
-from lazydp.components.train.checkpoint import RunFolder
+from lazydp.components.train.run.checkpoint import RunFolder
 
 OnFailure = Literal["keep", "void"]
 _log = logging.getLogger("lazydp.finish")
@@ -66,7 +66,7 @@ def _finish(
     if run.status == "reserved" and on_failure == "void":
         _erase(runs_folder, name)
         with Ledger.open(ledger) as opened:
-            opened.void(name, by="", reason="the pipeline failed; its checkpoints and noise key were destroyed")
+            opened.void(name, by=operator(), reason="the pipeline failed; its checkpoints and noise key were destroyed")
         return f"run {name} failed: its private files are erased and its reservation is voided"
     if run.status == "reserved":
         return (

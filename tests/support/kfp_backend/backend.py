@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import time
 import uuid
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
@@ -20,6 +21,7 @@ from kfp_backend.pods import PodHost
 from kfp_backend.resolve import DriverError, Job, after_argo, checked, constant, protojson, replaced
 
 _ROOT = "minio://mlpipeline/v2/artifacts"
+WORKSPACE = "{{$.workspace_path}}"
 _CREATED = "2026-01-01T00:00:00Z"
 _QUOTA = ("resourceCpuRequest", "resourceCpuLimit", "resourceMemoryRequest", "resourceMemoryLimit")
 
@@ -46,6 +48,7 @@ class TaskRun:
     artifacts: dict[str, dict[str, Any]] = field(default_factory=dict)
     log: str = ""
     environment: dict[str, str] = field(default_factory=dict)
+    seconds: float = 0.0
     inputs: dict[str, Any] = field(default_factory=dict)
 
     @property
@@ -88,6 +91,11 @@ class Backend:
         for volume in self._volumes.values():
             volume.mkdir(parents=True)
         self._cache: dict[str, TaskRun] = {}
+        self.workspace = folder / "kfp-workspace"
+
+    def add_secret(self, name: str, content: Mapping[str, str]) -> None:
+        """Make a secret."""
+        self._secrets = {**self._secrets, name: content}
 
     def volume(self, claim: str) -> Path:
         """The content of a claim."""
@@ -102,6 +110,8 @@ class Backend:
         spec, platform = _parsed(package)
         job = Job(str(uuid.uuid4()), f"run-of-{package.stem}", f"{package.stem} by hand", _CREATED)
         run = BackendRun(job.run_id, {})
+        if platform.get("pipelineConfig", {}).get("workspace"):
+            (self._folder / "workspaces" / job.run_id).mkdir(parents=True)
         scope = _Scope(self, spec, platform, job, run, kill)
         root = spec["root"]
         declared = root.get("inputDefinitions", {}).get("parameters", {})
@@ -120,13 +130,18 @@ def _parsed(package: Path) -> tuple[dict[str, Any], dict[str, Any]]:
     """Specification and platform configuration, each known to the last field by the backend's own messages."""
     documents = list(yaml.safe_load_all(package.read_text()))
     spec = documents[0]
-    platform = documents[1]["platforms"]["kubernetes"]["deploymentSpec"]["executors"] if len(documents) > 1 else {}
+    platform = documents[1]["platforms"]["kubernetes"] if len(documents) > 1 else {}
     json_format.ParseDict(spec, pipeline_spec_pb2.PipelineSpec())
     for executor in spec["deploymentSpec"]["executors"].values():
         json_format.ParseDict(executor, pipeline_spec_pb2.PipelineDeploymentConfig.ExecutorSpec())
-    for config in platform.values():
+    for config in _executors(platform).values():
         json_format.ParseDict(config, kubernetes_executor_config_pb2.KubernetesExecutorConfig())
     return spec, platform
+
+
+def _executors(platform: Mapping[str, Any]) -> dict[str, Any]:
+    found: dict[str, Any] = platform.get("deploymentSpec", {}).get("executors", {})
+    return found
 
 
 @dataclass
@@ -170,7 +185,7 @@ class _Scope:
             return TaskRun("SUCCEEDED" if self.dag(component["dag"], values, given) else "FAILED")
         label = component["executorLabel"]
         container = self.spec["deploymentSpec"]["executors"][label]["container"]
-        return self._container(name, task, component, container, self.platform.get(label, {}), values, given)
+        return self._container(name, task, component, container, _executors(self.platform).get(label, {}), values, given)
 
     def _values(
         self,
@@ -194,6 +209,9 @@ class _Scope:
                 state = done[producer].state
                 message = "" if done[producer].done else "a task failed"
                 return {"state": state, "pipelineTaskName": producer, "error": {"message": message}}
+            text = source["runtimeValue"]["constant"]
+            if isinstance(text, str) and WORKSPACE in text:
+                return text.replace(WORKSPACE, str(self.backend.workspace))
             channels = {key: value_of(other) for key, other in written.items() if key.startswith("pipelinechannel--")}
             return constant(source["runtimeValue"]["constant"], name, self.job, channels)
 
@@ -224,6 +242,8 @@ class _Scope:
         try:
             environment = self._environment(container, config)
             mounts = {m["mountPath"]: self.backend._volumes[m["constant"]] for m in config.get("pvcMount", [])}
+            if str(self.backend.workspace) in map(str, values.values()):
+                mounts[str(self.backend.workspace)] = self.backend._folder / "workspaces" / self.run.run_id
         except KeyError as error:
             return TaskRun("FAILED", log=f"the pod never starts: secret, key or claim {error} does not exist")
         outputs = self._outputs(name, component)
@@ -268,9 +288,11 @@ class _Scope:
             found.log = f"driver: {error}"
             return False
         kill = None if self.kill is None else lambda folder: self.kill(name, attempt, folder)  # type: ignore[misc]
+        began = time.monotonic()
         status, found.log = self.backend._host.run(
             arguments, pod=pod, environment=environment, mounts=mounts, kill=kill
         )
+        found.seconds = time.monotonic() - began
         if status != 0:
             return False
         written = json.loads(Path(here["outputs"]["outputFile"]).read_text())
