@@ -1,4 +1,4 @@
-"""The options of a compiled package: what its tasks ask of a cluster. One file, `cluster.yaml`; a local run ignores it."""
+"""The options of a compiled package: what its tasks ask of a cluster (`cluster.yaml`); a local run has none."""
 
 from __future__ import annotations
 
@@ -71,7 +71,9 @@ class Toleration(_Options):
     key: LabelName | None = Field(default=None, description="of the taint; empty, with operator Exists, for any")
     operator: Literal["Equal", "Exists"] = Field(default="Equal", description="Equal or Exists")
     value: str | None = Field(default=None, description="with Equal")
-    effect: Literal["NoSchedule", "PreferNoSchedule", "NoExecute"] | None = Field(default=None, description="of the taint")
+    effect: Literal["NoSchedule", "PreferNoSchedule", "NoExecute"] | None = Field(
+        default=None, description="of the taint"
+    )
     seconds: int | None = Field(default=None, ge=0, description="with NoExecute: how long the pod stays")
 
     @model_validator(mode="after")
@@ -101,7 +103,9 @@ class TaskOptions(_Options):
     memory_limit: Memory | None = Field(default=None, description="memory at most; the request where left out")
     accelerator: Accelerator | None = Field(default=None, description="GPUs: {type, count}")
     shared_memory: Memory | None = Field(default=None, description="size of /dev/shm")
-    node_selector: dict[LabelName, LabelValue] | None = Field(default=None, description="labels that the node must have")
+    node_selector: dict[LabelName, LabelValue] | None = Field(
+        default=None, description="labels that the node must have"
+    )
     tolerations: tuple[Toleration, ...] | None = Field(
         default=None, description="taints tolerated: {key, operator, value, effect, seconds}"
     )
@@ -155,7 +159,9 @@ class Cluster(_Options):
     format_version: int = Field(default=FORMAT_VERSION, description="of this file")
     image: str = Field(default=IMAGE, min_length=1, description="of every task; LAZYDP_IMAGE where left out")
     image_pull_secret: Name | None = Field(default=None, description="secret with which the image is pulled")
-    image_pull_policy: Literal["Always", "IfNotPresent", "Never"] | None = Field(default=None, description="of the image")
+    image_pull_policy: Literal["Always", "IfNotPresent", "Never"] | None = Field(
+        default=None, description="of the image"
+    )
     ledger: LedgerSecret = Field(default=LedgerSecret(), description="secret of the ledger")
     data: DataSecret | None = Field(default=None, description="secret of the data's store")
     runs: Runs = Field(default=Runs(), description="volume of run folders")
@@ -209,7 +215,9 @@ class Cluster(_Options):
         Raises:
             InputError: one line that begins with `where`.
         """
-        whole: dict[str, Any] = {key: dict(value) if isinstance(value, dict) else value for key, value in document.items()}
+        whole: dict[str, Any] = {
+            key: dict(value) if isinstance(value, dict) else value for key, value in document.items()
+        }
         for name, value in (changes or {}).items():
             if value is not None:
                 *sections, last = name.split(".")
@@ -248,7 +256,9 @@ def _problem(error: ValidationError) -> str:
         message = f"expected {expected}, found {first['input']!r}"
     elif first["type"] == "extra_forbidden":
         close = difflib.get_close_matches(name, _names(Cluster), n=1)
-        message = f"no such option{f'; did you mean {close[0]!r}?' if close else ''} (`lazydp pipeline options` lists them)"
+        message = (
+            f"no such option{f'; did you mean {close[0]!r}?' if close else ''} (`lazydp pipeline options` lists them)"
+        )
     else:
         message = f"{first['msg'].removeprefix('Value error, ')}, found {first['input']!r:.60}"
     more = f" (and {error.error_count() - 1} more)" if error.error_count() > 1 else ""
@@ -292,7 +302,7 @@ def _section(model: type[BaseModel], built_in: BaseModel | None, indent: str) ->
         lines.append(f"{indent}# {field.description}")
         section = _SECTIONS.get(name)
         if section is not None:
-            # A section that is absent where left out is shown in comments, so that what is printed can be used as it is.
+            # A section that is absent where left out stands in comments, so that what is printed can be used.
             mark = "# " if name in _ABSENT else ""
             lines += [f"{indent}{mark}{line}" for line in (f"{name}:", *_section(section, None, "  "))]
             continue

@@ -27,7 +27,7 @@ _OneLine.add_representer(str, lambda dumper, text: dumper.represent_scalar("tag:
 
 
 def on_one_line(text: str, *, what: str, where: Path) -> str:
-    """YAML as a parameter of a pipeline: the same document on one line, in which nothing can be taken for a placeholder.
+    """YAML as a parameter of a pipeline: the same document on one line, in which nothing looks like a placeholder.
 
     kfp writes defaults into comments, where a line break breaks the file; the launcher replaces `{{$...}}` by text, and
     Argo `{{...}}`, wherever it stands. Two braces can only meet inside quotes, where one of them is escaped.

@@ -58,7 +58,11 @@ def _ask(task: dsl.PipelineTask, options: TaskOptions) -> None:
         task.set_accelerator_type(options.accelerator.type).set_accelerator_limit(options.accelerator.count)
     if options.shared_memory is not None:
         kfp_kubernetes.empty_dir_mount(
-            task, volume_name="dshm", mount_path="/dev/shm", medium="Memory", size_limit=options.shared_memory
+            task,
+            volume_name="dshm",
+            mount_path="/dev/shm",  # noqa: S108 - a mount, not a file of ours
+            medium="Memory",
+            size_limit=options.shared_memory,
         )
     for label, value in (options.node_selector or {}).items():
         kfp_kubernetes.add_node_selector(task, label, value)

@@ -7,7 +7,9 @@ from lazydp.components.shared.image import IMAGE
 
 
 @dsl.component(base_image=IMAGE, install_kfp_package=False)  # type: ignore[untyped-decorator]
-def evaluate(bundle: Input[Artifact], dataset: Input[Dataset], metrics: Output[Metrics], report: Output[Artifact]) -> None:
+def evaluate(
+    bundle: Input[Artifact], dataset: Input[Dataset], metrics: Output[Metrics], report: Output[Artifact]
+) -> None:
     """Measure a bundle on the held-out split.
 
     Args:

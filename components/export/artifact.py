@@ -1,4 +1,4 @@
-"""A release as an artifact of a pipeline: made beside the run, then copied to where the artifact store takes it from."""
+"""A release as an artifact of a pipeline: made beside the run, then copied to where the store takes it from."""
 
 from __future__ import annotations
 
@@ -26,9 +26,7 @@ def export_artifact(
         The artifact's metadata, as text: numbers in Kubeflow's metadata lose digits.
     """
     kept = run.with_name(f"{run.name}-bundle")
-    manifest = export(
-        run=run, dataset=dataset, out=kept, name=name, ledger=ledger, allow_non_private=allow_non_private
-    )
+    manifest = export(run=run, dataset=dataset, out=kept, name=name, ledger=ledger, allow_non_private=allow_non_private)
     shutil.copytree(kept, out, dirs_exist_ok=True)
     released = Bundle.open(out, allow_test_key=True, allow_non_private=True)
     return {

@@ -75,7 +75,7 @@ def export_without_privacy(
         run=run_folder(runs_folder, run_id),
         dataset=Path(dataset.path),
         out=Path(bundle.path),
-        name=f"{name or spec_name}-without-privacy",
+        name=f"{(name or spec_name)[:48]}-without-privacy",
         ledger=None,
         allow_non_private=True,
     )

@@ -22,6 +22,9 @@ _PRELOAD = (
     "lazydp.components.budget.gate",
     "lazydp.components.budget.storage",
     "sqlalchemy.dialects.sqlite",
+    "pyarrow.dataset",
+    "pyarrow.pandas_compat",
+    "torch._dynamo",
 )
 CONFIG = {
     "model": {"kind": "two_tower", "embedding_dim": 8},

@@ -4,7 +4,6 @@ import json
 from pathlib import Path
 from typing import Any
 
-import pytest
 import yaml
 from kfp_backend import BackendRun
 
@@ -64,7 +63,11 @@ def partial_placeholders(package: Path) -> list[str]:
     def visit(node: Any) -> None:
         if isinstance(node, dict):
             text = node.get("runtimeValue", {}).get("constant", "") if "runtimeValue" in node else ""
-            if isinstance(text, str) and "{{$" in text and not (text.startswith("{{$") and text.find("}}") == len(text) - 2):
+            if (
+                isinstance(text, str)
+                and "{{$" in text
+                and not (text.startswith("{{$") and text.find("}}") == len(text) - 2)
+            ):
                 found.append(text)
             for child in node.values():
                 visit(child)
@@ -174,7 +177,7 @@ def test_without_the_ledgers_secret_nothing_starts(cluster: Any) -> None:
 
 
 def test_a_url_with_new_content_is_read_again(cluster: Any, tiny_sample: Path) -> None:
-    """Kubeflow compares the text of a URI; unless the operator says that it stands for one content, that is not enough."""
+    """Kubeflow compares the text of a URI, which is enough only where the operator says that its content stays."""
     log = cluster.folder / "log.parquet"
     log.write_bytes((tiny_sample / "interactions.parquet").read_bytes())
     given = {"input_uri": str(log), "budget_epsilon": 0.001}

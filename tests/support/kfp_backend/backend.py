@@ -185,7 +185,9 @@ class _Scope:
             return TaskRun("SUCCEEDED" if self.dag(component["dag"], values, given) else "FAILED")
         label = component["executorLabel"]
         container = self.spec["deploymentSpec"]["executors"][label]["container"]
-        return self._container(name, task, component, container, _executors(self.platform).get(label, {}), values, given)
+        return self._container(
+            name, task, component, container, _executors(self.platform).get(label, {}), values, given
+        )
 
     def _values(
         self,
@@ -327,9 +329,7 @@ class _Scope:
                 key: {"artifacts": [{"name": key, "type": kind["artifactType"], "uri": f"{place}/{key}"}]}
                 for key, kind in declared.get("artifacts", {}).items()
             },
-            "parameters": {
-                key: {"outputFile": f"/tmp/kfp_outputs/{key}"} for key in declared.get("parameters", {})
-            },
+            "parameters": {key: {"outputFile": f"/tmp/kfp_outputs/{key}"} for key in declared.get("parameters", {})},
             "outputFile": "/tmp/kfp_outputs/output_metadata.json",
         }
 

@@ -4,10 +4,11 @@ import json
 import os
 import socket
 import sys
+from pathlib import Path
 
 connection = socket.socket(socket.AF_UNIX)
 connection.connect(sys.argv[1])
-request = {"arguments": sys.argv[2:], "environment": dict(os.environ), "folder": os.getcwd()}
+request = {"arguments": sys.argv[2:], "environment": dict(os.environ), "folder": str(Path.cwd())}
 text = (json.dumps(request) + "\n").encode()
 sent = socket.send_fds(connection, [text[: 1 << 16]], [0, 1, 2])
 connection.sendall(text[sent:])

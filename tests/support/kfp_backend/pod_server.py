@@ -7,6 +7,7 @@ import signal
 import socket
 import sys
 import traceback
+from pathlib import Path
 from typing import Any
 
 _LOOPBACK = ("127.", "::1", "localhost")
@@ -20,7 +21,7 @@ def serve(path: str, preload: list[str]) -> None:
     server = socket.socket(socket.AF_UNIX)
     server.bind(f"{path}.new")
     server.listen()
-    os.rename(f"{path}.new", path)
+    Path(f"{path}.new").rename(path)
     while True:
         connection, _ = server.accept()
         if os.fork() == 0:
@@ -44,9 +45,8 @@ def pod(connection: socket.socket) -> None:
         os.environ.update(request["environment"])
         os.chdir(request["folder"])
         root = os.environ["KFP_BACKEND_POD"]
-        with open(f"{root}/pid.new", "w") as file:
-            file.write(str(os.getpid()))
-        os.rename(f"{root}/pid.new", f"{root}/pid")
+        Path(f"{root}/pid.new").write_text(str(os.getpid()))
+        Path(f"{root}/pid.new").rename(f"{root}/pid")
         status = run(request["arguments"], root)
     except BaseException:
         traceback.print_exc()
@@ -64,7 +64,7 @@ def run(arguments: list[str], root: str) -> int:
     artifact_types._MINIO_LOCAL_MOUNT_PREFIX = f"{root}/minio/"
     sys.addaudithook(no_network)
     sys.argv = arguments[1:]
-    sys.path.insert(0, os.getcwd())
+    sys.path.insert(0, str(Path.cwd()))
     from kfp.dsl.executor_main import executor_main
 
     try:
