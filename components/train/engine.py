@@ -44,7 +44,7 @@ from lazydp.components.train.skip_ahead import EmbeddingSgd
 from lazydp.components.train.step_guard import StepGuard
 from lazydp.components.train.tables import EmbeddingTables, Mode, TableGradient
 from lazydp.components.train.timer import Phase, StepTimer
-from lazydp.kernels.arguments import Law
+from lazydp.kernels.arguments import Distribution
 from lazydp.kernels.noise_key import NoiseKey
 
 
@@ -79,7 +79,7 @@ class Engine:
         dense: DenseOptimizer,
         key: NoiseKey | None,
         tables: Mapping[str, Tensor] | None = None,
-        noise: Law = "gaussian",
+        noise: Distribution = "gaussian",
         timer: StepTimer | None = None,
         placement: Placement = HOST,
     ) -> None:

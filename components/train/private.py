@@ -37,7 +37,7 @@ from lazydp.components.train.sampler import PoissonSampler, poisson_dp_event
 from lazydp.components.train.skip_ahead import EmbeddingSgd
 from lazydp.components.train.step_guard import StepGuard
 from lazydp.components.train.tables import EmbeddingTables, Mode, TableGradient
-from lazydp.kernels.arguments import Law
+from lazydp.kernels.arguments import Distribution
 from lazydp.kernels.noise_key import NoiseKey
 
 # What a program that calls make_private needs besides, from one place (docs/from-opacus.md).
@@ -68,7 +68,7 @@ def make_private(
     key: NoiseKey,
     steps: int | None = None,
     mode: Mode = "lazydp",
-    noise: Law = "gaussian",
+    noise: Distribution = "gaussian",
 ) -> PrivateTrainer:
     """Prepare `model` for private training, in place.
 
