@@ -23,7 +23,7 @@ from pathlib import Path
 
 from lazydp.components.audit.report import AuditReport
 from lazydp.components.budget.statement import AuditResult
-from lazydp.components.bundle.manifest import Lineage, Manifest
+from lazydp.components.bundle.manifest import BundleManifest, Lineage
 from lazydp.components.bundle.writer import write_bundle
 from lazydp.components.export.proof import OwedRows, prove_flushed
 from lazydp.components.export.statement import statement_of
@@ -53,7 +53,7 @@ def export(
     ledger: str | None = None,
     audit: Path | None = None,
     allow_non_private: bool = False,
-) -> Manifest:
+) -> BundleManifest:
     """Release the model of a finished run as the bundle `out`.
 
     Args:
@@ -212,7 +212,7 @@ def stage(
     name: str | None,
     stands: Standing,
     audit: AuditResult | None,
-) -> Manifest:
+) -> BundleManifest:
     """Write the bundle, synced, under a name where nobody looks for it."""
     engine = flushed.engine
     test_key = identity.config.private and flushed.key.is_test
@@ -248,7 +248,7 @@ def stage(
     )
 
 
-def _publish(folder: RunFolder, out: Path, identity: RunIdentity) -> Manifest:
+def _publish(folder: RunFolder, out: Path, identity: RunIdentity) -> BundleManifest:
     """Give the staged bundle its name: the last step, and the only one that makes anything visible."""
     document = read_json(folder.path / _EXPORT, format_version=_FORMAT_VERSION, what="export record")
     staged = Path(document["staged"])
@@ -260,11 +260,11 @@ def _publish(folder: RunFolder, out: Path, identity: RunIdentity) -> Manifest:
         refuse_taken(out)
         staged.rename(out)
         sync_directory(staged.parent)
-    elif not out.is_dir() or Manifest.load(out).lineage.run_id != identity.run_id:
+    elif not out.is_dir() or BundleManifest.load(out).lineage.run_id != identity.run_id:
         raise InputError(
             f"run {identity.run_id} was exported already, to a folder beside {staged}, and its noise key destroyed: "
             "copy that bundle, or train a new run"
         )
-    manifest = Manifest.load(out)
+    manifest = BundleManifest.load(out)
     _log.info("bundle %s: %s version %s", out, manifest.name, manifest.version)
     return manifest

@@ -38,7 +38,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from lazydp.components.bundle.manifest import Manifest
+from lazydp.components.bundle.manifest import BundleManifest
 from lazydp.components.export.export import clear, flush_and_prove, stage
 from lazydp.components.ingest.dataset import EncodedDataset
 from lazydp.components.shared.errors import InputError
@@ -126,7 +126,7 @@ def point(link: Path, bundle: Path) -> None:
 
 
 def _check_own(bundle: Path, identity: RunIdentity) -> None:
-    found = Manifest.load(bundle).lineage.run_id
+    found = BundleManifest.load(bundle).lineage.run_id
     if found != identity.run_id:
         raise InputError(
             f"{bundle} is a snapshot of run {found}, this is run {identity.run_id}: publish it into another folder"

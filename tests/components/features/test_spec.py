@@ -4,7 +4,8 @@ from pathlib import Path
 
 import pytest
 
-from lazydp.components.features.spec import EmbeddedFeature, FeatureSpec, parse_spec, read_spec
+from lazydp.components.features.spec import EmbeddedFeature, FeatureSpec
+from lazydp.components.features.spec_file import parse_spec, read_spec
 from lazydp.components.shared.errors import FormatError, InputError
 
 FULL = """
