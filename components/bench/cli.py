@@ -135,7 +135,7 @@ def step(
     from lazydp.components.bench.plot import svg
     from lazydp.components.bench.workload import DatasetWorkload, Workload
     from lazydp.components.shared.files import write_bytes
-    from lazydp.components.train.placement import Placement
+    from lazydp.components.train.device.placement import Placement
 
     if data is None and config is not None:
         raise click.UsageError("--config belongs to --data")

@@ -18,7 +18,7 @@ from lazydp.components.bench.trainers import TorchSgd, engine
 from lazydp.components.bench.workload import DatasetWorkload
 from lazydp.components.shared.bench_harness import Result
 from lazydp.components.shared.errors import InputError
-from lazydp.components.train.placement import Placement
+from lazydp.components.train.device.placement import Placement
 
 SMALL = shape_of("small")
 
