@@ -132,7 +132,7 @@ def _refuse_pending(flushed_steps: Mapping[str, int], step: int) -> None:
     for table, flushed in flushed_steps.items():
         if flushed != step:
             raise PendingNoiseError(
-                f"table {table!r} is flushed up to step {flushed} of {step}, so a row still owes noise: "
+                f"table {table!r} is flushed up to step {flushed} of {step}, so a row still has pending noise: "
                 "flush before writing"
             )
 

@@ -25,7 +25,7 @@ from lazydp.components.audit.report import AuditReport
 from lazydp.components.budget.statement import AuditResult
 from lazydp.components.bundle.manifest import BundleManifest, Lineage
 from lazydp.components.bundle.writer import write_bundle
-from lazydp.components.export.proof import OwedRows, prove_flushed
+from lazydp.components.export.proof import PendingRows, prove_flushed
 from lazydp.components.export.statement import statement_of
 from lazydp.components.ingest.dataset import EncodedDataset
 from lazydp.components.models.build import build_model
@@ -70,7 +70,7 @@ def export(
             audit is of another run.
         PrivacyError: the audit contradicts the run's claim, or the run is a trial of a sweep that did not keep it.
         NotPrivateError: the run has no privacy, and that was not allowed.
-        PendingNoiseError: a row owes noise after the flush.
+        PendingNoiseError: a row has pending noise after the flush.
         NonFiniteError: a weight is not finite.
     """
     with RunFolder.locked(run) as folder:
@@ -95,7 +95,7 @@ def export(
 
 @dataclass(frozen=True, slots=True)
 class Flushed:
-    """A model in which no row owes noise.
+    """A model in which no row has pending noise.
 
     Attributes:
         engine: holds it.
@@ -172,12 +172,12 @@ def flush_and_prove(engine: Engine, identity: RunIdentity, key: NoiseKey) -> Flu
     """Flush every row of `engine` in place, and let the exporter's own proof judge it.
 
     Raises:
-        PendingNoiseError: a row owes noise after the flush.
+        PendingNoiseError: a row has pending noise after the flush.
         NonFiniteError: the variance of the noise is not finite.
     """
     tables = engine.state_dict()["embeddings"]["tables"]
     step = engine.steps_done
-    owed = {name: OwedRows.of(table, step=step) for name, table in tables.items()}
+    pending = {name: PendingRows.of(table, step=step) for name, table in tables.items()}
     started = time.monotonic()
     engine.flush()
     rows = sum(table["last"].numel() for table in tables.values())
@@ -186,7 +186,7 @@ def flush_and_prove(engine: Engine, identity: RunIdentity, key: NoiseKey) -> Flu
         return Flushed(engine, dict.fromkeys(tables, step), key)
     steps = prove_flushed(
         engine.state_dict()["embeddings"]["tables"],
-        owed,
+        pending,
         optimizer=embedding_optimizer(identity.config),
         noise_scale=engine.privacy.noise_scale("embeddings"),
         key=key.derive("noise"),

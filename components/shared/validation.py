@@ -97,7 +97,7 @@ def parse_yaml(text: str, *, where: str) -> Document:
     loader = yaml.SafeLoader(text)
     try:
         root = loader.get_single_node()
-        content = None if root is None else loader.construct_document(root)  # type: ignore[no-untyped-call]
+        content = None if root is None else loader.construct_document(root)
     except yaml.MarkedYAMLError as error:
         line = error.problem_mark.line + 1 if error.problem_mark is not None else 1
         raise InputError(f"{where}:{line}: not YAML: {error.problem}") from None
@@ -107,7 +107,7 @@ def parse_yaml(text: str, *, where: str) -> Document:
     except RecursionError:
         raise InputError(f"{where}: the YAML is nested too deeply") from None
     finally:
-        loader.dispose()  # type: ignore[no-untyped-call]
+        loader.dispose()
     if root is not None:
         _refuse_repeated_fields(root, where, set())
     return Document(where, content, root)

@@ -413,7 +413,7 @@ def test_sweep_files(tmp_path: Path) -> None:
         with_settings(TrainConfig.load(examples / "train.yaml"), {name: 0.5})
     for text, says in (
         ("mean_trials: 0.5", "mean_trials"),
-        ("[]", "dictionary"),
+        ("[]", "expected a mapping of fields"),
         ("{", "not YAML"),
         (yaml.safe_dump({**SWEEP, "score": {"kind": "held_out"}}), "noise_multiplier"),
     ):
