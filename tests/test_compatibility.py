@@ -77,10 +77,10 @@ def kind(request: pytest.FixtureRequest) -> str:
     return str(request.param)
 
 
-def test_a_bundle_is_served_with_the_same_answers_and_its_ledger(kind: str) -> None:
-    ledger = f"sqlite:///{V0 / 'ledger.db'}"
+def test_a_bundle_is_served_with_the_same_answers_and_its_ledger(v0: Path, kind: str) -> None:
+    ledger = f"sqlite:///{v0 / 'ledger.db'}"
     # A bundle under a noise key of its own: served without allowing those made for tests.
-    with running(V0 / f"bundle-{kind}", ledger=ledger, allow_test_key=False) as client:
+    with running(v0 / f"bundle-{kind}", ledger=ledger, allow_test_key=False) as client:
         answer = client.get("/v1/users/u3/recommendations", params={"k": 5})
         assert answer.status_code == 200, answer.text
         items = answer.json()["items"]

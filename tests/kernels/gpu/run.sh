@@ -46,7 +46,7 @@ stage build 170 "$python" setup.py build_ext --inplace --build-temp "$out/temp"
 stage test 100 "$python" -m pytest tests/kernels/gpu -q -p no:cacheprovider
 if "$python" -c 'import pydantic, yaml, pyarrow, pytest_timeout' 2>/dev/null; then
   # -W: torch may warn of what the tests of this tree make an error (no CUDA context yet in a thread of autograd).
-  stage training 60 "$python" -m pytest tests/components/train/test_devices.py tests/components/train/test_private_devices.py \
+  stage training 60 "$python" -m pytest tests/components/train/engine/test_devices.py tests/components/train/test_private_devices.py \
     -q -p no:cacheprovider -W default
 else
   echo "gpu: no pydantic, PyYAML, pyarrow or pytest-timeout on this machine: training was not compared"
