@@ -16,10 +16,10 @@ from lazydp.components.bundle.manifest import FILE_NAME, Manifest
 from lazydp.components.bundle.reader import Bundle
 from lazydp.components.bundle.scoring.base import TwoTowerScorer
 from lazydp.components.shared.errors import InputError, LazyDPError, UnavailableError
-from lazydp.service.metrics import Metrics
-from lazydp.service.served import AnswerCache, ServedVersion
+from lazydp.service.http.metrics import Metrics
+from lazydp.service.serving.served_version import AnswerCache, ServedVersion
+from lazydp.service.serving.state_file import Loaded, State
 from lazydp.service.settings import Settings
-from lazydp.service.state import Loaded, State
 
 _log = structlog.get_logger("lazydp.service")
 

@@ -11,7 +11,7 @@ import pytest
 
 from lazydp.components.budget.events import dpsgd_event
 from lazydp.components.budget.ledger import Ledger
-from lazydp.service import budget as budget_module
+from lazydp.service.serving import budget as budget_module
 
 
 def ledger_with_a_release(url: str) -> None:

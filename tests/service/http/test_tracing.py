@@ -8,8 +8,8 @@ import pytest
 
 from lazydp.components.shared.errors import UnavailableError
 from lazydp.service.app import create_app
+from lazydp.service.http.tracing import Tracing
 from lazydp.service.settings import load_settings
-from lazydp.service.tracing import Tracing
 
 pytest.importorskip("opentelemetry.sdk", reason="the extra lazydp[otel] is not installed")
 

@@ -6,8 +6,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from lazydp.components.bundle.query import Query, Ranking
-from lazydp.service.problems import Problem
-from lazydp.service.served import ServedVersion
+from lazydp.service.http.problems import Problem
+from lazydp.service.serving.served_version import ServedVersion
 
 
 @dataclass(frozen=True, slots=True)

@@ -13,10 +13,10 @@ from starlette.responses import Response
 from lazydp.components.bundle.query import Query, Ranking
 from lazydp.components.shared.errors import InputError, LazyDPError, UnavailableError
 from lazydp.service import schemas
-from lazydp.service.body import describe, parse
-from lazydp.service.context import Context, InContext, json_response, tagged
-from lazydp.service.problems import Problem, unprocessable
-from lazydp.service.served import ServedVersion
+from lazydp.service.http.problems import Problem, unprocessable
+from lazydp.service.routes.deps import Context, InContext, json_response, tagged
+from lazydp.service.routes.request_body import describe, parse
+from lazydp.service.serving.served_version import ServedVersion
 
 router = APIRouter()
 

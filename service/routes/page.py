@@ -16,12 +16,12 @@ from starlette.responses import HTMLResponse, Response
 
 from lazydp.components.bundle import query as queries
 from lazydp.service import schemas
-from lazydp.service.context import Context, InContext
-from lazydp.service.plot import budget_bars, epsilon_curve
-from lazydp.service.privacy import privacy_budget
-from lazydp.service.problems import Problem
-from lazydp.service.ranker import Ranker
-from lazydp.service.recommendations import answered
+from lazydp.service.http.problems import Problem
+from lazydp.service.routes.deps import Context, InContext
+from lazydp.service.routes.plot import budget_bars, epsilon_curve
+from lazydp.service.routes.privacy import privacy_budget
+from lazydp.service.routes.recommendations import answered
+from lazydp.service.serving.ranker import Ranker
 
 router = APIRouter(tags=["pages"])
 
@@ -43,7 +43,7 @@ _RESTS_ON: dict[schemas.Source, str] = {
 @functools.cache
 def _texts() -> dict[str, str]:
     # importlib.resources cannot read a namespace package of an editable install.
-    folder = Path(__file__).parent
+    folder = Path(__file__).parent / "templates"
     return {name: (folder / name).read_text(encoding="utf-8") for name in _FILES}
 
 

@@ -10,9 +10,10 @@ from fastapi.openapi.utils import get_openapi
 from pydantic import BaseModel
 from pydantic.json_schema import models_json_schema
 
-from lazydp.service import models, schemas
-from lazydp.service.auth import OPEN_PATHS, needed_scopes
-from lazydp.service.problems import MEDIA_TYPE, ProblemDocument
+from lazydp.service import schemas
+from lazydp.service.http.auth import OPEN_PATHS, needed_scopes
+from lazydp.service.http.problems import MEDIA_TYPE, ProblemDocument
+from lazydp.service.routes import models
 
 # Bodies that handlers parse themselves (see `body.describe`).
 BODIES: tuple[type[BaseModel], ...] = (

@@ -9,7 +9,7 @@ from typing import Any
 
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
-from lazydp.service.problems import MEDIA_TYPE, Problem
+from lazydp.service.http.problems import MEDIA_TYPE, Problem
 from lazydp.service.settings import Settings
 
 

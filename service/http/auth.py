@@ -9,7 +9,7 @@ import hmac
 import secrets
 from collections.abc import Sequence
 
-from lazydp.service.problems import Problem
+from lazydp.service.http.problems import Problem
 from lazydp.service.settings import ApiKey, Scope
 
 # Health alone is answered to everybody.

@@ -5,8 +5,8 @@ import json
 import pytest
 from click.testing import CliRunner
 
-from lazydp.service import bench
-from lazydp.service.bench_cli import command
+from lazydp.service.bench import serve as bench
+from lazydp.service.bench.cli import command
 
 SERVERS = ["lazydp", "lazydp_cached", "bare_route"]
 PRODUCTS = ["bare_matmul", "bare_matmul_together"]

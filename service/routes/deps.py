@@ -9,12 +9,12 @@ from typing import Annotated
 from fastapi import Depends, Request
 from starlette.responses import Response
 
-from lazydp.service.budget import BudgetSource
-from lazydp.service.metrics import Metrics
-from lazydp.service.problems import Problem
-from lazydp.service.ranker import Ranker
-from lazydp.service.registry import Registry
-from lazydp.service.served import ServedVersion
+from lazydp.service.http.metrics import Metrics
+from lazydp.service.http.problems import Problem
+from lazydp.service.serving.budget import BudgetSource
+from lazydp.service.serving.ranker import Ranker
+from lazydp.service.serving.registry import Registry
+from lazydp.service.serving.served_version import ServedVersion
 from lazydp.service.settings import Settings
 
 JSON = "application/json"

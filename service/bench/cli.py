@@ -39,7 +39,7 @@ def command(shape: str, items: int | None, k: int | None, dim: int, requests: in
 
 def _service(*, items: int, k: int, dim: int, requests: int, repeats: int, as_json: bool) -> None:
     from lazydp.components.shared.bench_harness import print_table
-    from lazydp.service import bench
+    from lazydp.service.bench import serve as bench
 
     results = bench.run(items=items, k=k, dim=dim, requests=requests, repeats=repeats)
     if as_json:
@@ -60,7 +60,7 @@ def _service(*, items: int, k: int, dim: int, requests: int, repeats: int, as_js
 
 def _index(*, items: int, k: int, dim: int, repeats: int, as_json: bool) -> None:
     from lazydp.components.bundle.index import DEPTHS
-    from lazydp.service import bench_index
+    from lazydp.service.bench import index as bench_index
 
     if k >= DEPTHS[0]:
         raise click.BadParameter(f"expected fewer than {DEPTHS[0]} with --shape ann", param_hint="--k")

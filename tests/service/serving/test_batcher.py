@@ -10,7 +10,7 @@ import pytest
 
 from lazydp.components.bundle.query import Query, Ranking
 from lazydp.components.shared.errors import InputError
-from lazydp.service.batcher import MAX_BATCH, Batcher
+from lazydp.service.serving.batcher import MAX_BATCH, Batcher
 
 
 class Recorder:

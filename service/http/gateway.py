@@ -15,11 +15,11 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 
 import structlog
 
-from lazydp.service.auth import OPEN_PATHS, Doorkeeper
-from lazydp.service.metrics import Metrics
-from lazydp.service.problems import MEDIA_TYPE, Problem, fault
+from lazydp.service.http.auth import OPEN_PATHS, Doorkeeper
+from lazydp.service.http.metrics import Metrics
+from lazydp.service.http.problems import MEDIA_TYPE, Problem, fault
+from lazydp.service.http.tracing import Tracing
 from lazydp.service.settings import Settings
-from lazydp.service.tracing import Tracing
 
 if TYPE_CHECKING:
     from opentelemetry.trace import Span

@@ -6,7 +6,7 @@ from fastapi import APIRouter, Request
 from starlette.responses import Response
 
 from lazydp.service import schemas
-from lazydp.service.context import Context, InContext, tagged
+from lazydp.service.routes.deps import Context, InContext, tagged
 
 router = APIRouter(prefix="/v1/privacy", tags=["privacy"])
 

@@ -8,7 +8,7 @@ from typing import Any, TypeVar
 from fastapi import Request
 from pydantic import TypeAdapter, ValidationError
 
-from lazydp.service.problems import Problem, invalid
+from lazydp.service.http.problems import Problem, invalid
 
 Parsed = TypeVar("Parsed")
 

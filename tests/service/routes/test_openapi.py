@@ -9,8 +9,8 @@ from fastapi.routing import APIRoute
 from hypothesis import HealthCheck, Phase, settings
 from schemathesis.checks import load_all_checks
 
-from lazydp.service import health, models, page, privacy, recommendations
-from lazydp.service.openapi import document
+from lazydp.service.routes import health, models, page, privacy, recommendations
+from lazydp.service.routes.openapi import document
 
 DOCUMENT = document()
 OPERATIONS = [

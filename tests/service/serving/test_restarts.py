@@ -20,7 +20,7 @@ import pytest
 from lazydp.components.bundle.manifest import Manifest
 from lazydp.components.bundle.untrained import write_untrained
 from lazydp.components.shared.errors import FormatError
-from lazydp.service.state import Loaded, State
+from lazydp.service.serving.state_file import Loaded, State
 
 QUERY = b'{"user_id":"7","k":5}'
 

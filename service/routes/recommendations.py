@@ -14,11 +14,11 @@ from lazydp.components.bundle import query as queries
 from lazydp.components.bundle.query import Ranking
 from lazydp.components.shared.errors import InputError
 from lazydp.service import schemas
-from lazydp.service.body import describe, parse_bytes, require_json
-from lazydp.service.context import JSON, Context, InContext, json_response, matches
-from lazydp.service.problems import Problem, unprocessable
-from lazydp.service.ranker import Ranker
-from lazydp.service.served import ServedVersion
+from lazydp.service.http.problems import Problem, unprocessable
+from lazydp.service.routes.deps import JSON, Context, InContext, json_response, matches
+from lazydp.service.routes.request_body import describe, parse_bytes, require_json
+from lazydp.service.serving.ranker import Ranker
+from lazydp.service.serving.served_version import ServedVersion
 
 router = APIRouter(tags=["recommendations"])
 

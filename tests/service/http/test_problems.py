@@ -15,7 +15,7 @@ import structlog
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from lazydp.service.served import ServedVersion
+from lazydp.service.serving.served_version import ServedVersion
 
 RECOMMEND = "/v1/recommendations"
 JSON = {"content-type": "application/json"}
