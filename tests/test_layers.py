@@ -75,8 +75,8 @@ def test_imports_keep_the_layers(path: Path) -> None:
         ("kernels", "pyarrow"),
         ("components", "kfp.dsl"),
         ("components", "lazydp.service.app"),
-        ("service", "lazydp.components.train.engine"),
-        ("pipelines", "lazydp.components.train.engine"),
+        ("service", "lazydp.components.train.engine.step"),
+        ("pipelines", "lazydp.components.train.engine.step"),
     ],
 )
 def test_a_breach_is_seen(layer: str, name: str) -> None:

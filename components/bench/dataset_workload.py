@@ -16,10 +16,10 @@ from lazydp.components.models.config import DlrmConfig, TwoTowerConfig
 from lazydp.components.models.recommender import Recommender, initial_tables
 from lazydp.components.shared.errors import InputError
 from lazydp.components.shared.huge_pages import huge_pages_in_use
-from lazydp.components.train.batches import batch_maker
 from lazydp.components.train.config import TrainConfig
-from lazydp.components.train.examples import Examples
-from lazydp.components.train.lookups import lookups_of
+from lazydp.components.train.data.examples import Examples
+from lazydp.components.train.run.batches import batch_maker
+from lazydp.components.train.tables.lookups import lookups_of
 from lazydp.kernels.noise_key import NoiseKey
 
 _DEFAULT_BATCH = 2048

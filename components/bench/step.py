@@ -17,15 +17,15 @@ from typing import Literal
 from torch import Tensor
 
 from lazydp.components.bench.embeddings import OurEmbeddings, TorchEmbeddings
-from lazydp.components.bench.harness import Contestant, Result, measure
 from lazydp.components.bench.shapes import StepShape, shape_of
 from lazydp.components.bench.trainers import OpacusGhost, TorchSgd, Trainer, engine
 from lazydp.components.bench.workload import Workload
+from lazydp.components.shared.bench_harness import Contestant, Result, measure
 from lazydp.components.shared.errors import InputError
-from lazydp.components.train.examples import Examples
-from lazydp.components.train.placement import HOST, Placement, wait
-from lazydp.components.train.tables import Mode
-from lazydp.components.train.timer import StepTimer
+from lazydp.components.train.data.examples import Examples
+from lazydp.components.train.device.placement import HOST, Placement, wait
+from lazydp.components.train.engine.timer import StepTimer
+from lazydp.components.train.tables.embedding_tables import Mode
 
 Part = Literal["whole", "embeddings"]
 """The whole step, or its embedding part by itself."""

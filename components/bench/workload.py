@@ -8,8 +8,8 @@ from typing import Protocol
 from torch import Tensor
 
 from lazydp.components.models.recommender import Recommender
-from lazydp.components.train.examples import Examples
-from lazydp.components.train.mechanism import UserGradient
+from lazydp.components.train.data.examples import Examples
+from lazydp.components.train.mechanism.parameters import UserGradient
 
 FLOAT_BYTES = 4
 

@@ -20,7 +20,7 @@ from lazydp.components.export.export import export
 from lazydp.components.ingest.dataset import EncodedDataset
 from lazydp.components.ingest.ingest import ingest
 from lazydp.components.train.config import TrainConfig
-from lazydp.components.train.train import train
+from lazydp.components.train.run.train import train
 
 SPEC = """
 name: shop

@@ -15,8 +15,8 @@ from lazydp.components.ingest.dataset import EncodedDataset
 from lazydp.components.ingest.ingest import ingest
 from lazydp.components.sample.sample import SampleSize, make_sample
 from lazydp.components.train.config import TrainConfig
-from lazydp.components.train.engine import Engine
-from lazydp.components.train.train import train
+from lazydp.components.train.engine.step import Engine
+from lazydp.components.train.run.train import train
 
 CONFIG = {
     "model": {"kind": "two_tower", "embedding_dim": 8},
