@@ -26,7 +26,7 @@ from lazydp.components.shared.version import code_version
 from lazydp.components.train.config import GroupNorms, TrainConfig
 from lazydp.components.train.data.loader import Prefetcher
 from lazydp.components.train.run.batches import batch_maker
-from lazydp.components.train.run.checkpoint import RunIdentity
+from lazydp.components.train.run.identity import RunIdentity
 from lazydp.components.train.run.spending import check_event
 from lazydp.components.train.run.train import contribution_bound, embedding_optimizer, engine_for
 from lazydp.kernels.noise_key import NoiseKey

@@ -17,7 +17,7 @@ from lazydp.components.models.layout import FeatureLayout
 from lazydp.components.train.data.examples import Examples
 from lazydp.components.train.device.placement import CPU
 from lazydp.components.train.engine.transfers import send_lookups
-from lazydp.components.train.mechanism.clipping import clip_coefficients
+from lazydp.components.train.mechanism.clip import clip_coefficients
 from lazydp.components.train.mechanism.contributions import sq_norms_of_tables
 from lazydp.components.train.mechanism.units import Units
 from lazydp.components.train.tables import schedules

@@ -155,5 +155,6 @@ def _check_rows(
         place = int(wrong[0])
         raise PendingNoiseError(
             f"table {name!r}, row {int(pending.rows[place])}: "
-            f"the flushed weight lies {float(difference[place]):.3g} from what its noise since step {int(pending.last[place])} makes it; nothing is released"
+            f"the flushed weight lies {float(difference[place]):.3g} from "
+            f"what its noise since step {int(pending.last[place])} makes it; nothing is released"
         )

@@ -39,7 +39,8 @@ from lazydp.components.shared.validation import read_yaml
 from lazydp.components.shared.version import code_version
 from lazydp.components.train.config import TrainConfig
 from lazydp.components.train.data.sampler import Keystream
-from lazydp.components.train.run.checkpoint import RunFolder, RunIdentity
+from lazydp.components.train.run.folder import RunFolder
+from lazydp.components.train.run.identity import RunIdentity
 from lazydp.components.train.run.spending import close_without_release, reserve
 from lazydp.components.train.run.train import build_engine, check_fits, contribution_bound, key_of, train
 from lazydp.kernels import ops

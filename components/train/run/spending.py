@@ -16,7 +16,7 @@ from lazydp.components.budget.ledger import Ledger
 from lazydp.components.budget.statement import SpentElsewhere
 from lazydp.components.shared.errors import PrivacyError
 from lazydp.components.train.data.sampler import PoissonSampler
-from lazydp.components.train.run.checkpoint import RunIdentity
+from lazydp.components.train.run.identity import RunIdentity
 
 
 def check_event(sampler: PoissonSampler, identity: RunIdentity, *, max_examples_per_user: int | None) -> None:

@@ -27,8 +27,11 @@ from lazydp.components.train.data.loader import Prefetcher
 from lazydp.components.train.device.placement import HOST, Placement
 from lazydp.components.train.engine.dense import DenseOptimizer
 from lazydp.components.train.engine.step import Engine
+from lazydp.components.train.run.background import BackgroundWriter
 from lazydp.components.train.run.batches import BatchMaker, batch_maker
-from lazydp.components.train.run.checkpoint import BackgroundWriter, Checkpoint, RunFolder, RunIdentity
+from lazydp.components.train.run.checkpoint import Checkpoint
+from lazydp.components.train.run.folder import RunFolder
+from lazydp.components.train.run.identity import RunIdentity
 from lazydp.components.train.run.private_log import PrivateLog
 from lazydp.components.train.run.spending import check_event, reserve
 from lazydp.components.train.tables.skip_ahead import EmbeddingSgd

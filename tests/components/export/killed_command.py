@@ -27,7 +27,7 @@ from lazydp.components.bundle.manifest import BundleManifest
 from lazydp.components.export import export
 from lazydp.components.train.engine.step import Engine
 from lazydp.components.train.run import checkpoint, train
-from lazydp.components.train.run.checkpoint import RunFolder
+from lazydp.components.train.run.folder import RunFolder
 from lazydp.components.train.tables.embedding_tables import EmbeddingTables
 from lazydp.kernels.noise_key import NoiseKey
 from lazydp.pipelines.cli import main

@@ -25,7 +25,7 @@ from lazydp.components.shared.errors import (
     UnavailableError,
 )
 from lazydp.components.shared.files import sha256_file
-from lazydp.components.train.run.checkpoint import RunFolder
+from lazydp.components.train.run.folder import RunFolder
 from lazydp.components.train.run.train import train
 from lazydp.components.train.tables.embedding_tables import EmbeddingTables
 from lazydp.kernels.noise_key import NoiseKey

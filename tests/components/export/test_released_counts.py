@@ -27,7 +27,8 @@ from lazydp.components.export.statement import statement_of
 from lazydp.components.ingest.dataset import EncodedDataset
 from lazydp.components.shared.errors import BudgetExceededError, FormatError, NonFiniteError, PrivacyError
 from lazydp.components.train.data.sampler import PoissonSampler
-from lazydp.components.train.run.checkpoint import RunFolder, RunIdentity
+from lazydp.components.train.run.folder import RunFolder
+from lazydp.components.train.run.identity import RunIdentity
 from lazydp.components.train.run.spending import check_event
 from lazydp.components.train.run.train import train
 from lazydp.components.tune.tune import Sweep, tune

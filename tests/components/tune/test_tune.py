@@ -24,7 +24,7 @@ from lazydp.components.ingest.dataset import EncodedDataset
 from lazydp.components.ingest.ingest import ingest
 from lazydp.components.shared.errors import BudgetExceededError, InputError, PrivacyError
 from lazydp.components.train.config import TrainConfig
-from lazydp.components.train.run.checkpoint import RunFolder
+from lazydp.components.train.run.folder import RunFolder
 from lazydp.components.train.run.train import train
 from lazydp.components.tune import tune as module
 from lazydp.components.tune.tune import Sweep, tune, with_settings

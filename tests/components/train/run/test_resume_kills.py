@@ -23,7 +23,7 @@ import torch
 
 from lazydp.components.bundle.manifest import BundleManifest
 from lazydp.components.train.run import train as module
-from lazydp.components.train.run.checkpoint import RunFolder
+from lazydp.components.train.run.folder import RunFolder
 from lazydp.components.train.run.train import train
 from lazydp.kernels.noise_key import NoiseKey
 

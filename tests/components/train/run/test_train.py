@@ -21,7 +21,9 @@ from lazydp.components.train.data.sampler import PoissonSampler
 from lazydp.components.train.engine.step import Engine
 from lazydp.components.train.run import batches, checkpoint
 from lazydp.components.train.run.batches import batch_maker
-from lazydp.components.train.run.checkpoint import Checkpoint, RunFolder, RunIdentity
+from lazydp.components.train.run.checkpoint import Checkpoint
+from lazydp.components.train.run.folder import RunFolder
+from lazydp.components.train.run.identity import RunIdentity
 from lazydp.components.train.run.train import build_engine, train
 from lazydp.kernels.noise_key import NoiseKey
 
