@@ -421,5 +421,5 @@ def test_sweep_files(tmp_path: Path) -> None:
         with pytest.raises(InputError, match=says) as error:
             Sweep.load(file)
         assert "\n" not in str(error.value)
-    with pytest.raises(InputError, match="cannot be read"):
+    with pytest.raises(InputError, match="no sweep at"):
         Sweep.load(tmp_path / "none")
