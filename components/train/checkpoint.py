@@ -34,7 +34,7 @@ from pydantic import ValidationError
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 
-from lazydp.components.budget.tuning import Tuning
+from lazydp.components.budget.accounting.tuning import Tuning
 from lazydp.components.shared.errors import FormatError, InputError, IntegrityError, LazyDPError
 from lazydp.components.shared.files import (
     PRIVATE_DIRECTORY,

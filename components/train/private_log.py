@@ -6,7 +6,7 @@ import logging
 import math
 from collections.abc import Callable
 
-from lazydp.components.budget.accounting import epsilon
+from lazydp.components.budget.accounting.epsilon import epsilon
 from lazydp.components.train.checkpoint import RunIdentity
 from lazydp.components.train.mechanism import GROUPS, Group
 from lazydp.components.train.report import GroupReport, StepReport
