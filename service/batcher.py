@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from concurrent.futures import Executor
 
 from lazydp.components.bundle.query import Query, Ranking
-from lazydp.components.bundle.scorer import Scorer
+from lazydp.components.bundle.scoring.base import Scorer
 from lazydp.components.shared.errors import InputError
 
 MAX_BATCH = 64

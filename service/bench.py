@@ -34,8 +34,8 @@ import httpx
 import torch
 import uvloop
 
-from lazydp.components.bench.harness import Contestant, Result, measure
 from lazydp.components.bundle.untrained import write_untrained
+from lazydp.components.shared.bench_harness import Contestant, Result, measure
 from lazydp.components.shared.errors import UnavailableError
 
 UNIT = "items"

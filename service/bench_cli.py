@@ -38,7 +38,7 @@ def command(shape: str, items: int | None, k: int | None, dim: int, requests: in
 
 
 def _service(*, items: int, k: int, dim: int, requests: int, repeats: int, as_json: bool) -> None:
-    from lazydp.components.bench.harness import print_table
+    from lazydp.components.shared.bench_harness import print_table
     from lazydp.service import bench
 
     results = bench.run(items=items, k=k, dim=dim, requests=requests, repeats=repeats)

@@ -8,9 +8,9 @@ from typing import Literal, TypeAlias
 import numpy as np
 import torch
 
-from lazydp.components.bench.harness import Contestant, Result, measure
 from lazydp.components.bundle.index import DEPTHS, ApproximateIndex, Matrix
 from lazydp.components.bundle.topk import top_k, top_k_rows
+from lazydp.components.shared.bench_harness import Contestant, Result, measure
 
 UNIT = "items"
 Vectors: TypeAlias = Literal["gaussian", "clustered"]

@@ -14,7 +14,7 @@ import torch
 
 from lazydp.components.bundle.manifest import FILE_NAME, Manifest
 from lazydp.components.bundle.reader import Bundle
-from lazydp.components.bundle.scorer import TwoTowerScorer
+from lazydp.components.bundle.scoring.base import TwoTowerScorer
 from lazydp.components.shared.errors import InputError, LazyDPError, UnavailableError
 from lazydp.service.metrics import Metrics
 from lazydp.service.served import AnswerCache, ServedVersion

@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Any
 import click
 
 if TYPE_CHECKING:
-    from lazydp.components.bench.harness import Result
     from lazydp.components.bench.step import Part
+    from lazydp.components.shared.bench_harness import Result
 
 _Command = Callable[..., Any]
 
@@ -37,7 +37,7 @@ def _use_threads(threads: int | None) -> None:
 
 
 def _show(results: Sequence[Result], *, unit: str, as_json: bool) -> None:
-    from lazydp.components.bench.harness import print_table
+    from lazydp.components.shared.bench_harness import print_table
 
     if as_json:
         for result in results:
@@ -75,7 +75,7 @@ def flush(mib: int, columns: int, repeats: int, threads: int | None, as_json: bo
 @_common(5)
 def ingest(rows: int, repeats: int, threads: int | None, as_json: bool) -> None:
     """Encode a log of interactions, beside reading and dictionary-encoding it by pyarrow and pandas."""
-    from lazydp.components.ingest import bench
+    from lazydp.components.bench import ingest as bench
 
     _use_threads(threads)
     _show(bench.run(rows=rows, repeats=repeats), unit=bench.UNIT, as_json=as_json)

@@ -10,7 +10,7 @@ from __future__ import annotations
 import torch
 
 from lazydp.components.bench import operations
-from lazydp.components.bench.harness import Contestant, Result, measure
+from lazydp.components.shared.bench_harness import Contestant, Result, measure
 from lazydp.kernels import ops
 from lazydp.kernels.noise_key import NoiseKey
 

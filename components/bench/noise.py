@@ -9,7 +9,7 @@ import numpy as np
 import torch
 
 from lazydp.components.bench import operations
-from lazydp.components.bench.harness import Contestant, Result, measure
+from lazydp.components.shared.bench_harness import Contestant, Result, measure
 from lazydp.kernels import ops
 from lazydp.kernels.noise_key import NoiseKey
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from html import escape
 
-from lazydp.components.bench.harness import Result
+from lazydp.components.shared.bench_harness import Result
 
 _WIDTH = 760
 _LEFT, _RIGHT = 150, 90

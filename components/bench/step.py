@@ -17,10 +17,10 @@ from typing import Literal
 from torch import Tensor
 
 from lazydp.components.bench.embeddings import OurEmbeddings, TorchEmbeddings
-from lazydp.components.bench.harness import Contestant, Result, measure
 from lazydp.components.bench.shapes import StepShape, shape_of
 from lazydp.components.bench.trainers import OpacusGhost, TorchSgd, Trainer, engine
 from lazydp.components.bench.workload import Workload
+from lazydp.components.shared.bench_harness import Contestant, Result, measure
 from lazydp.components.shared.errors import InputError
 from lazydp.components.train.examples import Examples
 from lazydp.components.train.placement import HOST, Placement, wait

@@ -13,10 +13,10 @@ from click.testing import CliRunner
 
 from lazydp.components.bench import cli, step
 from lazydp.components.bench.embeddings import OurEmbeddings, TorchEmbeddings
-from lazydp.components.bench.harness import Result
 from lazydp.components.bench.shapes import SHAPES, shape_of
 from lazydp.components.bench.trainers import TorchSgd, engine
 from lazydp.components.bench.workload import DatasetWorkload
+from lazydp.components.shared.bench_harness import Result
 from lazydp.components.shared.errors import InputError
 from lazydp.components.train.placement import Placement
 

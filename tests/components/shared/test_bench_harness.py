@@ -9,7 +9,7 @@ import pytest
 from rich.console import Console
 
 from lazydp.components.bench import flush, noise, operations
-from lazydp.components.bench.harness import Contestant, Result, measure, print_table
+from lazydp.components.shared.bench_harness import Contestant, Result, measure, print_table
 
 TIMES = ["median_s", "p10_s", "p90_s", "repeats"]
 COUNTS = ["bytes", "flops", "minor_faults", "peak_rss_bytes", "ratios"]

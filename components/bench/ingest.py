@@ -18,8 +18,8 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from lazydp.components.bench.harness import Contestant, Result, measure
 from lazydp.components.ingest.ingest import IngestOptions, ingest
+from lazydp.components.shared.bench_harness import Contestant, Result, measure
 
 UNIT = "rows"
 _BOUND = 64

@@ -6,7 +6,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from lazydp.components.ingest.bench import LogShape, contestants, run, write_log
+from lazydp.components.bench.ingest import LogShape, contestants, run, write_log
 from lazydp.components.ingest.dataset import EncodedDataset
 
 SHAPE = LogShape(rows=3000, users=20, items=50)
