@@ -23,12 +23,12 @@ from lazydp.components.shared.errors import InputError
 from lazydp.components.shared.files import PRIVATE_DIRECTORY, PRIVATE_FILE, atomic_directory, write_bytes
 from lazydp.components.shared.progress import Progress
 from lazydp.components.shared.version import code_version
-from lazydp.components.train.batches import batch_maker
-from lazydp.components.train.checkpoint import RunIdentity
 from lazydp.components.train.config import GroupNorms, TrainConfig
-from lazydp.components.train.loader import Prefetcher
-from lazydp.components.train.spending import check_event
-from lazydp.components.train.train import contribution_bound, embedding_optimizer, engine_for
+from lazydp.components.train.data.loader import Prefetcher
+from lazydp.components.train.run.batches import batch_maker
+from lazydp.components.train.run.identity import RunIdentity
+from lazydp.components.train.run.spending import check_event
+from lazydp.components.train.run.train import contribution_bound, embedding_optimizer, engine_for
 from lazydp.kernels.noise_key import NoiseKey
 
 FEWEST_CANARIES = 100

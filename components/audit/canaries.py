@@ -24,7 +24,7 @@ from lazydp.components.features.batch import Bags, Batch
 from lazydp.components.features.spec import EmbeddedFeature
 from lazydp.components.ingest.dataset import TRAIN, EncodedDataset, Rows, Split
 from lazydp.components.models.recommender import ModelInputs, Recommender
-from lazydp.components.train.sampler import Keystream
+from lazydp.components.train.data.sampler import Keystream
 from lazydp.kernels.noise_key import NoiseKey
 
 CANARY = "lazydp:canary"

@@ -6,7 +6,7 @@ import math
 
 import numpy as np
 
-from lazydp.components.train.skip_ahead import EmbeddingSgd
+from lazydp.components.train.tables.skip_ahead import EmbeddingSgd
 
 
 def promised_std(optimizer: EmbeddingSgd, *, noise_scale: float, steps: int) -> float:

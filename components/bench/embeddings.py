@@ -14,16 +14,16 @@ from torch import Tensor
 from lazydp.components.bench.trainers import LEARNING_RATE, read_bags, torch_bags
 from lazydp.components.bench.workload import Workload
 from lazydp.components.models.layout import FeatureLayout
-from lazydp.components.train import schedules
-from lazydp.components.train.clipping import clip_coefficients
-from lazydp.components.train.contributions import sq_norms_of_tables
-from lazydp.components.train.crossing import send_lookups
-from lazydp.components.train.examples import Examples
-from lazydp.components.train.lookups import Lookups, lookups_of
-from lazydp.components.train.placement import CPU
-from lazydp.components.train.skip_ahead import EmbeddingSgd
-from lazydp.components.train.tables import EmbeddingTables, Mode, TableGradient
-from lazydp.components.train.units import Units
+from lazydp.components.train.data.examples import Examples
+from lazydp.components.train.device.placement import CPU
+from lazydp.components.train.engine.transfers import send_lookups
+from lazydp.components.train.mechanism.clip import clip_coefficients
+from lazydp.components.train.mechanism.contributions import sq_norms_of_tables
+from lazydp.components.train.mechanism.units import Units
+from lazydp.components.train.tables import schedules
+from lazydp.components.train.tables.embedding_tables import EmbeddingTables, Mode, TableGradient
+from lazydp.components.train.tables.lookups import Lookups, lookups_of
+from lazydp.components.train.tables.skip_ahead import EmbeddingSgd
 from lazydp.kernels.noise_key import NoiseKey
 
 

@@ -17,7 +17,7 @@ from lazydp.components.models.layout import FeatureLayout
 from lazydp.components.models.recommender import Recommender
 from lazydp.components.shared.errors import InputError
 from lazydp.components.shared.huge_pages import huge_pages_in_use
-from lazydp.components.train.examples import Examples
+from lazydp.components.train.data.examples import Examples
 
 _NUM_DENSE = 13
 

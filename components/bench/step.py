@@ -22,10 +22,10 @@ from lazydp.components.bench.trainers import OpacusGhost, TorchSgd, Trainer, eng
 from lazydp.components.bench.workload import Workload
 from lazydp.components.shared.bench_harness import Contestant, Result, measure
 from lazydp.components.shared.errors import InputError
-from lazydp.components.train.examples import Examples
-from lazydp.components.train.placement import HOST, Placement, wait
-from lazydp.components.train.tables import Mode
-from lazydp.components.train.timer import StepTimer
+from lazydp.components.train.data.examples import Examples
+from lazydp.components.train.device.placement import HOST, Placement, wait
+from lazydp.components.train.engine.timer import StepTimer
+from lazydp.components.train.tables.embedding_tables import Mode
 
 Part = Literal["whole", "embeddings"]
 """The whole step, or its embedding part by itself."""

@@ -13,17 +13,17 @@ from lazydp.components.bench.shapes import StepShape
 from lazydp.components.bench.workload import Workload
 from lazydp.components.models.recommender import ModelInputs
 from lazydp.components.shared.errors import UnavailableError
-from lazydp.components.train import schedules
-from lazydp.components.train.crossing import send_examples, send_lookups
-from lazydp.components.train.dense import DenseOptimizer
-from lazydp.components.train.engine import Engine
-from lazydp.components.train.examples import Examples
-from lazydp.components.train.lookups import Lookups, lookups_of, model_inputs
-from lazydp.components.train.mechanism import PrivacyParameters
-from lazydp.components.train.placement import HOST, Placement
-from lazydp.components.train.skip_ahead import EmbeddingSgd
-from lazydp.components.train.tables import Mode
-from lazydp.components.train.timer import StepTimer
+from lazydp.components.train.data.examples import Examples
+from lazydp.components.train.device.placement import HOST, Placement
+from lazydp.components.train.engine.dense import DenseOptimizer
+from lazydp.components.train.engine.step import Engine
+from lazydp.components.train.engine.timer import StepTimer
+from lazydp.components.train.engine.transfers import send_examples, send_lookups
+from lazydp.components.train.mechanism.parameters import PrivacyParameters
+from lazydp.components.train.tables import schedules
+from lazydp.components.train.tables.embedding_tables import Mode
+from lazydp.components.train.tables.lookups import Lookups, lookups_of, model_inputs
+from lazydp.components.train.tables.skip_ahead import EmbeddingSgd
 from lazydp.kernels.noise_key import NoiseKey
 
 LEARNING_RATE = 1e-3

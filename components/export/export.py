@@ -31,11 +31,13 @@ from lazydp.components.ingest.dataset import EncodedDataset
 from lazydp.components.models.build import build_model
 from lazydp.components.shared.errors import InputError, NotPrivateError, PrivacyError
 from lazydp.components.shared.files import PRIVATE_FILE, read_json, sync_directory, write_json
-from lazydp.components.train.checkpoint import Checkpoint, RunFolder, RunIdentity
-from lazydp.components.train.engine import Engine
-from lazydp.components.train.popularity import noised_counts
-from lazydp.components.train.spending import UNREGISTERED, Standing, commit, standing
-from lazydp.components.train.train import contribution_bound, embedding_optimizer, engine_for, key_of, latest_of
+from lazydp.components.train.engine.step import Engine
+from lazydp.components.train.run.checkpoint import Checkpoint
+from lazydp.components.train.run.folder import RunFolder
+from lazydp.components.train.run.identity import RunIdentity
+from lazydp.components.train.run.popularity import noised_counts
+from lazydp.components.train.run.spending import UNREGISTERED, Standing, commit, standing
+from lazydp.components.train.run.train import contribution_bound, embedding_optimizer, engine_for, key_of, latest_of
 from lazydp.kernels.noise_key import NoiseKey
 
 _FORMAT_VERSION = 1

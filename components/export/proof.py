@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from lazydp.components.shared.errors import NonFiniteError, PendingNoiseError
-from lazydp.components.train.skip_ahead import EmbeddingSgd
+from lazydp.components.train.tables.skip_ahead import EmbeddingSgd
 from lazydp.kernels import reference
 from lazydp.kernels.noise_key import NoiseKey
 

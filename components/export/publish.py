@@ -43,10 +43,10 @@ from lazydp.components.export.export import clear, flush_and_prove, stage
 from lazydp.components.ingest.dataset import EncodedDataset
 from lazydp.components.shared.errors import InputError
 from lazydp.components.shared.files import sync_directory
-from lazydp.components.train.checkpoint import RunIdentity
-from lazydp.components.train.engine import Engine
-from lazydp.components.train.spending import commit, standing
-from lazydp.components.train.train import contribution_bound
+from lazydp.components.train.engine.step import Engine
+from lazydp.components.train.run.identity import RunIdentity
+from lazydp.components.train.run.spending import commit, standing
+from lazydp.components.train.run.train import contribution_bound
 from lazydp.kernels.noise_key import NoiseKey
 
 POINTER = "current"

@@ -22,10 +22,10 @@ from lazydp.components.budget.statement import (
     StepEpsilon,
 )
 from lazydp.components.features.spec import FeatureSpec
-from lazydp.components.train.checkpoint import RunIdentity
 from lazydp.components.train.config import TrainConfig
-from lazydp.components.train.popularity import sensitivity
-from lazydp.components.train.sampler import poisson_dp_event, sampler_name
+from lazydp.components.train.data.sampler import poisson_dp_event, sampler_name
+from lazydp.components.train.run.identity import RunIdentity
+from lazydp.components.train.run.popularity import sensitivity
 
 # Stated by runs without privacy, where no epsilon goes with it.
 _NO_DELTA = 1e-5

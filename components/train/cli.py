@@ -86,7 +86,7 @@ def command(
         _tune(dataset, settings, tune, out=out, ledger=ledger, resume=resume, test_key=test_key)
         return
     from lazydp.components.export.publish import Snapshots
-    from lazydp.components.train.train import train
+    from lazydp.components.train.run.train import train
 
     run = train(
         dataset=dataset,
@@ -111,7 +111,7 @@ def _tune(
     resume: bool,
     test_key: int | None,
 ) -> None:
-    from lazydp.components.train.tune import Sweep, tune
+    from lazydp.components.tune.tune import Sweep, tune
 
     found = tune(
         dataset=dataset,

@@ -35,7 +35,7 @@ def train(
 
     from lazydp.components.shared.logs import log_to_stdout
     from lazydp.components.train.config import TrainConfig
-    from lazydp.components.train.train import train as run
+    from lazydp.components.train.run.train import train as run
 
     log_to_stdout()
     settings = TrainConfig.parse_text(config, where="(parameter config)")

@@ -28,12 +28,12 @@ from lazydp.components.models import config as models
 from lazydp.components.models.config import ModelConfig
 from lazydp.components.shared.errors import InputError
 from lazydp.components.shared.suggest import field_names, suggestion
-from lazydp.components.train import mechanism
+from lazydp.components.train.mechanism import parameters as mechanism
 
 if TYPE_CHECKING:
     from dp_accounting import DpEvent
 
-    from lazydp.components.train.placement import Placement
+    from lazydp.components.train.device.placement import Placement
 
 FORMAT_VERSION = 1
 
@@ -75,7 +75,7 @@ class Schedule(_Frozen):
 
     def rates(self, learning_rate: float, *, steps: int) -> Callable[[int], float]:
         """Rate of step t = 1..steps."""
-        from lazydp.components.train import schedules  # noqa: PLC0415 - brings torch with it
+        from lazydp.components.train.tables import schedules  # noqa: PLC0415 - brings torch with it
 
         if self.kind == "cosine":
             make, final_fraction = schedules.warmup_cosine, self.final_fraction
@@ -331,7 +331,7 @@ class TrainConfig(_Frozen):
         Raises:
             UnavailableError: it asks for a GPU, and there is none.
         """
-        from lazydp.components.train.placement import Placement  # noqa: PLC0415 - brings torch with it
+        from lazydp.components.train.device.placement import Placement  # noqa: PLC0415 - brings torch with it
 
         return Placement.of(self.device, self.table_device)
 
@@ -379,7 +379,7 @@ class TrainConfig(_Frozen):
         self, max_examples_per_user: int | None, *, noise_multiplier: float | None = None, steps: int | None = None
     ) -> DpEvent:
         """The part of `dp_event` that the sampler draws for: training alone. Arguments as there."""
-        from lazydp.components.train.sampler import poisson_dp_event  # noqa: PLC0415 - brings torch with it
+        from lazydp.components.train.data.sampler import poisson_dp_event  # noqa: PLC0415 - brings torch with it
 
         sigma = noise_multiplier if noise_multiplier is not None else self.noise_multiplier
         if sigma is None:

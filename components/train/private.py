@@ -7,7 +7,7 @@
         trainer.step(lambda: criterion(model(batch.x), batch.y))      # one loss an example, [B]
     trainer.flush()                                         # before the model is evaluated, saved or released
 
-Embedding layers become `LazyRows`; every other layer with parameters needs a rule for per-example norms (`clipping`).
+Embedding layers become `LazyRows`; every other layer with parameters needs a rule for per-example norms (`norm_rules`).
 """
 
 from __future__ import annotations
@@ -22,21 +22,22 @@ import torch
 from torch import Tensor, nn
 
 from lazydp.components.shared.errors import BudgetExceededError, FormatError, InputError
-from lazydp.components.train import schedules
-from lazydp.components.train.allocator import keep_freed_memory
-from lazydp.components.train.clipping import Capture, Layers, trained_layers
-from lazydp.components.train.contributions import Contributions, units_of
-from lazydp.components.train.coupling import CouplingCheck, Disturbance
-from lazydp.components.train.dense import DenseLayers, DenseOptimizer
-from lazydp.components.train.lookups import Lookups, join, join_lookups
-from lazydp.components.train.mechanism import GroupNorms, PrivacyParameters
-from lazydp.components.train.placement import CPU, Placement, moved
-from lazydp.components.train.report import StepReport
-from lazydp.components.train.rows import LazyRows, replace_embeddings
-from lazydp.components.train.sampler import PoissonSampler, poisson_dp_event
-from lazydp.components.train.skip_ahead import EmbeddingSgd
-from lazydp.components.train.step_guard import StepGuard
-from lazydp.components.train.tables import EmbeddingTables, Mode, TableGradient
+from lazydp.components.train.data.sampler import PoissonSampler, poisson_dp_event
+from lazydp.components.train.device.allocator import keep_freed_memory
+from lazydp.components.train.device.placement import CPU, Placement, moved
+from lazydp.components.train.engine.dense import DenseLayers, DenseOptimizer
+from lazydp.components.train.engine.report import StepReport
+from lazydp.components.train.mechanism.capture import Capture
+from lazydp.components.train.mechanism.contributions import Contributions, units_of
+from lazydp.components.train.mechanism.coupling import CouplingCheck, Disturbance
+from lazydp.components.train.mechanism.layers import Layers, trained_layers
+from lazydp.components.train.mechanism.parameters import GroupNorms, PrivacyParameters
+from lazydp.components.train.mechanism.step_guard import StepGuard
+from lazydp.components.train.tables import schedules
+from lazydp.components.train.tables.embedding_tables import EmbeddingTables, Mode, TableGradient
+from lazydp.components.train.tables.lazy_embedding import LazyRows, replace_embeddings
+from lazydp.components.train.tables.lookups import Lookups, join, join_lookups
+from lazydp.components.train.tables.skip_ahead import EmbeddingSgd
 from lazydp.kernels.arguments import Law
 from lazydp.kernels.noise_key import NoiseKey
 

@@ -14,9 +14,9 @@ import uvicorn
 
 from lazydp.components.bundle.untrained import write_untrained
 from lazydp.service.app import create_app
+from lazydp.service.http.tracing import Tracing
 from lazydp.service.server import protocol
 from lazydp.service.settings import load_settings
-from lazydp.service.tracing import Tracing
 
 Start = Callable[..., contextlib.AbstractContextManager[httpx.Client]]
 

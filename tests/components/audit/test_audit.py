@@ -15,11 +15,13 @@ from lazydp.components.audit.audit import Audit, audit
 from lazydp.components.audit.cli import command
 from lazydp.components.audit.report import AuditReport
 from lazydp.components.shared.errors import FormatError, InputError, PrivacyError
-from lazydp.components.train import contributions, engine, skip_ahead
 from lazydp.components.train.config import TrainConfig
-from lazydp.components.train.mechanism import PrivacyParameters
-from lazydp.components.train.tables import EmbeddingTables
-from lazydp.components.train.units import Units
+from lazydp.components.train.engine import step as engine
+from lazydp.components.train.mechanism import contributions
+from lazydp.components.train.mechanism.parameters import PrivacyParameters
+from lazydp.components.train.mechanism.units import Units
+from lazydp.components.train.tables import skip_ahead
+from lazydp.components.train.tables.embedding_tables import EmbeddingTables
 from lazydp.kernels import ops
 from lazydp.kernels.arguments import RowGroups
 from lazydp.kernels.noise_key import NoiseKey

@@ -14,7 +14,7 @@ from lazydp.components.export.export import export
 from lazydp.components.ingest.dataset import EncodedDataset
 from lazydp.components.shared.errors import InputError
 from lazydp.components.train.config import TrainConfig
-from lazydp.components.train.train import train
+from lazydp.components.train.run.train import train
 from lazydp.kernels.noise_key import NoiseKey
 
 

@@ -23,11 +23,11 @@ from lazydp.components.ingest.dataset import EncodedDataset
 from lazydp.components.models.build import build_model
 from lazydp.components.models.recommender import initial_tables
 from lazydp.components.train.config import TrainConfig
-from lazydp.components.train.dense import DenseOptimizer
-from lazydp.components.train.engine import Engine
-from lazydp.components.train.examples import Examples
-from lazydp.components.train.mechanism import PrivacyParameters
-from lazydp.components.train.skip_ahead import EmbeddingSgd
+from lazydp.components.train.data.examples import Examples
+from lazydp.components.train.engine.dense import DenseOptimizer
+from lazydp.components.train.engine.step import Engine
+from lazydp.components.train.mechanism.parameters import PrivacyParameters
+from lazydp.components.train.tables.skip_ahead import EmbeddingSgd
 from lazydp.kernels.noise_key import NoiseKey
 
 

@@ -25,10 +25,10 @@ import torch
 from lazydp.components.budget.storage import sql as sql_storage
 from lazydp.components.bundle.manifest import Manifest
 from lazydp.components.export import export
-from lazydp.components.train import checkpoint, train
-from lazydp.components.train.checkpoint import RunFolder
-from lazydp.components.train.engine import Engine
-from lazydp.components.train.tables import EmbeddingTables
+from lazydp.components.train.engine.step import Engine
+from lazydp.components.train.run import checkpoint, train
+from lazydp.components.train.run.folder import RunFolder
+from lazydp.components.train.tables.embedding_tables import EmbeddingTables
 from lazydp.kernels.noise_key import NoiseKey
 from lazydp.pipelines.cli import main
 

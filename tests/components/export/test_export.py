@@ -25,9 +25,9 @@ from lazydp.components.shared.errors import (
     UnavailableError,
 )
 from lazydp.components.shared.files import sha256_file
-from lazydp.components.train.checkpoint import RunFolder
-from lazydp.components.train.tables import EmbeddingTables
-from lazydp.components.train.train import train
+from lazydp.components.train.run.folder import RunFolder
+from lazydp.components.train.run.train import train
+from lazydp.components.train.tables.embedding_tables import EmbeddingTables
 from lazydp.kernels.noise_key import NoiseKey
 
 
@@ -193,7 +193,7 @@ def test_a_kill_between_any_two_steps(
 
 
 def test_a_key_half_destroyed_is_destroyed_wholly(tiny: Any, run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from lazydp.components.train import checkpoint
+    from lazydp.components.train.run import checkpoint
 
     destroyed: list[Path] = []
     original = checkpoint._destroy

@@ -8,8 +8,8 @@ import torch
 
 from lazydp.components.export.proof import OwedRows, backward_moments, prove_flushed
 from lazydp.components.shared.errors import PendingNoiseError
-from lazydp.components.train.schedules import linear
-from lazydp.components.train.skip_ahead import EmbeddingSgd, SkipAhead
+from lazydp.components.train.tables.schedules import linear
+from lazydp.components.train.tables.skip_ahead import EmbeddingSgd, SkipAhead
 from lazydp.kernels import ops
 from lazydp.kernels.noise_key import NoiseKey
 

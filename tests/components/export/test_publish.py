@@ -17,10 +17,10 @@ from lazydp.components.export import publish as module
 from lazydp.components.export.export import export
 from lazydp.components.export.publish import Snapshots
 from lazydp.components.shared.errors import InputError, PendingNoiseError
-from lazydp.components.train.checkpoint import RunFolder
-from lazydp.components.train.engine import Engine
-from lazydp.components.train.tables import EmbeddingTables
-from lazydp.components.train.train import train
+from lazydp.components.train.engine.step import Engine
+from lazydp.components.train.run.folder import RunFolder
+from lazydp.components.train.run.train import train
+from lazydp.components.train.tables.embedding_tables import EmbeddingTables
 from lazydp.kernels import ops
 from lazydp.kernels.noise_key import NoiseKey
 

@@ -26,11 +26,12 @@ from lazydp.components.export.publish import Snapshots
 from lazydp.components.export.statement import statement_of
 from lazydp.components.ingest.dataset import EncodedDataset
 from lazydp.components.shared.errors import BudgetExceededError, FormatError, NonFiniteError, PrivacyError
-from lazydp.components.train.checkpoint import RunFolder, RunIdentity
-from lazydp.components.train.sampler import PoissonSampler
-from lazydp.components.train.spending import check_event
-from lazydp.components.train.train import train
-from lazydp.components.train.tune import Sweep, tune
+from lazydp.components.train.data.sampler import PoissonSampler
+from lazydp.components.train.run.folder import RunFolder
+from lazydp.components.train.run.identity import RunIdentity
+from lazydp.components.train.run.spending import check_event
+from lazydp.components.train.run.train import train
+from lazydp.components.tune.tune import Sweep, tune
 from lazydp.kernels.noise_key import NoiseKey
 
 DELTA, NOISE, K = 1e-5, 3.0, 20

@@ -9,13 +9,13 @@ from lazydp.components.shared.version import code_version, source_digest
 
 @pytest.fixture
 def root(tmp_path: Path) -> Path:
-    for name in ("components/train/engine.py", "kernels/ops.py", "service/app.py", "components/train/README.md"):
+    for name in ("components/train/engine/step.py", "kernels/ops.py", "service/app.py", "components/train/README.md"):
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / name).write_text(name)
     return tmp_path
 
 
-@pytest.mark.parametrize("name", ["components/train/engine.py", "kernels/ops.py", "kernels/another.py"])
+@pytest.mark.parametrize("name", ["components/train/engine/step.py", "kernels/ops.py", "kernels/another.py"])
 def test_another_source_is_another_version(root: Path, name: str) -> None:
     before = source_digest(root)
     assert source_digest(root) == before

@@ -20,13 +20,13 @@ from lazydp.components.models.build import build_model
 from lazydp.components.models.config import DlrmConfig, TwoTowerConfig
 from lazydp.components.models.layout import FeatureLayout
 from lazydp.components.models.recommender import ModelInputs, Recommender
-from lazydp.components.train import schedules
-from lazydp.components.train.dense import DenseOptimizer
-from lazydp.components.train.engine import Engine
-from lazydp.components.train.examples import Examples
-from lazydp.components.train.mechanism import PrivacyParameters
-from lazydp.components.train.placement import Placement
-from lazydp.components.train.skip_ahead import EmbeddingSgd
+from lazydp.components.train.data.examples import Examples
+from lazydp.components.train.device.placement import Placement
+from lazydp.components.train.engine.dense import DenseOptimizer
+from lazydp.components.train.engine.step import Engine
+from lazydp.components.train.mechanism.parameters import PrivacyParameters
+from lazydp.components.train.tables import schedules
+from lazydp.components.train.tables.skip_ahead import EmbeddingSgd
 from lazydp.kernels.noise_key import NoiseKey
 
 Members = npt.NDArray[np.int64]

@@ -8,7 +8,7 @@ import pytest
 
 from lazydp.components.shared.errors import InputError
 from lazydp.components.train.config import Schedule, TrainConfig
-from lazydp.components.train.mechanism import GroupNorms
+from lazydp.components.train.mechanism.parameters import GroupNorms
 
 MINIMAL: dict[str, Any] = {
     "model": {"kind": "two_tower", "embedding_dim": 8},

@@ -9,12 +9,12 @@ import torch
 from torch import Tensor, nn
 
 from lazydp.components.shared.errors import InputError
-from lazydp.components.train import schedules
-from lazydp.components.train.coupling import STEPS_LOOKED_AT
-from lazydp.components.train.dense import DenseOptimizer
-from lazydp.components.train.mechanism import PrivacyParameters
+from lazydp.components.train.engine.dense import DenseOptimizer
+from lazydp.components.train.mechanism.coupling import STEPS_LOOKED_AT
+from lazydp.components.train.mechanism.parameters import PrivacyParameters
 from lazydp.components.train.private import PrivateTrainer, make_private
-from lazydp.components.train.skip_ahead import EmbeddingSgd
+from lazydp.components.train.tables import schedules
+from lazydp.components.train.tables.skip_ahead import EmbeddingSgd
 from lazydp.kernels.noise_key import NoiseKey
 
 pytestmark = pytest.mark.usefixtures("one_thread")

@@ -1,0 +1,162 @@
+"""The dense layers in training: their gradient buffers, the noise on them, and any `torch.optim` optimizer."""
+
+from __future__ import annotations
+
+import copy
+import inspect
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from lazydp.components.shared.errors import FormatError, InputError, NonFiniteError
+from lazydp.components.train.device.placement import CPU
+from lazydp.components.train.tables.embedding_tables import MAX_TABLES, POPULARITY_TABLE
+from lazydp.components.train.tables.skip_ahead import Schedule
+from lazydp.kernels import ops
+from lazydp.kernels.arguments import Law
+from lazydp.kernels.noise_key import NoiseKey
+
+_MAX_PARAMETERS = POPULARITY_TABLE - MAX_TABLES
+
+
+@dataclass(frozen=True, slots=True)
+class DenseOptimizer:
+    """How the dense layers follow their privatised gradient: with any optimizer, since it sees nothing else.
+
+    Attributes:
+        make: builds the optimizer for given parameters.
+        learning_rate: schedule that sets the rate of every parameter group at each step; None leaves it to `make`.
+    """
+
+    make: Callable[[Iterable[nn.Parameter]], torch.optim.Optimizer]
+    learning_rate: Schedule | None = None
+
+    @classmethod
+    def named(cls, name: str, *, learning_rate: Schedule, **options: Any) -> DenseOptimizer:
+        """The optimizer of `torch.optim` called `name` (any case), with its options.
+
+        Raises:
+            InputError: there is no such optimizer, or it needs more than gradients (LBFGS, SparseAdam).
+        """
+        known: dict[str, Callable[..., torch.optim.Optimizer]] = {
+            key.lower(): value
+            for key, value in vars(torch.optim).items()
+            if inspect.isclass(value)
+            and issubclass(value, torch.optim.Optimizer)
+            and value not in (torch.optim.Optimizer, torch.optim.LBFGS, torch.optim.SparseAdam)
+        }
+        found = known.get(name.lower())
+        if found is None:
+            raise InputError(f"no dense optimizer {name!r}: choose one of {', '.join(sorted(known))}")
+        return cls(lambda parameters: found(parameters, lr=learning_rate(1), **options), learning_rate)
+
+
+class DenseLayers:
+    """The trained dense parameters of a model, in their fixed order.
+
+    Parameter i draws its noise at table address 0x8000 + i, so the order (that of `model.named_parameters()`) is part
+    of what a checkpoint relies on. All are on one device, and stay there.
+
+    Raises:
+        InputError: too many parameters to address.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        *,
+        optimizer: DenseOptimizer,
+        noise_scale: float,
+        key: NoiseKey | None,
+        noise: Law = "gaussian",
+    ) -> None:
+        self._model = model
+        self._parameters = {name: p for name, p in model.named_parameters() if p.requires_grad}
+        if len(self._parameters) > _MAX_PARAMETERS:
+            raise InputError(
+                f"at most {_MAX_PARAMETERS} dense parameters have addresses, found {len(self._parameters)}"
+            )
+        self._learning_rate = optimizer.learning_rate
+        self._optimizer = optimizer.make(self._parameters.values()) if self._parameters else None
+        self._noise_scale = noise_scale
+        self._key = key
+        self._noise = noise
+        largest = max((p.numel() for p in self._parameters.values()), default=0)
+        # One buffer for the noise of every parameter in turn: a step asks for no fresh memory.
+        device = next((parameter.device for parameter in self._parameters.values()), CPU)
+        self._buffer = torch.empty(largest if noise_scale and noise == "gaussian" else 0, device=device)
+        self.zero_gradients()
+
+    @property
+    def optimizer(self) -> torch.optim.Optimizer | None:
+        """What follows the privatised gradients, for a scheduler of `torch.optim`; None without dense parameters."""
+        return self._optimizer
+
+    def zero_gradients(self) -> None:
+        """Empty the gradient buffers of the coming step, keeping their memory where nobody took it away."""
+        for parameter in self._parameters.values():
+            if parameter.grad is None:
+                parameter.grad = torch.zeros_like(parameter)
+            else:
+                parameter.grad.zero_()
+
+    def add_noise(self, step: int) -> None:
+        """Add the noise of `step` to every gradient."""
+        if not self._noise_scale:
+            return
+        for number, parameter in enumerate(self._parameters.values()):
+            gradient = _gradient(parameter)
+            if self._noise == "ones":
+                gradient.add_(self._noise_scale)
+                continue
+            assert self._key is not None
+            rows = parameter.shape[0] if parameter.dim() > 1 else 1
+            noise = self._buffer[: parameter.numel()].view(rows, -1)
+            ops.normal_(noise, self._key.tensor(), table=MAX_TABLES + number, first_row=0, step=step)
+            gradient.add_(noise.view_as(gradient), alpha=self._noise_scale)
+
+    def update(self, step: int) -> None:
+        """Let the optimizer follow the gradients of `step`."""
+        if self._optimizer is None:
+            return
+        if self._learning_rate is not None:
+            rate = self._learning_rate(step)
+            for group in self._optimizer.param_groups:
+                group["lr"] = rate
+        self._optimizer.step()
+
+    def check_finite(self) -> None:
+        """Raise NonFiniteError if a parameter is not finite."""
+        for name, parameter in self._parameters.items():
+            if not bool(torch.isfinite(parameter).all()):
+                raise NonFiniteError(
+                    f"dense parameter {name!r} holds values that are not finite: the run diverged, "
+                    "lower the learning rate"
+                )
+
+    def state_dict(self) -> dict[str, Any]:
+        """Parameters and optimizer state, for a private checkpoint: references, not copies."""
+        optimizer = {} if self._optimizer is None else self._optimizer.state_dict()
+        return {"model": self._model.state_dict(), "optimizer": optimizer}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Continue from `state`, copied.
+
+        Raises:
+            FormatError: the state belongs to another model or optimizer.
+        """
+        try:
+            self._model.load_state_dict(state["model"])
+            if self._optimizer is not None:
+                # torch would take the very tensors of the state, and train on in them.
+                self._optimizer.load_state_dict(copy.deepcopy(state["optimizer"]))
+        except (RuntimeError, ValueError, KeyError) as error:
+            raise FormatError(f"the checkpoint's dense layers belong to another model: {error}") from error
+
+
+def _gradient(parameter: nn.Parameter) -> Tensor:
+    assert parameter.grad is not None
+    return parameter.grad

@@ -1,0 +1,256 @@
+"""One step of training, private or not: read this file from top to bottom.
+
+    lookups       which rows the batch reads
+    catch-up      those rows get the noise they owe
+    gather        and are pooled into bags
+    forward, backward       one pass; no weight gradients, no per-example gradients
+    norms         of each privacy unit's gradient, over all layers and tables
+    weighted products       one per layer: the sum of clipped gradients
+    scatter       the same for the rows that were read
+    dense noise, optimizer  the dense layers move
+    advance       the noise of this step is owed by every row
+
+With c_i = min(1, C / ||g_i||) for each unit (an example, or a user with all examples) and a fixed expected batch size
+b, the step follows
+
+    g_hat = ( sum_i c_i g_i  +  sigma C xi ) / b,     xi ~ N(0, I) over every parameter and every row.
+
+`mechanism` says what changes with one norm for each group of parameters.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from lazydp.components.models.recommender import Recommender, initial_tables
+from lazydp.components.shared.errors import FormatError, InputError
+from lazydp.components.train.data.examples import Examples
+from lazydp.components.train.device.allocator import keep_freed_memory
+from lazydp.components.train.device.placement import HOST, Placement
+from lazydp.components.train.engine.dense import DenseLayers, DenseOptimizer
+from lazydp.components.train.engine.report import StepReport
+from lazydp.components.train.engine.timer import Phase, StepTimer
+from lazydp.components.train.engine.transfers import home, leaves, send_examples, send_lookups
+from lazydp.components.train.mechanism.capture import Capture
+from lazydp.components.train.mechanism.contributions import Contributions, objective, units_of
+from lazydp.components.train.mechanism.layers import trained_layers
+from lazydp.components.train.mechanism.parameters import PrivacyParameters
+from lazydp.components.train.mechanism.step_guard import StepGuard
+from lazydp.components.train.tables.embedding_tables import EmbeddingTables, Mode, TableGradient
+from lazydp.components.train.tables.lookups import Lookups, lookups_of, model_inputs
+from lazydp.components.train.tables.skip_ahead import EmbeddingSgd
+from lazydp.kernels.arguments import Law
+from lazydp.kernels.noise_key import NoiseKey
+
+
+class Engine:
+    """Trains a recommender step by step.
+
+    Args:
+        model: dense layers; trained in place.
+        mode: `lazydp`, `dpsgd` (the same step with noise on every row at every step) or `sgd` (no clipping, no noise:
+            of `privacy` only the expected batch size counts).
+        privacy: parameters of the mechanism.
+        embeddings: optimizer of the tables.
+        dense: optimizer of the dense layers.
+        key: noise key; may be None where there is no noise.
+        tables: initial weights by table; those of the model's public seed where None. Trained in place.
+        noise: `gaussian`, or `ones` for tests of exactness.
+        timer: collects the time of each phase.
+        placement: where the dense layers compute and the tables live; both are moved there. Examples come from the
+            host.
+
+    Raises:
+        InputError: a layer without a rule for per-example norms, a missing key, or tables of the wrong names or shapes.
+    """
+
+    def __init__(
+        self,
+        model: Recommender,
+        *,
+        mode: Mode,
+        privacy: PrivacyParameters,
+        embeddings: EmbeddingSgd,
+        dense: DenseOptimizer,
+        key: NoiseKey | None,
+        tables: Mapping[str, Tensor] | None = None,
+        noise: Law = "gaussian",
+        timer: StepTimer | None = None,
+        placement: Placement = HOST,
+    ) -> None:
+        keep_freed_memory()
+        self.model = model.to(placement.device)
+        self.placement = placement
+        self.mode: Mode = mode
+        self.privacy = privacy
+        self._private = mode != "sgd"
+        self._layers = trained_layers(model) if self._private else {}
+        noisy = self._private and privacy.noise_multiplier > 0.0
+        if noisy and key is None:
+            raise InputError(f"mode {mode!r} with noise needs a noise key")
+        weights = _checked(model, tables if tables is not None else initial_tables(model))
+        self.tables = EmbeddingTables(
+            {name: weight.to(placement.table_device) for name, weight in weights.items()},
+            mode=mode,
+            optimizer=embeddings,
+            noise_scale=privacy.noise_scale("embeddings") if noisy else 0.0,
+            key=key,
+            noise=noise,
+        )
+        self.dense = DenseLayers(
+            model, optimizer=dense, noise_scale=privacy.noise_scale("dense") if noisy else 0.0, key=key, noise=noise
+        )
+        self._timer = timer
+        self._guard = StepGuard()
+
+    @property
+    def steps_done(self) -> int:
+        """Steps completed."""
+        return self.tables.step
+
+    def step(self, micro_batches: Examples | Sequence[Examples]) -> StepReport:
+        """Do one step with the examples of all micro-batches: they sum to the same step as one large batch.
+
+        No examples at all is a legal draw of a Poisson sample: the step then consists of noise alone, and counts.
+
+        Raises:
+            UnfinishedStepError: a step before it was interrupted while it changed the weights.
+        """
+        self._guard.refuse_unfinished()
+        if isinstance(micro_batches, Examples):
+            micro_batches = [micro_batches]
+        micro_batches = [examples for examples in micro_batches if examples.size]
+        with self._phase("lookups"):
+            reads = send_lookups(
+                [lookups_of(self.model.layout, examples) for examples in micro_batches], self.placement.table_device
+            )
+            micro_batches = send_examples(micro_batches, self.placement.device)
+            groups = self.tables.group_rows(reads)
+        # One micro-batch is gathered in the pass that catches up; several are gathered one by one, to bound memory.
+        pooled: Mapping[str, Tensor] | None = None
+        with self._phase("catch-up"):
+            if len(reads) == 1:
+                pooled = self.tables.catch_up_and_gather(groups, reads[0])
+            else:
+                self.tables.catch_up(groups)
+        self.dense.zero_gradients()
+        passes = [self._pass(examples, read, pooled) for examples, read in zip(micro_batches, reads, strict=True)]
+        self._guard.begin()
+        with self._phase("scatter"):
+            gradients = {name: [done.tables[name] for done in passes] for name in groups}
+            self.tables.add_gradient(groups, gradients)
+        step = self.tables.step + 1
+        with self._phase("dense noise"):
+            self.dense.add_noise(step)
+        with self._phase("optimizer"):
+            self.dense.update(step)
+        with self._phase("eager noise" if self.mode == "dpsgd" else "optimizer"):
+            self.tables.advance()
+        self._guard.end()
+        return self._report(step, passes)
+
+    def _pass(self, examples: Examples, reads: Mapping[str, Lookups], gathered: Mapping[str, Tensor] | None) -> _Pass:
+        """Forward and backward of one micro-batch; its clipped sum is added to the dense gradients."""
+        units = units_of(examples.size, examples.user_sizes, self.privacy)
+        with self._phase("gather"):
+            pooled = leaves(self.tables.gather(reads) if gathered is None else gathered, self.placement.device)
+        with Capture(self._layers, self.placement.device) as capture:
+            with self._phase("forward"):
+                inputs = model_inputs(self.model.layout, examples, pooled)
+                losses = self.model.losses(self.model(inputs), examples.labels)
+                # Private: clipping coefficients bring the weights, once the norms are known.
+                total = losses.sum() if self._private else objective(losses, units, self.privacy)
+            with self._phase("backward"):
+                total.backward()  # type: ignore[no-untyped-call]
+        if not self._private:
+            gradients, (losses,) = home(pooled, [losses.detach()], self.placement.table_device)
+            ones = torch.ones(examples.size, device=self.placement.table_device)
+            sent = {name: TableGradient(reads[name], gradient, ones) for name, gradient in gradients.items()}
+            return _Pass(losses, sent, units.count, None)
+        with self._phase("norms"):
+            beside = [losses.detach(), capture.sq_norms(units)]
+            gradients, (losses, of_dense) = home(pooled, beside, self.placement.table_device)
+            tables = {name: (reads[name], gradient) for name, gradient in gradients.items()}
+            contributions = Contributions.of(of_dense, tables, units, self.privacy)
+        with self._phase("weighted products"):
+            return _Pass(losses, contributions.add(capture, tables), units.count, contributions)
+
+    def flush(self) -> None:
+        """Give every row the noise it owes; needed before weights are released or evaluated. Training may go on.
+
+        Raises:
+            UnfinishedStepError: a step was interrupted while it changed the weights.
+        """
+        self._guard.refuse_unfinished()
+        self.tables.flush()
+
+    def pending(self) -> int:
+        """Number of rows that owe noise."""
+        return self.tables.pending()
+
+    def table_weights(self) -> dict[str, Tensor]:
+        """The weights of every table (the very tensors), once nothing is pending and everything is finite.
+
+        Raises:
+            PendingNoiseError: a row owes noise; flush first.
+            NonFiniteError: a weight or dense parameter is not finite.
+            UnfinishedStepError: a step was interrupted while it changed the weights.
+        """
+        self._guard.refuse_unfinished()
+        self.dense.check_finite()
+        return self.tables.weights()
+
+    def state_dict(self) -> dict[str, Any]:
+        """Everything that a private checkpoint needs beside key and sampler: references, not copies.
+
+        Raises:
+            UnfinishedStepError: a step was interrupted while it changed the weights.
+        """
+        self._guard.refuse_unfinished()
+        return {"mode": self.mode, "dense": self.dense.state_dict(), "embeddings": self.tables.state_dict()}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Continue from `state`, copied into this engine.
+
+        Raises:
+            FormatError: the state belongs to another mode, model or optimizer; the message names the difference.
+        """
+        if state["mode"] != self.mode:
+            raise FormatError(f"the checkpoint was written in mode {state['mode']!r}, this run is {self.mode!r}")
+        self._guard.begin()
+        self.tables.load_state_dict(state["embeddings"])
+        self.dense.load_state_dict(state["dense"])
+        self._guard.end()
+
+    def _report(self, step: int, passes: Sequence[_Pass]) -> StepReport:
+        losses = [done.losses for done in passes]
+        if not self._private:
+            return StepReport.unclipped(step, losses, units=sum(done.units for done in passes))
+        return StepReport.of(step, losses, [done.contributions for done in passes if done.contributions is not None])
+
+    def _phase(self, name: Phase) -> AbstractContextManager[None]:
+        return self._timer.phase(name) if self._timer is not None else nullcontext()
+
+
+@dataclass(frozen=True, slots=True)
+class _Pass:
+    """What one micro-batch leaves for the end of the step."""
+
+    losses: Tensor
+    tables: dict[str, TableGradient]
+    units: int
+    contributions: Contributions | None
+
+
+def _checked(model: Recommender, weights: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
+    expected = {name: (shape.num_rows, shape.dim) for name, shape in model.tables.items()}
+    found = {name: tuple(weight.shape) for name, weight in weights.items()}
+    if expected != found or list(expected) != list(found):
+        raise InputError(f"the model has tables {expected}, weights were given for {found}")
+    return weights

@@ -1,0 +1,153 @@
+"""What a run asks of the ledger: room before the first step, and the charge before the release.
+
+The event that is charged is worked out from the configuration, before there is a dataset to sample; `check_event` holds
+what it says of training against the sampler that draws the batches.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+from lazydp.components.budget.accounting.events import event_to_json
+from lazydp.components.budget.ledger.identifiers import register
+from lazydp.components.budget.ledger.ledger import Ledger
+from lazydp.components.budget.statement import SpentElsewhere
+from lazydp.components.shared.errors import PrivacyError
+from lazydp.components.train.data.sampler import PoissonSampler
+from lazydp.components.train.run.identity import RunIdentity
+
+
+def check_event(sampler: PoissonSampler, identity: RunIdentity, *, max_examples_per_user: int | None) -> None:
+    """Refuse to train on batches of another law than the one that is charged; to be called before either.
+
+    Args:
+        sampler: draws the batches of the run.
+        identity: of the run.
+        max_examples_per_user: the contribution bound k; None where there is none.
+
+    Raises:
+        PrivacyError: the sampler's own event is not that of the run's training.
+    """
+    config = identity.config
+    drawn = sampler.dp_event(
+        noise_multiplier=identity.noise_multiplier or 0.0,
+        steps=config.steps,
+        max_examples_per_user=max_examples_per_user if config.privacy_unit == "user" else None,
+    )
+    charged = identity.training_event(max_examples_per_user)
+    if drawn != charged:
+        found, expected = (json.dumps(event_to_json(event)) for event in (drawn, charged))
+        raise PrivacyError(
+            f"run {identity.run_id} would be charged for {expected}, and its sampler draws batches for {found}: "
+            "nothing is trained; this is a mistake in the code that draws the batches, not in the configuration"
+        )
+
+
+def reserve(
+    url: str | None,
+    identity: RunIdentity,
+    *,
+    dataset_name: str,
+    sources: Iterable[str],
+    max_examples_per_user: int | None,
+) -> None:
+    """Claim what the whole run may spend; a run that holds its claim already (a retry, a resumed run) keeps it.
+
+    A trial of a sweep claims what the whole sweep may spend: all its trials are that one mechanism.
+
+    Args:
+        url: of the ledger; None for the default one.
+        identity: of the run.
+        dataset_name: for people.
+        sources: private digests of what the dataset was made from, so that datasets of the same log share one budget.
+        max_examples_per_user: the contribution bound k; None where there is none.
+
+    Raises:
+        BudgetExceededError: the dataset's budget does not admit the run.
+        PrivacyError: the dataset has no budget, or one of another privacy unit, or the run was closed.
+    """
+    event = identity.released_event(identity.dp_event(max_examples_per_user))
+    with Ledger.open(url) as ledger:
+        dataset = register(
+            ledger, fingerprint=identity.dataset_fingerprint, name=dataset_name, sources=sources
+        ).identifier
+        ledger.reserve(
+            dataset=dataset,
+            event=event,
+            run_id=identity.run_id,
+            privacy_unit=identity.config.privacy_unit,
+            purpose="training" if identity.tuning is None else "tuning",
+            # One for the whole sweep: which settings a trial drew is told of the best one alone.
+            config_digest=identity.config.digest() if identity.tuning is None else identity.tuning.digest,
+            code_version=identity.code_version,
+        )
+        ledger.require_reservation(identity.run_id, dataset=dataset, event=event)
+
+
+def commit(
+    url: str | None,
+    identity: RunIdentity,
+    *,
+    steps: int,
+    release: str,
+    max_examples_per_user: int | None,
+    final: bool = True,
+) -> None:
+    """Charge what the run spent; to be called before the release can be seen. Repeated, it changes nothing.
+
+    Args:
+        url: of the ledger that holds the reservation.
+        identity: of the run.
+        steps: steps done.
+        release: version of the bundle.
+        max_examples_per_user: the contribution bound k.
+        final: false for a snapshot of a run that goes on: what the whole run reserved stays charged.
+
+    Raises:
+        PrivacyError: the run holds no reservation there.
+    """
+    event = identity.released_event(identity.dp_event(max_examples_per_user, steps=steps))
+    with Ledger.open(url) as ledger:
+        ledger.commit(identity.run_id, event=event, release=release, step=None if final else steps, final=final)
+
+
+def close_without_release(url: str | None, identity: RunIdentity, *, max_examples_per_user: int | None) -> None:
+    """Charge a sweep that came to nothing: another one is another mechanism, so this one's charge stays."""
+    commit(url, identity, steps=identity.config.steps, release="nothing", max_examples_per_user=max_examples_per_user)
+
+
+@dataclass(frozen=True, slots=True)
+class Standing:
+    """What the ledger says of a run that is about to be released.
+
+    Attributes:
+        dataset: the identifier under which the ledger publishes the run's dataset.
+        spent_elsewhere: what else was released from the dataset, or from one that shares users with it.
+    """
+
+    dataset: str
+    spent_elsewhere: tuple[SpentElsewhere, ...]
+
+
+UNREGISTERED = Standing("unregistered", ())
+"""Of a run that no ledger knows: one without privacy."""
+
+
+def standing(url: str | None, identity: RunIdentity) -> Standing:
+    """How the run stands in the ledger; of a run that holds no reservation there, the commit will say so."""
+    with Ledger.open(url, read_only=True) as ledger:
+        state = ledger.state()
+    own = state.runs.get(identity.run_id)
+    if own is None:
+        return UNREGISTERED
+    others = (run for run in state.runs_of(state.family(own.dataset)) if run.run_id != own.run_id)
+    return Standing(
+        own.dataset,
+        tuple(
+            SpentElsewhere(purpose=run.purpose, run_id=run.run_id, epsilon=run.releases[-1].epsilon)
+            for run in others
+            if run.releases and run.releases[-1].epsilon is not None
+        ),
+    )

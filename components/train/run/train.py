@@ -1,0 +1,357 @@
+"""One training run, from top to bottom: reserve the budget, step, checkpoint, stop."""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import uuid
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Protocol
+
+from torch import Tensor
+
+from lazydp.components.budget.accounting.events import event_to_json
+from lazydp.components.budget.accounting.tuning import Tuning
+from lazydp.components.features.spec import FeatureSpec
+from lazydp.components.ingest.dataset import EncodedDataset
+from lazydp.components.models.build import build_model
+from lazydp.components.models.recommender import Recommender
+from lazydp.components.shared.errors import InputError, PrivacyError
+from lazydp.components.shared.progress import Progress
+from lazydp.components.shared.version import code_version
+from lazydp.components.train.config import TrainConfig
+from lazydp.components.train.data.loader import Prefetcher
+from lazydp.components.train.device.placement import HOST, Placement
+from lazydp.components.train.engine.dense import DenseOptimizer
+from lazydp.components.train.engine.step import Engine
+from lazydp.components.train.run.background import BackgroundWriter
+from lazydp.components.train.run.batches import BatchMaker, batch_maker
+from lazydp.components.train.run.checkpoint import Checkpoint
+from lazydp.components.train.run.folder import RunFolder
+from lazydp.components.train.run.identity import RunIdentity
+from lazydp.components.train.run.private_log import PrivateLog
+from lazydp.components.train.run.spending import check_event, reserve
+from lazydp.components.train.tables.skip_ahead import EmbeddingSgd
+from lazydp.kernels.noise_key import NoiseKey
+
+_log = logging.getLogger("lazydp.train")
+
+
+class Publish(Protocol):
+    """Releases the model as it stands (`export.publish`): flushes it in place, keeps a checkpoint, publishes."""
+
+    def __call__(
+        self, engine: Engine, identity: RunIdentity, key: NoiseKey, data: EncodedDataset, *, keep: Callable[[], None]
+    ) -> None: ...
+
+
+@dataclass(frozen=True, slots=True)
+class Run:
+    """A run that stands at some step, and may be over.
+
+    Attributes:
+        folder: private; what `lazydp export` takes.
+        identity: of the run.
+        step: steps done.
+    """
+
+    folder: Path
+    identity: RunIdentity
+    step: int
+
+
+def train(
+    *,
+    dataset: Path,
+    config: TrainConfig,
+    out: Path,
+    ledger: str | None = None,
+    resume: bool = False,
+    run_id: str | None = None,
+    key: NoiseKey | None = None,
+    tuning: Tuning | None = None,
+    publish: Publish | None = None,
+) -> Run:
+    """Train, or go on training, until `config.steps` steps are done.
+
+    The budget is reserved in the ledger before the first step, under the run's id: a run that is killed and resumed is
+    the same run, and is charged once.
+
+    Args:
+        dataset: what ingest wrote.
+        config: public settings.
+        out: the run's folder, private (mode 0700).
+        ledger: URL of the ledger; None for the default one.
+        resume: go on with the run in `out`, if there is one, instead of refusing.
+        run_id: names the run in the ledger, so that a retry elsewhere is the same run; None for a fresh name.
+        key: the noise key of a new run; None for a fresh secret one. Tests give one made for tests.
+        tuning: the sweep that this is a trial of (`tune`); `run_id` is then the sweep's.
+        publish: releases snapshots; given exactly where the configuration has `publish_every`.
+
+    Raises:
+        InputError: `out` holds another run, or one that was exported, or the dataset doesn't fit the configuration.
+        BudgetExceededError: the dataset's budget does not admit the run.
+        UnavailableError: the configuration asks for a GPU, and there is none.
+        PrivacyError: the dataset has no budget, or the batches are not drawn as the run is charged.
+    """
+    placement = config.placement()
+    if (publish is None) != (config.publish_every is None):
+        raise InputError(
+            "publish_every says how often snapshots are released, --publish-to where: give both or neither"
+        )
+    data = EncodedDataset.open(dataset)
+    with RunFolder.locked(out, create=True) as folder:
+        identity = _begin(folder, data, config, resume=resume, run_id=run_id, tuning=tuning)
+        checkpoint = latest_of(folder, identity, data)
+        if checkpoint is not None:
+            _check_move(identity.config, config)
+        secret = key_of(checkpoint, folder) if checkpoint is not None else key or NoiseKey.generate()
+        batches = batch_maker(data, config, secret)
+        if config.private:
+            check_event(batches.sampler, identity, max_examples_per_user=contribution_bound(data))
+            reserve(
+                ledger,
+                identity,
+                dataset_name=data.spec.name,
+                sources=[data.manifest.source.digest],
+                max_examples_per_user=contribution_bound(data),
+            )
+        engine = build_engine(data.spec, identity, secret, placement)
+        if checkpoint is None:
+            folder.save(_checkpoint(engine, identity, secret, data))
+        else:
+            engine.load_state_dict(checkpoint.state)
+        _loop(engine, identity, secret, data, batches, folder, publish)
+        secret.destroy()
+        return Run(out, identity, engine.steps_done)
+
+
+def _loop(
+    engine: Engine,
+    identity: RunIdentity,
+    secret: NoiseKey,
+    data: EncodedDataset,
+    make_batches: BatchMaker,
+    folder: RunFolder,
+    publish: Publish | None,
+) -> None:
+    """Step until the last step; nothing of the loop outlives it, however it ends."""
+    config = identity.config
+    log = PrivateLog(identity, contribution_bound(data))
+    writer = BackgroundWriter(folder, memory_limit=_snapshot_limit())
+
+    def is_snapshot(step: int) -> bool:
+        return config.publish_every is not None and 0 < step < config.steps and step % config.publish_every == 0
+
+    def keep() -> None:
+        folder.save(_checkpoint(engine, identity, secret, data))
+
+    if publish is not None and is_snapshot(engine.steps_done):
+        # Killed while it released this one, perhaps: that ends before the next step begins.
+        publish(engine, identity, secret, data, keep=keep)
+    batches = Prefetcher(make_batches, first=engine.steps_done + 1, last=config.steps)
+    with writer, batches, Progress("train", total=config.steps - engine.steps_done, unit="steps") as progress:
+        for step, micro_batches in batches:
+            report = engine.step(micro_batches)
+            progress.advance(note=log.note(report))
+            if publish is not None and is_snapshot(step):
+                writer.close()
+                publish(engine, identity, secret, data, keep=keep)
+            elif step % config.checkpoint_every == 0 or step == config.steps:
+                writer.save(_checkpoint(engine, identity, secret, data))
+
+
+def _check_move(begun: TrainConfig, given: TrainConfig) -> None:
+    """A run that goes on elsewhere is the same mechanism, and no longer the same bits: tell, or refuse.
+
+    Raises:
+        InputError: it releases snapshots. Were its last checkpoint damaged, it would repeat steps under the noise of a
+            snapshot that is out, and sums that differ from the snapshot's by their rounding would share that noise.
+    """
+    where = [(config.device, config.table_device or config.device) for config in (begun, given)]
+    if where[0] == where[1]:
+        return
+    moved = "began with device {}, table_device {}; given were {}, {}".format(*where[0], *where[1])
+    if begun.publish_every is not None:
+        raise InputError(f"the run {moved}: a run that releases snapshots goes on where it began, to the same bits")
+    _log.warning(
+        "the run %s: from here on sums are rounded in another order, and it will not end in the bits of an "
+        "undisturbed run; its privacy is the same",
+        moved,
+    )
+
+
+def _begin(
+    folder: RunFolder,
+    data: EncodedDataset,
+    config: TrainConfig,
+    *,
+    resume: bool,
+    run_id: str | None,
+    tuning: Tuning | None,
+) -> RunIdentity:
+    """The run that `folder` holds, or a new one."""
+    check_fits(data, config)
+    bound = contribution_bound(data)
+    held = folder.identity()
+    given = RunIdentity(
+        run_id=run_id or (held.run_id if held is not None else _new_run_id()),
+        config=config,
+        dataset_fingerprint=data.manifest.fingerprint,
+        code_version=code_version(),
+        noise_multiplier=held.noise_multiplier if held is not None else None,
+        tuning=tuning,
+    )
+    differences = held.differences(given) if held is not None else []
+    if held is not None and folder.has_checkpoint():
+        if folder.key_destroyed():
+            raise InputError(_exported(folder))
+        if not resume:
+            raise InputError(
+                f"{folder.path} holds run {held.run_id}: say --resume to go on with it, or use another folder"
+            )
+        if differences:
+            raise InputError(
+                f"{folder.path} holds another run (given != its own): {'; '.join(differences)}. "
+                "Resume it with what it was started with, or train into another folder"
+            )
+        return held
+    if held is not None and not differences:
+        return held  # refused its budget, or killed before its first checkpoint
+    given = replace(given, run_id=run_id or _new_run_id())
+    if config.private:
+        if config.noise_multiplier is None:
+            _log.info("calibrating noise for epsilon %g at delta %g", config.target_epsilon, config.target_delta)
+        given = replace(given, noise_multiplier=config.calibrated_noise_multiplier(bound))
+    folder.begin(given)
+    return given
+
+
+def check_fits(data: EncodedDataset, config: TrainConfig) -> None:
+    """Refuse a configuration that asks for what the dataset doesn't have.
+
+    Raises:
+        InputError: the message says what to change.
+    """
+    bound = contribution_bound(data)
+    if config.private and config.privacy_unit == "user" and bound is None:
+        raise InputError(
+            f"privacy_unit user needs a bound on the examples of a user, and dataset {data.path} has none: "
+            "set max_examples_per_user in the feature spec and ingest again"
+        )
+    if config.popularity is not None and data.spec.item is None:
+        raise InputError(
+            f"popularity counts items, and dataset {data.path} has none: leave it out of the configuration"
+        )
+    if config.sampling == "user" and bound is not None and bound > config.micro_batch_size:
+        raise InputError(
+            f"micro_batch_size {config.micro_batch_size} is below max_examples_per_user {bound} of {data.path}, "
+            f"and sampling user never parts a user's examples: set micro_batch_size to {bound} or more"
+        )
+
+
+def _new_run_id() -> str:
+    return f"run-{uuid.uuid4().hex[:16]}"
+
+
+def contribution_bound(data: EncodedDataset) -> int | None:
+    """k, the most examples that any user has in training, where ingest enforced one."""
+    return data.manifest.max_examples_per_user
+
+
+def latest_of(folder: RunFolder, identity: RunIdentity, data: EncodedDataset) -> Checkpoint | None:
+    """The checkpoint that the run goes on from, or is released from; None before the first.
+
+    Raises:
+        IntegrityError: none is whole, or the latest is another run's.
+        PrivacyError: it spent something else than this run would have by then.
+    """
+    checkpoint = folder.latest()
+    if checkpoint is None:
+        return None
+    expected = _event_after(checkpoint.step, identity, data)
+    if checkpoint.event != expected:
+        raise PrivacyError(
+            f"the checkpoint of step {checkpoint.step} in {folder.path} was trained as {json.dumps(checkpoint.event)}, "
+            f"and run {identity.run_id} is charged for {json.dumps(expected)}: it can neither go on nor be released"
+        )
+    return checkpoint
+
+
+def key_of(checkpoint: Checkpoint, folder: RunFolder) -> NoiseKey:
+    """The key of the run.
+
+    Raises:
+        InputError: it was destroyed at export.
+    """
+    if checkpoint.key is None:
+        raise InputError(_exported(folder))
+    return checkpoint.key
+
+
+def _exported(folder: RunFolder) -> str:
+    return (
+        f"{folder.path} was exported, and its noise key destroyed: it can neither be resumed nor exported again; "
+        "train a new run into another folder"
+    )
+
+
+def build_engine(spec: FeatureSpec, identity: RunIdentity, secret: NoiseKey, placement: Placement = HOST) -> Engine:
+    """The engine of a run, at step 0; on the host whatever the configuration says, unless it is given a placement."""
+    return engine_for(build_model(spec, identity.config.model), identity, secret, placement=placement)
+
+
+def engine_for(
+    model: Recommender,
+    identity: RunIdentity,
+    secret: NoiseKey,
+    *,
+    tables: Mapping[str, Tensor] | None = None,
+    placement: Placement = HOST,
+) -> Engine:
+    """The engine of a run with another model than the configured one (an audit's), or other initial `tables`."""
+    config = identity.config
+    return Engine(
+        model,
+        mode=config.mode,
+        privacy=config.privacy_parameters(identity.noise_multiplier),
+        embeddings=embedding_optimizer(config),
+        dense=DenseOptimizer.named(
+            config.dense.optimizer,
+            learning_rate=config.dense.schedule.rates(config.dense.learning_rate, steps=config.steps),
+            **config.dense.options,
+        ),
+        key=secret.derive("noise"),
+        tables=tables,
+        placement=placement,
+    )
+
+
+def embedding_optimizer(config: TrainConfig) -> EmbeddingSgd:
+    """The optimizer of the tables."""
+    settings = config.embeddings
+    return EmbeddingSgd(
+        learning_rate=settings.schedule.rates(settings.learning_rate, steps=config.steps),
+        momentum=settings.momentum,
+        weight_decay=settings.weight_decay,
+    )
+
+
+def _checkpoint(engine: Engine, identity: RunIdentity, secret: NoiseKey, data: EncodedDataset) -> Checkpoint:
+    step = engine.steps_done
+    return Checkpoint(step=step, state=engine.state_dict(), event=_event_after(step, identity, data), key=secret)
+
+
+def _event_after(step: int, identity: RunIdentity, data: EncodedDataset) -> dict[str, Any] | None:
+    """What the run is to the accountant once `step` steps are done, as JSON; None without privacy."""
+    if not identity.config.private:
+        return None
+    return event_to_json(identity.dp_event(contribution_bound(data), steps=step))
+
+
+def _snapshot_limit() -> int:
+    """Bytes of state that may be copied aside: an eighth of the machine's memory."""
+    return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // 8

@@ -1,0 +1,331 @@
+"""Embedding tables in training: rows catch up with their noise when they are read, and owe it until then.
+
+Per step t: `group_rows` (of the batch), `catch_up` (those rows, to t - 1), `gather` (or both in one pass over the rows:
+`catch_up_and_gather`), `add_gradient`, `advance` (the noise of step t is owed, or in eager mode added to every row at
+once). See `skip_ahead` for the mathematics.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+from lazydp.components.shared.errors import FormatError, InputError, NonFiniteError, PendingNoiseError
+from lazydp.components.train.device.placement import CPU
+from lazydp.components.train.tables.lookups import Lookups, join, join_lookups
+from lazydp.components.train.tables.skip_ahead import EmbeddingSgd, SkipAhead
+from lazydp.kernels import ops
+from lazydp.kernels.arguments import Law, RowGroups
+from lazydp.kernels.noise_key import NoiseKey
+
+Mode = Literal["lazydp", "dpsgd", "sgd"]
+"""`lazydp`: a row gets its noise when it is read. `dpsgd`: the same step, but every row gets its noise at every step.
+`sgd`: neither clipping nor noise."""
+
+MAX_TABLES = 0x8000
+"""Table numbers from here on address the noise of dense parameters."""
+
+POPULARITY_TABLE = 0xFFFE
+"""The table number, above those of dense parameters, that addresses the noise of released counts of items."""
+
+_FINITE_CHUNK = 1 << 22
+
+
+@dataclass(slots=True)
+class _Table:
+    number: int
+    weight: Tensor
+    last: Tensor
+    momentum: Tensor | None
+
+
+@dataclass(frozen=True, slots=True)
+class TableGradient:
+    """What one micro-batch sends back to one table.
+
+    Attributes:
+        lookups: where it came from.
+        gradient: of each bag, float32 [F * B, D].
+        scale: of each example, float32 [B]: the clipping coefficient, divided by the expected batch size.
+    """
+
+    lookups: Lookups
+    gradient: Tensor
+    scale: Tensor
+
+    def scale_of_bags(self) -> Tensor:
+        """The scale of each bag's example, float32 [F * B]."""
+        width = self.lookups.bags_per_example
+        return self.scale if width == 1 else self.scale.repeat(width)
+
+
+@dataclass(frozen=True, slots=True)
+class GroupedLookups:
+    """The lookups of one table by all micro-batches of a step, one after the other.
+
+    Attributes:
+        rows: the N lookups by row.
+        bag_of_lookup: int64 [N]; bags count through all micro-batches.
+        weights: of each lookup, float32 [N], or None where all are 1.
+    """
+
+    rows: RowGroups
+    bag_of_lookup: Tensor
+    weights: Tensor | None
+
+
+class EmbeddingTables:
+    """Every table of a model, with what each row owes.
+
+    Args:
+        weights: initial weights, float32 [rows, dim] by table; trained in place, never copied. They are on one device,
+            and so is everything that the tables are given or give, but the key.
+        mode: when noise is added.
+        optimizer: the linear step of the rows.
+        noise_scale: sigma C / b; 0 in mode `sgd`.
+        key: of the noise; None only where `noise_scale` is 0.
+        noise: `gaussian`, or `ones` for tests of exactness.
+
+    Raises:
+        InputError: too many tables, tables on several devices, or noise without a key.
+    """
+
+    def __init__(
+        self,
+        weights: Mapping[str, Tensor],
+        *,
+        mode: Mode,
+        optimizer: EmbeddingSgd,
+        noise_scale: float,
+        key: NoiseKey | None,
+        noise: Law = "gaussian",
+    ) -> None:
+        if len(weights) > MAX_TABLES:
+            raise InputError(f"at most {MAX_TABLES} tables have addresses for their noise, found {len(weights)}")
+        if noise_scale and key is None:
+            raise InputError("tables with noise need a noise key")
+        devices = {weight.device for weight in weights.values()} or {CPU}
+        if len(devices) > 1:
+            raise InputError(f"tables live on one device, found them on {', '.join(sorted(map(str, devices)))}")
+        self._mode = mode
+        self._noise = noise
+        self._key = key if key is not None else NoiseKey.for_tests(0)  # draws are multiplied by zero
+        device = devices.pop()
+        self._skip_ahead = SkipAhead(optimizer, noise_scale=noise_scale, law=noise, device=device)
+        self._tables: dict[str, _Table] = {}
+        # One allocation, for huge pages: a step looks up one entry a row, each on a page of its own.
+        rows = [weight.shape[0] for weight in weights.values()]
+        last_of_tables = torch.split(torch.zeros(sum(rows), dtype=torch.int32, device=device), rows)
+        for number, ((name, weight), last) in enumerate(zip(weights.items(), last_of_tables, strict=True)):
+            momentum = torch.zeros_like(weight) if self._skip_ahead.dimension == 2 else None
+            self._tables[name] = _Table(number, weight, last, momentum)
+        self._owes_noise = False
+
+    @property
+    def owes_noise(self) -> bool:
+        """Whether a step was completed after the last flush: `pending() > 0`, without a look at every row."""
+        return self._owes_noise
+
+    @property
+    def step(self) -> int:
+        """Steps completed."""
+        return self._skip_ahead.step
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Names of the tables, in the order of their numbers."""
+        return tuple(self._tables)
+
+    def group_rows(self, reads: Sequence[Mapping[str, Lookups]]) -> dict[str, GroupedLookups]:
+        """The distinct rows that the micro-batches `reads` read, found once for catching up and for the gradient."""
+        joined = {}
+        for name in self._tables:
+            parts = [read[name] for read in reads if name in read]
+            if parts:
+                joined[name] = join_lookups(parts, bags_per_example=parts[0].bags_per_example)
+        rows = ops.foreach_group_rows(
+            [lookups.indices for lookups in joined.values()],
+            num_rows=[self._tables[name].weight.shape[0] for name in joined],
+        )
+        bags = ops.foreach_bag_ids(
+            [lookups.offsets for lookups in joined.values()],
+            num_lookups=[lookups.indices.shape[0] for lookups in joined.values()],
+        )
+        return {
+            name: GroupedLookups(of_rows, of_bags, lookups.weights)
+            for (name, lookups), of_rows, of_bags in zip(joined.items(), rows, bags, strict=True)
+        }
+
+    def catch_up(self, groups: Mapping[str, GroupedLookups]) -> None:
+        """Give the rows of `groups` the noise of every completed step they miss."""
+        if self._skip_ahead.is_identity:
+            return
+        tables = [self._tables[name] for name in groups]
+        ops.foreach_catch_up_(
+            [table.weight for table in tables],
+            [table.last for table in tables],
+            [group.rows.rows for group in groups.values()],
+            self._key.tensor(),
+            **self._wake(tables),
+        )
+
+    def gather(self, reads: Mapping[str, Lookups]) -> dict[str, Tensor]:
+        """Pooled rows [F * B, D] of each table; the rows must have caught up."""
+        pooled = ops.foreach_bag_sum(
+            [self._tables[name].weight for name in reads],
+            [read.indices for read in reads.values()],
+            [read.offsets for read in reads.values()],
+            [read.weights for read in reads.values()],
+        )
+        return dict(zip(reads, pooled, strict=True))
+
+    def catch_up_and_gather(
+        self, groups: Mapping[str, GroupedLookups], reads: Mapping[str, Lookups]
+    ) -> dict[str, Tensor]:
+        """`catch_up`, then `gather`, in one pass over rows that stand alone in their bag.
+
+        Args:
+            groups: what `group_rows` gave for this one micro-batch.
+            reads: the micro-batch.
+        """
+        if self._skip_ahead.is_identity:
+            return self.gather(reads)
+        tables = [self._tables[name] for name in reads]
+        pooled = ops.foreach_catch_up_bag_sum_(
+            [table.weight for table in tables],
+            [table.last for table in tables],
+            [groups[name].rows for name in reads],
+            self._key.tensor(),
+            [read.indices for read in reads.values()],
+            [read.offsets for read in reads.values()],
+            [groups[name].bag_of_lookup for name in reads],
+            per_lookup_weights=[read.weights for read in reads.values()],
+            **self._wake(tables),
+        )
+        return dict(zip(reads, pooled, strict=True))
+
+    def _wake(self, tables: Sequence[_Table]) -> dict[str, Any]:
+        """How rows of `tables` wake now: arguments of the operators that draw noise."""
+        return {
+            "tables": [table.number for table in tables],
+            "momenta": [table.momentum for table in tables if table.momentum is not None],
+            "step": self.step,
+            "transition": self._skip_ahead.transition,
+            "factor": self._skip_ahead.factor,
+            "noise": self._noise,
+        }
+
+    def add_gradient(
+        self, groups: Mapping[str, GroupedLookups], gradients: Mapping[str, Sequence[TableGradient]]
+    ) -> None:
+        """Apply the gradient of the coming step to the rows it touches.
+
+        Args:
+            groups: what `group_rows` gave for the same micro-batches.
+            gradients: by table, one for each micro-batch, in the same order.
+        """
+        tables = [self._tables[name] for name in gradients]
+        ops.foreach_scatter_add_(
+            [table.weight if table.momentum is None else table.momentum for table in tables],
+            [groups[name].rows for name in gradients],
+            [groups[name].bag_of_lookup for name in gradients],
+            [join([part.gradient for part in parts]) for parts in gradients.values()],
+            [join([part.scale_of_bags() for part in parts]) for parts in gradients.values()],
+            alpha=self._skip_ahead.gradient_scale(),
+            per_lookup_weights=[groups[name].weights for name in gradients],
+        )
+
+    def advance(self) -> None:
+        """Complete the step: its noise is owed from now on, and in mode `dpsgd` paid at once by every row."""
+        self._skip_ahead.advance()
+        self._owes_noise = not self._skip_ahead.is_identity
+        if self._mode == "dpsgd":
+            self.flush()
+
+    def flush(self) -> None:
+        """Bring every row of every table up to date; nothing is pending afterwards."""
+        if self._skip_ahead.is_identity:
+            return
+        for table in self._tables.values():
+            ops.flush_(
+                table.weight,
+                table.last,
+                self._key.tensor(),
+                table=table.number,
+                step=self.step,
+                transition=self._skip_ahead.transition,
+                factor=self._skip_ahead.factor,
+                momentum=table.momentum,
+                noise=self._noise,
+            )
+        self._owes_noise = False
+
+    def pending(self) -> int:
+        """Number of rows that owe noise."""
+        if self._skip_ahead.is_identity:
+            return 0
+        return sum(int((table.last != self.step).sum()) for table in self._tables.values())
+
+    def weights(self) -> dict[str, Tensor]:
+        """The weights of every table, the very tensors, for release or evaluation.
+
+        Raises:
+            PendingNoiseError: a row owes noise; flush first.
+            NonFiniteError: a weight is not finite.
+        """
+        pending = self.pending()
+        if pending:
+            raise PendingNoiseError(
+                f"{pending} rows still owe noise at step {self.step}: flush before weights leave training"
+            )
+        for name, table in self._tables.items():
+            if not _all_finite(table.weight):
+                raise NonFiniteError(
+                    f"table {name!r} holds weights that are not finite: the run diverged, lower the learning rate"
+                )
+        return {name: table.weight for name, table in self._tables.items()}
+
+    def state_dict(self) -> dict[str, Any]:
+        """Weights with their pending noise, for a private checkpoint: references, not copies."""
+        tables = {
+            name: {"weight": table.weight, "last": table.last, "momentum": table.momentum}
+            for name, table in self._tables.items()
+        }
+        return {"tables": tables, "skip_ahead": self._skip_ahead.state_dict()}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Continue from `state`, copied into the tensors of this object.
+
+        Raises:
+            FormatError: tables of other names or shapes, or another optimizer.
+        """
+        if list(state["tables"]) != list(self._tables):
+            raise FormatError(
+                f"the checkpoint has tables {list(state['tables'])}, this run has {list(self._tables)}: "
+                "it belongs to another model"
+            )
+        for name, table in self._tables.items():
+            saved = state["tables"][name]
+            if saved["weight"].shape != table.weight.shape or (saved["momentum"] is None) != (table.momentum is None):
+                raise FormatError(
+                    f"the checkpoint's table {name!r} has shape {tuple(saved['weight'].shape)}, this run's "
+                    f"{tuple(table.weight.shape)}: it belongs to another model or optimizer"
+                )
+        self._skip_ahead.load_state_dict(state["skip_ahead"])
+        for name, table in self._tables.items():
+            saved = state["tables"][name]
+            table.weight.copy_(saved["weight"])
+            table.last.copy_(saved["last"])
+            if table.momentum is not None:
+                table.momentum.copy_(saved["momentum"])
+        self._owes_noise = self.pending() > 0
+
+
+def _all_finite(weight: Tensor) -> bool:
+    """Whether every entry is finite, in chunks: a mask of the table's size would double its memory."""
+    flat = weight.view(-1)
+    return all(bool(torch.isfinite(chunk).all()) for chunk in torch.split(flat, _FINITE_CHUNK))

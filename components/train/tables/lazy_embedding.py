@@ -1,0 +1,260 @@
+"""Embedding layers of a model of your own, reading rows that catch up with their noise as they are read."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any, Self
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from lazydp.components.shared.errors import InputError, PendingNoiseError
+from lazydp.components.train.tables.lookups import Lookups
+from lazydp.kernels import ops
+
+Read = Callable[[str, Lookups], Tensor]
+"""Pooled rows [F * B, D] of a table, during a step."""
+
+
+class LazyRows(nn.Module):
+    """Stands in for an `nn.Embedding` or `nn.EmbeddingBag` of a private model; same calls, same results.
+
+    State dicts keep its key. But its weight is neither parameter nor buffer: no optimizer of dense layers finds it, and
+    nothing that goes over a model's buffers reads rows past their noise.
+
+    Rows that owe noise show which rows were read, and when. So a layer whose rows owe noise answers no call outside a
+    step, shows no weight and enters no state dict, pickle or copy: it raises PendingNoiseError until the trainer has
+    flushed. Keep no other reference to the weight: what is read through one has no noise, and its gradient is lost.
+
+    Raises:
+        InputError: an option whose gradient is not a sum over lookups (`mode="max"`, `max_norm`, `padding_idx`,
+            `scale_grad_by_freq`).
+    """
+
+    def __init__(self, name: str, layer: nn.Embedding | nn.EmbeddingBag) -> None:
+        super().__init__()
+        _refuse_unsupported(name, layer)
+        self.name = name
+        self._weight = layer.weight.detach()
+        self._mode = layer.mode if isinstance(layer, nn.EmbeddingBag) else None
+        self._include_last_offset = isinstance(layer, nn.EmbeddingBag) and layer.include_last_offset
+        self.read: Read | None = None
+        """Set while a step runs; None where rows are read as they are."""
+        self.owes_noise = False
+        """Whether a step was taken after the last flush; a plain flag, so that a pickled layer drags no key along."""
+        self.kept_by_trainer = False
+        """Whether state dicts leave the rows out: true while the trainer, which keeps them itself, reads or writes."""
+
+    @property
+    def weight(self) -> Tensor:
+        """The rows, float32 [rows, dim], to look at between steps.
+
+        Raises:
+            InputError: during a step: rows that the layer was not called for have not caught up with their noise, and
+                no gradient comes back to them.
+            PendingNoiseError: rows owe noise.
+        """
+        if self.read is not None:
+            raise InputError(
+                f"the weight of embedding layer {self.name!r} is read during a step, past its noise and past the "
+                "norms of gradients: call the layer with the indices of the rows that are needed; a layer that uses "
+                "the whole table (tied weights) cannot be trained privately"
+            )
+        self._refuse_pending("shows its weight")
+        return self._weight
+
+    def forward(
+        self, indices: Tensor, offsets: Tensor | None = None, per_sample_weights: Tensor | None = None
+    ) -> Tensor:
+        """As the layer it stands in for: [..., D] of rows, or [B, D] of bags (2-D indices, or 1-D with offsets).
+
+        Args:
+            indices: rows, int64.
+            offsets: first lookup of each bag, int64 [B] (or [B + 1], with `include_last_offset`).
+            per_sample_weights: what each row is multiplied by, float32 of the shape of `indices`; with `mode="sum"`.
+
+        Raises:
+            InputError: 1-D indices without offsets, or weights that the layer cannot take or that are trained.
+            PendingNoiseError: outside a step, rows owe noise.
+        """
+        if self.read is None:
+            self._refuse_pending("is read outside a step")
+        if per_sample_weights is not None:
+            self._check_weights(indices, per_sample_weights)
+        return self._rows(indices) if self._mode is None else self._bags(indices, offsets, per_sample_weights)
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
+        # What `model.to` makes of a table the trainer would not know: it went on with the one it has.
+        if fn(self._weight) is not self._weight:
+            raise InputError(
+                f"embedding layer {self.name!r} cannot be moved or converted once it is trained privately: move the "
+                "model to its device before make_private"
+            )
+        moved: Self = super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
+        return moved
+
+    def __getstate__(self) -> dict[str, Any]:
+        self._refuse_pending("is pickled or copied")
+        return {**self.__dict__, "read": None}
+
+    def _save_to_state_dict(self, destination: dict[str, Any], prefix: str, keep_vars: bool) -> None:
+        if not self.kept_by_trainer:
+            self._refuse_pending("enters a state dict")
+            with self._as_buffer():
+                super()._save_to_state_dict(destination, prefix, keep_vars)
+
+    def _load_from_state_dict(self, *arguments: Any, **options: Any) -> None:
+        if not self.kept_by_trainer:
+            with self._as_buffer():
+                super()._load_from_state_dict(*arguments, **options)
+
+    @contextmanager
+    def _as_buffer(self) -> Iterator[None]:
+        """While torch reads or writes a state dict the weight is the buffer that its rules (keys, shapes) are for."""
+        self._buffers["weight"] = self._weight
+        try:
+            yield
+        finally:
+            loaded = self._buffers.pop("weight", None)
+            # load_state_dict(assign=True) puts another tensor there; the trainer goes on with the one that it has.
+            if loaded is not None and loaded is not self._weight:
+                self._weight.copy_(loaded)
+
+    def _refuse_pending(self, what: str) -> None:
+        if self.owes_noise:
+            raise PendingNoiseError(
+                f"embedding layer {self.name!r} {what} while its rows owe noise: call the trainer's flush() first; to "
+                "stop and go on later, save the trainer's state_dict(), which is private"
+            )
+
+    def _rows(self, indices: Tensor) -> Tensor:
+        if self.read is None:
+            return functional.embedding(indices, self._weight)
+        size, positions = indices.shape[0], math.prod(indices.shape[1:])
+        # Position by position, so that position p of example i is bag p * B + i.
+        flat = indices.reshape(size, positions).t().reshape(-1).contiguous()
+        lookups = Lookups(flat, torch.arange(flat.shape[0] + 1, device=flat.device), None, positions)
+        rows = self.read(self.name, lookups)
+        by_position = rows.view(positions, size, rows.shape[1])
+        return by_position.transpose(0, 1).reshape(*indices.shape, rows.shape[1])
+
+    def _check_weights(self, indices: Tensor, weights: Tensor) -> None:
+        what = f"layer {self.name!r}: per_sample_weights"
+        if self._mode != "sum":
+            raise InputError(f'{what} are for an EmbeddingBag with mode="sum"')
+        if weights.shape != indices.shape or weights.dtype != torch.float32:
+            raise InputError(
+                f"{what} are float32 of the shape of the indices, {list(indices.shape)}; found {weights.dtype} "
+                f"{list(weights.shape)}"
+            )
+        if self.read is not None and weights.requires_grad:
+            raise InputError(
+                f"{what} require a gradient, which would be lost: weights that are computed by trained layers cannot "
+                "be trained privately; detach() them if they are to be constants"
+            )
+
+    def _bags(self, indices: Tensor, offsets: Tensor | None, weights: Tensor | None) -> Tensor:
+        if indices.dim() == 2:
+            offsets = torch.arange(0, indices.numel() + 1, indices.shape[1], device=indices.device)
+            indices = indices.reshape(-1)
+        elif offsets is None:
+            raise InputError(f"layer {self.name!r}: 1-D indices of an EmbeddingBag need offsets")
+        elif not self._include_last_offset:
+            offsets = torch.cat([offsets, offsets.new_full((1,), indices.shape[0])])
+        if self.read is None:
+            return functional.embedding_bag(
+                indices,
+                self._weight,
+                offsets,
+                mode=str(self._mode),
+                per_sample_weights=None if weights is None else weights.reshape(-1),
+                include_last_offset=True,
+            )
+        if weights is not None:
+            weights = weights.reshape(-1).contiguous()
+        elif self._mode == "mean":
+            of_bag = 1.0 / offsets.diff().clamp(min=1).to(torch.float32)
+            weights = of_bag[ops.bag_ids(offsets, num_lookups=indices.shape[0])]
+        return self.read(self.name, Lookups(indices.contiguous(), offsets.contiguous(), weights, 1))
+
+
+def _refuse_unsupported(name: str, layer: nn.Embedding | nn.EmbeddingBag) -> None:
+    options = {
+        "max_norm": layer.max_norm is not None,
+        "padding_idx": layer.padding_idx is not None,
+        "scale_grad_by_freq": bool(layer.scale_grad_by_freq),
+        'mode="max"': isinstance(layer, nn.EmbeddingBag) and layer.mode == "max",
+    }
+    for option, used in options.items():
+        if used:
+            raise InputError(
+                f"layer {name!r} ({type(layer).__name__}) uses {option}: its gradient is not a plain sum over lookups, "
+                "so per-example norms and delayed noise would be wrong; leave the option out"
+            )
+    if layer.weight.dtype != torch.float32:
+        raise InputError(f"layer {name!r}: tables are float32, found {layer.weight.dtype}")
+
+
+def replace_embeddings(model: nn.Module) -> dict[str, LazyRows]:
+    """Put a `LazyRows` in the place of every trained embedding layer of `model`; by the layer's name.
+
+    A layer used under two names is replaced once, by one `LazyRows` in both places.
+
+    Raises:
+        InputError: see `LazyRows`; or two layers share one weight, or something else of the model holds one: weights
+            tied to a `Linear`, a view kept as parameter, buffer or attribute.
+    """
+    made: dict[int, LazyRows] = {}
+    owners: dict[int, str] = {}
+    replaced: list[nn.Embedding | nn.EmbeddingBag] = []
+    for name, layer in list(model.named_modules()):
+        if type(layer) not in (nn.Embedding, nn.EmbeddingBag) or not layer.weight.requires_grad:
+            continue
+        assert isinstance(layer, (nn.Embedding, nn.EmbeddingBag))
+        if not name:
+            raise InputError("the model is a bare embedding layer: wrap it in a module of your own")
+        if id(layer.weight) in owners:
+            raise InputError(
+                f"layers {owners[id(layer.weight)]!r} and {name!r} share a weight: use one layer in both places"
+            )
+        owners[id(layer.weight)] = name
+        made[id(layer)] = LazyRows(name, layer)
+        replaced.append(layer)
+    for layer in replaced:
+        _refuse_tied(model, owners[id(layer.weight)], layer)
+    for module in list(model.modules()):
+        for child_name, child in list(module.named_children()):
+            if id(child) in made:
+                setattr(module, child_name, made[id(child)])
+    return {rows.name: rows for rows in made.values()}
+
+
+def _refuse_tied(model: nn.Module, name: str, layer: nn.Embedding | nn.EmbeddingBag) -> None:
+    """Whatever shares memory with the weight of embedding layer `name` would read its rows without their noise."""
+    for other_name, other in model.named_modules():
+        if other is layer:
+            continue
+        held = {**vars(other), **other._parameters, **other._buffers}
+        for key, tensor in held.items():
+            if isinstance(tensor, Tensor) and _overlap(layer.weight, tensor):
+                where = f"{other_name}.{key}".lstrip(".")
+                raise InputError(
+                    f"{where} shares memory with the weight of embedding layer {name!r}, whose rows are read before "
+                    "they have their noise: tied weights cannot be trained privately, give each layer its own"
+                )
+
+
+def _overlap(one: Tensor, other: Tensor) -> bool:
+    if one.device != other.device or other.layout is not torch.strided or not one.numel() or not other.numel():
+        return False
+    (first, end), (other_first, other_end) = _addresses(one), _addresses(other)
+    return first < other_end and other_first < end
+
+
+def _addresses(tensor: Tensor) -> tuple[int, int]:
+    """First and past-the-last byte that the tensor may touch."""
+    last = sum((size - 1) * stride for size, stride in zip(tensor.shape, tensor.stride(), strict=True))
+    return tensor.data_ptr(), tensor.data_ptr() + (last + 1) * tensor.element_size()

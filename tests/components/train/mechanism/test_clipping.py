@@ -1,0 +1,343 @@
+"""One backward pass gives the norms and clipped sums that torch.func gives example by example."""
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor, nn
+from torch.func import functional_call, grad, vmap
+
+from lazydp.components.shared.errors import InputError
+from lazydp.components.train.mechanism import norm_rules
+from lazydp.components.train.mechanism.capture import Capture
+from lazydp.components.train.mechanism.clip import clip_coefficients
+from lazydp.components.train.mechanism.layers import trained_layers
+from lazydp.components.train.mechanism.norm_rules import NormRule, register_rule
+from lazydp.components.train.mechanism.units import Units
+
+pytestmark = pytest.mark.usefixtures("one_thread")
+
+Gradients = dict[str, Tensor]
+
+
+def per_example(model: nn.Module, inputs: Tensor) -> Gradients:
+    """Gradients [B, ...] of the sum of squares of each example's output, by torch.func."""
+
+    def loss(weights: Gradients, one: Tensor) -> Tensor:
+        return functional_call(model, weights, (one.unsqueeze(0),)).square().sum()
+
+    weights = {name: p.detach() for name, p in model.named_parameters()}
+    result: Gradients = vmap(grad(loss), in_dims=(None, 0))(weights, inputs)
+    return result
+
+
+def captured(model: nn.Module, inputs: Tensor, scale: Tensor) -> tuple[Tensor, Gradients]:
+    """Squared norms and scaled sums of the same loss, by one pass."""
+    for parameter in model.parameters():
+        parameter.grad = torch.zeros_like(parameter)
+    with Capture(trained_layers(model)) as capture:
+        model(inputs).square().sum().backward()
+    sq_norms = capture.sq_norms(Units.examples(inputs.shape[0]))
+    capture.add_weighted(scale)
+    return sq_norms, {name: p.grad for name, p in model.named_parameters() if p.grad is not None}
+
+
+def check(model: nn.Module, inputs: Tensor) -> None:
+    scale = torch.rand(inputs.shape[0], generator=torch.Generator().manual_seed(3))
+    expected = per_example(model, inputs)
+    sq_norms, sums = captured(model, inputs, scale)
+    total = sum(g.flatten(1).double().square().sum(dim=1) for g in expected.values())
+    torch.testing.assert_close(sq_norms.double(), total, rtol=2e-3, atol=1e-5)
+    for name, gradients in expected.items():
+        summed = torch.einsum("b,b...->...", scale, gradients)
+        torch.testing.assert_close(sums[name], summed, rtol=1e-3, atol=1e-3 * float(summed.abs().max()) + 1e-6)
+
+
+class Twice(nn.Module):
+    """A layer that runs twice in one forward, on inputs of different rank."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = nn.Linear(4, 4)
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        return self.layer(torch.relu(self.layer(inputs)).unsqueeze(1)).squeeze(1)
+
+
+class Spread(nn.Module):
+    """K positions an example out of one input, so that the layer sees [B, K, in]."""
+
+    def __init__(self, positions: int, num_in: int, num_out: int, *, bias: bool = True) -> None:
+        super().__init__()
+        self.positions = positions
+        self.layer = nn.Linear(num_in, num_out, bias=bias)
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        shifts = torch.arange(self.positions, dtype=inputs.dtype).view(1, -1, 1)
+        return torch.sin(self.layer(torch.cos(inputs.unsqueeze(1) + shifts)))
+
+
+MODELS: dict[str, Callable[[], nn.Module]] = {
+    "linear": lambda: nn.Linear(4, 3),
+    "without bias": lambda: nn.Linear(4, 3, bias=False),
+    "mlp, activations in place": lambda: nn.Sequential(nn.Linear(4, 8), nn.ReLU(inplace=True), nn.Linear(8, 1)),
+    "layer norm": lambda: nn.Sequential(nn.Linear(4, 6), nn.LayerNorm(6), nn.Tanh(), nn.Linear(6, 2)),
+    "layer norm first": lambda: nn.Sequential(nn.LayerNorm(4), nn.Linear(4, 2)),
+    "layer used twice": Twice,
+    "positions, Gram": lambda: Spread(2, 4, 9),
+    "positions, direct": lambda: Spread(12, 4, 3),
+    "positions, no bias": lambda: Spread(3, 4, 5, bias=False),
+    "positions, then in place": lambda: nn.Sequential(Spread(3, 4, 5), nn.Linear(5, 4), nn.ReLU(True), nn.Linear(4, 2)),
+    "layer norm over positions": lambda: nn.Sequential(Spread(3, 4, 6), nn.LayerNorm(6)),
+    "layer norm of two dimensions": lambda: nn.Sequential(Spread(3, 4, 6), nn.LayerNorm((3, 6))),
+}
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_one_pass_equals_torch_func(name: str) -> None:
+    torch.manual_seed(0)
+    model = MODELS[name]()
+    check(model, torch.randn(7, 4))
+
+
+@pytest.mark.parametrize("name", MODELS)
+@given(sizes=st.lists(st.integers(1, 4), min_size=1, max_size=5), seed=st.integers(0, 1000))
+@settings(max_examples=8, deadline=None)
+def test_examples_of_a_unit_add_up_before_the_norm(name: str, sizes: list[int], seed: int) -> None:
+    torch.manual_seed(seed)
+    model = MODELS[name]()
+    inputs = torch.randn(sum(sizes), 4)
+    total = torch.zeros(len(sizes), dtype=torch.float64)
+    for gradients in per_example(model, inputs).values():
+        joined = torch.stack([part.sum(dim=0) for part in gradients.double().split(sizes)])
+        total += joined.flatten(1).square().sum(dim=1)
+    with Capture(trained_layers(model)) as capture:
+        model(inputs).square().sum().backward()
+    found = capture.sq_norms(Units(torch.tensor(sizes)))
+    torch.testing.assert_close(found.double(), total, rtol=2e-3, atol=1e-4)
+
+
+def test_a_unit_without_examples_is_refused() -> None:
+    with pytest.raises(InputError, match="at least one example, found a size of 0"):
+        Units(torch.tensor([2, 0]))
+
+
+@given(
+    size=st.integers(1, 9),
+    positions=st.integers(1, 14),
+    num_out=st.integers(1, 12),
+    seed=st.integers(0, 10_000),
+    scale=st.sampled_from([1e-3, 1.0, 30.0]),
+)
+@settings(max_examples=40, deadline=None)
+def test_positions_of_any_shape(size: int, positions: int, num_out: int, seed: int, scale: float) -> None:
+    torch.manual_seed(seed)
+    check(Spread(positions, 4, num_out), torch.randn(size, 4) * scale)
+
+
+def test_chunks_of_direct_gradients_join(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(norm_rules, "_CHUNK_BYTES", 4 * 4 * 3 * 2)
+    torch.manual_seed(0)
+    check(Spread(12, 4, 3), torch.randn(7, 4))
+
+
+Terms = Callable[[Tensor, Tensor], Tensor]
+NORM = nn.LayerNorm(16)
+
+
+def products(inputs: Tensor, grads: Tensor) -> Tensor:
+    """What each position adds to the weight of a linear layer, [B, P, out, in]."""
+    return grads.unsqueeze(3) * inputs.unsqueeze(2)
+
+
+def normalised(inputs: Tensor, grads: Tensor) -> Tensor:
+    return grads * torch.nn.functional.layer_norm(inputs.float(), (16,)).to(grads)
+
+
+def of_gram(inputs: Tensor, grads: Tensor) -> Tensor:
+    """Squared norms by plain Gram matrices."""
+    return torch.bmm(inputs, inputs.transpose(1, 2)).mul(torch.bmm(grads, grads.transpose(1, 2))).sum(dim=(1, 2))
+
+
+def of_bmm(inputs: Tensor, grads: Tensor) -> Tensor:
+    return torch.bmm(grads.transpose(1, 2), inputs).flatten(1).norm(dim=1).square()
+
+
+def of_sums(terms: Terms) -> Terms:
+    return lambda inputs, grads: terms(inputs, grads).sum(dim=1).flatten(1).norm(dim=1).square()
+
+
+def of_rule(layer: nn.Module, name: str) -> Terms:
+    return lambda inputs, grads: norm_rules._rules[type(layer)].sq_norms(layer, [name], inputs, grads)
+
+
+CANCELLING: dict[str, tuple[Terms, Terms, Terms]] = {
+    # What is measured; how it would be without a bound on rounding; the terms that add up over positions.
+    "linear, Gram": (norm_rules._gram_sq_norms, of_gram, products),
+    "linear, direct": (norm_rules._direct_sq_norms, of_bmm, products),
+    "linear, as chosen": (of_rule(nn.Linear(16, 16), "weight"), of_bmm, products),
+    "linear bias": (of_rule(nn.Linear(16, 16), "bias"), of_sums(lambda _, grads: grads), lambda _, grads: grads),
+    "layer norm weight": (of_rule(NORM, "weight"), of_sums(normalised), normalised),
+    "layer norm bias": (of_rule(NORM, "bias"), of_sums(lambda _, grads: grads), lambda _, grads: grads),
+}
+
+
+@pytest.mark.parametrize("positions", [2, 9, 64])
+@pytest.mark.parametrize("name", CANCELLING)
+def test_cancelling_positions_never_pass_the_norm_bound(name: str, positions: int) -> None:
+    """Terms that cancel to a small part of themselves: a norm may come out too large, never too small."""
+    sq_norms, unguarded, terms = CANCELLING[name]
+    torch.manual_seed(0)
+    inputs = torch.randn(200, 1, 16) * 1e3 + torch.randn(200, positions, 16) * 1e-3
+    factors = torch.randn(200, positions, 1)
+    grads = torch.randn(200, 1, 16) * (factors - factors.mean(dim=1, keepdim=True))
+    true = terms(inputs.double(), grads.double()).sum(dim=1).flatten(1).norm(dim=1)
+
+    def largest(found: Tensor) -> float:
+        return float((clip_coefficients(found, max_grad_norm=1e-9).double() * true).max())
+
+    assert largest(sq_norms(inputs, grads)) <= 1e-9
+    assert positions == 2 or largest(unguarded(inputs, grads).clamp(min=0)) > 1e-9  # the control
+
+
+@pytest.mark.parametrize("layer", [nn.Linear(16, 16), nn.LayerNorm(16)])
+@pytest.mark.parametrize("positions", [1, 2, 40])
+def test_a_bound_on_rounding_costs_next_to_nothing(layer: nn.Module, positions: int) -> None:
+    """Where nothing cancels norms are what they are: a bound that is too large would shrink every contribution."""
+    torch.manual_seed(0)
+    inputs, grads = torch.randn(100, positions, 16), torch.randn(100, positions, 16)
+    for name, terms in (("weight", products if isinstance(layer, nn.Linear) else normalised), ("bias", None)):
+        each = grads if terms is None else terms(inputs, grads)
+        true = each.double().sum(dim=1).flatten(1).square().sum(dim=1)
+        torch.testing.assert_close(of_rule(layer, name)(inputs, grads).double(), true, rtol=1e-3, atol=0.0)
+
+
+def test_no_weight_gradient_is_formed_in_the_backward_pass() -> None:
+    model = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 1))
+    for parameter in model.parameters():
+        parameter.grad = torch.zeros_like(parameter)
+    with Capture(trained_layers(model)):
+        assert not any(p.requires_grad for p in model.parameters())
+        model(torch.randn(5, 4)).sum().backward()
+    assert all(bool((p.grad == 0).all()) for p in model.parameters() if p.grad is not None)
+    assert all(p.requires_grad for p in model.parameters())
+
+
+def test_the_model_is_whole_again_after_an_error() -> None:
+    model = nn.Sequential(nn.Linear(4, 1))
+    with pytest.raises(RuntimeError), Capture(trained_layers(model)):
+        model(torch.randn(5, 3))
+    assert all(p.requires_grad for p in model.parameters())
+    assert not model[0]._forward_hooks
+
+
+def test_frozen_parameters_are_constants() -> None:
+    model = nn.Sequential(nn.Linear(4, 3), nn.Linear(3, 1))
+    model[0].weight.requires_grad_(False)
+    assert [names for _, names in trained_layers(model).values()] == [("bias",), ("weight", "bias")]
+    sq_norms, _ = captured(model, torch.randn(5, 4), torch.ones(5))
+    assert not model[0].weight.requires_grad
+    assert (sq_norms > 0).all()
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: nn.Sequential(nn.Linear(4, 4), nn.BatchNorm1d(4)), r"'1' \(BatchNorm1d\).*couples examples"),
+        (lambda: nn.Sequential(nn.BatchNorm1d(4, affine=False)), "couples examples"),
+        (lambda: nn.Sequential(nn.Conv1d(4, 4, 1)), r"'0' \(Conv1d\) has parameters.*LayerNorm, Linear"),
+        (lambda: nn.GRU(4, 4), "GRU"),
+        (nn.PReLU, "the model itself"),
+    ],
+)
+def test_unsupported_layers_are_refused_by_name(make: Callable[[], nn.Module], message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        trained_layers(make())
+
+
+def test_a_parameter_of_two_layers_is_refused() -> None:
+    model = nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 4))
+    model[1].weight = model[0].weight
+    with pytest.raises(InputError, match=r"'1' \(Linear\) shares 'weight' with 0.weight"):
+        trained_layers(model)
+
+
+def test_subclasses_need_their_own_rule() -> None:
+    class Doubled(nn.Linear):
+        def forward(self, inputs: Tensor) -> Tensor:
+            return 2 * super().forward(inputs)
+
+    with pytest.raises(InputError, match="Doubled"):
+        trained_layers(Doubled(4, 4))
+
+
+def test_layers_must_be_batch_first() -> None:
+    class Transposed(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.layer = nn.Linear(5, 1)
+
+        def forward(self, inputs: Tensor) -> Tensor:
+            return self.layer(inputs.t())
+
+    with pytest.raises(InputError, match="batch-first"):
+        captured(Transposed(), torch.randn(5, 4), torch.ones(5))
+
+
+def test_an_input_modified_after_the_layer_read_it_is_refused() -> None:
+    class Overwrites(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.layer = nn.Linear(4, 4)
+
+        def forward(self, inputs: Tensor) -> Tensor:
+            hidden = inputs * 1.0
+            result = self.layer(hidden)
+            hidden.mul_(2.0)
+            return result
+
+    with pytest.raises(InputError, match="modified in place"):
+        captured(Overwrites(), torch.randn(5, 4), torch.ones(5))
+
+
+class Scale(nn.Module):
+    """A layer of a user's own: one factor a column."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.factor = nn.Parameter(torch.linspace(1, 2, width))
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        return inputs * self.factor
+
+
+class ScaleRule(NormRule):
+    def sq_norms(self, layer: nn.Module, names: Any, inputs: Tensor, grads: Tensor) -> Tensor:
+        return (inputs * grads).sum(dim=1).square().sum(dim=1)
+
+    def add_weighted(self, layer: nn.Module, inputs: Tensor, grads: Tensor, scale: Tensor, into: Any) -> None:
+        into["factor"].add_(((inputs * grads).sum(dim=1) * scale.unsqueeze(1)).sum(dim=0))
+
+
+def test_a_registered_rule_makes_a_layer_private(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(norm_rules, "_rules", dict(norm_rules._rules))
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(4, 3), Scale(3), nn.Linear(3, 2))
+    with pytest.raises(InputError, match="Scale"):
+        trained_layers(model)
+    register_rule(Scale, ScaleRule())
+    check(model, torch.randn(6, 4))
+
+
+def test_coefficients_clip_and_never_let_a_norm_pass() -> None:
+    sq_norms = torch.tensor([0.0, 0.25, 4.0, 1e30, float("inf"), float("nan")])
+    coefficients = clip_coefficients(sq_norms, max_grad_norm=1.0)
+    torch.testing.assert_close(coefficients[:4], torch.tensor([1.0, 1.0, 0.5, 1e-15]), rtol=1e-4, atol=0.0)
+    assert coefficients[4:].tolist() == [0.0, 0.0]
+    assert clip_coefficients(torch.tensor([1e30]), max_grad_norm=float("inf")).tolist() == [1.0]
+    norms = torch.rand(10_000, generator=torch.Generator().manual_seed(0)) * 10
+    clipped = clip_coefficients(norms.square(), max_grad_norm=1.0).double() * norms.double()
+    assert clipped.max() <= 1.0
