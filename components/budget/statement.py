@@ -6,7 +6,7 @@ from typing import Literal
 
 from pydantic import Field
 
-from lazydp.components.budget.tuning import Tuning
+from lazydp.components.budget.accounting.tuning import Tuning
 from lazydp.components.shared.frozen_model import FrozenModel
 
 PrivacyUnit = Literal["example", "user"]
