@@ -12,16 +12,16 @@ from fastapi import FastAPI
 from fastapi.exceptions import RequestValidationError
 from starlette.exceptions import HTTPException
 
-from lazydp.service import health, models, openapi, page, privacy, recommendations
-from lazydp.service.auth import Doorkeeper
-from lazydp.service.budget import BudgetSource
-from lazydp.service.context import Context
-from lazydp.service.gateway import Gateway, Receive, Scope, Send
-from lazydp.service.metrics import Metrics
-from lazydp.service.problems import Problem, on_fault, on_http_exception, on_problem, on_validation_error
-from lazydp.service.registry import Registry
+from lazydp.service.http.auth import Doorkeeper
+from lazydp.service.http.gateway import Gateway, Receive, Scope, Send
+from lazydp.service.http.metrics import Metrics
+from lazydp.service.http.problems import Problem, on_fault, on_http_exception, on_problem, on_validation_error
+from lazydp.service.http.tracing import Tracing
+from lazydp.service.routes import health, models, openapi, page, privacy, recommendations
+from lazydp.service.routes.deps import Context
+from lazydp.service.serving.budget import BudgetSource
+from lazydp.service.serving.registry import Registry
 from lazydp.service.settings import Settings
-from lazydp.service.tracing import Tracing
 
 
 class Service(FastAPI):

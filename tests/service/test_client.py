@@ -10,7 +10,7 @@ import pytest
 from lazydp.components.shared.errors import UnavailableError
 from lazydp.service import schemas
 from lazydp.service.client import Client, RequestRefusedError
-from lazydp.service.openapi import document
+from lazydp.service.routes.openapi import document
 
 DOCUMENT = document()
 METHODS = [
