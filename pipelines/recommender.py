@@ -13,10 +13,10 @@ from typing import Any, NamedTuple
 from kfp import dsl
 from kfp.dsl import Artifact, Metrics, Model
 
-from lazydp.components.budget.component import budget_gate
 from lazydp.components.evaluate.component import evaluate
 from lazydp.components.export.component import export, export_without_privacy
 from lazydp.components.finish.component import finish
+from lazydp.components.gate.component import budget_gate
 from lazydp.components.ingest.component import ingest
 from lazydp.components.train.component import train
 from lazydp.pipelines.cluster import Cluster

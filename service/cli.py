@@ -71,7 +71,7 @@ def command(config: Path | None, make_key: str | None, **options: Any) -> None:
 
 
 def _print_key(name_and_scopes: str) -> None:
-    from lazydp.service.auth import make_key
+    from lazydp.service.http.auth import make_key
     from lazydp.service.settings import ApiKey
 
     name, _, scopes = name_and_scopes.partition(":")

@@ -12,7 +12,7 @@ from pydantic import BaseModel
 
 from lazydp.components.shared.errors import LazyDPError, UnavailableError
 from lazydp.service import schemas
-from lazydp.service.problems import ProblemDocument
+from lazydp.service.http.problems import ProblemDocument
 
 Answer = TypeVar("Answer", bound=BaseModel)
 

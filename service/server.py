@@ -16,9 +16,9 @@ from fastapi import FastAPI
 from lazydp.components.shared.errors import InputError, UnavailableError
 from lazydp.components.shared.files import write_bytes
 from lazydp.service.app import create_app
-from lazydp.service.connection import connections
-from lazydp.service.context import Context
-from lazydp.service.logs import configure
+from lazydp.service.http.connection import connections
+from lazydp.service.http.logs import configure
+from lazydp.service.routes.deps import Context
 from lazydp.service.settings import Settings
 
 _BACKLOG = 2048

@@ -94,7 +94,7 @@ def test_every_command_has_an_example() -> None:
 
 
 def rest_paths() -> set[str]:
-    from lazydp.service.openapi import document
+    from lazydp.service.app import document
 
     return set(document()["paths"])
 
@@ -140,6 +140,6 @@ def test_architecture_names_what_exists() -> None:
     assert missing_names((ROOT / "ARCHITECTURE.md").read_text()) == []
 
 
-@pytest.mark.parametrize("name", ["kernels/ops.py:tensor", "service/auth.py:Nobody.check", "setup.py:no"])
+@pytest.mark.parametrize("name", ["kernels/ops.py:tensor", "service/http/auth.py:Nobody.check", "setup.py:no"])
 def test_a_name_that_is_not_defined_is_seen(name: str) -> None:
     assert missing_names(f"see `{name}`") == [name]

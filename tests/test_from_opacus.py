@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from lazydp.components.train.mechanism.clipping import supported_layers
+from lazydp.components.train.mechanism.norm_rules import supported_layers
 
 GUIDE = Path(__file__).resolve().parent.parent / "docs" / "from-opacus.md"
 

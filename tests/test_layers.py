@@ -50,11 +50,7 @@ def violations(path: Path, layer: str, names: list[str]) -> list[str]:
         top = name.split(".")[0]
         if top == "lazydp":
             component = layer == "pipelines" and name.startswith("lazydp.components.") and name.endswith(".component")
-            # The service's bench measures the service with the harness that all benches share.
-            harness = path.name in {"bench.py", "bench_cli.py", "bench_index.py"} and name.startswith(
-                "lazydp.components.bench"
-            )
-            if not component and not harness and not name.startswith(ALLOWED[layer]):
+            if not component and not name.startswith(ALLOWED[layer]):
                 bad.append(f"{layer} must not import {name}")
         elif top == "kfp" and layer != "pipelines" and path.name != "component.py":
             bad.append("kfp is imported in component.py and pipelines/ only")

@@ -15,7 +15,7 @@ from lazydp.components.audit.guesses import Coins, Floats, Outcome, Statistic, j
 from lazydp.components.audit.plot import draw
 from lazydp.components.audit.promise import promised_separation, promised_std
 from lazydp.components.audit.report import AuditReport, NoiseCheck, RuleResult
-from lazydp.components.budget.accounting import epsilon
+from lazydp.components.budget.accounting.epsilon import epsilon
 from lazydp.components.ingest.dataset import EncodedDataset
 from lazydp.components.models.build import build_model
 from lazydp.components.models.recommender import initial_tables
@@ -26,7 +26,7 @@ from lazydp.components.shared.version import code_version
 from lazydp.components.train.config import GroupNorms, TrainConfig
 from lazydp.components.train.data.loader import Prefetcher
 from lazydp.components.train.run.batches import batch_maker
-from lazydp.components.train.run.checkpoint import RunIdentity
+from lazydp.components.train.run.identity import RunIdentity
 from lazydp.components.train.run.spending import check_event
 from lazydp.components.train.run.train import contribution_bound, embedding_optimizer, engine_for
 from lazydp.kernels.noise_key import NoiseKey

@@ -1,7 +1,7 @@
 """The embedding part of a step by itself: reading the rows of a batch, and moving them by a gradient given.
 
 What plain PyTorch does in `nn.EmbeddingBag(sparse=True)` forward, backward and SGD, ours does in grouping, gather and
-scatter; `lazydp` adds the norms that clipping needs and the noise that the rows owe. No dense layer hides a difference.
+scatter; `lazydp` adds the norms that clipping needs and the rows' pending noise. No dense layer hides a difference.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from lazydp.components.models.layout import FeatureLayout
 from lazydp.components.train.data.examples import Examples
 from lazydp.components.train.device.placement import CPU
 from lazydp.components.train.engine.transfers import send_lookups
-from lazydp.components.train.mechanism.clipping import clip_coefficients
+from lazydp.components.train.mechanism.clip import clip_coefficients
 from lazydp.components.train.mechanism.contributions import sq_norms_of_tables
 from lazydp.components.train.mechanism.units import Units
 from lazydp.components.train.tables import schedules

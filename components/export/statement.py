@@ -7,8 +7,8 @@ from __future__ import annotations
 
 import math
 
-from lazydp.components.budget.accounting import accountant_version, epsilon, epsilon_over_steps
-from lazydp.components.budget.events import without_amplification
+from lazydp.components.budget.accounting.epsilon import accountant_version, epsilon, epsilon_over_steps
+from lazydp.components.budget.accounting.events import without_amplification
 from lazydp.components.budget.statement import (
     CHOICE_OF_SETTINGS,
     COUNTS_FLOATING_POINT,
@@ -24,7 +24,7 @@ from lazydp.components.budget.statement import (
 from lazydp.components.features.spec import FeatureSpec
 from lazydp.components.train.config import TrainConfig
 from lazydp.components.train.data.sampler import poisson_dp_event, sampler_name
-from lazydp.components.train.run.checkpoint import RunIdentity
+from lazydp.components.train.run.identity import RunIdentity
 from lazydp.components.train.run.popularity import sensitivity
 
 # Stated by runs without privacy, where no epsilon goes with it.

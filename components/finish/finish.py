@@ -7,10 +7,10 @@ import shutil
 from pathlib import Path
 from typing import Literal
 
-from lazydp.components.budget.ledger import Ledger, operator
-from lazydp.components.budget.state import Run
+from lazydp.components.budget.ledger.ledger import Ledger, operator
+from lazydp.components.budget.ledger.state import Run
 from lazydp.components.shared.errors import InputError
-from lazydp.components.train.run.checkpoint import RunFolder
+from lazydp.components.train.run.folder import RunFolder
 
 OnFailure = Literal["keep", "void"]
 _log = logging.getLogger("lazydp.finish")

@@ -7,7 +7,7 @@
         trainer.step(lambda: criterion(model(batch.x), batch.y))      # one loss an example, [B]
     trainer.flush()                                         # before the model is evaluated, saved or released
 
-Embedding layers become `LazyRows`; every other layer with parameters needs a rule for per-example norms (`clipping`).
+Embedding layers become `LazyRows`; every other layer with parameters needs a rule for per-example norms (`norm_rules`).
 """
 
 from __future__ import annotations
@@ -27,9 +27,10 @@ from lazydp.components.train.device.allocator import keep_freed_memory
 from lazydp.components.train.device.placement import CPU, Placement, moved
 from lazydp.components.train.engine.dense import DenseLayers, DenseOptimizer
 from lazydp.components.train.engine.report import StepReport
-from lazydp.components.train.mechanism.clipping import Capture, Layers, trained_layers
+from lazydp.components.train.mechanism.capture import Capture
 from lazydp.components.train.mechanism.contributions import Contributions, units_of
 from lazydp.components.train.mechanism.coupling import CouplingCheck, Disturbance
+from lazydp.components.train.mechanism.layers import Layers, trained_layers
 from lazydp.components.train.mechanism.parameters import GroupNorms, PrivacyParameters
 from lazydp.components.train.mechanism.step_guard import StepGuard
 from lazydp.components.train.tables import schedules
@@ -37,7 +38,7 @@ from lazydp.components.train.tables.embedding_tables import EmbeddingTables, Mod
 from lazydp.components.train.tables.lazy_embedding import LazyRows, replace_embeddings
 from lazydp.components.train.tables.lookups import Lookups, join, join_lookups
 from lazydp.components.train.tables.skip_ahead import EmbeddingSgd
-from lazydp.kernels.arguments import Law
+from lazydp.kernels.arguments import Distribution
 from lazydp.kernels.noise_key import NoiseKey
 
 # What a program that calls make_private needs besides, from one place (docs/from-opacus.md).
@@ -68,7 +69,7 @@ def make_private(
     key: NoiseKey,
     steps: int | None = None,
     mode: Mode = "lazydp",
-    noise: Law = "gaussian",
+    noise: Distribution = "gaussian",
 ) -> PrivateTrainer:
     """Prepare `model` for private training, in place.
 

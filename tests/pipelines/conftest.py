@@ -9,9 +9,9 @@ import pyarrow.parquet as pq
 import pytest
 import yaml
 from click.testing import CliRunner
-from kfp_backend import Backend, BackendRun, PodHost
 
 from lazydp.pipelines.cli import cli
+from support.kfp_backend import Backend, BackendRun, PodHost
 
 # What pods import; the server of pods has it ready.
 _PRELOAD = (
@@ -20,7 +20,7 @@ _PRELOAD = (
     "lazydp.components.evaluate.evaluate",
     "lazydp.components.finish.finish",
     "lazydp.components.budget.gate",
-    "lazydp.components.budget.storage",
+    "lazydp.components.budget.storage.sql",
     "sqlalchemy.dialects.sqlite",
     "pyarrow.dataset",
     "pyarrow.pandas_compat",

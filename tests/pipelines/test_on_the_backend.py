@@ -5,10 +5,10 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from kfp_backend import BackendRun
 
-from lazydp.components.budget.ledger import Ledger
+from lazydp.components.budget.ledger.ledger import Ledger
 from lazydp.components.bundle.reader import Bundle
+from support.kfp_backend import BackendRun
 
 TASKS = {"ingest", "budget-gate", "train", "export", "evaluate", "finish"}
 

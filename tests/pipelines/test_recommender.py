@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner, Result
 
-from lazydp.components.budget.accounting import epsilon
-from lazydp.components.budget.events import composed, counts_event, dpsgd_event
+from lazydp.components.budget.accounting.epsilon import epsilon
+from lazydp.components.budget.accounting.events import composed, counts_event, dpsgd_event
 from lazydp.pipelines.cli import cli, main
 
 CONFIG = """

@@ -37,14 +37,15 @@ from lazydp.components.train.engine.dense import DenseLayers, DenseOptimizer
 from lazydp.components.train.engine.report import StepReport
 from lazydp.components.train.engine.timer import Phase, StepTimer
 from lazydp.components.train.engine.transfers import home, leaves, send_examples, send_lookups
-from lazydp.components.train.mechanism.clipping import Capture, trained_layers
+from lazydp.components.train.mechanism.capture import Capture
 from lazydp.components.train.mechanism.contributions import Contributions, objective, units_of
+from lazydp.components.train.mechanism.layers import trained_layers
 from lazydp.components.train.mechanism.parameters import PrivacyParameters
 from lazydp.components.train.mechanism.step_guard import StepGuard
 from lazydp.components.train.tables.embedding_tables import EmbeddingTables, Mode, TableGradient
 from lazydp.components.train.tables.lookups import Lookups, lookups_of, model_inputs
 from lazydp.components.train.tables.skip_ahead import EmbeddingSgd
-from lazydp.kernels.arguments import Law
+from lazydp.kernels.arguments import Distribution
 from lazydp.kernels.noise_key import NoiseKey
 
 
@@ -79,7 +80,7 @@ class Engine:
         dense: DenseOptimizer,
         key: NoiseKey | None,
         tables: Mapping[str, Tensor] | None = None,
-        noise: Law = "gaussian",
+        noise: Distribution = "gaussian",
         timer: StepTimer | None = None,
         placement: Placement = HOST,
     ) -> None:

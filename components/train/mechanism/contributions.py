@@ -1,7 +1,7 @@
 """What each privacy unit of a micro-batch adds to the sums: norms, clipping, and the weighted products that add it.
 
 A unit's gradient is that of its example, or of a user the sum (or mean) of those of its examples. Norms come from what
-the one backward pass left, exactly: of the dense layers by `clipping`, of the tables after equal rows have met, over
+the one backward pass left, exactly: of the dense layers by `norm_rules`, of the tables after equal rows have met, over
 all features that share a table and all examples of the unit.
 """
 
@@ -15,7 +15,8 @@ from torch import Tensor
 
 from lazydp.components.shared.errors import InputError
 from lazydp.components.train.device.placement import CPU, moved
-from lazydp.components.train.mechanism.clipping import Capture, clip_coefficients, without
+from lazydp.components.train.mechanism.capture import Capture, without
+from lazydp.components.train.mechanism.clip import clip_coefficients
 from lazydp.components.train.mechanism.parameters import GROUPS, Group, GroupNorms, PrivacyParameters
 from lazydp.components.train.mechanism.units import Run, Units
 from lazydp.components.train.tables.embedding_tables import TableGradient

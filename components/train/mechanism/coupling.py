@@ -28,7 +28,7 @@ import torch
 from torch import Tensor
 
 from lazydp.components.shared.errors import InputError
-from lazydp.components.train.mechanism.clipping import Capture
+from lazydp.components.train.mechanism.capture import Capture
 from lazydp.components.train.mechanism.units import Units
 
 STEPS_LOOKED_AT = 3

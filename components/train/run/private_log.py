@@ -6,10 +6,10 @@ import logging
 import math
 from collections.abc import Callable
 
-from lazydp.components.budget.accounting import epsilon
+from lazydp.components.budget.accounting.epsilon import epsilon
 from lazydp.components.train.engine.report import GroupReport, StepReport
 from lazydp.components.train.mechanism.parameters import GROUPS, Group
-from lazydp.components.train.run.checkpoint import RunIdentity
+from lazydp.components.train.run.identity import RunIdentity
 
 _log = logging.getLogger("lazydp.train")
 

@@ -10,13 +10,13 @@ import json
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-from lazydp.components.budget.events import event_to_json
-from lazydp.components.budget.identifiers import register
-from lazydp.components.budget.ledger import Ledger
+from lazydp.components.budget.accounting.events import event_to_json
+from lazydp.components.budget.ledger.identifiers import register
+from lazydp.components.budget.ledger.ledger import Ledger
 from lazydp.components.budget.statement import SpentElsewhere
 from lazydp.components.shared.errors import PrivacyError
 from lazydp.components.train.data.sampler import PoissonSampler
-from lazydp.components.train.run.checkpoint import RunIdentity
+from lazydp.components.train.run.identity import RunIdentity
 
 
 def check_event(sampler: PoissonSampler, identity: RunIdentity, *, max_examples_per_user: int | None) -> None:

@@ -13,8 +13,8 @@ from typing import Any, Protocol
 
 from torch import Tensor
 
-from lazydp.components.budget.events import event_to_json
-from lazydp.components.budget.tuning import Tuning
+from lazydp.components.budget.accounting.events import event_to_json
+from lazydp.components.budget.accounting.tuning import Tuning
 from lazydp.components.features.spec import FeatureSpec
 from lazydp.components.ingest.dataset import EncodedDataset
 from lazydp.components.models.build import build_model
@@ -27,8 +27,11 @@ from lazydp.components.train.data.loader import Prefetcher
 from lazydp.components.train.device.placement import HOST, Placement
 from lazydp.components.train.engine.dense import DenseOptimizer
 from lazydp.components.train.engine.step import Engine
+from lazydp.components.train.run.background import BackgroundWriter
 from lazydp.components.train.run.batches import BatchMaker, batch_maker
-from lazydp.components.train.run.checkpoint import BackgroundWriter, Checkpoint, RunFolder, RunIdentity
+from lazydp.components.train.run.checkpoint import Checkpoint
+from lazydp.components.train.run.folder import RunFolder
+from lazydp.components.train.run.identity import RunIdentity
 from lazydp.components.train.run.private_log import PrivateLog
 from lazydp.components.train.run.spending import check_event, reserve
 from lazydp.components.train.tables.skip_ahead import EmbeddingSgd

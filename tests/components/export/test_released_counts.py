@@ -12,10 +12,10 @@ from dp_accounting import dp_event
 from dp_accounting.pld import privacy_loss_distribution as pld
 from dp_accounting.rdp import RdpAccountant
 
-from lazydp.components.budget.accounting import epsilon
-from lazydp.components.budget.events import composed, event_to_json, user_level_event
-from lazydp.components.budget.ledger import Ledger
-from lazydp.components.budget.verify import verify
+from lazydp.components.budget.accounting.epsilon import epsilon
+from lazydp.components.budget.accounting.events import composed, event_to_json, user_level_event
+from lazydp.components.budget.ledger.ledger import Ledger
+from lazydp.components.budget.ledger.verify import verify
 from lazydp.components.bundle import untrained
 from lazydp.components.bundle.reader import Bundle
 from lazydp.components.bundle.writer import write_bundle
@@ -27,7 +27,8 @@ from lazydp.components.export.statement import statement_of
 from lazydp.components.ingest.dataset import EncodedDataset
 from lazydp.components.shared.errors import BudgetExceededError, FormatError, NonFiniteError, PrivacyError
 from lazydp.components.train.data.sampler import PoissonSampler
-from lazydp.components.train.run.checkpoint import RunFolder, RunIdentity
+from lazydp.components.train.run.folder import RunFolder
+from lazydp.components.train.run.identity import RunIdentity
 from lazydp.components.train.run.spending import check_event
 from lazydp.components.train.run.train import train
 from lazydp.components.tune.tune import Sweep, tune

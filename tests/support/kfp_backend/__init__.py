@@ -17,7 +17,7 @@ Beyond the backend's own rules it enforces two of a cautious cluster: a resource
 and limits) and no network but loopback.
 """
 
-from kfp_backend.backend import Backend, BackendRun, TaskRun
-from kfp_backend.pods import PodHost
+from support.kfp_backend.backend import Backend, BackendRun, TaskRun
+from support.kfp_backend.pods import PodHost
 
 __all__ = ["Backend", "BackendRun", "PodHost", "TaskRun"]

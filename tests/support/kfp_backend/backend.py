@@ -16,9 +16,9 @@ from google.protobuf import json_format
 from kfp.kubernetes import kubernetes_executor_config_pb2
 from kfp.pipeline_spec import pipeline_spec_pb2
 
-from kfp_backend.cache import fingerprint
-from kfp_backend.pods import PodHost
-from kfp_backend.resolve import DriverError, Job, after_argo, checked, constant, protojson, replaced
+from support.kfp_backend.cache import fingerprint
+from support.kfp_backend.pods import PodHost
+from support.kfp_backend.resolve import DriverError, Job, after_argo, checked, constant, protojson, replaced
 
 _ROOT = "minio://mlpipeline/v2/artifacts"
 WORKSPACE = "{{$.workspace_path}}"

@@ -11,14 +11,11 @@ from torch import Tensor, nn
 from torch.func import functional_call, grad, vmap
 
 from lazydp.components.shared.errors import InputError
-from lazydp.components.train.mechanism import clipping
-from lazydp.components.train.mechanism.clipping import (
-    Capture,
-    NormRule,
-    clip_coefficients,
-    register_rule,
-    trained_layers,
-)
+from lazydp.components.train.mechanism import norm_rules
+from lazydp.components.train.mechanism.capture import Capture
+from lazydp.components.train.mechanism.clip import clip_coefficients
+from lazydp.components.train.mechanism.layers import trained_layers
+from lazydp.components.train.mechanism.norm_rules import NormRule, register_rule
 from lazydp.components.train.mechanism.units import Units
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -142,7 +139,7 @@ def test_positions_of_any_shape(size: int, positions: int, num_out: int, seed: i
 
 
 def test_chunks_of_direct_gradients_join(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(clipping, "_CHUNK_BYTES", 4 * 4 * 3 * 2)
+    monkeypatch.setattr(norm_rules, "_CHUNK_BYTES", 4 * 4 * 3 * 2)
     torch.manual_seed(0)
     check(Spread(12, 4, 3), torch.randn(7, 4))
 
@@ -174,13 +171,13 @@ def of_sums(terms: Terms) -> Terms:
 
 
 def of_rule(layer: nn.Module, name: str) -> Terms:
-    return lambda inputs, grads: clipping._rules[type(layer)].sq_norms(layer, [name], inputs, grads)
+    return lambda inputs, grads: norm_rules._rules[type(layer)].sq_norms(layer, [name], inputs, grads)
 
 
 CANCELLING: dict[str, tuple[Terms, Terms, Terms]] = {
     # What is measured; how it would be without a bound on rounding; the terms that add up over positions.
-    "linear, Gram": (clipping._gram_sq_norms, of_gram, products),
-    "linear, direct": (clipping._direct_sq_norms, of_bmm, products),
+    "linear, Gram": (norm_rules._gram_sq_norms, of_gram, products),
+    "linear, direct": (norm_rules._direct_sq_norms, of_bmm, products),
     "linear, as chosen": (of_rule(nn.Linear(16, 16), "weight"), of_bmm, products),
     "linear bias": (of_rule(nn.Linear(16, 16), "bias"), of_sums(lambda _, grads: grads), lambda _, grads: grads),
     "layer norm weight": (of_rule(NORM, "weight"), of_sums(normalised), normalised),
@@ -326,7 +323,7 @@ class ScaleRule(NormRule):
 
 
 def test_a_registered_rule_makes_a_layer_private(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(clipping, "_rules", dict(clipping._rules))
+    monkeypatch.setattr(norm_rules, "_rules", dict(norm_rules._rules))
     torch.manual_seed(0)
     model = nn.Sequential(nn.Linear(4, 3), Scale(3), nn.Linear(3, 2))
     with pytest.raises(InputError, match="Scale"):

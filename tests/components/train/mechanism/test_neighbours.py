@@ -22,7 +22,7 @@ import torch
 from safetensors import safe_open
 from torch import Tensor
 
-from lazydp.components.budget.ledger import Ledger
+from lazydp.components.budget.ledger.ledger import Ledger
 from lazydp.components.bundle.reader import Bundle
 from lazydp.components.export.export import export
 from lazydp.components.ingest.dataset import EncodedDataset
@@ -33,7 +33,8 @@ from lazydp.components.train.engine.step import Engine
 from lazydp.components.train.mechanism import contributions
 from lazydp.components.train.mechanism.parameters import GROUPS
 from lazydp.components.train.run.batches import batch_maker
-from lazydp.components.train.run.checkpoint import RunFolder, RunIdentity
+from lazydp.components.train.run.folder import RunFolder
+from lazydp.components.train.run.identity import RunIdentity
 from lazydp.components.train.run.popularity import noised_counts, sensitivity
 from lazydp.components.train.run.train import build_engine, train
 from lazydp.kernels.noise_key import NoiseKey

@@ -10,7 +10,10 @@ import torch
 
 from lazydp.components.shared.errors import InputError, IntegrityError
 from lazydp.components.train.config import TrainConfig
-from lazydp.components.train.run.checkpoint import BackgroundWriter, Checkpoint, RunFolder, RunIdentity
+from lazydp.components.train.run.background import BackgroundWriter
+from lazydp.components.train.run.checkpoint import Checkpoint
+from lazydp.components.train.run.folder import RunFolder
+from lazydp.components.train.run.identity import RunIdentity
 from lazydp.kernels.noise_key import NoiseKey
 
 CONFIG: dict[str, Any] = {

@@ -11,7 +11,7 @@ import pytest
 
 from lazydp.components.train.engine.report import GroupReport, StepReport
 from lazydp.components.train.mechanism.parameters import Group
-from lazydp.components.train.run.checkpoint import RunIdentity
+from lazydp.components.train.run.identity import RunIdentity
 from lazydp.components.train.run.private_log import PrivateLog
 
 SIGMA = 4.0

@@ -13,7 +13,7 @@ from lazydp.components.export.export import export
 from lazydp.components.export.publish import Snapshots
 from lazydp.components.shared.errors import InputError
 from lazydp.components.train.engine.step import Engine
-from lazydp.components.train.run.checkpoint import RunFolder
+from lazydp.components.train.run.folder import RunFolder
 from lazydp.components.train.run.train import train
 from lazydp.kernels.noise_key import NoiseKey
 

@@ -11,9 +11,9 @@ from typing import Any
 import pytest
 import torch
 
-from lazydp.components.budget.accounting import epsilon
-from lazydp.components.budget.events import dpsgd_event, event_from_json, without_amplification
-from lazydp.components.budget.ledger import Ledger
+from lazydp.components.budget.accounting.epsilon import epsilon
+from lazydp.components.budget.accounting.events import dpsgd_event, event_from_json, without_amplification
+from lazydp.components.budget.ledger.ledger import Ledger
 from lazydp.components.export.statement import statement_of
 from lazydp.components.ingest.dataset import EncodedDataset
 from lazydp.components.shared.errors import BudgetExceededError, InputError, IntegrityError, PrivacyError
@@ -21,7 +21,9 @@ from lazydp.components.train.data.sampler import PoissonSampler
 from lazydp.components.train.engine.step import Engine
 from lazydp.components.train.run import batches, checkpoint
 from lazydp.components.train.run.batches import batch_maker
-from lazydp.components.train.run.checkpoint import Checkpoint, RunFolder, RunIdentity
+from lazydp.components.train.run.checkpoint import Checkpoint
+from lazydp.components.train.run.folder import RunFolder
+from lazydp.components.train.run.identity import RunIdentity
 from lazydp.components.train.run.train import build_engine, train
 from lazydp.kernels.noise_key import NoiseKey
 

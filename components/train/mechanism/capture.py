@@ -1,0 +1,240 @@
+"""What the layers saw in one forward and backward pass, kept for norms and clipped sums.
+
+While a `Capture` is open, parameters are constants to autograd, so the backward pass forms no weight gradients; hooks
+keep, for each call of each layer, what went in (a) and the gradient of what came out (e). The layer's rule
+(`norm_rules`) turns the pair into the squared norm of each unit's gradient (an example's, or that of a user's examples
+together: `units`) and, once the clipping coefficients are known, into the sum of scaled gradients by one product.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from types import TracebackType
+from typing import Any, Self
+
+import torch
+from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
+
+from lazydp.components.shared.errors import InputError
+from lazydp.components.train.device.placement import CPU, moved, refuse_rounded_products
+from lazydp.components.train.mechanism.layers import Layers
+from lazydp.components.train.mechanism.norm_rules import rule_of
+from lazydp.components.train.mechanism.units import Units
+
+
+class _Tap(torch.autograd.Function):
+    """Passes a layer's output on as it is, and keeps its gradient on the way back.
+
+    A tensor hook would be lost where the output is a view that is then modified in place (a linear layer over
+    positions, then an in-place activation). The anchor makes the output of a layer that nothing trainable feeds part of
+    the graph, so that its gradient is computed at all.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, output: Tensor, anchor: Tensor, keep: Callable[[Tensor], None]) -> Tensor:
+        ctx.keep = keep
+        # The same memory, and to autograd no view of anything: in-place activations may follow.
+        storage = output.untyped_storage()
+        return output.new_empty(0).set_(storage, output.storage_offset(), output.shape, output.stride())
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, None, None]:
+        ctx.keep(grad)
+        return grad if ctx.needs_input_grad[0] else None, None, None
+
+
+class _Calls:
+    """What one layer saw in one forward and backward pass."""
+
+    def __init__(self, name: str, layer: nn.Module, names: tuple[str, ...]) -> None:
+        self.name = name
+        self.layer = layer
+        self.names = names
+        rule = rule_of(layer)
+        assert rule is not None, f"{name} passed trained_layers without a rule"
+        self.rule = rule
+        self._inputs: list[tuple[Tensor, int]] = []
+        self._grads: list[Tensor | None] = []
+
+    def keep(self, inputs: Tensor, output: Tensor, anchor: Tensor) -> Tensor:
+        """Keep one call; its output, to be passed on."""
+        call = len(self._inputs)
+        self._inputs.append((inputs.detach(), inputs._version))
+        self._grads.append(None)
+
+        def keep_grad(grad: Tensor) -> None:
+            self._grads[call] = grad
+
+        tapped: Tensor = _Tap.apply(output, anchor, keep_grad)  # type: ignore[no-untyped-call]
+        return tapped
+
+    def pair(self, size: int) -> tuple[Tensor, Tensor] | None:
+        """Inputs and output gradients of all calls, [B, P, ...]; None where no gradient came back."""
+        dims = self._feature_dims()
+        inputs, grads = [], []
+        for (some_inputs, version), grad in zip(self._inputs, self._grads, strict=True):
+            if grad is None:
+                continue
+            if some_inputs._version != version:
+                raise InputError(
+                    f"the input of layer {self.name!r} ({type(self.layer).__name__}) was modified in place after the "
+                    "layer had read it: per-example norms need it as it was"
+                )
+            self._refuse_other_size(some_inputs.shape[0], size)
+            inputs.append(_positions(some_inputs, dims))
+            grads.append(_positions(grad, dims))
+        if not inputs:
+            return None
+        if len(inputs) == 1:
+            return inputs[0], grads[0]
+        return torch.cat(inputs, dim=1), torch.cat(grads, dim=1)
+
+    def forget_gradients(self) -> None:
+        """Before another backward pass over the same calls."""
+        self._grads = [None] * len(self._grads)
+
+    def gradients(self, size: int) -> Iterator[Tensor]:
+        """The gradients that came back, [B, ...]."""
+        for grad in self._grads:
+            if grad is not None:
+                self._refuse_other_size(grad.shape[0], size)
+                yield grad
+
+    def _refuse_other_size(self, found: int, size: int) -> None:
+        if found != size:
+            raise InputError(
+                f"layer {self.name!r} ({type(self.layer).__name__}) saw a first dimension of {found} in a batch of "
+                f"{size} examples: layers must be batch-first"
+            )
+
+    def _feature_dims(self) -> int:
+        """Trailing dimensions that belong to one position."""
+        return len(self.layer.normalized_shape) if isinstance(self.layer, nn.LayerNorm) else 1
+
+
+def _positions(tensor: Tensor, feature_dims: int) -> Tensor:
+    """[B, P, features...] of a tensor with any number of position dimensions."""
+    position_dims = tensor.dim() - 1 - feature_dims
+    if position_dims == 0:
+        return tensor.unsqueeze(1)
+    return tensor if position_dims == 1 else tensor.flatten(1, position_dims)
+
+
+def _not_zero(grad: Tensor) -> Tensor:
+    """Examples that a gradient [B, ...] is not zero for. NaN says nothing: zero times an infinite slope is NaN too."""
+    return (grad.flatten(1).abs() > 0).any(dim=1).cpu()
+
+
+class Capture:
+    """Keeps what norms and clipped sums need, while the forward and backward pass of one micro-batch run inside it.
+
+    Used once:
+
+        with Capture(layers) as capture:
+            losses = ...
+            losses.sum().backward()
+        sq_norms = capture.sq_norms(units)
+        capture.add_weighted(scale)          # into the parameters' .grad
+
+    Args:
+        layers: what `trained_layers` found.
+        device: where they compute. What is given as [B] may live elsewhere.
+
+    Raises:
+        InputError: on entering, where matrix products are rounded to less than float32.
+    """
+
+    def __init__(self, layers: Layers, device: torch.device = CPU) -> None:
+        self._device = device
+        self._calls = [_Calls(name, layer, names) for name, (layer, names) in layers.items()]
+        self._handles: list[RemovableHandle] = []
+        self._pairs: list[tuple[_Calls, Tensor, Tensor]] = []
+
+    def __enter__(self) -> Self:
+        refuse_rounded_products(self._device)
+        self._anchor = torch.zeros((), requires_grad=True)
+        for calls in self._calls:
+            for name in calls.names:
+                getattr(calls.layer, name).requires_grad_(False)
+            self._handles.append(calls.layer.register_forward_hook(self._hook(calls)))
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        for handle in self._handles:
+            handle.remove()
+        for calls in self._calls:
+            for name in calls.names:
+                getattr(calls.layer, name).requires_grad_(True)
+
+    def _hook(self, calls: _Calls) -> Any:
+        def keep(layer: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> Tensor:
+            return calls.keep(inputs[0], output, self._anchor)
+
+        return keep
+
+    def sq_norms(self, units: Units) -> Tensor:
+        """Squared norm of each unit's gradient (the sum of its examples') over all layers, float32 [U]."""
+        total = torch.zeros(units.count, device=self._device)
+        for calls in self._calls:
+            pair = calls.pair(units.num_examples)
+            if pair is not None:
+                self._pairs.append((calls, *pair))
+                total += _sq_norms_of_units(calls, *pair, units)
+        return total
+
+    def reached(self, total: Tensor, pooled: Sequence[tuple[str, Tensor]], size: int) -> Iterator[tuple[str, Tensor]]:
+        """Which examples the gradient of `total` comes back to, bool [B] on the host, layer by layer.
+
+        Called before the backward pass, which finds everything as it was.
+
+        Args:
+            total: what is differentiated.
+            pooled: name and pooled rows [F * B, D] of each read of an embedding layer, feature by feature.
+            size: B.
+
+        Yields:
+            Name of a layer, and the examples.
+        """
+        for calls in self._calls:
+            calls.forget_gradients()
+        wanted = [self._anchor, *(rows for _, rows in pooled)]
+        _, *of_rows = torch.autograd.grad(total, wanted, retain_graph=True, allow_unused=True)
+        for (name, rows), grad in zip(pooled, of_rows, strict=True):
+            if grad is not None:
+                yield name, _not_zero(grad.view(-1, size, rows.shape[1]).transpose(0, 1))
+        for calls in self._calls:
+            for grad in calls.gradients(size):
+                yield calls.name, _not_zero(grad)
+
+    def drop(self, examples: Tensor) -> None:
+        """Make the gradients of `examples` (mask [B]) zero: scaling by zero would keep what is not finite."""
+        (examples,) = moved([examples], self._device)
+        self._pairs = [
+            (calls, without(inputs, examples), without(grads, examples)) for calls, inputs, grads in self._pairs
+        ]
+
+    def add_weighted(self, scale: Tensor) -> None:
+        """Add sum_i scale[i] g_i to the `.grad` of every parameter (which must exist)."""
+        (scale,) = moved([scale], self._device)
+        for calls, inputs, grads in self._pairs:
+            into = {name: getattr(calls.layer, name).grad for name in calls.names}
+            calls.rule.add_weighted(calls.layer, inputs, grads, scale, into)
+        # What a step keeps beyond its end costs the next one fresh pages.
+        self._pairs.clear()
+
+
+def _sq_norms_of_units(calls: _Calls, inputs: Tensor, grads: Tensor, units: Units) -> Tensor:
+    rule = calls.rule
+    if units.single:
+        return rule.sq_norms(calls.layer, calls.names, inputs, grads)
+    # n examples of a user, of P positions each, are n P positions: the gradient is the sum over all of them.
+    parts = [rule.sq_norms(calls.layer, calls.names, run.joined(inputs), run.joined(grads)) for run in units.runs()]
+    return torch.cat(parts)
+
+
+def without(tensor: Tensor, examples: Tensor) -> Tensor:
+    """A copy of [B, ...] with zeros for `examples` (mask [B])."""
+    return tensor.masked_fill(examples.view(-1, *[1] * (tensor.dim() - 1)), 0.0)

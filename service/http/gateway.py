@@ -1,0 +1,260 @@
+"""What every request passes first: its id, the door, limits, time, metrics and the log line.
+
+Plain ASGI rather than a stack of middlewares: one wrapper costs a few microseconds, four cost more than the answer.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import re
+import time
+import traceback
+from collections.abc import Awaitable, Callable, Iterator, Mapping, MutableMapping
+from typing import TYPE_CHECKING, Any, TypeAlias
+
+import structlog
+
+from lazydp.service.http.auth import OPEN_PATHS, Doorkeeper
+from lazydp.service.http.metrics import Metrics
+from lazydp.service.http.problems import MEDIA_TYPE, Problem, fault
+from lazydp.service.http.tracing import Tracing
+from lazydp.service.settings import Settings
+
+if TYPE_CHECKING:
+    from opentelemetry.trace import Span
+
+Message: TypeAlias = MutableMapping[str, Any]
+Scope: TypeAlias = MutableMapping[str, Any]
+Receive: TypeAlias = Callable[[], Awaitable[Message]]
+Send: TypeAlias = Callable[[Message], Awaitable[None]]
+App: TypeAlias = Callable[[Scope, Receive, Send], Awaitable[None]]
+# Takes headers and body of a request without a query string, and returns JSON or raises `Problem`.
+Direct: TypeAlias = Callable[[list[tuple[bytes, bytes]], bytes], Awaitable[bytes]]
+
+_REQUEST_ID = re.compile(rb"[A-Za-z0-9._-]{1,64}")
+_UNMATCHED = "unmatched"
+_SAFE_HEADERS = [
+    (b"x-content-type-options", b"nosniff"),
+    (b"referrer-policy", b"no-referrer"),
+]
+# Everything a page of ours needs comes from this service; nothing may be framed elsewhere.
+_PAGE_POLICY = (
+    b"default-src 'none'; style-src 'self'; script-src 'self'; img-src 'self'; form-action 'self'; "
+    b"frame-ancestors 'none'; base-uri 'none'"
+)
+_log = structlog.get_logger("lazydp.service")
+
+
+def _request_ids() -> Iterator[str]:
+    """Random ids of 64 bits, drawn many at a time: asking the system for eight bytes costs as much as ranking."""
+    while True:
+        block = os.urandom(8 * 512).hex()
+        yield from (block[start : start + 16] for start in range(0, len(block), 16))
+
+
+_REQUEST_IDS = _request_ids()
+
+
+class Gateway:
+    """ASGI middleware around the whole application.
+
+    `direct` answers some of the application's routes, by method and path, without the application: the framework's
+    routing and solving of dependencies cost several times what their answer does. The routes stay in the application
+    too, where they are described and where a request with a query string goes.
+    """
+
+    def __init__(
+        self,
+        app: App,
+        *,
+        settings: Settings,
+        metrics: Metrics,
+        doorkeeper: Doorkeeper,
+        tracing: Tracing | None,
+        direct: Mapping[tuple[str, str], Direct],
+    ) -> None:
+        self._app = app
+        self._settings = settings
+        self._metrics = metrics
+        self._doorkeeper = doorkeeper
+        self._tracing = tracing
+        self._direct = direct
+        self._in_flight = 0
+        metrics.in_flight.set_function(lambda: self._in_flight)
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Handle one request, or pass on what is none."""
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        if scope["method"] == "HEAD":
+            # What answers GET answers HEAD (RFC 9110, 9.3.2); the server leaves the body out by its own copy.
+            scope = {**scope, "method": "GET"}
+        exchange = _Exchange(scope, receive, send, max_body_bytes=self._settings.max_body_bytes)
+        span = None if self._tracing is None else self._tracing.begin(exchange.headers)
+        self._in_flight += 1
+        try:
+            await self._handle(scope, exchange)
+        finally:
+            self._in_flight -= 1
+            self._note(scope, exchange, span)
+
+    async def _handle(self, scope: Scope, exchange: _Exchange) -> None:
+        try:
+            self._check(scope, exchange)
+            async with asyncio.timeout(self._settings.request_timeout_s):
+                direct = None if scope["query_string"] else self._direct.get((scope["method"], scope["path"]))
+                if direct is None:
+                    await self._app(scope, exchange.receive, exchange.send)
+                else:
+                    exchange.route = scope["path"]
+                    await exchange.answer(await direct(scope["headers"], await exchange.body()))
+        except _GoneError:
+            pass
+        except Problem as problem:
+            await exchange.refuse(problem)
+        except TimeoutError:
+            limit = f"{self._settings.request_timeout_s:g}"
+            detail = f"the request was not answered within {limit} seconds"
+            await exchange.refuse(Problem(503, "timeout", detail, headers={"retry-after": "1"}))
+        except Exception as error:
+            _log.error(
+                "request failed",
+                request_id=exchange.request_id,
+                route=exchange.route or _route(scope),
+                error=type(error).__name__,
+                where=_frames(error),
+            )
+            await exchange.refuse(fault())
+
+    def _check(self, scope: Scope, exchange: _Exchange) -> None:
+        path = scope["path"]
+        if self._in_flight > self._settings.max_concurrent and path not in OPEN_PATHS:
+            raise Problem(429, "busy", "too many requests at once; try again", headers={"retry-after": "1"})
+        exchange.key = self._doorkeeper.admit(path, exchange.headers)
+        length = exchange.headers.get(b"content-length")
+        if length is not None and length.isdigit() and int(length[:20]) > self._settings.max_body_bytes:
+            raise _too_large(self._settings.max_body_bytes)
+
+    def _note(self, scope: Scope, exchange: _Exchange, span: Span | None) -> None:
+        seconds = time.perf_counter() - exchange.started
+        route = exchange.route or _route(scope)
+        method = scope["method"] if route != _UNMATCHED else "any"
+        self._metrics.observe(route, method, exchange.status, seconds)
+        if self._tracing is not None and span is not None:
+            self._tracing.end(span, route=route, method=method, status=exchange.status)
+        if self._settings.access_log:
+            # The route's template, not the path: paths hold ids of users and items.
+            _log.info(
+                "request",
+                request_id=exchange.request_id,
+                route=route,
+                method=method,
+                status=exchange.status,
+                ms=round(seconds * 1000, 3),
+                key=exchange.key,
+            )
+
+
+class _GoneError(Exception):
+    """The client went away while it sent the body."""
+
+
+class _Exchange:
+    """One request and its answer."""
+
+    def __init__(self, scope: Scope, receive: Receive, send: Send, *, max_body_bytes: int) -> None:
+        self.started = time.perf_counter()
+        self.headers: dict[bytes, bytes] = dict(scope["headers"])
+        self.status = 499
+        self.key: str | None = None
+        self.route: str | None = None
+        self._receive = receive
+        self._send = send
+        self._left = max_body_bytes
+        self._max = max_body_bytes
+        self._begun = False
+        given = self.headers.get(b"x-request-id")
+        own = given is None or _REQUEST_ID.fullmatch(given) is None
+        self.request_id = next(_REQUEST_IDS) if own or given is None else given.decode()
+        scope.setdefault("state", {})["request_id"] = self.request_id
+
+    async def receive(self) -> Message:
+        """The next part of the body, counted."""
+        message = await self._receive()
+        if message["type"] == "http.request":
+            self._left -= len(message.get("body", b""))
+            if self._left < 0:
+                raise _too_large(self._max)
+        return message
+
+    async def body(self) -> bytes:
+        """The whole body.
+
+        Raises:
+            Problem: 413.
+            _GoneError: nobody waits for an answer any more.
+        """
+        parts = []
+        while True:
+            message = await self.receive()
+            if message["type"] == "http.disconnect":
+                raise _GoneError
+            parts.append(message.get("body", b""))
+            if not message.get("more_body", False):
+                return b"".join(parts)
+
+    async def answer(self, body: bytes) -> None:
+        """Answer with ready JSON."""
+        self._begun = True
+        self.status = 200
+        headers = [
+            (b"content-length", b"%d" % len(body)),
+            (b"content-type", b"application/json"),
+            (b"x-request-id", self.request_id.encode()),
+            *_SAFE_HEADERS,
+        ]
+        await self._send({"type": "http.response.start", "status": 200, "headers": headers})
+        await self._send({"type": "http.response.body", "body": body})
+
+    async def send(self, message: Message) -> None:
+        """The next part of the answer."""
+        if message["type"] == "http.response.start":
+            self._begun = True
+            self.status = message["status"]
+            headers = message["headers"]
+            headers.append((b"x-request-id", self.request_id.encode()))
+            headers.extend(_SAFE_HEADERS)
+            if any(name == b"content-type" and value.startswith(b"text/html") for name, value in headers):
+                headers.append((b"content-security-policy", _PAGE_POLICY))
+        await self._send(message)
+
+    async def refuse(self, problem: Problem) -> None:
+        """Answer with a problem document, where nothing was answered yet."""
+        if self._begun:
+            return
+        body = problem.body(self.request_id)
+        headers = [
+            (b"content-type", MEDIA_TYPE.encode()),
+            (b"content-length", str(len(body)).encode()),
+            (b"cache-control", b"no-store"),
+            *((name.encode(), value.encode()) for name, value in problem.headers.items()),
+        ]
+        await self.send({"type": "http.response.start", "status": problem.status, "headers": headers})
+        await self._send({"type": "http.response.body", "body": body})
+
+
+def _frames(error: Exception) -> list[str]:
+    """Where an error was raised, outermost first. Its message is left out: it may quote what a user sent."""
+    frames = traceback.extract_tb(error.__traceback__)
+    return [f"{frame.filename.rpartition('/')[2]}:{frame.lineno} {frame.name}" for frame in frames]
+
+
+def _too_large(limit: int) -> Problem:
+    return Problem(413, "too-large", f"a body may have up to {limit} bytes", headers={"connection": "close"})
+
+
+def _route(scope: Scope) -> str:
+    path = getattr(scope.get("route"), "path_format", None)
+    return path if isinstance(path, str) else _UNMATCHED

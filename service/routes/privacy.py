@@ -1,0 +1,98 @@
+"""The endpoints that say what privacy was spent."""
+
+from __future__ import annotations
+
+from fastapi import APIRouter, Request
+from starlette.responses import Response
+
+from lazydp.service import schemas
+from lazydp.service.routes.deps import Context, InContext, tagged_document
+
+router = APIRouter(prefix="/v1/privacy", tags=["privacy"])
+
+# Figures of the ledger may change at any time; an answer a minute old is still true enough for a cache to show.
+_CACHE = "private, max-age=5, must-revalidate"
+
+
+@router.get(
+    "/budget",
+    response_model=schemas.PrivacyBudget,
+    responses={304: {"description": "Nothing has changed."}},
+    summary="Budget, spent and remaining, and the statements of the models being served",
+)
+async def budget(request: Request, context: InContext) -> Response:
+    """Per dataset what may be spent, what was, and what remains; per served model the whole privacy statement."""
+    body = (await privacy_budget(context)).model_dump_json().encode()
+    return await tagged_document(request, body, cache_control=_CACHE)
+
+
+@router.get(
+    "/releases",
+    response_model=schemas.Releases,
+    responses={304: {"description": "Nothing has changed."}},
+    summary="The ledger's entries",
+)
+async def releases(request: Request, context: InContext) -> Response:
+    """Every entry of the ledger, oldest first; without a ledger the releases that are the served models."""
+    found = await context.budget.entries()
+    if found is None:
+        found = [
+            schemas.LedgerEntry(
+                number=number,
+                kind="committed",
+                dataset=served.bundle.manifest.lineage.dataset,
+                run_id=served.bundle.manifest.lineage.run_id,
+                recorded_at=served.bundle.manifest.lineage.created,
+                content={"epsilon": served.bundle.statement.epsilon, "release": served.version},
+            )
+            for number, served in enumerate(context.registry.versions(), start=1)
+        ]
+        document = schemas.Releases(source="statement", notice=context.budget.notice, entries=found)
+    else:
+        document = schemas.Releases(source="ledger", notice=None, entries=found)
+    return await tagged_document(request, document.model_dump_json().encode(), cache_control=_CACHE)
+
+
+async def datasets_of(context: Context) -> list[schemas.DatasetBudget] | None:
+    """What the ledger says, noted in the metrics; None without a ledger, or where it does not answer."""
+    found = await context.budget.datasets()
+    context.metrics.spending(None if found is None else {part.dataset: part.epsilon_spent for part in found})
+    return found
+
+
+async def privacy_budget(context: Context) -> schemas.PrivacyBudget:
+    """The document of GET /v1/privacy/budget."""
+    datasets = await datasets_of(context)
+    models = [
+        schemas.ModelStatement(
+            name=served.name,
+            version=served.version,
+            dataset=served.bundle.manifest.lineage.dataset,
+            run_id=served.bundle.manifest.lineage.run_id,
+            statement=served.bundle.statement,
+        )
+        for served in context.registry.versions()
+    ]
+    if datasets is None:
+        return schemas.PrivacyBudget(
+            source="statement", notice=context.budget.notice, datasets=_from_statements(models), models=models
+        )
+    return schemas.PrivacyBudget(source="ledger", notice=None, datasets=datasets, models=models)
+
+
+def _from_statements(models: list[schemas.ModelStatement]) -> list[schemas.DatasetBudget]:
+    """What the statements alone say: the spending of the models being served, and no budget."""
+    return [
+        schemas.DatasetBudget(
+            dataset=model.dataset,
+            name=None,
+            privacy_unit=model.statement.privacy_unit,
+            epsilon_budget=None,
+            delta=model.statement.delta,
+            epsilon_spent=model.statement.epsilon,
+            epsilon_reserved=None,
+            epsilon_remaining=None,
+            releases=1,
+        )
+        for model in models
+    ]

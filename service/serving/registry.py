@@ -1,0 +1,274 @@
+"""The models being served: brought in whole, swapped in one assignment, and a bad one refused."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+
+import structlog
+import torch
+
+from lazydp.components.bundle.manifest import FILE_NAME, BundleManifest
+from lazydp.components.bundle.reader import Bundle
+from lazydp.components.bundle.scoring.two_tower import TwoTowerScorer
+from lazydp.components.shared.errors import InputError, LazyDPError, UnavailableError
+from lazydp.service.http.metrics import Metrics
+from lazydp.service.serving.answer_cache import AnswerCache
+from lazydp.service.serving.served_version import ServedVersion
+from lazydp.service.serving.state_file import Loaded, State
+from lazydp.service.settings import Settings
+
+_log = structlog.get_logger("lazydp.service")
+
+
+@dataclass(frozen=True, slots=True)
+class _Identity:
+    """What a path points at right now; changes when another version is put there."""
+
+    folder: Path
+    inode: int
+    changed_ns: int
+
+    @classmethod
+    def of(cls, path: Path) -> _Identity | None:
+        try:
+            folder = path.resolve(strict=True)
+            status = (folder / FILE_NAME).stat()
+        except OSError:
+            return None
+        return cls(folder, status.st_ino, status.st_mtime_ns)
+
+
+class Registry:
+    """Every model being served, by name.
+
+    A request takes its `ServedVersion` once and keeps it to the end, so that its answer comes from one version.
+    The mapping is replaced, never changed: readers need no lock.
+    """
+
+    def __init__(self, settings: Settings, metrics: Metrics) -> None:
+        self._settings = settings
+        self._metrics = metrics
+        self._versions: dict[str, ServedVersion] = {}
+        self._watched: dict[Path, tuple[_Identity | None, str]] = {}
+        self._refused: dict[str, str] = {}
+        self._default: str | None = None
+        self._lock = threading.Lock()
+        self._state = State()
+        # Matrix products of large catalogues; as many at once as the settings give threads.
+        self._executor = ThreadPoolExecutor(settings.threads, thread_name_prefix="rank")
+        self._loader = ThreadPoolExecutor(1, thread_name_prefix="load")
+
+    @property
+    def ready(self) -> bool:
+        """Whether there is a model to answer with."""
+        return bool(self._versions)
+
+    @property
+    def default(self) -> str | None:
+        """Name of the model that answers where none is named."""
+        return self._default
+
+    def versions(self) -> Sequence[ServedVersion]:
+        """What is served."""
+        return tuple(self._versions.values())
+
+    def get(self, name: str | None = None) -> ServedVersion | None:
+        """The served version of a model, by default of the first."""
+        wanted = self._default if name is None else name
+        return None if wanted is None else self._versions.get(wanted)
+
+    def refused(self, name: str) -> str | None:
+        """Why the latest attempt to bring in another version of a model was refused."""
+        return self._refused.get(name)
+
+    def start(self) -> None:
+        """Bring in every configured bundle, and what was loaded by request before the last stop.
+
+        Raises:
+            LazyDPError: a configured bundle cannot be served, or the state file is not one.
+        """
+        torch.set_num_threads(self._settings.threads)
+        for path in self._settings.bundles:
+            identity = _Identity.of(path)
+            name = self._bring_in(path).name
+            self._watched[path] = (identity, name)
+        self._check_retrievers()
+        if self._settings.state_file is not None:
+            self._state = State.read(self._settings.state_file)
+            self._restore(self._state)
+
+    def _check_retrievers(self) -> None:
+        for model, retriever in self._settings.retrievers.items():
+            for name in (model, retriever):
+                if name not in self._versions:
+                    known = ", ".join(self._versions)
+                    raise InputError(f"setting retrievers: no model {name!r} is configured; there are: {known}")
+            if not isinstance(self._versions[retriever].scorer, TwoTowerScorer):
+                raise InputError(
+                    f"setting retrievers: {retriever!r} is no two-tower model, so it cannot find candidates"
+                )
+
+    def _restore(self, state: State) -> None:
+        """Serve what `state` says. What cannot be is logged: the configured version answers rather than none."""
+        for name in state.unloaded:
+            self._drop(name)
+        for name, loaded in state.loaded.items():
+            path = self._inside_repository(loaded.folder)
+            try:
+                if path is None or BundleManifest.load(path).version != loaded.version:
+                    raise InputError(f"the repository no longer holds version {loaded.version} at {loaded.folder}")
+                self._bring_in(path, name)
+            except LazyDPError as error:
+                self._refused[name] = str(error)
+                _log.error("loaded model not restored", model=name, reason=str(error))
+
+    def close(self) -> None:
+        """Let the threads go."""
+        self._executor.shutdown(wait=False, cancel_futures=True)
+        self._loader.shutdown(wait=False, cancel_futures=True)
+
+    async def load(self, path: Path, *, expected_name: str) -> ServedVersion:
+        """Bring in a bundle while the service answers; on return it is noted in the state file, where there is one.
+
+        Raises:
+            UnavailableError: it is served, but the state file cannot be written.
+            LazyDPError: it cannot be served; what was served before still is.
+        """
+        return await asyncio.get_running_loop().run_in_executor(self._loader, self._load, path, expected_name)
+
+    async def unload(self, name: str) -> bool:
+        """Serve a model no more; whether it was served. The default model stays.
+
+        Raises:
+            UnavailableError: the state file cannot be written.
+        """
+        return await asyncio.get_running_loop().run_in_executor(self._loader, self._unload, name)
+
+    def remembers(self, path: Path) -> bool:
+        """Whether a restart would serve what was loaded from `path`."""
+        return self._settings.state_file is not None or path in self._watched
+
+    # The loader is one thread, so that loads, unloads and the state file keep one order.
+
+    def _load(self, path: Path, name: str) -> ServedVersion:
+        fresh = self._bring_in(path, name)
+        root = self._settings.repository
+        resolved = path.resolve()
+        found = None
+        if path not in self._watched and root is not None:
+            found = Loaded(resolved.relative_to(root.resolve()).as_posix(), fresh.version)
+        self._remember(self._state.with_loaded(name, found))
+        return fresh
+
+    def _unload(self, name: str) -> bool:
+        gone = self._drop(name)
+        if gone:
+            self._remember(self._state.with_unloaded(name))
+        return gone
+
+    def _remember(self, state: State) -> None:
+        if state == self._state or self._settings.state_file is None:
+            return
+        try:
+            state.write(self._settings.state_file)
+        except OSError as error:
+            raise UnavailableError(
+                f"the state file {self._settings.state_file} cannot be written ({error.strerror}): "
+                "this holds until the service stops"
+            ) from error
+        self._state = state
+
+    def _drop(self, name: str) -> bool:
+        with self._lock:
+            if name not in self._versions or name == self._default:
+                return False
+            gone = self._versions[name]
+            self._versions = {key: value for key, value in self._versions.items() if key != name}
+        self._metrics.gone(name, gone.version)
+        return True
+
+    def paths(self, name: str) -> list[Path]:
+        """Watched paths that a model came from."""
+        return [path for path, (_, served) in self._watched.items() if served == name]
+
+    async def watch(self) -> None:
+        """Bring in what the configured paths come to point at, for ever."""
+        while True:
+            await asyncio.sleep(self._settings.poll_s)
+            for path, (identity, name) in list(self._watched.items()):
+                found = _Identity.of(path)
+                if found is None or found == identity:
+                    continue
+                # Noted before the attempt: a bad version is refused once, not once every poll.
+                self._watched[path] = (found, name)
+                try:
+                    await self.load(path, expected_name=name)
+                except LazyDPError:
+                    continue
+
+    def in_repository(self, name: str) -> Path | None:
+        """The folder of the repository that holds the model `name`, None without one.
+
+        `name` is checked by its pattern, and the folder must lie in the repository after links are followed.
+        """
+        return self._inside_repository(name)
+
+    def _inside_repository(self, folder_name: str) -> Path | None:
+        root = self._settings.repository
+        if root is None:
+            return None
+        folder = (root / folder_name).resolve()
+        inside = folder.is_dir() and folder.is_relative_to(root.resolve()) and folder != root.resolve()
+        return folder if inside else None
+
+    def repository_names(self) -> list[tuple[str, str]]:
+        """(name, version) of every bundle of the repository that can be read."""
+        root = self._settings.repository
+        found = []
+        for folder in sorted(root.iterdir()) if root is not None and root.is_dir() else []:
+            try:
+                found.append((folder.name, BundleManifest.load(folder).version))
+            except (LazyDPError, OSError):
+                continue
+        return found
+
+    def _bring_in(self, path: Path, expected_name: str | None = None) -> ServedVersion:
+        try:
+            bundle = Bundle.open(
+                path,
+                verify=self._settings.verify,
+                allow_test_key=self._settings.allow_test_key,
+                allow_non_private=self._settings.allow_non_private,
+            )
+            if expected_name is not None and bundle.manifest.name != expected_name:
+                raise InputError(f"the bundle is of model {bundle.manifest.name!r}, expected {expected_name!r}")
+            fresh = ServedVersion(
+                bundle,
+                executor=self._executor,
+                cache=AnswerCache(self._settings.cache_entries, max_bytes=self._settings.cache_bytes),
+                approximate_from=self._settings.approximate_from,
+                rank_whole_up_to=self._settings.rank_whole_up_to,
+            )
+        except LazyDPError as error:
+            if expected_name is not None:
+                self._refused[expected_name] = str(error)
+                self._metrics.swaps.labels(expected_name, "refused").inc()
+            _log.error("bundle refused", model=expected_name, reason=str(error))
+            raise
+        with self._lock:
+            before = self._versions.get(fresh.name)
+            self._versions = {**self._versions, fresh.name: fresh}
+            self._default = self._default or fresh.name
+        self._refused.pop(fresh.name, None)
+        epsilon = bundle.statement.epsilon
+        self._metrics.serving(fresh.name, fresh.version, epsilon, before=None if before is None else before.version)
+        self._metrics.swaps.labels(fresh.name, "served").inc()
+        _log.info(
+            "model served", model=fresh.name, version=fresh.version, inline=fresh.inline, index=fresh.scorer.index
+        )
+        return fresh
