@@ -23,9 +23,10 @@ from lazydp.components.shared.errors import InputError
 from lazydp.components.shared.files import PRIVATE_DIRECTORY, PRIVATE_FILE, atomic_directory, write_bytes
 from lazydp.components.shared.progress import Progress
 from lazydp.components.shared.version import code_version
-from lazydp.components.train.config import GroupNorms, TrainConfig
+from lazydp.components.train.config import NormSettings, TrainConfig
 from lazydp.components.train.data.loader import Prefetcher
 from lazydp.components.train.run.batches import batch_maker
+from lazydp.components.train.run.costs import RunCost, calibrated_noise_multiplier
 from lazydp.components.train.run.identity import RunIdentity
 from lazydp.components.train.run.spending import check_event
 from lazydp.components.train.run.train import contribution_bound, embedding_optimizer, engine_for
@@ -114,7 +115,7 @@ def _identity(data: EncodedDataset, config: TrainConfig) -> RunIdentity:
         config=config,
         dataset_fingerprint=data.manifest.fingerprint,
         code_version=code_version(),
-        noise_multiplier=config.calibrated_noise_multiplier(bound),
+        noise_multiplier=calibrated_noise_multiplier(config, bound),
     )
 
 
@@ -134,7 +135,7 @@ def _clipping(config: TrainConfig) -> tuple[float, float]:
     Worked out apart from the code that adds the noise, whose errors an audit is to find.
     """
     norms = config.max_grad_norm
-    return (norms.embeddings, math.sqrt(2)) if isinstance(norms, GroupNorms) else (norms, 1.0)
+    return (norms.embeddings, math.sqrt(2)) if isinstance(norms, NormSettings) else (norms, 1.0)
 
 
 def _train(data: EncodedDataset, identity: RunIdentity, secret: NoiseKey, included: Coins) -> Tensor:
@@ -194,7 +195,7 @@ def _conclude(
     report = AuditReport(
         epsilon_lower_bound=strongest(outcomes).epsilon_lower_bound,
         # Of training alone: canaries show nothing of released counts, whose part would only loosen the comparison.
-        epsilon_claimed=epsilon(identity.training_event(bound), delta=config.target_delta),
+        epsilon_claimed=epsilon(RunCost.of(identity, bound).of_training(), delta=config.target_delta),
         delta=config.target_delta,
         confidence=confidence,
         canaries=len(included),
