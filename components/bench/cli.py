@@ -133,7 +133,7 @@ def step(
     """
     from lazydp.components.bench import step as bench
     from lazydp.components.bench.plot import svg
-    from lazydp.components.bench.workload import DatasetWorkload, Workload
+    from lazydp.components.bench.workload import Workload
     from lazydp.components.shared.files import write_bytes
     from lazydp.components.train.device.placement import Placement
 
@@ -144,7 +144,13 @@ def step(
     if plot is not None and plot.suffix != ".svg":
         raise click.UsageError(f"--plot draws an SVG: name it so, as {plot.with_suffix('.svg')}")
     _use_threads(threads)
-    workload: Workload = bench.named(shape, rows=rows) if data is None else DatasetWorkload.open(data, config)
+    workload: Workload
+    if data is None:
+        workload = bench.named(shape, rows=rows)
+    else:
+        from lazydp.components.bench.dataset_workload import DatasetWorkload
+
+        workload = DatasetWorkload.open(data, config)
     placement = Placement.of(device, table_device)
     chosen = contestants or bench.CONTESTANTS
     for reason in (bench.left_out(name, workload, part, placement) for name in chosen):

@@ -23,7 +23,7 @@ from pydantic import (
     model_validator,
 )
 
-from lazydp.components.budget.rules import SMALLEST_NOISE
+from lazydp.components.budget.accounting.limits import SMALLEST_NOISE
 from lazydp.components.models import config as models
 from lazydp.components.models.config import ModelConfig
 from lazydp.components.shared.errors import InputError

@@ -9,7 +9,7 @@ from typing import Annotated, Any, Literal
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from lazydp.components.budget.tuning import Law, Metric
+from lazydp.components.budget.accounting.tuning import Law, Metric
 from lazydp.components.bundle.manifest import first_problem
 from lazydp.components.shared.errors import InputError
 from lazydp.components.train.config import TrainConfig

@@ -1,4 +1,4 @@
-"""`lazydp train --tune`: choose settings by trials, as one private mechanism (see `budget.tuning` for its conditions).
+"""`lazydp train --tune`: choose settings by trials, as one private mechanism (conditions: `budget.accounting.tuning`).
 
     reserve   what the whole sweep may at most spend, in the ledger, before anything is drawn or trained
     draw      the number of trials from its law, and each one's settings uniformly; kept, so that a resumed sweep goes
@@ -24,7 +24,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from lazydp.components.budget.tuning import UNIFORM_BITS, Tuning
+from lazydp.components.budget.accounting.tuning import UNIFORM_BITS, Tuning
 from lazydp.components.ingest.dataset import EncodedDataset
 from lazydp.components.shared.errors import InputError, PrivacyError
 from lazydp.components.shared.files import PRIVATE_FILE, read_json, sync_directory, write_json

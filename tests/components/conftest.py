@@ -8,8 +8,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pyarrow as pa
-import pyarrow.parquet as pq
 import pytest
 
 TINY_SPEC = """
@@ -29,6 +27,10 @@ features:
 @pytest.fixture(scope="session")
 def tiny_dataset(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """60 users, 40 items, 900 interactions: users of one half like the items of one half."""
+    # Imported here: the tests that run on a GPU machine without pyarrow share this file.
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
     from lazydp.components.ingest.ingest import ingest
 
     folder = tmp_path_factory.mktemp("tiny")
@@ -77,8 +79,8 @@ class Tiny:
 
     def ledger(self, *, epsilon: float = 1000.0, delta: float = 1e-5, privacy_unit: str = "example") -> str:
         """URL of a ledger in which the dataset has a budget."""
-        from lazydp.components.budget.identifiers import register
-        from lazydp.components.budget.ledger import Ledger
+        from lazydp.components.budget.ledger.identifiers import register
+        from lazydp.components.budget.ledger.ledger import Ledger
         from lazydp.components.ingest.dataset import EncodedDataset
 
         url = f"sqlite:///{self.folder / 'ledger.db'}"

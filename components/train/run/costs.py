@@ -10,9 +10,9 @@ from typing import Self
 
 from dp_accounting import DpEvent
 
-from lazydp.components.budget.accounting import calibrate_noise_multiplier, epsilon
-from lazydp.components.budget.events import composed, counts_event, without_amplification
-from lazydp.components.budget.tuning import Tuning
+from lazydp.components.budget.accounting.epsilon import calibrate_noise_multiplier, epsilon
+from lazydp.components.budget.accounting.events import composed, counts_event, without_amplification
+from lazydp.components.budget.accounting.tuning import Tuning
 from lazydp.components.shared.errors import InputError
 from lazydp.components.train.config import TrainConfig
 from lazydp.components.train.data.sampler import poisson_dp_event

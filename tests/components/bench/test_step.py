@@ -12,10 +12,10 @@ import torch
 from click.testing import CliRunner
 
 from lazydp.components.bench import cli, step
+from lazydp.components.bench.dataset_workload import DatasetWorkload
 from lazydp.components.bench.embeddings import OurEmbeddings, TorchEmbeddings
 from lazydp.components.bench.shapes import SHAPES, shape_of
 from lazydp.components.bench.trainers import TorchSgd, engine
-from lazydp.components.bench.workload import DatasetWorkload
 from lazydp.components.shared.bench_harness import Result
 from lazydp.components.shared.errors import InputError
 from lazydp.components.train.device.placement import Placement

@@ -1,8 +1,9 @@
 #!/usr/bin/env bash
 # What needs a GPU, in one call of under eight minutes: builds the extension with CUDA in place, compares every operator with
 # its CPU twin and training on every placement with training on the CPU, runs compute-sanitizer on small shapes, measures.
-# Elsewhere one line. Needs nothing but torch (with CUDA), nvcc, ninja, pytest and what lies in this tree (for training also
-# pydantic, PyYAML, pyarrow and pytest-timeout, on PYTHONPATH if need be); installs nothing.
+# Elsewhere one line. Needs torch (with CUDA), nvcc, ninja, pytest, pytest-timeout, scipy, PyYAML, click, rich and what lies in this
+# tree; training and its steps also pydantic, from the machine or from the wheels in build/gpu/wheels
+# (`tests/kernels/gpu/wheels.sh 3.12` fetches them on a machine with a network). Installs nothing into the machine's Python.
 #
 #   tests/kernels/gpu/run.sh [folder for logs and figures, default build/gpu]
 set -euo pipefail
@@ -20,6 +21,10 @@ out=${1:-build/gpu}
 mkdir -p "$out"
 # The four folders under their package names, without an installation.
 export PYTHONPATH=$PWD/.typecheck${PYTHONPATH:+:$PYTHONPATH}
+if ! "$python" -c 'import pydantic' 2>/dev/null && compgen -G 'build/gpu/wheels/*.whl' >/dev/null; then
+  "$python" -m pip install --quiet --no-index --no-deps --upgrade --target "$out/site" build/gpu/wheels/*.whl
+  export PYTHONPATH=$PYTHONPATH:$out/site
+fi
 export PYTHONDONTWRITEBYTECODE=1 PYTHONUNBUFFERED=1
 failed=0
 
@@ -44,12 +49,13 @@ export TORCH_CUDA_ARCH_LIST LAZYDP_CUDA=1
 stage build 170 "$python" setup.py build_ext --inplace --build-temp "$out/temp"
 [ "$failed" -eq 0 ] || exit 1
 stage test 100 "$python" -m pytest tests/kernels/gpu -q -p no:cacheprovider
-if "$python" -c 'import pydantic, yaml, pyarrow, pytest_timeout' 2>/dev/null; then
+has_pydantic=$("$python" -c 'import pydantic; print("yes")' 2>/dev/null || true)
+if [ -n "$has_pydantic" ]; then
   # -W: torch may warn of what the tests of this tree make an error (no CUDA context yet in a thread of autograd).
-  stage training 60 "$python" -m pytest tests/components/train/engine/test_devices.py tests/components/train/test_private_devices.py \
-    -q -p no:cacheprovider -W default
+  mapfile -t training < <(find tests/components -name test_devices.py -o -name test_private_devices.py | sort)
+  stage training 90 "$python" -m pytest "${training[@]}" -q -p no:cacheprovider -W default
 else
-  echo "gpu: no pydantic, PyYAML, pyarrow or pytest-timeout on this machine: training was not compared"
+  echo "gpu: no pydantic on this machine (see the top of this script): training was not compared"
   failed=1
 fi
 # Without torch's caching every tensor is an allocation of its own, and an access beside it is seen.
@@ -62,5 +68,15 @@ else
   failed=1
 fi
 stage bench 50 "$python" tests/kernels/gpu/bench.py
-cat "$out/bench.log"
+if [ -n "$has_pydantic" ]; then
+  steps() {  # name, arguments of `lazydp bench step`
+    local name=$1
+    shift
+    stage "$name" 60 "$python" -c 'from lazydp.components.bench.cli import step; step()' \
+      --shape mlperf --rows 250000 --json --breakdown --device cuda "$@"
+  }
+  steps step-gpu --repeats 21 --growth 16 --contestant torch_sgd --contestant sgd --contestant lazydp --contestant dpsgd
+  steps step-host-tables --repeats 7 --table-device cpu --contestant torch_sgd --contestant sgd --contestant lazydp
+fi
+cat "$out"/bench.log
 [ "$failed" -eq 0 ] && echo "gpu: all passed" || { echo "gpu: something failed"; exit 1; }
