@@ -6,20 +6,16 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import Field
 
 from lazydp.components.budget.accounting.tuning import Law, Metric
-from lazydp.components.bundle.manifest import first_problem
 from lazydp.components.shared.errors import InputError
+from lazydp.components.shared.frozen_model import FrozenModel
+from lazydp.components.shared.validation import read_yaml
 from lazydp.components.train.config import TrainConfig
 
 
-class _Frozen(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
-
-
-class HeldOut(_Frozen):
+class HeldOut(FrozenModel):
     """Score on the dataset's own held-out split: the sum over users of scores in [0, 1], noised.
 
     Attributes:
@@ -31,7 +27,7 @@ class HeldOut(_Frozen):
     noise_multiplier: Annotated[float, Field(ge=0)]
 
 
-class Public(_Frozen):
+class Public(FrozenModel):
     """Score on another dataset, which is declared public.
 
     Attributes:
@@ -42,7 +38,7 @@ class Public(_Frozen):
     dataset: Path
 
 
-class Sweep(_Frozen):
+class Sweep(FrozenModel):
     """What to try.
 
     Attributes:
@@ -67,16 +63,7 @@ class Sweep(_Frozen):
         Raises:
             InputError: it cannot be read or is not valid; one line that names the file and the field.
         """
-        try:
-            document = yaml.safe_load(path.read_text())
-        except OSError as error:
-            raise InputError(f"sweep {path} cannot be read: {error.strerror}") from error
-        except (yaml.YAMLError, UnicodeDecodeError) as error:
-            raise InputError(f"sweep {path} is not YAML: {' '.join(str(error).split())}") from error
-        try:
-            return cls.model_validate(document)
-        except ValidationError as error:
-            raise InputError(f"sweep {path}: {first_problem(error)}") from error
+        return read_yaml(path, what="sweep").validated(cls)
 
 
 def with_settings(config: TrainConfig, settings: Mapping[str, Any]) -> TrainConfig:
