@@ -2,9 +2,9 @@ from lazydp.api.steps import evaluate as evaluate
 from lazydp.api.steps import export as export
 from lazydp.api.steps import ingest as ingest
 from lazydp.api.steps import train as train
-from lazydp.components.budget.accounting import calibrate_noise_multiplier as calibrate_noise_multiplier
-from lazydp.components.budget.accounting import epsilon as epsilon
-from lazydp.components.budget.ledger import Ledger as Ledger
+from lazydp.components.budget.accounting.epsilon import calibrate_noise_multiplier as calibrate_noise_multiplier
+from lazydp.components.budget.accounting.epsilon import epsilon as epsilon
+from lazydp.components.budget.ledger.ledger import Ledger as Ledger
 from lazydp.components.bundle.reader import Bundle as Bundle
 from lazydp.components.train.data.sampler import PoissonSampler as PoissonSampler
 from lazydp.components.train.engine.dense import DenseOptimizer as DenseOptimizer

@@ -15,7 +15,7 @@ from lazydp.components.audit.guesses import Coins, Floats, Outcome, Statistic, j
 from lazydp.components.audit.plot import draw
 from lazydp.components.audit.promise import promised_separation, promised_std
 from lazydp.components.audit.report import AuditReport, NoiseCheck, RuleResult
-from lazydp.components.budget.accounting import epsilon
+from lazydp.components.budget.accounting.epsilon import epsilon
 from lazydp.components.ingest.dataset import EncodedDataset
 from lazydp.components.models.build import build_model
 from lazydp.components.models.recommender import initial_tables

@@ -6,7 +6,7 @@ from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from lazydp.components.budget.tuning import Tuning
+from lazydp.components.budget.accounting.tuning import Tuning
 
 PrivacyUnit = Literal["example", "user"]
 

@@ -71,7 +71,7 @@ class Lineage(_Frozen):
         run_id: the run, as the ledger knows it.
         dataset: identifier of the dataset in the ledger: a hash of its content under the ledger's secret, which tells
             nothing without it, except that two releases of one ledger were made from equal data where it is the same
-            (`budget.identifiers`). `unregistered` where the run had no ledger.
+            (`budget.ledger.identifiers`). `unregistered` where the run had no ledger.
         config: digest of the training configuration.
         code_version: of lazydp.
         created: time of the export, ISO 8601, UTC.

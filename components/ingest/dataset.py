@@ -86,7 +86,7 @@ class Manifest(_Part):
 
     fingerprint: SHA-256 of the encoded content: equal content, whatever the order or the files it came from. Who knows
         all of the content but one user's can tell by it whether that user is in: it never leaves the private folders.
-        Elsewhere the dataset goes by the identifier that `budget.identifiers` makes of it.
+        Elsewhere the dataset goes by the identifier that `budget.ledger.identifiers` makes of it.
     max_examples_per_user: the contribution bound that holds for training, None where the spec states none.
     rejected: reason -> rows of the input that became no example.
     source: where the interactions came from, and what tells one log from another.

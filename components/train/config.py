@@ -23,7 +23,7 @@ from pydantic import (
     model_validator,
 )
 
-from lazydp.components.budget.rules import SMALLEST_NOISE
+from lazydp.components.budget.accounting.limits import SMALLEST_NOISE
 from lazydp.components.models import config as models
 from lazydp.components.models.config import ModelConfig
 from lazydp.components.shared.errors import InputError
@@ -368,7 +368,7 @@ class TrainConfig(_Frozen):
             contributions: how many privacy units of the run one such participant stands for: where units are examples
                 and the participant is a user, the bound k on a user's examples.
         """
-        from lazydp.components.budget.events import composed, counts_event  # noqa: PLC0415 - scipy is slow to import
+        from lazydp.components.budget.accounting.events import composed, counts_event  # noqa: PLC0415 - scipy is slow to import
 
         if self.popularity is None:
             return training
@@ -400,8 +400,8 @@ class TrainConfig(_Frozen):
         Raises:
             InputError: no sigma does.
         """
-        from lazydp.components.budget.accounting import calibrate_noise_multiplier, epsilon  # noqa: PLC0415 - slow
-        from lazydp.components.budget.events import composed  # noqa: PLC0415 - scipy is slow to import
+        from lazydp.components.budget.accounting.epsilon import calibrate_noise_multiplier, epsilon  # noqa: PLC0415 - slow
+        from lazydp.components.budget.accounting.events import composed  # noqa: PLC0415 - scipy is slow to import
 
         if self.noise_multiplier is not None:
             return self.noise_multiplier

@@ -1,4 +1,4 @@
-"""`lazydp train --tune`: choose settings by trials, as one private mechanism (see `budget.tuning` for its conditions).
+"""`lazydp train --tune`: choose settings by trials, as one private mechanism (conditions: `budget.accounting.tuning`).
 
     reserve   what the whole sweep may at most spend, in the ledger, before anything is drawn or trained
     draw      the number of trials from its law, and each one's settings uniformly; kept, so that a resumed sweep goes
@@ -29,8 +29,8 @@ import torch
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from lazydp.components.budget.accounting import calibrate_noise_multiplier
-from lazydp.components.budget.tuning import UNIFORM_BITS, Law, Metric, Tuning
+from lazydp.components.budget.accounting.epsilon import calibrate_noise_multiplier
+from lazydp.components.budget.accounting.tuning import UNIFORM_BITS, Law, Metric, Tuning
 from lazydp.components.bundle.manifest import first_problem
 from lazydp.components.evaluate.user_scores import user_scores
 from lazydp.components.ingest.dataset import EncodedDataset

@@ -103,10 +103,23 @@ def test_the_steps_make_a_release(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     data = lazydp.api.ingest(input="interactions.parquet", spec=TINY_SPEC, out="dataset")
     assert data.manifest.counts.users == 60
     cli.main(
-        ["budget", "set", "--dataset", "dataset", "--epsilon", "10", "--privacy-unit", "example", "--ledger", ledger],
+        [
+            "budget",
+            "set",
+            "--dataset",
+            "dataset",
+            "--epsilon",
+            "10",
+            "--delta",
+            "1e-5",
+            "--privacy-unit",
+            "example",
+            "--ledger",
+            ledger,
+        ],
         standalone_mode=False,
     )
-    run = lazydp.api.train(dataset="dataset", config="train.yaml", out="run", ledger=ledger, test_key=1)
+    run = lazydp.api.train(dataset="dataset", config="train.yaml", out="run", ledger=ledger)
     bundle = lazydp.api.export(
         run=run.folder, dataset="dataset", out="bundle", name="tiny", ledger=ledger, link="current"
     )

@@ -10,8 +10,8 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from lazydp.components.budget.identifiers import register
-from lazydp.components.budget.ledger import Ledger
+from lazydp.components.budget.ledger.identifiers import register
+from lazydp.components.budget.ledger.ledger import Ledger
 from lazydp.components.ingest.dataset import EncodedDataset
 from lazydp.components.train.config import TrainConfig
 

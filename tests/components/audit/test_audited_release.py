@@ -6,8 +6,8 @@ from pathlib import Path
 import pytest
 
 from lazydp.components.audit.audit import audit
-from lazydp.components.budget.identifiers import register
-from lazydp.components.budget.ledger import Ledger
+from lazydp.components.budget.ledger.identifiers import register
+from lazydp.components.budget.ledger.ledger import Ledger
 from lazydp.components.bundle.manifest import Manifest
 from lazydp.components.bundle.reader import Bundle
 from lazydp.components.export.export import export

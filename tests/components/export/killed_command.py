@@ -22,7 +22,7 @@ from typing import Any
 import sqlalchemy as sa
 import torch
 
-from lazydp.components.budget import sql_storage
+from lazydp.components.budget.storage import sql as sql_storage
 from lazydp.components.bundle.manifest import Manifest
 from lazydp.components.export import export
 from lazydp.components.train.engine.step import Engine

@@ -8,9 +8,9 @@ from typing import Any
 import pytest
 import torch
 
-from lazydp.components.budget.accounting import epsilon
-from lazydp.components.budget.ledger import Ledger
-from lazydp.components.budget.verify import verify
+from lazydp.components.budget.accounting.epsilon import epsilon
+from lazydp.components.budget.ledger.ledger import Ledger
+from lazydp.components.budget.ledger.verify import verify
 from lazydp.components.bundle.reader import Bundle
 from lazydp.components.export import export as export_module
 from lazydp.components.export import publish as module

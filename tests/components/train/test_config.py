@@ -152,7 +152,7 @@ def test_the_event_of_a_run_with_counts_is_training_and_counts(unit: dict[str, A
 
 
 def test_noise_is_calibrated_for_training_and_counts_together() -> None:
-    from lazydp.components.budget.accounting import epsilon
+    from lazydp.components.budget.accounting.epsilon import epsilon
 
     def calibrated(**changes: Any) -> tuple[TrainConfig, float]:
         config = parse(noise_multiplier=None, target_epsilon=2.0, **changes)
@@ -171,7 +171,7 @@ def test_noise_is_calibrated_for_training_and_counts_together() -> None:
 
 
 def test_the_noise_multiplier_is_calibrated_to_the_target() -> None:
-    from lazydp.components.budget.accounting import epsilon
+    from lazydp.components.budget.accounting.epsilon import epsilon
 
     config = parse(noise_multiplier=None, target_epsilon=2.0)
     sigma = config.calibrated_noise_multiplier(1)

@@ -12,11 +12,11 @@ import pyarrow.parquet as pq
 import pytest
 import yaml
 
-from lazydp.components.budget.accounting import epsilon
-from lazydp.components.budget.events import event_to_json
-from lazydp.components.budget.ledger import Ledger
-from lazydp.components.budget.tuning import Tuning
-from lazydp.components.budget.verify import verify
+from lazydp.components.budget.accounting.epsilon import epsilon
+from lazydp.components.budget.accounting.events import event_to_json
+from lazydp.components.budget.accounting.tuning import Tuning
+from lazydp.components.budget.ledger.ledger import Ledger
+from lazydp.components.budget.ledger.verify import verify
 from lazydp.components.bundle.reader import Bundle
 from lazydp.components.evaluate.user_scores import mean_by_user, user_scores
 from lazydp.components.export.export import export

@@ -7,8 +7,8 @@ from typing import Any
 
 import pytest
 
-from lazydp.components.budget.identifiers import register
-from lazydp.components.budget.ledger import Ledger
+from lazydp.components.budget.ledger.identifiers import register
+from lazydp.components.budget.ledger.ledger import Ledger
 from lazydp.components.bundle.manifest import Manifest
 from lazydp.components.export.publish import Snapshots
 from lazydp.components.ingest.dataset import EncodedDataset

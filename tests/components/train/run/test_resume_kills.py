@@ -31,8 +31,8 @@ PROGRAM = Path(__file__).with_name("resumed_run.py")
 PRELOADED = [
     "torch._dynamo",
     "lazydp.components.export.publish",
-    "lazydp.components.budget.sql_storage",
-    "lazydp.components.budget.charges",
+    "lazydp.components.budget.storage.sql",
+    "lazydp.components.budget.ledger.charges",
 ]
 STEPS = 24
 # Checkpoints so often that a kill often falls into the writing of one.
