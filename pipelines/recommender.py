@@ -12,9 +12,9 @@ from kfp import dsl
 from kfp import kubernetes as kfp_kubernetes
 from kfp.dsl import Artifact, Metrics, Model
 
-from lazydp.components.budget.component import budget_gate
 from lazydp.components.evaluate.component import evaluate
 from lazydp.components.export.component import export
+from lazydp.components.gate.component import budget_gate
 from lazydp.components.ingest.component import ingest
 from lazydp.components.train.component import train
 

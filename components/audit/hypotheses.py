@@ -9,7 +9,7 @@ from dp_accounting.dp_event import DpEvent
 
 from lazydp.components.audit.bound import refutes
 from lazydp.components.audit.trade_off import TradeOff, from_profile
-from lazydp.components.budget.accounting import epsilon, privacy_profile
+from lazydp.components.budget.accounting.epsilon import epsilon, privacy_profile
 
 _PER_OCTAVE = 12
 _MOST_NOISE = -60

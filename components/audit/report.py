@@ -5,11 +5,13 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import Field
 
 from lazydp.components.budget.statement import AuditResult
 from lazydp.components.shared.errors import FormatError, InputError, PrivacyError
 from lazydp.components.shared.files import PRIVATE_FILE, read_json, write_json
+from lazydp.components.shared.frozen_model import FrozenModel
+from lazydp.components.shared.validation import Document
 
 FORMAT_VERSION = 2
 REPORT = "audit.json"
@@ -17,11 +19,7 @@ _CONSEQUENCE = "the training code does not do what it states; release nothing th
 METHOD = "one training run with canaries (Steinke, Nasr, Jagielski 2023; Mahloujifar, Melis, Chaudhuri 2024)"
 
 
-class _Model(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
-
-
-class RuleResult(_Model):
+class RuleResult(FrozenModel):
     """One way to guess the coins: `statistic` of the canaries, `guesses` of which `correct` were right."""
 
     statistic: Literal["steps", "along", "across"]
@@ -32,7 +30,7 @@ class RuleResult(_Model):
     epsilon_lower_bound: float = Field(ge=0)
 
 
-class NoiseCheck(_Model):
+class NoiseCheck(FrozenModel):
     """Noise of the canaries' rows across their gradients, over what the run promises.
 
     variance_ratio: measured over promised variance; 1 where all is right.
@@ -49,7 +47,7 @@ class NoiseCheck(_Model):
         return self.variance_ratio >= 1 - self.tolerance
 
 
-class AuditReport(_Model):
+class AuditReport(FrozenModel):
     """The result of one audit.
 
     `epsilon_lower_bound` is the epsilon at `delta` of the same run with so much more noise that the guesses just refute
@@ -144,9 +142,4 @@ class AuditReport(_Model):
         """
         file = path / REPORT if path.is_dir() else path
         document = read_json(file, format_version=FORMAT_VERSION, what="audit report")
-        try:
-            return cls.model_validate(document)
-        except ValidationError as error:
-            first = error.errors()[0]
-            field = ".".join(str(part) for part in first["loc"])
-            raise FormatError(f"audit report {file} is invalid at {field}: {first['msg']}") from None
+        return Document(f"audit report {file}", document).validated(cls, raises=FormatError)

@@ -14,10 +14,10 @@ import click
 from lazydp.components.shared.errors import InputError, IntegrityError
 
 if TYPE_CHECKING:
-    from lazydp.components.budget.entries import Entry
-    from lazydp.components.budget.ledger import Ledger
-    from lazydp.components.budget.verify import Verification
-    from lazydp.components.budget.views import DatasetBudget
+    from lazydp.components.budget.ledger.ledger import Ledger
+    from lazydp.components.budget.ledger.verify import Verification
+    from lazydp.components.budget.ledger.views import DatasetBudget
+    from lazydp.components.budget.storage.entries import Entry
 
 _LEDGER = click.option(
     "--ledger", envvar="LAZYDP_LEDGER", help="URL of the ledger.  [default: sqlite:///lazydp-ledger.db]"
@@ -158,7 +158,7 @@ def verify_(ledger: str | None, expect_head: str | None, as_json: bool) -> None:
 )
 def export(ledger: str | None, html_file: Path | None, entries_file: Path | None) -> None:
     """Write a report for a review, or the entries for an archive."""
-    from lazydp.components.budget.report import report
+    from lazydp.components.budget.ledger.report import report
     from lazydp.components.shared.files import write_bytes
 
     if html_file is None and entries_file is None:
@@ -182,21 +182,21 @@ def export(ledger: str | None, html_file: Path | None, entries_file: Path | None
 @_LEDGER
 def migrate(ledger: str | None) -> None:
     """Bring an older ledger to the schema of this lazydp (keep a copy first)."""
-    from lazydp.components.budget.sql_storage import migrate as migrated
-    from lazydp.components.budget.storage import default_url
+    from lazydp.components.budget.storage.base import default_url
+    from lazydp.components.budget.storage.sql import migrate as migrated
 
     migrated(ledger or default_url())
     click.echo("the ledger has the schema of this lazydp")
 
 
 def _open(url: str | None, *, read_only: bool = False) -> Ledger:
-    from lazydp.components.budget.ledger import Ledger
+    from lazydp.components.budget.ledger.ledger import Ledger
 
     return Ledger.open(url, read_only=read_only)
 
 
 def _verified(entries: Sequence[Entry], expect_head: str | None) -> Verification:
-    from lazydp.components.budget.verify import verify
+    from lazydp.components.budget.ledger.verify import verify
     from lazydp.components.shared.progress import Progress
 
     with Progress("verify", total=len(entries), unit="entries") as progress:
@@ -226,7 +226,7 @@ def _register(ledger: Ledger, dataset: str, *, name: str | None, parents: tuple[
 def _named(
     ledger: Ledger, fingerprint: str, *, name: str, sources: list[str], parents: tuple[str, ...], by: str | None
 ) -> str:
-    from lazydp.components.budget.identifiers import register
+    from lazydp.components.budget.ledger.identifiers import register
 
     return register(ledger, fingerprint=fingerprint, name=name, sources=sources, parents=parents, by=by).identifier
 

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
-from lazydp.components.budget.identifiers import register
-from lazydp.components.budget.ledger import Ledger
-from lazydp.components.budget.views import Reservation
+from lazydp.components.budget.ledger.identifiers import register
+from lazydp.components.budget.ledger.ledger import Ledger
+from lazydp.components.budget.ledger.views import Reservation
 
 if TYPE_CHECKING:
     from dp_accounting.dp_event import DpEvent

@@ -16,7 +16,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from lazydp.components.budget.tuning import Metric
+from lazydp.components.budget.accounting.tuning import Metric
 from lazydp.components.evaluate.evaluate import SCORES_AT_ONCE, batches
 from lazydp.components.evaluate.metrics import HIT_AT, Ranks, ranks
 from lazydp.components.evaluate.scoring import Scorer, catalogue_scorer, observed_scores

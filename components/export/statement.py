@@ -7,8 +7,8 @@ from __future__ import annotations
 
 import math
 
-from lazydp.components.budget.accounting import accountant_version, epsilon, epsilon_over_steps
-from lazydp.components.budget.events import without_amplification
+from lazydp.components.budget.accounting.epsilon import accountant_version, epsilon, epsilon_over_steps
+from lazydp.components.budget.accounting.events import without_amplification
 from lazydp.components.budget.statement import (
     CHOICE_OF_SETTINGS,
     COUNTS_FLOATING_POINT,

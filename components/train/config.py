@@ -5,29 +5,24 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, Self
 
-import yaml
 from pydantic import (
     AfterValidator,
-    BaseModel,
-    ConfigDict,
     Discriminator,
     Field,
     PositiveInt,
     Tag,
-    ValidationError,
     model_validator,
 )
 
-from lazydp.components.budget.rules import SMALLEST_NOISE
-from lazydp.components.models import config as models
+from lazydp.components.budget.accounting.limits import SMALLEST_NOISE
 from lazydp.components.models.config import ModelConfig
 from lazydp.components.shared.errors import InputError
-from lazydp.components.shared.suggest import field_names, suggestion
+from lazydp.components.shared.frozen_model import FrozenModel
+from lazydp.components.shared.validation import Document, parse_yaml, read_yaml
 from lazydp.components.train.mechanism import parameters as mechanism
 
 if TYPE_CHECKING:
@@ -56,11 +51,7 @@ Fraction = Annotated[float, Field(ge=0, le=1, allow_inf_nan=False)]
 _NOT_IN_DIGEST = {"checkpoint_every", "log_every", "device", "table_device"}
 
 
-class _Frozen(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-
-class Schedule(_Frozen):
+class Schedule(FrozenModel):
     """Learning rate over the steps, known in advance (the skip-ahead table needs no less).
 
     Attributes:
@@ -84,7 +75,7 @@ class Schedule(_Frozen):
         return make(learning_rate, steps=steps, warmup_steps=self.warmup_steps, final_fraction=final_fraction)
 
 
-class EmbeddingOptimizer(_Frozen):
+class EmbeddingOptimizer(FrozenModel):
     """SGD of the embedding tables: linear, so that delayed noise stays exact.
 
     Attributes:
@@ -112,7 +103,7 @@ class EmbeddingOptimizer(_Frozen):
         return values
 
 
-class DenseOptimizer(_Frozen):
+class DenseOptimizer(FrozenModel):
     """Optimizer of the dense layers, on the privatised gradient; any is private by post-processing.
 
     Attributes:
@@ -124,11 +115,11 @@ class DenseOptimizer(_Frozen):
 
     optimizer: str = "adam"
     learning_rate: Positive = 1e-3
-    options: dict[str, bool | int | float | tuple[float, ...]] = {}
+    options: dict[str, bool | int | float | tuple[float, ...]] = Field(default_factory=dict)
     schedule: Schedule = Schedule()
 
 
-class GroupNorms(_Frozen):
+class GroupNorms(FrozenModel):
     """One clipping norm for each group of parameters; `mechanism` argues for its accounting.
 
     Attributes:
@@ -140,7 +131,7 @@ class GroupNorms(_Frozen):
     embeddings: Positive
 
 
-class PopularityCounts(_Frozen):
+class PopularityCounts(FrozenModel):
     """Counts of items, released with noise beside the model: what the service answers those it knows nothing of.
 
     Attributes:
@@ -158,7 +149,7 @@ MaxGradNorm = Annotated[
 ]
 
 
-class TrainConfig(_Frozen):
+class TrainConfig(FrozenModel):
     """One training run.
 
     `sampling_prob`, `expected_batch_size` and `steps` are public settings: they are given here, never derived from
@@ -265,32 +256,17 @@ class TrainConfig(_Frozen):
         Raises:
             InputError: missing, not YAML, or not valid; one line that names the file and the field.
         """
-        try:
-            text = path.read_text()
-        except OSError as error:
-            raise InputError(f"training configuration {path} cannot be read: {error.strerror}") from error
-        except UnicodeDecodeError as error:
-            raise InputError(f"training configuration {path} is not YAML: {error}") from error
-        return cls.parse_text(text, where=str(path))
+        return read_yaml(path, what="training configuration").validated(cls)
 
     @classmethod
     def parse_text(cls, text: str, *, where: str) -> TrainConfig:
         """Read YAML text; errors are one line that names `where`."""
-        try:
-            document = yaml.safe_load(text)
-        except yaml.YAMLError as error:
-            raise InputError(f"training configuration {where} is not YAML: {' '.join(str(error).split())}") from error
-        if not isinstance(document, dict):
-            raise InputError(f"training configuration {where}: expected a mapping of settings, found {document!r:.60}")
-        return cls.parse(document, where=where)
+        return parse_yaml(text, where=where).validated(cls)
 
     @classmethod
     def parse(cls, document: dict[str, Any], *, where: str) -> TrainConfig:
         """Validate a mapping; errors are one line that begins with `where`."""
-        try:
-            return cls.model_validate(document)
-        except ValidationError as error:
-            raise InputError(f"training configuration {where}: {_one_line(error)}") from error
+        return Document(f"training configuration {where}", document).validated(cls)
 
     def with_changes(self, **changes: Any) -> TrainConfig:
         """The same run with some settings replaced, validated again.
@@ -368,7 +344,7 @@ class TrainConfig(_Frozen):
             contributions: how many privacy units of the run one such participant stands for: where units are examples
                 and the participant is a user, the bound k on a user's examples.
         """
-        from lazydp.components.budget.events import composed, counts_event  # noqa: PLC0415 - scipy is slow to import
+        from lazydp.components.budget.accounting.events import composed, counts_event  # noqa: PLC0415 - scipy is slow to import
 
         if self.popularity is None:
             return training
@@ -400,8 +376,8 @@ class TrainConfig(_Frozen):
         Raises:
             InputError: no sigma does.
         """
-        from lazydp.components.budget.accounting import calibrate_noise_multiplier, epsilon  # noqa: PLC0415 - slow
-        from lazydp.components.budget.events import composed  # noqa: PLC0415 - scipy is slow to import
+        from lazydp.components.budget.accounting.epsilon import calibrate_noise_multiplier, epsilon  # noqa: PLC0415 - slow
+        from lazydp.components.budget.accounting.events import composed  # noqa: PLC0415 - scipy is slow to import
 
         if self.noise_multiplier is not None:
             return self.noise_multiplier
@@ -429,23 +405,3 @@ def _flatten(settings: dict[str, Any], prefix: str = "") -> dict[str, Any]:
         else:
             flat[prefix + name] = value
     return flat
-
-
-def _one_line(error: ValidationError) -> str:
-    problems = []
-    for problem in error.errors():
-        field = ".".join(str(part) for part in problem["loc"] if part not in (_ONE, _GROUPS))
-        message = problem["msg"].removeprefix("Value error, ")
-        if problem["type"] == "extra_forbidden":
-            message = "there is no such setting" + suggestion(
-                problem["loc"][-1], field_names(sys.modules[__name__], models)
-            )
-        elif problem["type"] == "missing":
-            message = "the setting is missing"
-        found = (
-            ""
-            if problem["type"] in ("missing", "value_error", "extra_forbidden")
-            else f" (found {problem['input']!r:.60})"
-        )
-        problems.append(f"{field}: {message}{found}" if field else message)
-    return "; ".join(problems)

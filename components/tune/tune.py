@@ -1,4 +1,4 @@
-"""`lazydp train --tune`: choose settings by trials, as one private mechanism (see `budget.tuning` for its conditions).
+"""`lazydp train --tune`: choose settings by trials, as one private mechanism (conditions: `budget.accounting.tuning`).
 
     reserve   what the whole sweep may at most spend, in the ledger, before anything is drawn or trained
     draw      the number of trials from its law, and each one's settings uniformly; kept, so that a resumed sweep goes
@@ -26,16 +26,16 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import torch
-import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import Field
 
-from lazydp.components.budget.accounting import calibrate_noise_multiplier
-from lazydp.components.budget.tuning import UNIFORM_BITS, Law, Metric, Tuning
-from lazydp.components.bundle.manifest import first_problem
+from lazydp.components.budget.accounting.epsilon import calibrate_noise_multiplier
+from lazydp.components.budget.accounting.tuning import UNIFORM_BITS, Law, Metric, Tuning
 from lazydp.components.evaluate.user_scores import user_scores
 from lazydp.components.ingest.dataset import EncodedDataset
 from lazydp.components.shared.errors import InputError, NonFiniteError, PrivacyError
 from lazydp.components.shared.files import PRIVATE_FILE, read_json, sync_directory, write_json
+from lazydp.components.shared.frozen_model import FrozenModel
+from lazydp.components.shared.validation import read_yaml
 from lazydp.components.shared.version import code_version
 from lazydp.components.train.config import TrainConfig
 from lazydp.components.train.data.sampler import Keystream
@@ -55,11 +55,7 @@ _FIXED = ("privacy_unit", "target_epsilon", "target_delta", "publish_every")
 _log = logging.getLogger("lazydp.tune")
 
 
-class _Frozen(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
-
-
-class HeldOut(_Frozen):
+class HeldOut(FrozenModel):
     """Score on the dataset's own held-out split: the sum over users of scores in [0, 1], noised.
 
     Attributes:
@@ -71,7 +67,7 @@ class HeldOut(_Frozen):
     noise_multiplier: Annotated[float, Field(ge=0)]
 
 
-class Public(_Frozen):
+class Public(FrozenModel):
     """Score on another dataset, which is declared public.
 
     Attributes:
@@ -82,7 +78,7 @@ class Public(_Frozen):
     dataset: Path
 
 
-class Sweep(_Frozen):
+class Sweep(FrozenModel):
     """What to try.
 
     Attributes:
@@ -107,16 +103,7 @@ class Sweep(_Frozen):
         Raises:
             InputError: it cannot be read or is not valid; one line that names the file and the field.
         """
-        try:
-            document = yaml.safe_load(path.read_text())
-        except OSError as error:
-            raise InputError(f"sweep {path} cannot be read: {error.strerror}") from error
-        except (yaml.YAMLError, UnicodeDecodeError) as error:
-            raise InputError(f"sweep {path} is not YAML: {' '.join(str(error).split())}") from error
-        try:
-            return cls.model_validate(document)
-        except ValidationError as error:
-            raise InputError(f"sweep {path}: {first_problem(error)}") from error
+        return read_yaml(path, what="sweep").validated(cls)
 
 
 @dataclass(frozen=True, slots=True)

@@ -10,7 +10,7 @@ from typing import Generic, TypeVar
 
 import structlog
 
-from lazydp.components.budget.ledger import Ledger
+from lazydp.components.budget.ledger.ledger import Ledger
 from lazydp.components.shared.errors import LazyDPError
 from lazydp.service import schemas
 

@@ -14,7 +14,9 @@ import orjson
 
 from lazydp.components.bundle.query import Query, Ranking
 from lazydp.components.bundle.reader import Bundle
-from lazydp.components.bundle.scoring.base import Scorer, TwoTowerScorer, make_scorer
+from lazydp.components.bundle.scoring.base import Scorer
+from lazydp.components.bundle.scoring.make import make_scorer
+from lazydp.components.bundle.scoring.two_tower import TwoTowerScorer
 from lazydp.service.serving.batcher import Batcher
 
 # Below this a query is ranked on the event loop; above it, other requests would notice the wait.

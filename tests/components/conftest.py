@@ -79,8 +79,8 @@ class Tiny:
 
     def ledger(self, *, epsilon: float = 1000.0, delta: float = 1e-5, privacy_unit: str = "example") -> str:
         """URL of a ledger in which the dataset has a budget."""
-        from lazydp.components.budget.identifiers import register
-        from lazydp.components.budget.ledger import Ledger
+        from lazydp.components.budget.ledger.identifiers import register
+        from lazydp.components.budget.ledger.ledger import Ledger
         from lazydp.components.ingest.dataset import EncodedDataset
 
         url = f"sqlite:///{self.folder / 'ledger.db'}"

@@ -10,11 +10,11 @@ from typing import Any
 import pytest
 from kfp import dsl
 
-from lazydp.components.budget.component import budget_gate
-from lazydp.components.budget.ledger import Ledger
+from lazydp.components.budget.ledger.ledger import Ledger
 from lazydp.components.bundle.reader import Bundle
 from lazydp.components.evaluate.component import evaluate
 from lazydp.components.export.component import export
+from lazydp.components.gate.component import budget_gate
 from lazydp.components.ingest.component import ingest
 from lazydp.components.ingest.dataset import EncodedDataset
 from lazydp.components.sample import sample as sample_module

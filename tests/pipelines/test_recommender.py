@@ -13,8 +13,8 @@ from google.protobuf import json_format
 from kfp.kubernetes import kubernetes_executor_config_pb2
 from kfp.pipeline_spec import pipeline_spec_pb2
 
-from lazydp.components.budget.accounting import epsilon
-from lazydp.components.budget.events import composed, counts_event, dpsgd_event
+from lazydp.components.budget.accounting.epsilon import epsilon
+from lazydp.components.budget.accounting.events import composed, counts_event, dpsgd_event
 from lazydp.pipelines.cli import cli, main
 
 CONFIG = """

@@ -207,7 +207,7 @@ def poisson_dp_event(
         sampled: what a step draws. A user who is drawn, with however many examples, contributes one clipped gradient:
             then a step is the plain sampled Gaussian per user, and k has no part in it.
     """
-    from lazydp.components.budget.events import dpsgd_event, user_level_event  # noqa: PLC0415 - slow to import
+    from lazydp.components.budget.accounting.events import dpsgd_event, user_level_event  # noqa: PLC0415 - slow to import
 
     if max_examples_per_user is None or sampled == "user":
         return dpsgd_event(noise_multiplier=noise_multiplier, sampling_prob=sampling_prob, steps=steps, sampler=SAMPLER)

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from pydantic import ValidationError
 
-from lazydp.components.budget.tuning import Tuning
+from lazydp.components.budget.accounting.tuning import Tuning
 from lazydp.components.shared.errors import FormatError
 from lazydp.components.train.config import TrainConfig
 

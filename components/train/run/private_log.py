@@ -6,7 +6,7 @@ import logging
 import math
 from collections.abc import Callable
 
-from lazydp.components.budget.accounting import epsilon
+from lazydp.components.budget.accounting.epsilon import epsilon
 from lazydp.components.train.engine.report import GroupReport, StepReport
 from lazydp.components.train.mechanism.parameters import GROUPS, Group
 from lazydp.components.train.run.identity import RunIdentity

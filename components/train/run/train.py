@@ -13,8 +13,8 @@ from typing import Any, Protocol
 
 from torch import Tensor
 
-from lazydp.components.budget.events import event_to_json
-from lazydp.components.budget.tuning import Tuning
+from lazydp.components.budget.accounting.events import event_to_json
+from lazydp.components.budget.accounting.tuning import Tuning
 from lazydp.components.features.spec import FeatureSpec
 from lazydp.components.ingest.dataset import EncodedDataset
 from lazydp.components.models.build import build_model

@@ -15,8 +15,8 @@ from pathlib import Path
 import psycopg
 import pytest
 
-from lazydp.components.budget import loss_store
-from lazydp.components.budget.ledger import Ledger
+from lazydp.components.budget.accounting import loss_store
+from lazydp.components.budget.ledger.ledger import Ledger
 
 IDENTIFIER = "a" * 64
 

@@ -9,10 +9,10 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner, Result
 
+from lazydp.components.budget.accounting.events import dpsgd_event
 from lazydp.components.budget.cli import command
-from lazydp.components.budget.events import dpsgd_event
-from lazydp.components.budget.identifiers import LedgerSecret
-from lazydp.components.budget.ledger import Ledger
+from lazydp.components.budget.ledger.identifiers import LedgerSecret
+from lazydp.components.budget.ledger.ledger import Ledger
 from lazydp.components.shared.errors import InputError, IntegrityError, LazyDPError
 
 EVENT = dpsgd_event(noise_multiplier=10.0, sampling_prob=1.0, steps=1)

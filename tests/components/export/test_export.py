@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import torch
 
-from lazydp.components.budget.ledger import Ledger
+from lazydp.components.budget.ledger.ledger import Ledger
 from lazydp.components.bundle.reader import Bundle
 from lazydp.components.export import export as module
 from lazydp.components.export.export import export
@@ -89,7 +89,7 @@ def test_the_flush_leaves_the_checkpoint_as_it_is(tiny: Any, run: Path) -> None:
 
 
 def test_the_statement_says_what_was_done(tiny: Any, run: Path) -> None:
-    from lazydp.components.budget.accounting import epsilon
+    from lazydp.components.budget.accounting.epsilon import epsilon
 
     release(tiny)
     config = tiny.config()

@@ -19,9 +19,9 @@ from typing import Any
 import pytest
 import yaml
 
-from lazydp.components.budget.ledger import Ledger
-from lazydp.components.budget.storage import SCHEMAS
-from lazydp.components.budget.verify import verify
+from lazydp.components.budget.ledger.ledger import Ledger
+from lazydp.components.budget.ledger.verify import verify
+from lazydp.components.budget.storage.base import SCHEMAS
 from lazydp.components.bundle.reader import Bundle
 
 PROGRAM = Path(__file__).with_name("killed_command.py")
@@ -34,8 +34,8 @@ PRELOADED = [
     "lazydp.components.export.export",
     "lazydp.components.train.cli",
     "lazydp.components.export.cli",
-    "lazydp.components.budget.sql_storage",
-    "lazydp.components.budget.charges",
+    "lazydp.components.budget.storage.sql",
+    "lazydp.components.budget.ledger.charges",
     "lazydp.pipelines.cli",
 ]
 

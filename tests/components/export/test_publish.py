@@ -8,9 +8,9 @@ from typing import Any
 import pytest
 import torch
 
-from lazydp.components.budget.accounting import epsilon
-from lazydp.components.budget.ledger import Ledger
-from lazydp.components.budget.verify import verify
+from lazydp.components.budget.accounting.epsilon import epsilon
+from lazydp.components.budget.ledger.ledger import Ledger
+from lazydp.components.budget.ledger.verify import verify
 from lazydp.components.bundle.reader import Bundle
 from lazydp.components.export import export as export_module
 from lazydp.components.export import publish as module
@@ -96,7 +96,7 @@ class Addresses:
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.seen: Counter[tuple[int, int, int]] = Counter()
-        self.by_reading = 0  # tables whose rows woke because they were read
+        self.by_reading = 0  # tables that caught up because they were read
         catch_up, flush, both = ops.foreach_catch_up_, ops.flush_, ops.foreach_catch_up_bag_sum_
 
         def note_listed(last: Any, rows: Any, tables: Any, step: int) -> None:
@@ -156,7 +156,7 @@ def test_a_flush_that_forgets_what_it_did_would_be_seen(
     with pytest.raises(PendingNoiseError):
         publish(tiny, tmp_path / "proven")
     monkeypatch.setattr(
-        export_module, "prove_flushed", lambda tables, owed, *, step, **more: dict.fromkeys(tables, step)
+        export_module, "prove_flushed", lambda tables, pending, *, step, **more: dict.fromkeys(tables, step)
     )
     monkeypatch.setattr(EmbeddingTables, "pending", lambda self: 0)
     addresses = Addresses(monkeypatch)

@@ -12,10 +12,10 @@ from dp_accounting import dp_event
 from dp_accounting.pld import privacy_loss_distribution as pld
 from dp_accounting.rdp import RdpAccountant
 
-from lazydp.components.budget.accounting import epsilon
-from lazydp.components.budget.events import composed, event_to_json, user_level_event
-from lazydp.components.budget.ledger import Ledger
-from lazydp.components.budget.verify import verify
+from lazydp.components.budget.accounting.epsilon import epsilon
+from lazydp.components.budget.accounting.events import composed, event_to_json, user_level_event
+from lazydp.components.budget.ledger.ledger import Ledger
+from lazydp.components.budget.ledger.verify import verify
 from lazydp.components.bundle import untrained
 from lazydp.components.bundle.reader import Bundle
 from lazydp.components.bundle.writer import write_bundle

@@ -27,25 +27,25 @@ def parse(**changes: Any) -> TrainConfig:
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"stepz": 3}, "stepz: there is no such setting; did you mean 'steps'?"),
-        ({"steps": 0}, "steps: Input should be greater than 0 (found 0)"),
-        ({"sampling_prob": 1.5}, "sampling_prob: Input should be less than or equal to 1 (found 1.5)"),
+        ({"stepz": 3}, "stepz: there is no such field; did you mean 'steps'?"),
+        ({"steps": 0}, "steps: Input should be greater than 0, found 0"),
+        ({"sampling_prob": 1.5}, "sampling_prob: Input should be less than or equal to 1, found 1.5"),
         ({"model": {"kind": "transformer"}}, "model"),
         ({"noise_multiplier": None}, "give one of noise_multiplier and target_epsilon"),
         ({"target_epsilon": 8}, "give one of noise_multiplier and target_epsilon"),
         ({"target_delta": None}, "target_delta is missing"),
         ({"embeddings": {"optimizer": "adam"}}, "'adam' is not linear in the noise"),
-        ({"max_grad_norm": float("inf")}, "max_grad_norm: Input should be a finite number (found inf)"),
-        ({"max_grad_norm": {"dense": 1.0}}, "max_grad_norm.embeddings: the setting is missing"),
+        ({"max_grad_norm": float("inf")}, "max_grad_norm: Input should be a finite number, found inf"),
+        ({"max_grad_norm": {"dense": 1.0}}, "max_grad_norm.embeddings: the field is missing"),
         (
             {"max_grad_norm": {"dense": 0, "embeddings": 1}},
-            "max_grad_norm.dense: Input should be greater than 0 (found 0)",
+            "max_grad_norm.dense: Input should be greater than 0, found 0",
         ),
-        ({"max_grad_norm": {"dense": 1, "embeddings": 1, "bias": 1}}, "max_grad_norm.bias: there is no such setting"),
-        ({"popularity": {}}, "popularity.noise_multiplier: the setting is missing"),
+        ({"max_grad_norm": {"dense": 1, "embeddings": 1, "bias": 1}}, "max_grad_norm.bias: there is no such field"),
+        ({"popularity": {}}, "popularity.noise_multiplier: the field is missing"),
         (
             {"popularity": {"noise_multiplier": 0.001}},
-            "popularity.noise_multiplier: Input should be greater than or equal to 0.01 (found 0.001)",
+            "popularity.noise_multiplier: Input should be greater than or equal to 0.01, found 0.001",
         ),
         (
             {"popularity": {"noise_multiplier": 9}, "mode": "sgd"},
@@ -68,14 +68,14 @@ def test_mistakes_are_named_in_one_line(changes: dict[str, Any], message: str) -
 
 @pytest.mark.parametrize(
     ("text", "message"),
-    [("- a\n- b\n", "expected a mapping"), ("a: [", "is not YAML"), ("", "expected a mapping")],
+    [("- a\n- b\n", "expected a mapping"), ("a: [", r"train\.yaml:1: not YAML"), ("", "expected a mapping")],
 )
 def test_files_that_are_no_configuration(tmp_path: Path, text: str, message: str) -> None:
     file = tmp_path / "train.yaml"
     file.write_text(text)
     with pytest.raises(InputError, match=message):
         TrainConfig.load(file)
-    with pytest.raises(InputError, match="cannot be read"):
+    with pytest.raises(InputError, match=r"no training configuration at .*absent\.yaml"):
         TrainConfig.load(tmp_path / "absent.yaml")
 
 
@@ -152,7 +152,7 @@ def test_the_event_of_a_run_with_counts_is_training_and_counts(unit: dict[str, A
 
 
 def test_noise_is_calibrated_for_training_and_counts_together() -> None:
-    from lazydp.components.budget.accounting import epsilon
+    from lazydp.components.budget.accounting.epsilon import epsilon
 
     def calibrated(**changes: Any) -> tuple[TrainConfig, float]:
         config = parse(noise_multiplier=None, target_epsilon=2.0, **changes)
@@ -171,7 +171,7 @@ def test_noise_is_calibrated_for_training_and_counts_together() -> None:
 
 
 def test_the_noise_multiplier_is_calibrated_to_the_target() -> None:
-    from lazydp.components.budget.accounting import epsilon
+    from lazydp.components.budget.accounting.epsilon import epsilon
 
     config = parse(noise_multiplier=None, target_epsilon=2.0)
     sigma = config.calibrated_noise_multiplier(1)

@@ -12,11 +12,11 @@ import pyarrow.parquet as pq
 import pytest
 import yaml
 
-from lazydp.components.budget.accounting import epsilon
-from lazydp.components.budget.events import event_to_json
-from lazydp.components.budget.ledger import Ledger
-from lazydp.components.budget.tuning import Tuning
-from lazydp.components.budget.verify import verify
+from lazydp.components.budget.accounting.epsilon import epsilon
+from lazydp.components.budget.accounting.events import event_to_json
+from lazydp.components.budget.accounting.tuning import Tuning
+from lazydp.components.budget.ledger.ledger import Ledger
+from lazydp.components.budget.ledger.verify import verify
 from lazydp.components.bundle.reader import Bundle
 from lazydp.components.evaluate.user_scores import mean_by_user, user_scores
 from lazydp.components.export.export import export
@@ -413,7 +413,7 @@ def test_sweep_files(tmp_path: Path) -> None:
         with_settings(TrainConfig.load(examples / "train.yaml"), {name: 0.5})
     for text, says in (
         ("mean_trials: 0.5", "mean_trials"),
-        ("[]", "dictionary"),
+        ("[]", "expected a mapping of fields"),
         ("{", "not YAML"),
         (yaml.safe_dump({**SWEEP, "score": {"kind": "held_out"}}), "noise_multiplier"),
     ):
@@ -421,5 +421,5 @@ def test_sweep_files(tmp_path: Path) -> None:
         with pytest.raises(InputError, match=says) as error:
             Sweep.load(file)
         assert "\n" not in str(error.value)
-    with pytest.raises(InputError, match="cannot be read"):
+    with pytest.raises(InputError, match="no sweep at"):
         Sweep.load(tmp_path / "none")

@@ -12,9 +12,9 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 
-from lazydp.components.budget.accounting import epsilon
-from lazydp.components.budget.identifiers import register
-from lazydp.components.budget.ledger import Ledger
+from lazydp.components.budget.accounting.epsilon import epsilon
+from lazydp.components.budget.ledger.identifiers import register
+from lazydp.components.budget.ledger.ledger import Ledger
 from lazydp.components.bundle.reader import Bundle
 from lazydp.components.export.export import export
 from lazydp.components.ingest.dataset import EncodedDataset

@@ -9,8 +9,8 @@ from typing import Any
 import httpx
 import pytest
 
-from lazydp.components.budget.events import dpsgd_event
-from lazydp.components.budget.ledger import Ledger
+from lazydp.components.budget.accounting.events import dpsgd_event
+from lazydp.components.budget.ledger.ledger import Ledger
 from lazydp.service.serving import budget as budget_module
 
 

@@ -11,9 +11,9 @@ from typing import Any
 import pytest
 import torch
 
-from lazydp.components.budget.accounting import epsilon
-from lazydp.components.budget.events import dpsgd_event, event_from_json, without_amplification
-from lazydp.components.budget.ledger import Ledger
+from lazydp.components.budget.accounting.epsilon import epsilon
+from lazydp.components.budget.accounting.events import dpsgd_event, event_from_json, without_amplification
+from lazydp.components.budget.ledger.ledger import Ledger
 from lazydp.components.export.statement import statement_of
 from lazydp.components.ingest.dataset import EncodedDataset
 from lazydp.components.shared.errors import BudgetExceededError, InputError, IntegrityError, PrivacyError

@@ -1,0 +1,496 @@
+"""The ledger: what may be spent on each dataset, what is promised, what was spent, by whom.
+
+Every method that writes reads the ledger, decides and adds one entry while it holds the database's write lock: two
+processes can never both be told that the last of the budget is theirs. Composing privacy losses takes longer than a
+lock should be held, so it is done once before taking it; what is found is kept, and under the lock the same question
+is answered from memory unless somebody else came in between.
+"""
+
+from __future__ import annotations
+
+import datetime
+import getpass
+import math
+import os
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import asdict
+from types import TracebackType
+from typing import TYPE_CHECKING, Any, Self
+
+from lazydp.components.budget.accounting.limits import SMALLEST_DELTA
+from lazydp.components.budget.ledger.rules import (
+    check_admitted,
+    check_budget_is_set,
+    check_same_claim,
+    check_same_secret,
+    check_unit,
+    check_units_agree,
+    checked_within_reservation,
+    epsilon_alone,
+)
+from lazydp.components.budget.ledger.state import Account, Dataset, LedgerState, Release, Run
+from lazydp.components.budget.ledger.views import Commitment, DatasetBudget, Reservation, budget_of, reservation_of
+from lazydp.components.budget.storage.base import Storage, default_url
+from lazydp.components.budget.storage.entries import Entry, Kind, head_of, next_entry
+from lazydp.components.budget.storage.open import open_storage
+from lazydp.components.shared.errors import InputError, PrivacyError
+from lazydp.components.shared.version import code_version as this_code_version
+
+if TYPE_CHECKING:
+    from dp_accounting.dp_event import DpEvent
+
+PURPOSES = ("training", "vocabulary", "metrics", "tuning")
+PRIVACY_UNITS = ("example", "user")
+OPERATOR_VARIABLE = "LAZYDP_OPERATOR"
+
+
+class Ledger:
+    """An open ledger; a context manager. Not to be shared between threads while writing."""
+
+    def __init__(self, storage: Storage) -> None:
+        self._storage = storage
+
+    @classmethod
+    def open(cls, url: str | None = None, *, read_only: bool = False) -> Self:
+        """Open the ledger at `url`, or the default one; make it where there is none, unless `read_only`.
+
+        Read-only, a SQLite ledger needs neither SQLAlchemy nor scipy, and answers in milliseconds.
+
+        Raises:
+            UnavailableError: the database does not answer, or is locked or full.
+            FormatError: it is no ledger, or of another schema.
+            InputError: not a URL of a database that lazydp knows.
+        """
+        return cls(open_storage(url or default_url(), read_only=read_only))
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Let go of connections."""
+        self._storage.close()
+
+    @property
+    def url(self) -> str:
+        """The ledger's URL without its password."""
+        return self._storage.shown
+
+    # --- reading ---------------------------------------------------------------------------------------------
+
+    def entries(self) -> tuple[Entry, ...]:
+        """Every entry, in order, as stored."""
+        return tuple(self._storage.read())
+
+    def head(self) -> str:
+        """`number:digest` of the last entry: keep it elsewhere, and `verify` finds whatever is rewritten later."""
+        entries = self._storage.read()
+        return head_of(entries[-1] if entries else None)
+
+    def state(self) -> LedgerState:
+        """What the entries amount to."""
+        return LedgerState.replayed(self._storage.read())
+
+    def budgets(self) -> tuple[DatasetBudget, ...]:
+        """The budget of every dataset, in the order in which they were registered."""
+        state = self.state()
+        return tuple(budget_of(state, identifier) for identifier in state.datasets)
+
+    def show(self, dataset: str) -> DatasetBudget:
+        """The budget of one dataset, by identifier, its first characters or its name.
+
+        Raises:
+            InputError: no such dataset.
+        """
+        state = self.state()
+        return budget_of(state, state.resolve(dataset))
+
+    def runs(self) -> tuple[Run, ...]:
+        """Every run, in the order in which they were reserved."""
+        return tuple(self.state().runs.values())
+
+    def releases(self) -> tuple[Release, ...]:
+        """Everything that left the trust boundary, in order."""
+        found = [release for run in self.runs() for release in run.releases]
+        return tuple(sorted(found, key=lambda release: release.entry))
+
+    # --- datasets and budgets --------------------------------------------------------------------------------
+
+    def register_dataset(
+        self,
+        identifier: str,
+        *,
+        name: str,
+        parents: Iterable[str] = (),
+        sources: Iterable[str] = (),
+        secret: str = "",
+        by: str | None = None,
+    ) -> Dataset:
+        """Make a dataset known; repeated, it adds parents and sources and changes nothing else.
+
+        All of it is published. Where a dataset is at hand, `identifiers.register` names it by what tells nothing.
+
+        Args:
+            identifier: of the dataset; never a hash of its content.
+            name: for people.
+            parents: datasets, known to the ledger, that share users with this one (a month before, a superset).
+            sources: identifiers of what it was made from; datasets with a common one share users.
+            secret: which secret the identifiers were made under.
+            by: who registers it; the operator by default.
+
+        Raises:
+            InputError: an unknown parent, or an empty identifier or name.
+            PrivacyError: the ledger's datasets were registered under another secret.
+        """
+        if not identifier or not name:
+            raise InputError(f"a dataset needs an identifier and a name, found {identifier!r} and {name!r}")
+
+        def decide(state: LedgerState) -> Mapping[str, Any] | None:
+            check_same_secret(state, secret)
+            known = state.datasets.get(identifier)
+            before = known or Dataset(identifier, name, (), ())
+            named = tuple(state.resolve(parent) for parent in parents)
+            after = Dataset(
+                identifier,
+                before.name,
+                _union(before.parents, (parent for parent in named if parent != identifier)),
+                _union(before.sources, sources),
+                secret or before.secret,
+            )
+            if after == known:
+                return None
+            check_units_agree(state, after)
+            shares = {"parents": list(after.parents), "sources": list(after.sources)}
+            return {"name": after.name, **shares, "secret": after.secret}
+
+        _, state = self._add("dataset", lambda state: identifier, decide, by=by)
+        return state.datasets[identifier]
+
+    def set_budget(
+        self,
+        dataset: str,
+        *,
+        epsilon: float,
+        delta: float,
+        privacy_unit: str = "example",
+        by: str | None = None,
+        reason: str = "",
+    ) -> DatasetBudget:
+        """Set what may be spent on a dataset. To raise it takes a name and a reason, which the ledger keeps.
+
+        Args:
+            dataset: identifier, its first characters, or name.
+            epsilon: above 0.
+            delta: in (0, 1); of every epsilon of this dataset from now on.
+            privacy_unit: `example` or `user`; one for a whole family, fixed by the first run.
+            by: who sets it; must be given where it is raised.
+            reason: why; must be given where it is raised.
+
+        Raises:
+            InputError: a value out of range, a raise without name or reason, or another unit than the family's.
+        """
+        if not (epsilon > 0 and math.isfinite(epsilon)):
+            raise InputError(f"the budget's epsilon must be a finite number above 0, found {epsilon}")
+        if not SMALLEST_DELTA <= delta < 1:
+            raise InputError(f"the budget's delta must be in [{SMALLEST_DELTA:g}, 1), found {delta}")
+        if privacy_unit not in PRIVACY_UNITS:
+            raise InputError(f"privacy_unit must be one of {', '.join(PRIVACY_UNITS)}, found {privacy_unit!r}")
+
+        def decide(state: LedgerState) -> Mapping[str, Any] | None:
+            identifier = state.resolve(dataset)
+            check_unit(state, identifier, privacy_unit)
+            before = state.budgets.get(identifier)
+            if before is not None:
+                if (before.epsilon, before.delta, before.privacy_unit) == (epsilon, delta, privacy_unit):
+                    return None
+                raised = epsilon > before.epsilon or delta > before.delta
+                if raised and not (by and reason.strip()):
+                    raise InputError(
+                        f"the budget of {state.datasets[identifier].name} is epsilon {before.epsilon:g} at delta "
+                        f"{before.delta:g}; to raise it to {epsilon:g} at {delta:g}, give a name and a reason "
+                        "(--by, --reason)"
+                    )
+            return {"epsilon": epsilon, "delta": delta, "privacy_unit": privacy_unit, "reason": reason.strip()}
+
+        _, state = self._add("budget", lambda state: state.resolve(dataset), decide, by=by)
+        return budget_of(state, state.resolve(dataset))
+
+    # --- runs ------------------------------------------------------------------------------------------------
+
+    def reserve(
+        self,
+        *,
+        dataset: str,
+        event: DpEvent,
+        run_id: str,
+        privacy_unit: str = "example",
+        purpose: str = "training",
+        config_digest: str = "",
+        code_version: str | None = None,
+        by: str | None = None,
+    ) -> Reservation:
+        """Claim what a run may at most spend, before it touches the data.
+
+        A run that holds a reservation of the same event gets the same one again (a retry, a resumed run).
+
+        Args:
+            dataset: identifier, its first characters, or name.
+            event: the whole run, per `privacy_unit`, for neighbours that differ by adding or removing one.
+            run_id: names the run for good.
+            privacy_unit: must be that of the dataset's budget.
+            purpose: training, vocabulary, metrics or tuning.
+            config_digest: of the run's configuration.
+            code_version: of the code that runs; this one's by default.
+            by: who asks.
+
+        Raises:
+            BudgetExceededError: the budget of the dataset, or of one that shares users with it, does not admit the run.
+            PrivacyError: no budget was set, or it is of another privacy unit.
+            InputError: an unknown dataset or purpose, or a run_id that was used for something else.
+        """
+        from lazydp.components.budget.accounting.events import event_to_json  # noqa: PLC0415 - scipy is slow to import
+
+        if purpose not in PURPOSES:
+            raise InputError(f"purpose must be one of {', '.join(PURPOSES)}, found {purpose!r}")
+        if not run_id:
+            raise InputError("a reservation needs a run_id that is not empty")
+        document = event_to_json(event)
+        claim = {
+            "purpose": purpose,
+            "privacy_unit": privacy_unit,
+            "event": document,
+            "config_digest": config_digest,
+            "code_version": code_version or this_code_version(),
+        }
+
+        def decide(state: LedgerState) -> Mapping[str, Any] | None:
+            identifier = state.resolve(dataset)
+            if run_id in state.runs:
+                check_same_claim(state.runs[run_id], identifier, claim)
+                return None
+            check_budget_is_set(state, identifier, privacy_unit)
+            check_admitted(state, identifier, document)
+            return {**claim, "epsilon": epsilon_alone(document, state.budgets[identifier].delta)}
+
+        entry, state = self._add("reserved", lambda state: state.resolve(dataset), decide, run_id=run_id, by=by)
+        return reservation_of(state, run_id, entry)
+
+    def require_reservation(self, run_id: str, *, dataset: str, event: DpEvent) -> Reservation:
+        """The reservation that a run must hold before its first step.
+
+        Raises:
+            PrivacyError: it holds none, or one for another dataset or event, or it is closed.
+        """
+        from lazydp.components.budget.accounting.events import event_to_json  # noqa: PLC0415 - scipy is slow to import
+
+        state = self.state()
+        run = state.runs.get(run_id)
+        if run is None or run.status != "reserved":
+            found = "none" if run is None else f"one that was {run.status}"
+            raise PrivacyError(f"run {run_id} needs a reservation in ledger {self.url} before it starts; found {found}")
+        if run.dataset != state.resolve(dataset) or run.reserved_event != event_to_json(event):
+            raise PrivacyError(f"run {run_id} reserved budget for another dataset or mechanism: use a new run_id")
+        return reservation_of(state, run_id, None)
+
+    def commit(
+        self,
+        run_id: str,
+        *,
+        event: DpEvent,
+        release: str = "",
+        step: int | None = None,
+        final: bool = True,
+        by: str | None = None,
+    ) -> Commitment:
+        """Charge what is about to be released; only then release it.
+
+        Several commits of one run are its snapshots: one mechanism, charged once, at the latest. Until the final
+        one the whole reservation stays charged. To commit the same event again (an export that was killed and is
+        repeated) changes nothing.
+
+        Args:
+            run_id: holds a reservation.
+            event: what the run spent up to this release.
+            release: digest or name of what is released.
+            step: of a snapshot.
+            final: whether the run is over; what it reserved beyond `event` is given back.
+            by: who releases.
+
+        Raises:
+            PrivacyError: no reservation, or more was spent than was reserved, or less than at an earlier snapshot.
+        """
+        from lazydp.components.budget.accounting.events import event_to_json  # noqa: PLC0415 - scipy is slow to import
+
+        document = event_to_json(event)
+
+        def decide(state: LedgerState) -> Mapping[str, Any] | None:
+            run = state.runs.get(run_id)
+            if run is None:
+                raise PrivacyError(f"run {run_id} holds no reservation in ledger {self.url}: nothing may be released")
+            if run.released_event == document and (run.status == "committed" or not final):
+                return None
+            if run.status != "reserved":
+                raise PrivacyError(f"run {run_id} was {run.status}: nothing more of it may be released")
+            spent = checked_within_reservation(state, run, document)
+            return {"event": document, "release": release, "step": step, "final": final, "epsilon": spent}
+
+        entry, state = self._add(
+            "committed", lambda state: self._dataset_of(state, run_id), decide, run_id=run_id, by=by
+        )
+        run = state.runs[run_id]
+        account = state.accounts[run.dataset]
+        return Commitment(
+            run_id=run_id,
+            dataset=run.dataset,
+            epsilon=run.releases[-1].epsilon or 0.0,
+            charged_epsilon=account.epsilon,
+            delta=account.delta,
+            existing=entry is None,
+        )
+
+    def void(self, run_id: str, *, by: str, reason: str) -> None:
+        """Give back what a run reserved, because nothing (more) of it was or will be released.
+
+        A crashed run stays reserved until somebody says so by name: its checkpoints still hold what was learnt, and
+        whoever voids it vouches that they are gone. What its snapshots released stays charged.
+
+        Raises:
+            InputError: no name or no reason.
+            PrivacyError: no such reservation, or the run is closed.
+        """
+        if not by.strip() or not reason.strip():
+            raise InputError("to void a reservation, give a name and a reason (--by, --reason)")
+
+        def decide(state: LedgerState) -> Mapping[str, Any] | None:
+            run = state.runs.get(run_id)
+            if run is None or run.status != "reserved":
+                found = "it was never reserved" if run is None else f"it was {run.status}"
+                raise PrivacyError(f"run {run_id} holds no reservation to void: {found}")
+            return {"reason": reason.strip()}
+
+        self._add("voided", lambda state: self._dataset_of(state, run_id), decide, run_id=run_id, by=by)
+
+    def charge(
+        self,
+        *,
+        dataset: str,
+        event: DpEvent,
+        run_id: str,
+        purpose: str,
+        privacy_unit: str = "example",
+        release: str = "",
+        by: str | None = None,
+    ) -> Commitment:
+        """Reserve and commit at once: a vocabulary or a metric that a DP mechanism is about to release.
+
+        Raises:
+            As `reserve` and `commit`.
+        """
+        self.reserve(dataset=dataset, event=event, run_id=run_id, privacy_unit=privacy_unit, purpose=purpose, by=by)
+        return self.commit(run_id, event=event, release=release, by=by)
+
+    # --- writing ---------------------------------------------------------------------------------------------
+
+    def _dataset_of(self, state: LedgerState, run_id: str) -> str:
+        run = state.runs.get(run_id)
+        if run is None:
+            raise PrivacyError(f"run {run_id} holds no reservation in ledger {self.url}: nothing may be released")
+        return run.dataset
+
+    def _add(
+        self,
+        kind: Kind,
+        dataset: Callable[[LedgerState], str],
+        decide: Callable[[LedgerState], Mapping[str, Any] | None],
+        *,
+        run_id: str = "",
+        by: str | None = None,
+    ) -> tuple[Entry | None, LedgerState]:
+        """Add the entry that `decide` asks for, with the accounts after it; None where it asks for none.
+
+        Returns the entry and the state after it. Everything is prepared without the lock, where composing may take its
+        time; under it the entry stands if the ledger still ends where it did, and is otherwise prepared anew.
+        """
+        recorded_by = by or operator()
+
+        def prepared(entries: list[Entry]) -> tuple[Entry | None, LedgerState]:
+            state = LedgerState.replayed(entries)
+            content = decide(state)
+            if content is None:
+                return None, state
+            last = entries[-1] if entries else None
+            entry = _with_accounts(
+                state,
+                last,
+                kind=kind,
+                dataset=dataset(state),
+                run_id=run_id,
+                recorded_by=recorded_by,
+                content=content,
+            )
+            return entry, state
+
+        entries = self._storage.read()
+        entry, state = prepared(entries)
+        if entry is None:
+            return None, state
+        with self._storage.locked() as transaction:
+            if transaction.head() != entry.previous:
+                entry, state = prepared(transaction.read())
+            if entry is not None:
+                transaction.append(entry)
+        return entry, state
+
+
+def operator() -> str:
+    """Who acts: LAZYDP_OPERATOR, or the user of the operating system."""
+    named = os.environ.get(OPERATOR_VARIABLE, "").strip()
+    if named:
+        return named
+    try:
+        return getpass.getuser()
+    except (KeyError, OSError):
+        return f"uid {os.getuid()}"
+
+
+def _with_accounts(
+    state: LedgerState,
+    last: Entry | None,
+    *,
+    kind: Kind,
+    dataset: str,
+    run_id: str,
+    recorded_by: str,
+    content: Mapping[str, Any],
+) -> Entry:
+    """The next entry with the accounts that it leads to; `state` is moved past it, accounts included."""
+
+    def made(accounts: Mapping[str, Account]) -> Entry:
+        return next_entry(
+            last,
+            kind=kind,
+            dataset=dataset,
+            run_id=run_id,
+            recorded_at=now,
+            recorded_by=recorded_by,
+            content={**content, "accounts": {name: asdict(account) for name, account in accounts.items()}},
+        )
+
+    now = datetime.datetime.now(datetime.UTC).isoformat(timespec="microseconds")
+    state.apply(made({}))
+    if not any(member in state.budgets for member in state.family(dataset)):
+        return made({})
+    from lazydp.components.budget.ledger.charges import accounts_of  # noqa: PLC0415 - scipy is slow to import
+
+    accounts = accounts_of(state, dataset)
+    state.accounts.update(accounts)
+    state.updated_at.update(dict.fromkeys(accounts, now))
+    return made(accounts)
+
+
+def _union(known: Iterable[str], more: Iterable[str]) -> tuple[str, ...]:
+    return tuple(dict.fromkeys([*known, *more]))

@@ -1,0 +1,116 @@
+"""What the ledger refuses, and what it says then. Each rule reads the state that the entries so far amount to."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Any
+
+from lazydp.components.budget.ledger.state import Dataset, LedgerState, Run
+from lazydp.components.shared.errors import BudgetExceededError, InputError, PrivacyError
+
+# Two computations of one epsilon may differ in the last digits (another machine, another FFT).
+_SAME = 1e-9
+
+
+def epsilon_alone(document: dict[str, Any], delta: float) -> float:
+    from lazydp.components.budget.ledger.charges import epsilon_of  # noqa: PLC0415 - scipy is slow to import
+
+    return epsilon_of([document], delta=delta)
+
+
+def check_unit(state: LedgerState, identifier: str, privacy_unit: str) -> None:
+    """One unit for a family: an epsilon per example and one per user do not compose."""
+    family = state.family(identifier)
+    units = {run.privacy_unit for run in state.runs_of(family)}
+    units |= {state.budgets[name].privacy_unit for name in family if name in state.budgets and name != identifier}
+    if units - {privacy_unit}:
+        raise InputError(
+            f"dataset {state.datasets[identifier].name} and those that share its users are accounted per "
+            f"{', '.join(sorted(units))}: a budget per {privacy_unit} beside it needs a ledger of its own (--ledger)"
+        )
+
+
+def check_same_secret(state: LedgerState, secret: str) -> None:
+    """One secret for a ledger: under another one, data that it knows would look new."""
+    used = {dataset.secret for dataset in state.datasets.values()} - {"", secret}
+    if secret and used:
+        raise PrivacyError(
+            f"the ledger knows its datasets under another secret ({', '.join(sorted(used))}) than the one given "
+            f"({secret}): bring that one back; under this one known data would look new, and have a fresh budget"
+        )
+
+
+def check_units_agree(state: LedgerState, dataset: Dataset) -> None:
+    """A dataset that joins families may not join an epsilon per example to one per user."""
+    joined = replace(state, datasets={**state.datasets, dataset.identifier: dataset})
+    family = joined.family(dataset.identifier)
+    units = {joined.budgets[name].privacy_unit for name in family if name in joined.budgets}
+    if len(units) > 1:
+        raise InputError(
+            f"dataset {dataset.name} would share users with datasets that are accounted per {' and per '.join(units)}: "
+            "register it in a ledger of its own for each unit (--ledger)"
+        )
+
+
+def check_budget_is_set(state: LedgerState, identifier: str, privacy_unit: str) -> None:
+    name = state.datasets[identifier].name
+    budget = state.budgets.get(identifier)
+    if budget is None:
+        raise PrivacyError(
+            f"dataset {name} ({identifier[:12]}) has no budget: set one with "
+            f"`lazydp budget set --dataset {identifier[:12]} --epsilon E --delta D --privacy-unit {privacy_unit}`"
+        )
+    if budget.privacy_unit != privacy_unit:
+        raise PrivacyError(
+            f"the budget of dataset {name} is per {budget.privacy_unit}, the run is accounted per {privacy_unit}: "
+            f"train with privacy_unit {budget.privacy_unit}, or use a ledger of its own for this unit (--ledger)"
+        )
+    check_unit(state, identifier, privacy_unit)
+
+
+def check_admitted(state: LedgerState, identifier: str, document: dict[str, Any]) -> None:
+    from lazydp.components.budget.ledger.charges import charged_epsilon  # noqa: PLC0415 - scipy is slow to import
+
+    for member in state.family(identifier):
+        budget = state.budgets.get(member)
+        if budget is None:
+            continue
+        before = state.accounts[member].epsilon if member in state.accounts else 0.0
+        after = charged_epsilon(state, member, more=[document])
+        if not after <= budget.epsilon:
+            shared = "" if member == identifier else f", which shares users with {state.datasets[identifier].name}"
+            raise BudgetExceededError(
+                f"the budget of dataset {state.datasets[member].name}{shared} does not admit the run: epsilon "
+                f"{budget.epsilon:g} at delta {budget.delta:g} per {budget.privacy_unit}, charged so far {before:.4g}, "
+                f"with the run {after:.4g} (alone {epsilon_alone(document, budget.delta):.4g}): take fewer "
+                "steps or more noise, void reservations that released nothing, or raise the budget with "
+                "`lazydp budget set`"
+            )
+
+
+def check_same_claim(run: Run, identifier: str, claim: Mapping[str, Any]) -> None:
+    # The code may have been upgraded between a crash and the resume; the mechanism may not.
+    found = (run.dataset, run.purpose, run.privacy_unit, run.reserved_event, run.config_digest)
+    asked = (identifier, claim["purpose"], claim["privacy_unit"], claim["event"], claim["config_digest"])
+    if found != asked:
+        raise InputError(f"run_id {run.run_id} was used for another run: choose a new one")
+    if run.status == "voided":
+        raise PrivacyError(f"run {run.run_id} was voided ({run.void_reason}): train a new run under a new run_id")
+
+
+def checked_within_reservation(state: LedgerState, run: Run, document: dict[str, Any]) -> float:
+    """Epsilon of `document` alone, at most what was reserved and at least what was released before."""
+    delta = state.budgets[run.dataset].delta
+    spent = epsilon_alone(document, delta)
+    if document == run.reserved_event:
+        return spent
+    reserved = epsilon_alone(run.reserved_event, delta)
+    if spent > reserved * (1 + _SAME):
+        raise PrivacyError(
+            f"run {run.run_id} reserved epsilon {reserved:.4g} and would release at {spent:.4g}: nothing may "
+            "be released"
+        )
+    if run.released_event is not None and spent < epsilon_alone(run.released_event, delta) * (1 - _SAME):
+        raise PrivacyError(f"run {run.run_id} released a later snapshot before: an earlier one cannot be charged less")
+    return spent

@@ -1,0 +1,290 @@
+"""What the entries of a ledger amount to: datasets, budgets and runs, by replaying the entries in order.
+
+There is no other state: a table of balances beside the entries could contradict them.
+
+**Families.** A run on a dataset is a run on its users, wherever else their data is. Datasets that name each other as
+parents, through any number of steps, or that share a source file form a family, and every run on one of them counts
+in full against every other: against parents and children, and also between two children of one parent, for nothing
+here proves that their users are not the same people. This overcounts disjoint subsets; it never undercounts.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field, replace
+from typing import Any, Literal
+
+from lazydp.components.budget.storage.entries import FORMAT_VERSION, Entry
+from lazydp.components.shared.errors import FormatError, InputError, IntegrityError
+
+Status = Literal["reserved", "committed", "voided"]
+
+
+@dataclass(frozen=True, slots=True)
+class Dataset:
+    """A dataset as the ledger knows it: its name and what it shares with others.
+
+    Attributes:
+        sources: identifiers of what it was made from.
+        secret: which secret identifiers were made under (`identifiers`); empty where they came from elsewhere.
+    """
+
+    identifier: str
+    name: str
+    parents: tuple[str, ...]
+    sources: tuple[str, ...]
+    secret: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Budget:
+    """What may be spent on a dataset, and who said so."""
+
+    epsilon: float
+    delta: float
+    privacy_unit: str
+    set_by: str
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class Account:
+    """What the family of a dataset had spent at one entry, at the delta of the dataset's budget.
+
+    Attributes:
+        epsilon: everything committed and reserved, composed.
+        committed_epsilon: everything that left the trust boundary, composed.
+        delta: of both.
+    """
+
+    epsilon: float
+    committed_epsilon: float
+    delta: float
+
+
+@dataclass(frozen=True, slots=True)
+class Release:
+    """One thing that left the trust boundary."""
+
+    entry: int
+    run_id: str
+    dataset: str
+    purpose: str
+    release: str
+    step: int | None
+    epsilon: float | None
+    released_at: str
+    released_by: str
+
+
+@dataclass(frozen=True, slots=True)
+class Run:
+    """One mechanism: reserved, then committed (perhaps several times: its snapshots) or voided.
+
+    Attributes:
+        reserved_event: the most it may spend, as JSON.
+        released_event: what its latest release spent, as JSON; None before the first.
+        epsilon: of the reserved event alone, at the delta of the dataset's budget then.
+    """
+
+    run_id: str
+    dataset: str
+    purpose: str
+    privacy_unit: str
+    status: Status
+    reserved_event: dict[str, Any]
+    released_event: dict[str, Any] | None
+    epsilon: float
+    config_digest: str
+    code_version: str
+    reserved_at: str
+    reserved_by: str
+    void_reason: str = ""
+    releases: tuple[Release, ...] = ()
+
+    def charged_event(self) -> dict[str, Any] | None:
+        """The event that counts against the budget: the reserved one until the run is closed, then the released one."""
+        return self.reserved_event if self.status == "reserved" else self.released_event
+
+
+@dataclass(slots=True)
+class LedgerState:
+    """Everything that the entries so far say."""
+
+    datasets: dict[str, Dataset] = field(default_factory=dict)
+    budgets: dict[str, Budget] = field(default_factory=dict)
+    runs: dict[str, Run] = field(default_factory=dict)
+    accounts: dict[str, Account] = field(default_factory=dict)
+    updated_at: dict[str, str] = field(default_factory=dict)
+
+    @classmethod
+    def replayed(cls, entries: Iterable[Entry]) -> LedgerState:
+        """The state after `entries`.
+
+        Raises:
+            IntegrityError: an entry that cannot follow those before it.
+            FormatError: an entry of a newer format.
+        """
+        state = cls()
+        for entry in entries:
+            state.apply(entry)
+        return state
+
+    def apply(self, entry: Entry) -> None:
+        """Take one more entry into account.
+
+        Raises:
+            IntegrityError: it cannot follow those before it.
+            FormatError: it has a newer format.
+        """
+        try:
+            content = entry.content()
+            version = content["format_version"]
+            if not isinstance(version, int) or version > FORMAT_VERSION:
+                raise FormatError(
+                    f"ledger entry {entry.number} has format_version {version}, this lazydp reads up to "
+                    f"{FORMAT_VERSION}: use a newer lazydp"
+                )
+            _APPLY[entry.kind](self, entry, content)
+            for identifier, account in content["accounts"].items():
+                self.accounts[identifier] = Account(**account)
+                self.updated_at[identifier] = entry.recorded_at
+        except (KeyError, TypeError, ValueError, AttributeError) as error:
+            raise IntegrityError(
+                f"ledger entry {entry.number} ({entry.kind}) makes no sense: {type(error).__name__} {error}"
+            ) from error
+
+    def family(self, identifier: str) -> tuple[str, ...]:
+        """The dataset and all that it shares users with, in the order in which they came."""
+        found = {identifier}
+        frontier = [identifier]
+        while frontier:
+            here = self.datasets[frontier.pop()]
+            for other in self.datasets.values():
+                if other.identifier not in found and _related(here, other):
+                    found.add(other.identifier)
+                    frontier.append(other.identifier)
+        return tuple(name for name in self.datasets if name in found)
+
+    def runs_of(self, family: Iterable[str]) -> Iterator[Run]:
+        """The runs on any dataset of a family."""
+        members = set(family)
+        return (run for run in self.runs.values() if run.dataset in members)
+
+    def resolve(self, dataset: str) -> str:
+        """The identifier that `dataset` names: itself, the start of one (six characters or more), or a name.
+
+        Raises:
+            InputError: none fits, or more than one.
+        """
+        if dataset in self.datasets:
+            return dataset
+        fitting = [
+            known.identifier
+            for known in self.datasets.values()
+            if known.name == dataset or (len(dataset) >= 6 and known.identifier.startswith(dataset))
+        ]
+        if len(fitting) == 1:
+            return fitting[0]
+        if fitting:
+            listed = ", ".join(name[:12] for name in fitting)
+            raise InputError(f"dataset {dataset!r} names {len(fitting)} datasets ({listed}): give the identifier")
+        raise InputError(
+            f"dataset {dataset!r} is not in the ledger: register it with "
+            "`lazydp budget set --dataset DATASET --epsilon E --delta D`"
+        )
+
+
+def _related(one: Dataset, other: Dataset) -> bool:
+    return (
+        one.identifier in other.parents
+        or other.identifier in one.parents
+        or not set(one.sources).isdisjoint(other.sources)
+    )
+
+
+def _apply_dataset(state: LedgerState, entry: Entry, content: dict[str, Any]) -> None:
+    state.datasets[entry.dataset] = Dataset(
+        identifier=entry.dataset,
+        name=content["name"],
+        parents=tuple(content["parents"]),
+        sources=tuple(content["sources"]),
+        secret=content.get("secret", ""),
+    )
+
+
+def _apply_budget(state: LedgerState, entry: Entry, content: dict[str, Any]) -> None:
+    if entry.dataset not in state.datasets:
+        raise ValueError(f"a budget for dataset {entry.dataset}, which was never registered")
+    state.budgets[entry.dataset] = Budget(
+        epsilon=content["epsilon"],
+        delta=content["delta"],
+        privacy_unit=content["privacy_unit"],
+        set_by=entry.recorded_by,
+        reason=content["reason"],
+    )
+
+
+def _apply_reserved(state: LedgerState, entry: Entry, content: dict[str, Any]) -> None:
+    if entry.run_id in state.runs:
+        raise ValueError(f"run {entry.run_id} was reserved before")
+    if entry.dataset not in state.datasets:
+        raise ValueError(f"a run on dataset {entry.dataset}, which was never registered")
+    state.runs[entry.run_id] = Run(
+        run_id=entry.run_id,
+        dataset=entry.dataset,
+        purpose=content["purpose"],
+        privacy_unit=content["privacy_unit"],
+        status="reserved",
+        reserved_event=content["event"],
+        released_event=None,
+        epsilon=content["epsilon"],
+        config_digest=content["config_digest"],
+        code_version=content["code_version"],
+        reserved_at=entry.recorded_at,
+        reserved_by=entry.recorded_by,
+    )
+
+
+def _apply_committed(state: LedgerState, entry: Entry, content: dict[str, Any]) -> None:
+    run = _open_run(state, entry)
+    release = Release(
+        entry=entry.number,
+        run_id=run.run_id,
+        dataset=run.dataset,
+        purpose=run.purpose,
+        release=content["release"],
+        step=content["step"],
+        epsilon=content["epsilon"],
+        released_at=entry.recorded_at,
+        released_by=entry.recorded_by,
+    )
+    state.runs[run.run_id] = replace(
+        run,
+        status="committed" if content["final"] else "reserved",
+        released_event=content["event"],
+        releases=(*run.releases, release),
+    )
+
+
+def _apply_voided(state: LedgerState, entry: Entry, content: dict[str, Any]) -> None:
+    run = _open_run(state, entry)
+    state.runs[run.run_id] = replace(run, status="voided", void_reason=content["reason"])
+
+
+def _open_run(state: LedgerState, entry: Entry) -> Run:
+    run = state.runs.get(entry.run_id)
+    if run is None:
+        raise ValueError(f"run {entry.run_id} was never reserved")
+    if run.status != "reserved" or run.dataset != entry.dataset:
+        raise ValueError(f"run {entry.run_id} on dataset {run.dataset} is {run.status} already")
+    return run
+
+
+_APPLY = {
+    "dataset": _apply_dataset,
+    "budget": _apply_budget,
+    "reserved": _apply_reserved,
+    "committed": _apply_committed,
+    "voided": _apply_voided,
+}

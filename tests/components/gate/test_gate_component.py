@@ -1,0 +1,63 @@
+"""The pipeline's gate: called as Kubeflow would, on a small dataset."""
+
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+
+from lazydp.components.budget.ledger.ledger import Ledger
+from lazydp.components.gate.component import budget_gate
+from lazydp.components.ingest.ingest import ingest
+from lazydp.components.sample.sample import SampleSize, make_sample
+from lazydp.components.shared.errors import BudgetExceededError, PrivacyError
+
+CONFIG = """
+model: {kind: two_tower, embedding_dim: 8}
+sampling_prob: 0.01
+expected_batch_size: 20
+steps: 50
+noise_multiplier: 1.0
+target_delta: 1.0e-5
+"""
+
+
+@pytest.fixture
+def sqlite_url(tmp_path: Path) -> str:
+    return f"sqlite:///{tmp_path / 'ledger.db'}"
+
+
+@pytest.fixture(scope="module")
+def dataset(tmp_path_factory: pytest.TempPathFactory) -> SimpleNamespace:
+    folder = tmp_path_factory.mktemp("gate")
+    make_sample(folder / "sample", size=SampleSize(users=60, items=40, interactions=600))
+    sample = folder / "sample"
+    ingest([str(sample / "interactions.parquet")], str(sample / "spec.yaml"), folder / "dataset")
+    return SimpleNamespace(path=str(folder / "dataset"))
+
+
+def test_the_gate(dataset: SimpleNamespace, sqlite_url: str) -> None:
+    common = {"dataset": dataset, "config": CONFIG, "ledger_url": sqlite_url}
+    with pytest.raises(PrivacyError, match="has no budget"):
+        budget_gate.python_func(run_id="one", **common)
+    first = {"budget_epsilon": 1.0, "budget_delta": 1e-5, "operator": "pipeline"}
+    assert budget_gate.python_func(run_id="one", **common, **first) == "one"
+    # A retry is the same run, and the budget of a dataset that has one is left as it is.
+    assert budget_gate.python_func(run_id="one", **common, **(first | {"budget_epsilon": 100.0})) == "one"
+    with Ledger.open(sqlite_url, read_only=True) as ledger:
+        [shown] = ledger.budgets()
+        [run] = ledger.runs()
+    assert (shown.epsilon, shown.reserved_runs, run.reserved_by) == (1.0, 1, "pipeline")
+    with pytest.raises(BudgetExceededError):
+        budget_gate.python_func(run_id="two", **(common | {"config": CONFIG.replace("50", "5000")}))
+    # Without privacy there is nothing to reserve; export marks what comes of it.
+    assert budget_gate.python_func(run_id="three", **common, mode="sgd") == "three"
+
+
+def test_the_ledger_holds_no_more_than_it_should(dataset: SimpleNamespace, sqlite_url: str) -> None:
+    """No path, no user, no count of examples: the ledger is public."""
+    budget_gate.python_func(
+        dataset=dataset, config=CONFIG, run_id="one", ledger_url=sqlite_url, budget_epsilon=1.0, budget_delta=1e-5
+    )
+    text = Path(sqlite_url.removeprefix("sqlite:///")).read_bytes().decode(errors="replace")
+    for secret in (dataset.path, "u000", "interactions.parquet"):
+        assert secret not in text
