@@ -16,7 +16,7 @@ from lazydp.components.train.device.placement import CPU
 from lazydp.components.train.tables.embedding_tables import MAX_TABLES, POPULARITY_TABLE
 from lazydp.components.train.tables.skip_ahead import Schedule
 from lazydp.kernels import ops
-from lazydp.kernels.arguments import Law
+from lazydp.kernels.arguments import Distribution
 from lazydp.kernels.noise_key import NoiseKey
 
 _MAX_PARAMETERS = POPULARITY_TABLE - MAX_TABLES
@@ -71,7 +71,7 @@ class DenseLayers:
         optimizer: DenseOptimizer,
         noise_scale: float,
         key: NoiseKey | None,
-        noise: Law = "gaussian",
+        noise: Distribution = "gaussian",
     ) -> None:
         self._model = model
         self._parameters = {name: p for name, p in model.named_parameters() if p.requires_grad}

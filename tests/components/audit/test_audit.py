@@ -152,8 +152,8 @@ def stale_last(patch: pytest.MonkeyPatch) -> None:
 def variance_by_squared_delay(patch: pytest.MonkeyPatch) -> None:
     right = skip_ahead._Weight.write
 
-    def wrong(self: Any, moments: Tensor, transition: Tensor, factor: Tensor, order: Any) -> None:
-        right(self, moments, transition, factor, order)
+    def wrong(self: Any, moments: Tensor, transition: Tensor, factor: Tensor, distribution: Any) -> None:
+        right(self, moments, transition, factor, distribution)
         factor[:, 0] *= torch.arange(len(moments), 0, -1).sqrt()
 
     patch.setattr(skip_ahead._Weight, "write", wrong)
