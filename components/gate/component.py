@@ -39,6 +39,7 @@ def budget_gate(
     from lazydp.components.shared.logs import log_to_stdout
     from lazydp.components.shared.pipeline_run import act_as, ledger_of, run_name
     from lazydp.components.train.config import TrainConfig
+    from lazydp.components.train.run.costs import RunCost, calibrated_noise_multiplier
 
     log_to_stdout()
     act_as(operator)
@@ -54,7 +55,7 @@ def budget_gate(
         ledger_url=ledger_of(ledger_url),
         dataset_fingerprint=manifest.fingerprint,
         dataset_name=manifest.spec["name"],
-        event=settings.dp_event(bound, noise_multiplier=settings.calibrated_noise_multiplier(bound)),
+        event=RunCost(settings, bound, calibrated_noise_multiplier(settings, bound)).of_release(),
         run_id=run_id,
         privacy_unit=settings.privacy_unit,
         config_digest=settings.digest(),
