@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import uuid
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Self
 
@@ -25,9 +25,10 @@ from lazydp.components.shared.errors import InputError
 from lazydp.components.shared.files import PRIVATE_DIRECTORY, PRIVATE_FILE, atomic_directory, write_bytes
 from lazydp.components.shared.progress import Progress
 from lazydp.components.shared.version import code_version
-from lazydp.components.train.config import GroupNorms, TrainConfig
+from lazydp.components.train.config import NormSettings, TrainConfig
 from lazydp.components.train.data.loader import Prefetcher
 from lazydp.components.train.run.batches import batch_maker
+from lazydp.components.train.run.costs import RunCost, calibrated_noise_multiplier
 from lazydp.components.train.run.identity import RunIdentity
 from lazydp.components.train.run.spending import check_event
 from lazydp.components.train.run.train import contribution_bound, embedding_optimizer, engine_for
@@ -134,7 +135,7 @@ class _AuditedRun:
             raise InputError(
                 f"privacy_unit user needs a bound on the examples of a user, and dataset {data.path} has none"
             )
-        noise_multiplier = config.calibrated_noise_multiplier(bound)
+        noise_multiplier = calibrated_noise_multiplier(config, bound)
         identity = RunIdentity(
             run_id=f"audit-{uuid.uuid4().hex[:16]}",
             config=config,
@@ -145,7 +146,7 @@ class _AuditedRun:
         # Worked out apart from the code that adds the noise, whose errors an audit is to find: a norm for each of two
         # groups multiplies the noise by sqrt(2).
         norms = config.max_grad_norm
-        max_grad_norm, factor = (norms.embeddings, math.sqrt(2)) if isinstance(norms, GroupNorms) else (norms, 1.0)
+        max_grad_norm, factor = (norms.embeddings, math.sqrt(2)) if isinstance(norms, NormSettings) else (norms, 1.0)
         return cls(data, identity, bound, watched, max_grad_norm, factor * noise_multiplier)
 
     @property
@@ -176,9 +177,7 @@ class _AuditedRun:
         """The claim is that of training alone: canaries show nothing of released counts."""
         assert self.identity.noise_multiplier is not None
         return Hypotheses(
-            lambda noise_multiplier: replace(self.identity, noise_multiplier=noise_multiplier).training_event(
-                self.bound
-            ),
+            lambda noise_multiplier: RunCost(self.config, self.bound, noise_multiplier).of_training(),
             noise_multiplier=self.identity.noise_multiplier,
             delta=self.delta,
         )
