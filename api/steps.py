@@ -26,9 +26,10 @@ from lazydp.components.ingest.ingest import DEFAULT_MEMORY_BYTES, IngestOptions
 from lazydp.components.ingest.ingest import ingest as ingest_rows
 from lazydp.components.shared.errors import InputError
 from lazydp.components.train.config import TrainConfig
-from lazydp.components.train.run.train import Run
+from lazydp.components.train.run.train import TrainedRun
 from lazydp.components.train.run.train import train as train_run
-from lazydp.components.tune.tune import Sweep, Tuned
+from lazydp.components.tune.sweep import Sweep
+from lazydp.components.tune.tune import Tuned
 from lazydp.components.tune.tune import tune as tune_runs
 from lazydp.kernels.noise_key import NoiseKey
 
@@ -84,7 +85,7 @@ def train(
     name: str | None = None,
     resume: bool = False,
     test_key: int | None = None,
-) -> Run | Tuned:
+) -> TrainedRun | Tuned:
     """Train a recommender with differential privacy, as `lazydp train` does.
 
     The budget is reserved in the ledger before the first step. A run that was interrupted goes on with `resume`, to the
