@@ -1,8 +1,8 @@
 """`lazydp train --tune`: choose settings by trials, as one private mechanism (conditions: `budget.accounting.tuning`).
 
     reserve   what the whole sweep may at most spend, in the ledger, before anything is drawn or trained
-    draw      the number of trials from its law, and each one's settings uniformly; kept, so that a resumed sweep goes
-              on with them
+    draw      the number of trials from its distribution, and each one's settings uniformly; kept, so that a resumed
+              sweep goes on with them
     trials    each a run of its own key in a folder of its own, resumable like any run, then scored
     choose    the best score; the others' keys, weights and scores are destroyed
     release   `lazydp export` of the one folder that is left, charged once, as the sweep
@@ -114,8 +114,9 @@ def tune(
         if not trials:
             close_without_release(ledger, identity, max_examples_per_user=contribution_bound(data))
             raise PrivacyError(
-                f"sweep {identity.run_id} drew no trial (of mean {sweep.mean_trials:g}, the law {sweep.law} does so "
-                "now and then): there is nothing to release, and its charge stays; start another one in another folder"
+                f"sweep {identity.run_id} drew no trial (with mean {sweep.mean_trials:g}, the {sweep.distribution} "
+                "distribution gives 0 now and then): there is nothing to release, and its charge stays; "
+                "start another one in another folder"
             )
         for number, settings in enumerate(trials, start=1):
             _log.info("[private] trial %d of %d: %s", number, len(trials), settings)
@@ -161,7 +162,7 @@ def _tuning(config: TrainConfig, sweep: Sweep, data: EncodedDataset, scored_on: 
         raise InputError("publish_every: the snapshots of a trial would be releases of their own; leave it out")
     told = json.dumps([config.digest(), sweep.model_dump(mode="json")], sort_keys=True)
     return Tuning(
-        law=sweep.law,
+        law=sweep.distribution,
         mean_trials=sweep.mean_trials,
         metric=sweep.metric,
         score_noise_multiplier=sweep.score.noise_multiplier if isinstance(sweep.score, HeldOut) else None,
