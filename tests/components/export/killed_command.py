@@ -46,7 +46,7 @@ STEPS: list[tuple[Any, str]] = [
     (Manifest, "save"),
     (export, "commit"),
     (export, "write_json"),
-    (checkpoint, "_destroy"),  # a key on disk
+    (checkpoint, "destroy_file"),  # a key on disk
 ]
 
 
