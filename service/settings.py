@@ -6,15 +6,16 @@ import ipaddress
 from pathlib import Path
 from typing import Annotated, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, PositiveFloat, PositiveInt, ValidationError, model_validator
+from pydantic import Field, PositiveFloat, PositiveInt, ValidationError, model_validator
 from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict, YamlConfigSettingsSource
 
 from lazydp.components.shared.errors import InputError
+from lazydp.components.shared.frozen_model import FrozenModel
 
 Scope = Literal["recommend", "budget", "admin"]
 
 
-class ApiKey(BaseModel):
+class ApiKey(FrozenModel):
     """A key that the service accepts; only its digest is stored (`lazydp serve --make-key` prints both).
 
     Attributes:
@@ -22,8 +23,6 @@ class ApiKey(BaseModel):
         sha256: hexadecimal SHA-256 of the key.
         scopes: what it opens; none implies another.
     """
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     name: Annotated[str, Field(pattern=r"^[A-Za-z0-9._-]{1,64}$")]
     sha256: Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]

@@ -5,26 +5,24 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import Field
 
 from lazydp.components.budget.statement import AuditResult
 from lazydp.components.shared.errors import FormatError, InputError, PrivacyError
 from lazydp.components.shared.files import PRIVATE_FILE, read_json, write_json
+from lazydp.components.shared.frozen_model import FrozenModel
+from lazydp.components.shared.validation import Document
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 REPORT = "audit.json"
 _CONSEQUENCE = "the training code does not do what it states; release nothing that it made"
-METHOD = "one training run with canaries (Steinke, Nasr, Jagielski 2023)"
+METHOD = "one training run with canaries (Steinke, Nasr, Jagielski 2023; Mahloujifar, Melis, Chaudhuri 2024)"
 
 
-class _Model(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+class RuleResult(FrozenModel):
+    """One way to guess the coins: `statistic` of the canaries, `guesses` of which `correct` were right."""
 
-
-class RuleResult(_Model):
-    """One way to guess the coins: `statistic` of the canary's row, `guesses` of which `correct` were right."""
-
-    statistic: Literal["along", "across"]
+    statistic: Literal["steps", "along", "across"]
     said_to_be_in: Literal["high", "low"]
     guesses: int = Field(ge=0)
     correct: int = Field(ge=0)
@@ -32,7 +30,7 @@ class RuleResult(_Model):
     epsilon_lower_bound: float = Field(ge=0)
 
 
-class NoiseCheck(_Model):
+class NoiseCheck(FrozenModel):
     """Noise of the canaries' rows across their gradients, over what the run promises.
 
     variance_ratio: measured over promised variance; 1 where all is right.
@@ -49,11 +47,12 @@ class NoiseCheck(_Model):
         return self.variance_ratio >= 1 - self.tolerance
 
 
-class AuditReport(_Model):
+class AuditReport(FrozenModel):
     """The result of one audit.
 
-    `epsilon_lower_bound` holds at `confidence` and `delta`, over all rules together. Where it exceeds
-    `epsilon_claimed`, what ran was not what was claimed.
+    `epsilon_lower_bound` is the epsilon at `delta` of the same run with so much more noise that the guesses just refute
+    it, at `confidence` over all rules together. Where the claim itself is refuted (the bound reaches
+    `epsilon_claimed`), what ran was not what was claimed.
     """
 
     epsilon_lower_bound: float = Field(ge=0)
@@ -61,6 +60,7 @@ class AuditReport(_Model):
     delta: float = Field(gt=0, lt=1)
     confidence: float = Field(gt=0, lt=1)
     canaries: int = Field(gt=0)
+    watched: int = Field(default=0, ge=0, description="canaries that were looked at after every step")
     included: int = Field(ge=0)
     rules: tuple[RuleResult, ...]
     noise: NoiseCheck | None = Field(description="none where rows have one column: nothing lies across")
@@ -80,7 +80,7 @@ class AuditReport(_Model):
     @property
     def fault(self) -> str | None:
         """What contradicts the claim, in one sentence; None where nothing does."""
-        if self.epsilon_lower_bound > self.epsilon_claimed:
+        if self.epsilon_lower_bound >= self.epsilon_claimed:
             return (
                 f"the audit shows epsilon of at least {self.epsilon_lower_bound:.3g} at delta {self.delta:g} with "
                 f"{self.confidence:.0%} confidence, the run claims {self.epsilon_claimed:.3g}: {_CONSEQUENCE}"
@@ -142,9 +142,4 @@ class AuditReport(_Model):
         """
         file = path / REPORT if path.is_dir() else path
         document = read_json(file, format_version=FORMAT_VERSION, what="audit report")
-        try:
-            return cls.model_validate(document)
-        except ValidationError as error:
-            first = error.errors()[0]
-            field = ".".join(str(part) for part in first["loc"])
-            raise FormatError(f"audit report {file} is invalid at {field}: {first['msg']}") from None
+        return Document(f"audit report {file}", document).validated(cls, raises=FormatError)

@@ -62,7 +62,7 @@ def noise(count: int, repeats: int, threads: int | None, as_json: bool) -> None:
 @click.option("--columns", type=click.IntRange(min=1), default=128, show_default=True, help="Embedding dimension.")
 @_common(9)
 def flush(mib: int, columns: int, repeats: int, threads: int | None, as_json: bool) -> None:
-    """Flush a table whose every row owes noise, beside copying it and scaling it in place."""
+    """Flush a table whose every row has pending noise, beside copying it and scaling it in place."""
     from lazydp.components.bench import flush as bench
 
     _use_threads(threads)

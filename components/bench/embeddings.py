@@ -1,7 +1,7 @@
 """The embedding part of a step by itself: reading the rows of a batch, and moving them by a gradient given.
 
 What plain PyTorch does in `nn.EmbeddingBag(sparse=True)` forward, backward and SGD, ours does in grouping, gather and
-scatter; `lazydp` adds the norms that clipping needs and the noise that the rows owe. No dense layer hides a difference.
+scatter; `lazydp` adds the norms that clipping needs and the rows' pending noise. No dense layer hides a difference.
 """
 
 from __future__ import annotations

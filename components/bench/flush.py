@@ -1,4 +1,4 @@
-"""Flush of a table in which every row owes noise, against the same run's memory copy and in-place scale.
+"""Flush of a table in which every row has pending noise, against the same run's memory copy and in-place scale.
 
 Flush reads and writes each weight once, so a copy of the table, which moves the same bytes, bounds it where memory is
 the limit. Where arithmetic is (ChaCha20 and Box-Muller, the operations that the table shows), the rate of
@@ -20,7 +20,7 @@ _LAST_BYTES = 4
 
 
 class _Table:
-    """A table whose every row owes the noise of one more step each time it is flushed."""
+    """A table of which every row has one more step of pending noise each time it is flushed."""
 
     def __init__(self, rows: int, columns: int, steps: int) -> None:
         self.weight = torch.zeros(rows, columns)

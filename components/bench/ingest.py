@@ -37,7 +37,7 @@ history: {{max_length: 50}}
 
 @dataclass(frozen=True, kw_only=True)
 class LogShape:
-    """A made-up log: rows drawn for users at random, items by a power law."""
+    """A made-up log: rows drawn for users at random, items by a power-law distribution."""
 
     rows: int = 2_000_000
     users: int = 50_000

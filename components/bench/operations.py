@@ -21,5 +21,5 @@ def of_draw(rows: int, columns: int) -> int:
 
 
 def of_wake(rows: int, columns: int) -> int:
-    """Operations to wake `rows` rows of `columns` weights."""
+    """Operations to catch up `rows` rows of `columns` weights."""
     return of_draw(rows, columns) + WAKE_PER_NORMAL * rows * columns

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from typing import Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 
 from lazydp.components.budget.accounting.tuning import Tuning
+from lazydp.components.shared.frozen_model import FrozenModel
 
 PrivacyUnit = Literal["example", "user"]
 
@@ -20,11 +21,7 @@ RANDOM_GENERATOR = "ChaCha20 (RFC 8439 block function), 256-bit key from the ope
 ADD_OR_REMOVE = "add or remove one privacy unit"
 
 
-class _Model(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
-
-
-class SpentElsewhere(_Model):
+class SpentElsewhere(FrozenModel):
     """Budget of the same dataset that went to something other than this model."""
 
     purpose: str
@@ -32,7 +29,7 @@ class SpentElsewhere(_Model):
     epsilon: float = Field(ge=0)
 
 
-class AuditResult(_Model):
+class AuditResult(FrozenModel):
     """A lower bound on epsilon that an audit of the real training path found."""
 
     epsilon_lower_bound: float = Field(ge=0)
@@ -40,7 +37,7 @@ class AuditResult(_Model):
     method: str
 
 
-class PopularityRelease(_Model):
+class PopularityRelease(FrozenModel):
     """Noised counts of items in the bundle; every epsilon of the statement covers them."""
 
     counted: str
@@ -49,14 +46,14 @@ class PopularityRelease(_Model):
     epsilon_without: float | None = Field(ge=0, description="the statement's epsilon, had there been no counts")
 
 
-class StepEpsilon(_Model):
+class StepEpsilon(FrozenModel):
     """Epsilon spent after `step` steps."""
 
     step: int = Field(ge=0)
     epsilon: float = Field(ge=0)
 
 
-class PrivacyStatement(_Model):
+class PrivacyStatement(FrozenModel):
     """All that design.md, section 5, promises of a release.
 
     Where `private` is false (no clipping or no noise, or a test key) every epsilon is null: none is claimed.

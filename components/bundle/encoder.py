@@ -14,16 +14,9 @@ from lazydp.components.bundle.query import Query
 from lazydp.components.bundle.reader import Bundle
 from lazydp.components.features.batch import Bags
 from lazydp.components.features.request import encode_requests
-from lazydp.components.features.spec import (
-    HISTORY,
-    USER,
-    BucketVocabulary,
-    FeatureSpec,
-    HashedVocabulary,
-    IntegerVocabulary,
-    ListFeature,
-)
+from lazydp.components.features.spec import HISTORY, USER, FeatureSpec, ListFeature
 from lazydp.components.features.vocabulary import Vocabulary, hash_code
+from lazydp.components.features.vocabulary_spec import BucketVocabulary, HashedVocabulary, IntegerVocabulary
 from lazydp.components.shared.errors import InputError
 
 # As `features.vocabulary.Integers` reads text.

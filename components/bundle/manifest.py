@@ -7,10 +7,12 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import ConfigDict, Field, model_validator
 
 from lazydp.components.shared.errors import FormatError
 from lazydp.components.shared.files import read_json, write_json
+from lazydp.components.shared.frozen_model import FrozenModel
+from lazydp.components.shared.validation import Document
 
 FORMAT_VERSION = 1
 FILE_NAME = "manifest.json"
@@ -25,11 +27,7 @@ RelativePath = Annotated[
 ]
 
 
-class _Frozen(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid", ser_json_inf_nan="null")
-
-
-class FileEntry(_Frozen):
+class FileEntry(FrozenModel):
     """One file of the bundle.
 
     Attributes:
@@ -43,7 +41,7 @@ class FileEntry(_Frozen):
     size: Annotated[int, Field(ge=0, lt=2**53)]
 
 
-class TableEntry(_Frozen):
+class TableEntry(FrozenModel):
     """One embedding table.
 
     Attributes:
@@ -64,7 +62,7 @@ class TableEntry(_Frozen):
     flushed_step: Annotated[int, Field(ge=0)]
 
 
-class Lineage(_Frozen):
+class Lineage(FrozenModel):
     """Where the model came from; nothing in it is computed from private data but the dataset's identifier.
 
     Attributes:
@@ -84,7 +82,7 @@ class Lineage(_Frozen):
     created: str
 
 
-class Manifest(_Frozen):
+class BundleManifest(FrozenModel):
     """Everything about a bundle but its tensors.
 
     Attributes:
@@ -100,6 +98,8 @@ class Manifest(_Frozen):
         lineage: where the model came from.
         files: every file of the folder except the manifest.
     """
+
+    model_config = ConfigDict(ser_json_inf_nan="null")
 
     name: Name
     version: Name
@@ -131,7 +131,7 @@ class Manifest(_Frozen):
         return self
 
     @classmethod
-    def load(cls, folder: Path) -> Manifest:
+    def load(cls, folder: Path) -> BundleManifest:
         """Read and validate `folder`/manifest.json.
 
         Raises:
@@ -143,9 +143,8 @@ class Manifest(_Frozen):
         if path.exists() and path.stat().st_size > MAX_BYTES:
             raise FormatError(f"bundle manifest {path} is larger than {MAX_BYTES} bytes: it was not written by lazydp")
         try:
-            return cls.model_validate(read_json(path, format_version=FORMAT_VERSION, what="bundle manifest"))
-        except ValidationError as error:
-            raise FormatError(f"bundle manifest {path} is not valid: {first_problem(error)}") from error
+            document = read_json(path, format_version=FORMAT_VERSION, what="bundle manifest")
+            return Document(f"bundle manifest {path}", document).validated(cls, raises=FormatError)
         except RecursionError:
             raise FormatError(f"bundle manifest {path} is nested too deeply to be one of ours") from None
 
@@ -162,12 +161,3 @@ def content_version(files: Sequence[FileEntry], *parts: str) -> str:
     for part in parts:
         digest.update(f"{part}\n".encode())
     return digest.hexdigest()[:12]
-
-
-def first_problem(error: ValidationError) -> str:
-    """The first problem of a pydantic error as one line: field, what is wrong, what was found."""
-    problem = error.errors(include_url=False)[0]
-    field = ".".join(str(part) for part in problem["loc"])
-    message = problem["msg"].removeprefix("Value error, ")
-    found = "" if problem["type"] in ("missing", "value_error") else f" (found {problem['input']!r:.80})"
-    return f"{field}: {message}{found}" if field else message

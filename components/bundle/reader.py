@@ -15,7 +15,7 @@ from lazydp.components.budget.statement import PrivacyStatement
 from lazydp.components.bundle import inventory, tensors
 from lazydp.components.bundle import items as item_tables
 from lazydp.components.bundle.items import ItemTable
-from lazydp.components.bundle.manifest import Manifest, TableEntry, first_problem
+from lazydp.components.bundle.manifest import BundleManifest, TableEntry
 from lazydp.components.bundle.writer import (
     DENSE_FILE,
     ITEMS_FILE,
@@ -32,6 +32,7 @@ from lazydp.components.models.build import build_model
 from lazydp.components.models.config import DlrmConfig, ModelConfig, TwoTowerConfig
 from lazydp.components.models.recommender import Recommender
 from lazydp.components.shared.errors import FormatError, InputError, NonFiniteError, NotPrivateError, PendingNoiseError
+from lazydp.components.shared.validation import first_problem
 
 _MODEL_CONFIG: TypeAdapter[DlrmConfig | TwoTowerConfig] = TypeAdapter(ModelConfig)
 
@@ -54,7 +55,7 @@ class Bundle:
     """
 
     path: Path
-    manifest: Manifest
+    manifest: BundleManifest
     spec: FeatureSpec
     model: Recommender
     tables: Mapping[str, Tensor]
@@ -86,7 +87,7 @@ class Bundle:
         if not folder.is_dir():
             raise FormatError(f"no bundle at {folder}: expected a folder written by `lazydp export`")
         folder = folder.resolve()
-        manifest = Manifest.load(folder)
+        manifest = BundleManifest.load(folder)
         _refuse_not_private(folder, manifest, allow_test_key=allow_test_key, allow_non_private=allow_non_private)
         _refuse_pending(folder, manifest)
         inventory.check(folder, manifest.files, digests=verify)
@@ -102,7 +103,7 @@ class Bundle:
             raise FormatError(f"bundle {folder}: {reason}") from error
 
     @classmethod
-    def _load(cls, folder: Path, manifest: Manifest, *, verify: bool) -> Self:
+    def _load(cls, folder: Path, manifest: BundleManifest, *, verify: bool) -> Self:
         statement = PrivacyStatement.model_validate(manifest.privacy)
         _refuse_contradiction(folder, manifest, statement)
         spec = FeatureSpec.from_document(manifest.features, where=f"bundle {folder}")
@@ -160,7 +161,7 @@ def _table(folder: Path, entry: TableEntry, *, verify: bool) -> Tensor:
     return weight
 
 
-def _matching_tables(folder: Path, manifest: Manifest, model: Recommender) -> tuple[TableEntry, ...]:
+def _matching_tables(folder: Path, manifest: BundleManifest, model: Recommender) -> tuple[TableEntry, ...]:
     listed = {table.name: (table.num_rows, table.dim) for table in manifest.tables}
     needed = {name: (shape.num_rows, shape.dim) for name, shape in model.tables.items()}
     if listed != needed:
@@ -172,7 +173,9 @@ def _matching_tables(folder: Path, manifest: Manifest, model: Recommender) -> tu
     return manifest.tables
 
 
-def _refuse_not_private(folder: Path, manifest: Manifest, *, allow_test_key: bool, allow_non_private: bool) -> None:
+def _refuse_not_private(
+    folder: Path, manifest: BundleManifest, *, allow_test_key: bool, allow_non_private: bool
+) -> None:
     if manifest.test_key and not allow_test_key:
         raise NotPrivateError(
             f"bundle {folder} was made under a noise key for tests, so it is not private: "
@@ -186,7 +189,7 @@ def _refuse_not_private(folder: Path, manifest: Manifest, *, allow_test_key: boo
         )
 
 
-def _refuse_contradiction(folder: Path, manifest: Manifest, statement: PrivacyStatement) -> None:
+def _refuse_contradiction(folder: Path, manifest: BundleManifest, statement: PrivacyStatement) -> None:
     claims = statement.private or statement.epsilon is not None
     if (claims and not manifest.private) or statement.test_key != manifest.test_key:
         raise FormatError(
@@ -197,7 +200,7 @@ def _refuse_contradiction(folder: Path, manifest: Manifest, statement: PrivacySt
         raise FormatError(f"bundle {folder}: the privacy statement says nothing of the counts in {POPULARITY_FILE}")
 
 
-def _refuse_pending(folder: Path, manifest: Manifest) -> None:
+def _refuse_pending(folder: Path, manifest: BundleManifest) -> None:
     for table in manifest.tables:
         if table.flushed_step != manifest.step:
             raise PendingNoiseError(

@@ -10,7 +10,7 @@ import pyarrow as pa
 import torch
 
 from lazydp.components.budget.statement import PrivacyStatement
-from lazydp.components.bundle.manifest import Lineage, Manifest
+from lazydp.components.bundle.manifest import BundleManifest, Lineage
 from lazydp.components.bundle.writer import write_bundle
 from lazydp.components.features.catalogue import catalogue_table
 from lazydp.components.features.spec import FeatureSpec
@@ -63,7 +63,7 @@ def write_untrained(
     spec: FeatureSpec | None = None,
     popularity: bool = False,
     replace: bool = False,
-) -> Manifest:
+) -> BundleManifest:
     """Write a bundle with initial weights from `seed`.
 
     Args:

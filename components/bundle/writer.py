@@ -14,7 +14,7 @@ from torch import Tensor
 
 from lazydp.components.budget.statement import PrivacyStatement
 from lazydp.components.bundle import inventory, tensors
-from lazydp.components.bundle.manifest import FILE_NAME, Lineage, Manifest, TableEntry, content_version
+from lazydp.components.bundle.manifest import FILE_NAME, BundleManifest, Lineage, TableEntry, content_version
 from lazydp.components.features.catalogue import item_catalogue
 from lazydp.components.features.spec import FeatureSpec
 from lazydp.components.features.vocabulary import Vocabularies
@@ -48,7 +48,7 @@ def write_bundle(
     items: pa.Table | None = None,
     popularity: Tensor | None = None,
     replace: bool = False,
-) -> Manifest:
+) -> BundleManifest:
     """Write the bundle `path`, a folder that must not exist yet (or is replaced whole).
 
     Args:
@@ -107,7 +107,7 @@ def write_bundle(
             "features": spec.document(),
             "privacy": statement.model_dump(mode="json"),
         }
-        manifest = Manifest(
+        manifest = BundleManifest(
             name=name,
             version=content_version(files, json.dumps(described, sort_keys=True)),
             mode=mode,
@@ -132,7 +132,7 @@ def _refuse_pending(flushed_steps: Mapping[str, int], step: int) -> None:
     for table, flushed in flushed_steps.items():
         if flushed != step:
             raise PendingNoiseError(
-                f"table {table!r} is flushed up to step {flushed} of {step}, so a row still owes noise: "
+                f"table {table!r} is flushed up to step {flushed} of {step}, so a row still has pending noise: "
                 "flush before writing"
             )
 

@@ -26,7 +26,7 @@ def command(
     link: Path | None,
     allow_non_private: bool,
 ) -> None:
-    """Release a finished run: flush, prove that no row owes noise, commit the budget, destroy the noise key.
+    """Release a finished run: flush, prove that no row has pending noise, commit the budget, destroy the noise key.
 
     Afterwards the run can neither be resumed nor exported again. Interrupted at any moment, the same command finishes.
     """

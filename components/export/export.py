@@ -23,9 +23,9 @@ from pathlib import Path
 
 from lazydp.components.audit.report import AuditReport
 from lazydp.components.budget.statement import AuditResult
-from lazydp.components.bundle.manifest import Lineage, Manifest
+from lazydp.components.bundle.manifest import BundleManifest, Lineage
 from lazydp.components.bundle.writer import write_bundle
-from lazydp.components.export.proof import OwedRows, prove_flushed
+from lazydp.components.export.proof import PendingRows, prove_flushed
 from lazydp.components.export.statement import statement_of
 from lazydp.components.ingest.dataset import EncodedDataset
 from lazydp.components.models.build import build_model
@@ -61,7 +61,7 @@ def export(
     ledger: str | None = None,
     audit: Path | None = None,
     allow_non_private: bool = False,
-) -> Manifest:
+) -> BundleManifest:
     """Release the model of a finished run as the bundle `out`.
 
     Args:
@@ -78,7 +78,7 @@ def export(
             audit is of another run.
         PrivacyError: the audit contradicts the run's claim, or the run is a trial of a sweep that did not keep it.
         NotPrivateError: the run has no privacy, and that was not allowed.
-        PendingNoiseError: a row owes noise after the flush.
+        PendingNoiseError: a row has pending noise after the flush.
         NonFiniteError: a weight is not finite.
     """
     with RunFolder.locked(run) as folder:
@@ -110,7 +110,7 @@ def export(
 
 @dataclass(frozen=True, slots=True)
 class Flushed:
-    """A model in which no row owes noise.
+    """A model in which no row has pending noise.
 
     Attributes:
         engine: holds it.
@@ -189,12 +189,12 @@ def flush_and_prove(engine: Engine, identity: RunIdentity, key: NoiseKey) -> Flu
     """Flush every row of `engine` in place, and let the exporter's own proof judge it.
 
     Raises:
-        PendingNoiseError: a row owes noise after the flush.
+        PendingNoiseError: a row has pending noise after the flush.
         NonFiniteError: the variance of the noise is not finite.
     """
     tables = engine.state_dict()["embeddings"]["tables"]
     step = engine.steps_done
-    owed = {name: OwedRows.of(table, step=step) for name, table in tables.items()}
+    pending = {name: PendingRows.of(table, step=step) for name, table in tables.items()}
     started = time.monotonic()
     engine.flush()
     rows = sum(table["last"].numel() for table in tables.values())
@@ -203,7 +203,7 @@ def flush_and_prove(engine: Engine, identity: RunIdentity, key: NoiseKey) -> Flu
         return Flushed(engine, dict.fromkeys(tables, step), key)
     steps = prove_flushed(
         engine.state_dict()["embeddings"]["tables"],
-        owed,
+        pending,
         optimizer=embedding_optimizer(identity.config),
         noise_scale=engine.privacy.noise_scale("embeddings"),
         key=key.derive("noise"),
@@ -229,7 +229,7 @@ def stage(
     name: str | None,
     stands: Standing,
     audit: AuditResult | None,
-) -> Manifest:
+) -> BundleManifest:
     """Write the bundle, synced, under a name where nobody looks for it."""
     engine = flushed.engine
     test_key = identity.config.private and flushed.key.is_test
@@ -265,7 +265,7 @@ def stage(
     )
 
 
-def _publish(folder: RunFolder, out: Path, identity: RunIdentity) -> Manifest:
+def _publish(folder: RunFolder, out: Path, identity: RunIdentity) -> BundleManifest:
     """Give the staged bundle its name: the last step, and the only one that makes anything visible."""
     document = read_json(folder.path / _EXPORT, format_version=_FORMAT_VERSION, what="export record")
     staged = Path(document["staged"])
@@ -277,11 +277,11 @@ def _publish(folder: RunFolder, out: Path, identity: RunIdentity) -> Manifest:
         refuse_taken(out)
         staged.rename(out)
         sync_directory(staged.parent)
-    elif not out.is_dir() or Manifest.load(out).lineage.run_id != identity.run_id:
+    elif not out.is_dir() or BundleManifest.load(out).lineage.run_id != identity.run_id:
         raise InputError(
             f"run {identity.run_id} was exported already, to a folder beside {staged}, and its noise key destroyed: "
             "copy that bundle, or train a new run"
         )
-    manifest = Manifest.load(out)
+    manifest = BundleManifest.load(out)
     _log.info("bundle %s: %s version %s", out, manifest.name, manifest.version)
     return manifest

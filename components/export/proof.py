@@ -1,7 +1,7 @@
 """The exporter's own proof that no row has pending noise: it trusts neither the kernels nor the skip-ahead table.
 
 1. Every entry of `last` stands at the run's step.
-2. For rows that owed noise before the flush, the flushed weight is what the mathematics says it must be: the noise
+2. For rows with pending noise before the flush, the flushed weight is what the mathematics says it must be: the noise
    comes from the plain reference of ChaCha20 and Box-Muller, and transition and covariance from a recursion that runs
    backwards over the schedule (the trainer's runs forwards).
 
@@ -27,11 +27,11 @@ _TOLERANCE = 1e-4
 
 
 @dataclass(frozen=True, slots=True)
-class OwedRows:
+class PendingRows:
     """Some rows of one table as they were before the flush.
 
     Attributes:
-        rows: int64 [n], rows that owed noise, the one that owed most among them.
+        rows: int64 [n], rows with pending noise, the one with the most among them.
         last: int64 [n].
         weight: float32 [n, D].
         momentum: float32 [n, D], or None.
@@ -45,8 +45,8 @@ class OwedRows:
     momentum: Tensor | None
 
     @classmethod
-    def of(cls, table: Mapping[str, Any], *, step: int) -> OwedRows:
-        """Up to 64 rows of a table of a checkpoint, spread evenly over those that owe noise at `step`."""
+    def of(cls, table: Mapping[str, Any], *, step: int) -> PendingRows:
+        """Up to 64 rows of a table of a checkpoint, spread evenly over those with pending noise at `step`."""
         owing = torch.nonzero(table["last"] < step).squeeze(1)
         if not owing.numel():
             rows = owing
@@ -64,7 +64,7 @@ class OwedRows:
 
 def prove_flushed(
     tables: Mapping[str, Mapping[str, Any]],
-    owed: Mapping[str, OwedRows],
+    pending: Mapping[str, PendingRows],
     *,
     optimizer: EmbeddingSgd,
     noise_scale: float,
@@ -75,7 +75,7 @@ def prove_flushed(
 
     Args:
         tables: `weight` and `last` of each table, in the order of their numbers.
-        owed: what `OwedRows.of` kept before the flush.
+        pending: what `PendingRows.of` kept before the flush.
         optimizer: of the tables.
         noise_scale: sigma C / b.
         key: the noise key.
@@ -101,10 +101,10 @@ def prove_flushed(
                 f"table {name!r}, row {row}: its noise is applied up to step {int(last[row])} of {step}; "
                 "nothing is released"
             )
-        rows = owed[name].rows
+        rows = pending[name].rows
         if rows.numel():
             z = reference.noise(key.tensor(), table=number, rows=rows, step=step, columns=table["weight"].shape[1])
-            _check_rows(name, table["weight"], owed[name], transition, covariance, z=z)
+            _check_rows(name, table["weight"], pending[name], transition, covariance, z=z)
         flushed[name] = int(last.min())
     return flushed
 
@@ -137,23 +137,24 @@ def _linear_step(optimizer: EmbeddingSgd, rate: float) -> tuple[Tensor, Tensor]:
 
 
 def _check_rows(
-    name: str, weight: Tensor, owed: OwedRows, transition: Tensor, covariance: Tensor, *, z: Tensor
+    name: str, weight: Tensor, pending: PendingRows, transition: Tensor, covariance: Tensor, *, z: Tensor
 ) -> None:
     """Compare flushed rows with M w (+ M v) + L z, computed in float64."""
-    m = transition[owed.last]
-    spread = covariance[owed.last][:, 0, 0].sqrt()
-    expected = m[:, 0, :1] * owed.weight.double()
-    if owed.momentum is None:
+    m = transition[pending.last]
+    spread = covariance[pending.last][:, 0, 0].sqrt()
+    expected = m[:, 0, :1] * pending.weight.double()
+    if pending.momentum is None:
         expected -= spread.unsqueeze(1) * z  # noise moves against the gradient's sign
     else:
-        expected += m[:, 0, 1:] * owed.momentum.double() + spread.unsqueeze(1) * z
-    flushed = weight[owed.rows.to(weight.device)].cpu()
+        expected += m[:, 0, 1:] * pending.momentum.double() + spread.unsqueeze(1) * z
+    flushed = weight[pending.rows.to(weight.device)].cpu()
     difference = (flushed.double() - expected).abs().amax(1)
-    allowed = _TOLERANCE * (spread + owed.weight.double().abs().amax(1))
+    allowed = _TOLERANCE * (spread + pending.weight.double().abs().amax(1))
     wrong = torch.nonzero(~(difference <= allowed))
     if wrong.numel():
         place = int(wrong[0])
         raise PendingNoiseError(
-            f"table {name!r}, row {int(owed.rows[place])}: the flushed weight lies {float(difference[place]):.3g} from "
-            f"what its noise since step {int(owed.last[place])} makes it; nothing is released"
+            f"table {name!r}, row {int(pending.rows[place])}: "
+            f"the flushed weight lies {float(difference[place]):.3g} from "
+            f"what its noise since step {int(pending.last[place])} makes it; nothing is released"
         )

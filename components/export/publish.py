@@ -11,7 +11,7 @@ mechanism, whose cost is that of the steps of the latest one released: the ledge
 
 **Why the flush keeps lazy equal to eager, jointly.** A flush at step s gives every row the sum of the noises of the
 steps that it missed up to s, and what it gets later is the sum of later steps' noises: sums over disjoint steps are
-independent, in eager training too. The law of (snapshots, final model) together is eager training's.
+independent, in eager training too. The joint distribution of (snapshots, final model) is that of eager training.
 
 **Why no noise is used twice.** The address of a row's noise is (table, row, step caught up to). A flush at s moves
 `last` to s for every row, so a later catch-up has another step in its address. But the same run without its flush, or
@@ -38,7 +38,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from lazydp.components.bundle.manifest import Manifest
+from lazydp.components.bundle.manifest import BundleManifest
 from lazydp.components.export.export import clear, flush_and_prove, stage
 from lazydp.components.ingest.dataset import EncodedDataset
 from lazydp.components.shared.errors import InputError
@@ -82,7 +82,7 @@ class Snapshots:
 
         Raises:
             InputError: the folder holds a snapshot of another run.
-            PendingNoiseError: a row owes noise after the flush.
+            PendingNoiseError: a row has pending noise after the flush.
             NonFiniteError: a weight is not finite.
         """
         flushed = flush_and_prove(engine, identity, key)
@@ -130,8 +130,8 @@ def point(link: Path, bundle: Path) -> None:
     sync_directory(link.parent)
 
 
-def _own(bundle: Path, identity: RunIdentity) -> Manifest:
-    manifest = Manifest.load(bundle)
+def _own(bundle: Path, identity: RunIdentity) -> BundleManifest:
+    manifest = BundleManifest.load(bundle)
     found = manifest.lineage.run_id
     if found != identity.run_id:
         raise InputError(

@@ -10,144 +10,40 @@ users or items. Code 0 of every vocabulary means "unknown"; known values have co
 from __future__ import annotations
 
 import math
-import sys
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
-import yaml
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
+from pydantic import Field, model_validator
 
-from lazydp.components.shared.errors import FormatError, InputError
-from lazydp.components.shared.suggest import field_names, suggestion
+from lazydp.components.features.vocabulary_spec import (
+    AnyVocabulary,
+    Column,
+    Count,
+    DeclaredVocabulary,
+    IntegerVocabulary,
+    Salt,
+    ValueText,
+    VocabularySpec,
+    num_codes,
+)
+from lazydp.components.shared.errors import FormatError
+from lazydp.components.shared.frozen_model import FrozenModel
+from lazydp.components.shared.validation import Document
 
 FORMAT_VERSION = 1
 USER = "user"
 ITEM = "item"
 HISTORY = "history"
 _RESERVED = (USER, ITEM, HISTORY)
-# Codes are stored as int32.
-_MAX_CODES = 2**31 - 2
 
 # Names become tensor names and file names of a bundle.
 Name = Annotated[str, Field(pattern=r"^[A-Za-z_][A-Za-z0-9_-]{0,63}$")]
-Column = Annotated[str, Field(min_length=1)]
-Count = Annotated[int, Field(ge=1, le=_MAX_CODES, strict=True)]
-Salt = Annotated[str, Field(min_length=1, max_length=64)]
 Source = Literal["context", "user", "item"]
 Pooling = Literal["sum", "mean"]
 
 
-def _value_text(value: object) -> str:
-    if isinstance(value, bool) or not isinstance(value, (str, int, float)):
-        # ValueError, not TypeError: pydantic turns only the former into a validation error.
-        raise ValueError(f"a value must be text or a number, found {value!r}: put it in quotes")  # noqa: TRY004
-    if isinstance(value, float) and value.is_integer():
-        return str(int(value))
-    if value == "":
-        raise ValueError("an empty value stands for a missing one and cannot be declared")
-    return str(value)
-
-
-ValueText = Annotated[str, BeforeValidator(_value_text)]
-
-
-class _Part(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-
-class HashedVocabulary(_Part):
-    """Values fall into `buckets` codes by a hash keyed with a public salt; unbounded value sets, no list to release."""
-
-    kind: Literal["hashed"]
-    buckets: Count
-    salt: Salt
-
-
-class DeclaredVocabulary(_Part):
-    """A public list of values; value i (from 0) has code i + 1.
-
-    The list stands in the spec (`values`), in a `file` (text with one value a line, or a `column` of a Parquet, CSV or
-    TSV file), or it is the key column of the side `table` "items". There is no such choice for users: who is a user is
-    private, what is on offer is not. `size` and `sha256` are filled in when the list was read from elsewhere, and
-    vouch for the copy that travels in `vocab/`.
-    """
-
-    kind: Literal["declared"]
-    values: tuple[ValueText, ...] | None = None
-    file: str | None = None
-    column: Column | None = None
-    table: Literal["items"] | None = None
-    size: Count | None = None
-    sha256: str | None = None
-
-    @model_validator(mode="after")
-    def _one_origin(self) -> Self:
-        if sum(origin is not None for origin in (self.values, self.file, self.table)) != 1:
-            raise ValueError("a declared vocabulary needs exactly one of values, file, table")
-        if self.column is not None and self.file is None:
-            raise ValueError("column names a column of file, and there is no file")
-        if self.values is not None:
-            if not self.values:
-                raise ValueError("values is empty")
-            seen: set[str] = set()
-            for value in self.values:
-                if value in seen:
-                    raise ValueError(f"value {value!r} is declared twice")
-                seen.add(value)
-        return self
-
-
-class IntegerVocabulary(_Part):
-    """Values that are integers `first` .. `first + size - 1` already; value v has code v - first + 1."""
-
-    kind: Literal["integer"]
-    size: Count
-    first: Annotated[int, Field(strict=True)] = 0
-
-
-class BucketVocabulary(_Part):
-    """A number falls between declared boundaries; n boundaries make n + 1 codes, each including its lower boundary."""
-
-    kind: Literal["buckets"]
-    boundaries: Annotated[tuple[float, ...], Field(min_length=1)]
-
-    @model_validator(mode="after")
-    def _ascending(self) -> Self:
-        if not all(math.isfinite(b) for b in self.boundaries):
-            raise ValueError("boundaries must be finite")
-        if any(low >= high for low, high in zip(self.boundaries, self.boundaries[1:], strict=False)):
-            raise ValueError("boundaries must be strictly ascending")
-        return self
-
-
-AnyVocabulary = HashedVocabulary | DeclaredVocabulary | IntegerVocabulary | BucketVocabulary
-VocabularySpec = Annotated[AnyVocabulary, Field(discriminator="kind")]
-
-
-def num_codes(vocabulary: AnyVocabulary) -> int:
-    """Codes of known values, n; codes run from 0 (unknown) to n.
-
-    Raises:
-        InputError: a declared vocabulary whose file or table has not been read yet.
-    """
-    match vocabulary:
-        case HashedVocabulary():
-            return vocabulary.buckets
-        case IntegerVocabulary():
-            return vocabulary.size
-        case BucketVocabulary():
-            return len(vocabulary.boundaries) + 1
-        case DeclaredVocabulary(values=values) if values is not None:
-            return len(values)
-        case DeclaredVocabulary(size=size) if size is not None:
-            return size
-    origin = vocabulary.file or f"the {vocabulary.table} table"
-    raise InputError(f"the vocabulary declared by {origin} has not been read: use the spec of an ingested dataset")
-
-
-class UserSpec(_Part):
+class UserSpec(FrozenModel):
     """The column that names the user, and the vocabulary of the user-id embedding (left out when `embed` is false)."""
 
     column: Column
@@ -161,7 +57,7 @@ class UserSpec(_Part):
         return self
 
 
-class ItemSpec(_Part):
+class ItemSpec(FrozenModel):
     """The column that names the item; `title` and `metadata` are columns of the items table kept for display."""
 
     column: Column
@@ -170,20 +66,20 @@ class ItemSpec(_Part):
     metadata: tuple[Column, ...] = ()
 
 
-class ImplicitLabel(_Part):
+class ImplicitLabel(FrozenModel):
     """Every interaction is a positive example."""
 
     kind: Literal["implicit"]
 
 
-class ColumnLabel(_Part):
+class ColumnLabel(FrozenModel):
     """The label is a number in [0, 1] of a column."""
 
     kind: Literal["column"]
     column: Column
 
 
-class ThresholdLabel(_Part):
+class ThresholdLabel(FrozenModel):
     """1 where the column is at least `at_least`, else 0; with `drop_below`, rows below are no examples at all."""
 
     kind: Literal["threshold"]
@@ -192,20 +88,20 @@ class ThresholdLabel(_Part):
     drop_below: bool = False
 
 
-class History(_Part):
+class History(FrozenModel):
     """The user's earlier positive items, latest `max_length` of them, as a bag over the item table."""
 
     max_length: Count
     pooling: Pooling = "mean"
 
 
-class LeaveLastOut(_Part):
+class LeaveLastOut(FrozenModel):
     """Each user's last interaction is for evaluation; a user's only one stays in training."""
 
     kind: Literal["leave_last_out"]
 
 
-class ColumnSplit(_Part):
+class ColumnSplit(FrozenModel):
     """A column says which rows are for training and which for evaluation."""
 
     kind: Literal["column"]
@@ -214,7 +110,7 @@ class ColumnSplit(_Part):
     test: ValueText = "test"
 
 
-class HashedSplit(_Part):
+class HashedSplit(FrozenModel):
     """Rows fall into evaluation by a keyed hash of their own content."""
 
     kind: Literal["hashed"]
@@ -222,7 +118,7 @@ class HashedSplit(_Part):
     salt: Salt = "lazydp"
 
 
-class NoSplit(_Part):
+class NoSplit(FrozenModel):
     """Every row is for training."""
 
     kind: Literal["none"]
@@ -231,14 +127,14 @@ class NoSplit(_Part):
 SplitSpec = Annotated[LeaveLastOut | ColumnSplit | HashedSplit | NoSplit, Field(discriminator="kind")]
 
 
-class SideTable(_Part):
+class SideTable(FrozenModel):
     """A Parquet, CSV or TSV file of users or items; `key` is its id column, `path` is relative to the spec's folder."""
 
     path: str
     key: Column
 
 
-class _Feature(_Part):
+class _Feature(FrozenModel):
     name: Name
     source: Source = "context"
     column: Column | None = None
@@ -309,8 +205,8 @@ class EmbeddedFeature:
     pooling: Pooling
 
 
-class FeatureSpec(_Part):
-    """What an interaction log means. Read one with `read_spec`, see the module for the words."""
+class FeatureSpec(FrozenModel):
+    """What an interaction log means. Read one with `spec_file.read_spec`, see the module for the words."""
 
     format_version: Literal[1] = 1
     name: Name
@@ -475,121 +371,8 @@ class FeatureSpec(_Part):
         Raises:
             FormatError: not a feature spec; the message names `where` and the field.
         """
-        try:
-            return cls.model_validate(document)
-        except ValidationError as error:
-            field, message = _first_error(error)
-            raise FormatError(f"{where}: the feature spec is invalid at {field or 'its top'}: {message}") from None
+        return Document(f"{where}: feature spec", dict(document)).validated(cls, raises=FormatError)
 
 
 def _pooling(feature: SingleFeature | ListFeature) -> Pooling:
     return feature.pooling if isinstance(feature, ListFeature) else "sum"
-
-
-def read_spec(path: Path) -> FeatureSpec:
-    """Read a feature spec from a YAML file.
-
-    Raises:
-        InputError: the file is missing, is not YAML or not a feature spec; the message names file, line and field.
-    """
-    try:
-        text = path.read_text(encoding="utf-8")
-    except FileNotFoundError:
-        raise InputError(f"no feature spec at {path}: the file does not exist") from None
-    except (OSError, UnicodeDecodeError) as error:
-        raise InputError(f"the feature spec {path} cannot be read: {error}") from None
-    return parse_spec(text, where=str(path))
-
-
-def parse_spec(text: str, *, where: str) -> FeatureSpec:
-    """Read a feature spec from YAML text; `where` names it in errors.
-
-    Raises:
-        InputError: not YAML or not a feature spec; the message names `where`, line and field.
-    """
-    try:
-        root = yaml.compose(text, Loader=yaml.SafeLoader)
-        document = yaml.safe_load(text)
-    except yaml.MarkedYAMLError as error:
-        line = error.problem_mark.line + 1 if error.problem_mark is not None else 1
-        raise InputError(f"{where}:{line}: not YAML: {error.problem}") from None
-    except yaml.YAMLError as error:
-        raise InputError(f"{where}: not YAML: {error}") from None
-    if not isinstance(root, yaml.MappingNode):
-        raise InputError(f"{where}: expected a mapping of fields (name, user, item, ...), found {_kind(document)}")
-    _refuse_duplicate_keys(root, where)
-    version = document.get("format_version", FORMAT_VERSION)
-    if isinstance(version, int) and version > FORMAT_VERSION:
-        raise InputError(f"{where}: format_version {version} is newer than this lazydp reads ({FORMAT_VERSION})")
-    try:
-        return FeatureSpec.model_validate(document)
-    except ValidationError as error:
-        field, message = _first_error(error, root)
-        line = _line(error.errors()[0]["loc"], root)
-        more = f" (and {error.error_count() - 1} more)" if error.error_count() > 1 else ""
-        raise InputError(f"{where}:{line}: {field + ': ' if field else ''}{message}{more}") from None
-
-
-def _kind(document: object) -> str:
-    return "nothing" if document is None else type(document).__name__
-
-
-def _refuse_duplicate_keys(node: yaml.Node, where: str) -> None:
-    if isinstance(node, yaml.SequenceNode):
-        for child in node.value:
-            _refuse_duplicate_keys(child, where)
-    elif isinstance(node, yaml.MappingNode):
-        seen: set[str] = set()
-        for key, value in node.value:
-            if key.value in seen:
-                raise InputError(f"{where}:{key.start_mark.line + 1}: the field {key.value!r} stands there twice")
-            seen.add(key.value)
-            _refuse_duplicate_keys(value, where)
-
-
-def _steps(location: tuple[int | str, ...], root: yaml.Node | None) -> Iterator[tuple[int | str, yaml.Node | None]]:
-    """The parts of a pydantic location that exist in the YAML tree (tags of unions do not), with their nodes."""
-    node = root
-    for part in location:
-        if root is None:
-            yield part, None
-        elif isinstance(node, yaml.MappingNode):
-            child = next((value for key, value in node.value if key.value == part), None)
-            if child is not None:
-                node = child
-                yield part, node
-        elif isinstance(node, yaml.SequenceNode) and isinstance(part, int):
-            node = node.value[part]
-            yield part, node
-
-
-def _line(location: tuple[int | str, ...], root: yaml.Node) -> int:
-    node: yaml.Node | None = root
-    for _, step in _steps(location, root):
-        node = step
-    assert node is not None
-    return int(node.start_mark.line) + 1
-
-
-def _first_error(error: ValidationError, root: yaml.Node | None = None) -> tuple[str, str]:
-    first = error.errors()[0]
-    field = ""
-    parts = [part for part, _ in _steps(first["loc"], root)]
-    if first["type"] == "missing" and root is not None:
-        parts.append(first["loc"][-1])
-    for part in parts:
-        field += f"[{part}]" if isinstance(part, int) else f".{part}" if field else part
-    message = first["msg"].removeprefix("Value error, ")
-    if first["type"] == "extra_forbidden":
-        message = "there is no such field" + suggestion(first["loc"][-1], field_names(sys.modules[__name__]))
-    elif first["type"] == "missing":
-        message = "the field is missing"
-    elif first["type"] == "union_tag_invalid":
-        message = f"there is no kind {first['ctx']['tag']!r}; expected one of {first['ctx']['expected_tags']}"
-    elif first["type"] == "union_tag_not_found":
-        message = "the field kind is missing"
-    elif first["type"] in {"model_type", "model_attributes_type", "dict_type"}:
-        message = f"expected a mapping of fields, found {first['input']!r}"
-    elif first["type"] != "value_error" and not isinstance(first["input"], (dict, list)):
-        message += f", found {first['input']!r}"
-    return field, message

@@ -17,11 +17,11 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from lazydp.components.features.spec import (
+from lazydp.components.features.spec import FeatureSpec
+from lazydp.components.features.vocabulary_spec import (
     AnyVocabulary,
     BucketVocabulary,
     DeclaredVocabulary,
-    FeatureSpec,
     HashedVocabulary,
     IntegerVocabulary,
     num_codes,

@@ -38,6 +38,7 @@ def budget_gate(
     from lazydp.components.shared.logs import log_to_stdout
     from lazydp.components.shared.version import code_version
     from lazydp.components.train.config import TrainConfig
+    from lazydp.components.train.run.costs import calibrated_noise_multiplier
     from lazydp.components.train.run.identity import RunIdentity
     from lazydp.components.train.run.spending import reserve
 
@@ -53,7 +54,7 @@ def budget_gate(
         config=settings,
         dataset_fingerprint=data.manifest.fingerprint,
         code_version=code_version(),
-        noise_multiplier=settings.calibrated_noise_multiplier(data.manifest.max_examples_per_user),
+        noise_multiplier=calibrated_noise_multiplier(settings, data.manifest.max_examples_per_user),
     )
     reserve(
         ledger_url or None,

@@ -35,7 +35,7 @@ _SAMPLE = np.uint64(0x73616D706C65)
 
 
 @dataclass(frozen=True, kw_only=True)
-class Examples:
+class SplitRows:
     """Encoded examples of one split, in their final order; fields as in `Batch`, n rows."""
 
     label: Array
@@ -55,8 +55,8 @@ class Examples:
 class Assembled:
     """What one partition contributes to the dataset."""
 
-    train: Examples
-    test: Examples
+    train: SplitRows
+    test: SplitRows
     users: pa.Array | None
     # The train items of each user in order of time: what histories are windows of.
     sequences: CodeLists | None
@@ -208,7 +208,7 @@ class Assembler:
         profiles: pa.Table | None,
         history_end: Array | None,
         history_length: Array | None,
-    ) -> Examples:
+    ) -> SplitRows:
         user = None if ordered.user is None else ordered.user[rows]
         gather = _Gather(ordered.rows, rows, profiles, user)
         spec = self._spec
@@ -217,7 +217,7 @@ class Assembler:
         codes = [gather.numbers(f.source, f.name, np.int32) for f in embedded if isinstance(f, SingleFeature)]
         if spec.user is not None and spec.user.embed and profiles is not None:
             codes.insert(0, profiles.column(_USER_CODE).to_numpy()[user])
-        return Examples(
+        return SplitRows(
             label=gather.own(LABEL_COLUMN),
             dense=_stacked(dense, len(rows), np.float32),
             codes=_stacked(codes, len(rows), np.int32),

@@ -20,7 +20,7 @@ from typing import Annotated, Any, TypeAlias
 import numpy as np
 import pyarrow as pa
 import torch
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import Field
 
 from lazydp.components.features.batch import Bags, Batch, ItemCatalogue
 from lazydp.components.features.catalogue import item_catalogue
@@ -29,6 +29,8 @@ from lazydp.components.features.spec import HISTORY, USER, FeatureSpec, ListFeat
 from lazydp.components.features.vocabulary import Vocabularies
 from lazydp.components.shared.errors import FormatError, InputError, IntegrityError
 from lazydp.components.shared.files import read_json, sha256_file
+from lazydp.components.shared.frozen_model import FrozenModel
+from lazydp.components.shared.validation import Document
 
 FORMAT_VERSION = 1
 MANIFEST = "dataset.json"
@@ -44,11 +46,7 @@ Rows: TypeAlias = np.ndarray[tuple[int], np.dtype[np.int64]]
 _Size = Annotated[int, Field(ge=0)]
 
 
-class _Part(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-
-class Counts(_Part):
+class Counts(FrozenModel):
     """How much there is; private figures.
 
     users and items count what the spec and the data name; max_examples_of_a_user is the most that any user contributes
@@ -62,7 +60,7 @@ class Counts(_Part):
     max_examples_of_a_user: _Size
 
 
-class Origin(_Part):
+class Origin(FrozenModel):
     """Where the interactions came from.
 
     digest: hash of who took what over all `rows` of the input (without users: of the encoded rows), private as the
@@ -74,14 +72,14 @@ class Origin(_Part):
     digest: str
 
 
-class FileEntry(_Part):
+class FileEntry(FrozenModel):
     """Size and digest of one file of the dataset."""
 
     bytes: _Size
     sha256: str
 
 
-class Manifest(_Part):
+class DatasetManifest(FrozenModel):
     """What `dataset.json` says; all of it is private but the spec.
 
     fingerprint: SHA-256 of the encoded content: equal content, whatever the order or the files it came from. Who knows
@@ -185,7 +183,7 @@ class Split:
 class EncodedDataset:
     """A dataset that ingest wrote. Open one with `EncodedDataset.open`."""
 
-    def __init__(self, path: Path, manifest: Manifest, spec: FeatureSpec) -> None:
+    def __init__(self, path: Path, manifest: DatasetManifest, spec: FeatureSpec) -> None:
         self.path = path
         self.manifest = manifest
         self.spec = spec
@@ -212,12 +210,7 @@ class EncodedDataset:
         """
         folder = Path(path)
         document = read_json(folder / MANIFEST, format_version=FORMAT_VERSION, what="dataset")
-        try:
-            manifest = Manifest.model_validate(document)
-        except ValidationError as error:
-            first = error.errors()[0]
-            field = ".".join(str(part) for part in first["loc"])
-            raise FormatError(f"dataset {folder / MANIFEST} is invalid at {field}: {first['msg']}") from None
+        manifest = Document(f"dataset {folder / MANIFEST}", document).validated(DatasetManifest, raises=FormatError)
         spec = FeatureSpec.from_document(manifest.spec, where=f"dataset {folder / MANIFEST}")
         _check_files(folder, manifest, verify=verify)
         try:
@@ -265,7 +258,7 @@ class EncodedDataset:
         return Bags(torch.from_numpy(values.astype(np.int64)), torch.from_numpy(offsets.copy()))
 
 
-def _check_files(folder: Path, manifest: Manifest, *, verify: bool) -> None:
+def _check_files(folder: Path, manifest: DatasetManifest, *, verify: bool) -> None:
     for name, entry in manifest.files.items():
         path = folder / name
         if not path.is_file():

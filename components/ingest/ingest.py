@@ -18,7 +18,7 @@ import pyarrow as pa
 from lazydp.components.features.spec import FeatureSpec
 from lazydp.components.features.vocabulary import canonical_text
 from lazydp.components.ingest.assemble import Assembler
-from lazydp.components.ingest.dataset import MANIFEST, Manifest, Origin
+from lazydp.components.ingest.dataset import MANIFEST, DatasetManifest, Origin
 from lazydp.components.ingest.hashing import Words, hash_texts
 from lazydp.components.ingest.resolve import ResolvedSpec, load_spec, resolve
 from lazydp.components.ingest.rows import HASH_COLUMN, USER_COLUMN, InteractionEncoder, encode_features, hash_rows
@@ -58,7 +58,7 @@ class IngestOptions:
     replace: bool = False
 
 
-def ingest(inputs: Sequence[str], spec: str, out: Path, options: IngestOptions | None = None) -> Manifest:
+def ingest(inputs: Sequence[str], spec: str, out: Path, options: IngestOptions | None = None) -> DatasetManifest:
     """Encode interactions.
 
     Args:

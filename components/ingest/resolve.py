@@ -9,7 +9,6 @@ from typing import TypeVar
 import pyarrow as pa
 
 from lazydp.components.features.spec import (
-    DeclaredVocabulary,
     DenseFeature,
     FeatureSpec,
     ItemSpec,
@@ -18,9 +17,10 @@ from lazydp.components.features.spec import (
     SingleFeature,
     Source,
     UserSpec,
-    parse_spec,
 )
+from lazydp.components.features.spec_file import parse_spec
 from lazydp.components.features.vocabulary import Vocabularies, check_values, values_digest
+from lazydp.components.features.vocabulary_spec import DeclaredVocabulary
 from lazydp.components.ingest.source import (
     RowSource,
     is_uri,

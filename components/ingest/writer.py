@@ -14,7 +14,7 @@ import pyarrow as pa
 
 from lazydp.components.features.catalogue import catalogue_table
 from lazydp.components.features.spec import FeatureSpec, ListFeature
-from lazydp.components.ingest.assemble import Assembled, Examples
+from lazydp.components.ingest.assemble import Assembled, SplitRows
 from lazydp.components.ingest.columns import Column, ListColumn, NumberColumn, TextColumn, write_arrow
 from lazydp.components.ingest.dataset import (
     BAG_PREFIX,
@@ -26,8 +26,8 @@ from lazydp.components.ingest.dataset import (
     USERS_FILE,
     VOCABULARY_FOLDER,
     Counts,
+    DatasetManifest,
     FileEntry,
-    Manifest,
     Origin,
 )
 from lazydp.components.ingest.resolve import ResolvedSpec
@@ -64,7 +64,7 @@ class _SplitWriter:
         for name_of_list in lists:
             self._columns[BAG_PREFIX + name_of_list] = ListColumn(Path(f"{stem}.bag-{name_of_list}.x"))
 
-    def append(self, examples: Examples) -> None:
+    def append(self, examples: SplitRows) -> None:
         fields = {
             "label": examples.label,
             "dense": examples.dense,
@@ -153,7 +153,7 @@ class DatasetWriter:
         self._max_examples = max(self._max_examples, part.max_examples)
         self.over_bound += part.over_bound
 
-    def finish(self, *, origin: Origin, rejected: Mapping[str, int]) -> Manifest:
+    def finish(self, *, origin: Origin, rejected: Mapping[str, int]) -> DatasetManifest:
         """Write what is left: the catalogue, the vocabularies and the manifest."""
         spec = self._resolved.spec
         parts: dict[str, str] = {}
@@ -163,7 +163,7 @@ class DatasetWriter:
             parts |= self._users.finish()
         num_items = self._write_catalogue(parts)
         self._resolved.vocabularies.save(self._folder / VOCABULARY_FOLDER)
-        manifest = Manifest(
+        manifest = DatasetManifest(
             spec=spec.document(),
             fingerprint=_fingerprint(spec, parts),
             max_examples_per_user=spec.max_examples_per_user,

@@ -4,18 +4,18 @@ from __future__ import annotations
 
 from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, PositiveFloat, PositiveInt
+from pydantic import Field, PositiveFloat, PositiveInt
+
+from lazydp.components.shared.frozen_model import FrozenModel
 
 Loss = Literal["bce", "sampled_softmax"]
 
 
-class _ModelConfig(BaseModel):
+class _ModelConfig(FrozenModel):
     """What every model has.
 
     `seed` is public: initial weights come from it alone, never from data or from the noise key.
     """
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     embedding_dim: PositiveInt = 32
     """Columns of every table."""

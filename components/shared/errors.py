@@ -6,7 +6,7 @@
     ├── IntegrityError         bytes differ from the digest or the chain that vouches for them
     ├── PrivacyError           going on would break or misstate a privacy guarantee
     │   ├── BudgetExceededError    the dataset's budget does not admit the run
-    │   ├── PendingNoiseError      a row still owes noise, so nothing may be released
+    │   ├── PendingNoiseError      a row still has pending noise, so nothing may be released
     │   ├── UnfinishedStepError    a step was interrupted while it changed weights
     │   ├── NonFiniteError         noise or parameters are not finite
     │   └── NotPrivateError        made without privacy, or under a test key
@@ -43,7 +43,7 @@ class BudgetExceededError(PrivacyError):
 
 
 class PendingNoiseError(PrivacyError):
-    """A row still owes noise, so nothing may be released."""
+    """A row still has pending noise, so nothing may be released."""
 
 
 class UnfinishedStepError(PrivacyError):

@@ -5,34 +5,26 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, Self
 
-import yaml
 from pydantic import (
     AfterValidator,
-    BaseModel,
-    ConfigDict,
     Discriminator,
     Field,
     PositiveInt,
     Tag,
-    ValidationError,
     model_validator,
 )
 
 from lazydp.components.budget.accounting.limits import SMALLEST_NOISE
-from lazydp.components.models import config as models
 from lazydp.components.models.config import ModelConfig
-from lazydp.components.shared.errors import InputError
-from lazydp.components.shared.suggest import field_names, suggestion
-from lazydp.components.train.mechanism import parameters as mechanism
+from lazydp.components.shared.frozen_model import FrozenModel
+from lazydp.components.shared.validation import Document, parse_yaml, read_yaml
+from lazydp.components.train.mechanism.parameters import GroupNorms, PrivacyParameters, UserGradient
 
 if TYPE_CHECKING:
-    from dp_accounting import DpEvent
-
     from lazydp.components.train.device.placement import Placement
 
 FORMAT_VERSION = 1
@@ -56,11 +48,7 @@ Fraction = Annotated[float, Field(ge=0, le=1, allow_inf_nan=False)]
 _NOT_IN_DIGEST = {"checkpoint_every", "log_every", "device", "table_device"}
 
 
-class _Frozen(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-
-class Schedule(_Frozen):
+class ScheduleSettings(FrozenModel):
     """Learning rate over the steps, known in advance (the skip-ahead table needs no less).
 
     Attributes:
@@ -84,7 +72,7 @@ class Schedule(_Frozen):
         return make(learning_rate, steps=steps, warmup_steps=self.warmup_steps, final_fraction=final_fraction)
 
 
-class EmbeddingOptimizer(_Frozen):
+class EmbeddingSettings(FrozenModel):
     """SGD of the embedding tables: linear, so that delayed noise stays exact.
 
     Attributes:
@@ -99,7 +87,7 @@ class EmbeddingOptimizer(_Frozen):
     learning_rate: Positive = 1.0
     momentum: Annotated[float, Field(ge=0, lt=1)] = 0.0
     weight_decay: NonNegative = 0.0
-    schedule: Schedule = Schedule()
+    schedule: ScheduleSettings = ScheduleSettings()
 
     @model_validator(mode="before")
     @classmethod
@@ -112,7 +100,7 @@ class EmbeddingOptimizer(_Frozen):
         return values
 
 
-class DenseOptimizer(_Frozen):
+class DenseSettings(FrozenModel):
     """Optimizer of the dense layers, on the privatised gradient; any is private by post-processing.
 
     Attributes:
@@ -124,12 +112,12 @@ class DenseOptimizer(_Frozen):
 
     optimizer: str = "adam"
     learning_rate: Positive = 1e-3
-    options: dict[str, bool | int | float | tuple[float, ...]] = {}
-    schedule: Schedule = Schedule()
+    options: dict[str, bool | int | float | tuple[float, ...]] = Field(default_factory=dict)
+    schedule: ScheduleSettings = ScheduleSettings()
 
 
-class GroupNorms(_Frozen):
-    """One clipping norm for each group of parameters; `mechanism` argues for its accounting.
+class NormSettings(FrozenModel):
+    """One clipping norm for each group of parameters; `mechanism.parameters` argues for its accounting.
 
     Attributes:
         dense: C of the dense layers.
@@ -140,7 +128,7 @@ class GroupNorms(_Frozen):
     embeddings: Positive
 
 
-class PopularityCounts(_Frozen):
+class PopularityCounts(FrozenModel):
     """Counts of items, released with noise beside the model: what the service answers those it knows nothing of.
 
     Attributes:
@@ -153,12 +141,12 @@ class PopularityCounts(_Frozen):
 
 _ONE, _GROUPS = "(one norm)", "(a norm for each group)"
 MaxGradNorm = Annotated[
-    Annotated[Positive, Tag(_ONE)] | Annotated[GroupNorms, Tag(_GROUPS)],
-    Discriminator(lambda value: _GROUPS if isinstance(value, dict | GroupNorms) else _ONE),
+    Annotated[Positive, Tag(_ONE)] | Annotated[NormSettings, Tag(_GROUPS)],
+    Discriminator(lambda value: _GROUPS if isinstance(value, dict | NormSettings) else _ONE),
 ]
 
 
-class TrainConfig(_Frozen):
+class TrainConfig(FrozenModel):
     """One training run.
 
     `sampling_prob`, `expected_batch_size` and `steps` are public settings: they are given here, never derived from
@@ -199,7 +187,7 @@ class TrainConfig(_Frozen):
     mode: Mode = "lazydp"
     privacy_unit: PrivacyUnit = "example"
     sampling: Literal["example", "user"] = "example"
-    user_gradient: mechanism.UserGradient | None = None
+    user_gradient: UserGradient | None = None
     sampling_prob: Annotated[float, Field(gt=0, le=1)]
     expected_batch_size: Positive
     steps: PositiveInt
@@ -209,8 +197,8 @@ class TrainConfig(_Frozen):
     max_grad_norm: MaxGradNorm = 1.0
     popularity: PopularityCounts | None = None
     negatives: PositiveInt = 8
-    embeddings: EmbeddingOptimizer = EmbeddingOptimizer()
-    dense: DenseOptimizer = DenseOptimizer()
+    embeddings: EmbeddingSettings = EmbeddingSettings()
+    dense: DenseSettings = DenseSettings()
     micro_batch_size: PositiveInt = 4096
     publish_every: PositiveInt | None = None
     checkpoint_every: PositiveInt = 500
@@ -265,32 +253,17 @@ class TrainConfig(_Frozen):
         Raises:
             InputError: missing, not YAML, or not valid; one line that names the file and the field.
         """
-        try:
-            text = path.read_text()
-        except OSError as error:
-            raise InputError(f"training configuration {path} cannot be read: {error.strerror}") from error
-        except UnicodeDecodeError as error:
-            raise InputError(f"training configuration {path} is not YAML: {error}") from error
-        return cls.parse_text(text, where=str(path))
+        return read_yaml(path, what="training configuration").validated(cls)
 
     @classmethod
     def parse_text(cls, text: str, *, where: str) -> TrainConfig:
         """Read YAML text; errors are one line that names `where`."""
-        try:
-            document = yaml.safe_load(text)
-        except yaml.YAMLError as error:
-            raise InputError(f"training configuration {where} is not YAML: {' '.join(str(error).split())}") from error
-        if not isinstance(document, dict):
-            raise InputError(f"training configuration {where}: expected a mapping of settings, found {document!r:.60}")
-        return cls.parse(document, where=where)
+        return parse_yaml(text, where=where).validated(cls)
 
     @classmethod
     def parse(cls, document: dict[str, Any], *, where: str) -> TrainConfig:
         """Validate a mapping; errors are one line that begins with `where`."""
-        try:
-            return cls.model_validate(document)
-        except ValidationError as error:
-            raise InputError(f"training configuration {where}: {_one_line(error)}") from error
+        return Document(f"training configuration {where}", document).validated(cls)
 
     def with_changes(self, **changes: Any) -> TrainConfig:
         """The same run with some settings replaced, validated again.
@@ -323,7 +296,7 @@ class TrainConfig(_Frozen):
     def stated_norms(self) -> float | dict[str, float]:
         """C, or C by group of parameters, as statements and reports give it."""
         norms = self.max_grad_norm
-        return norms.model_dump() if isinstance(norms, GroupNorms) else norms
+        return norms.model_dump() if isinstance(norms, NormSettings) else norms
 
     def placement(self) -> Placement:
         """Where the run computes.
@@ -335,89 +308,14 @@ class TrainConfig(_Frozen):
 
         return Placement.of(self.device, self.table_device)
 
-    def privacy_parameters(self, noise_multiplier: float | None) -> mechanism.PrivacyParameters:
+    def privacy_parameters(self, noise_multiplier: float | None) -> PrivacyParameters:
         """The mechanism of a step, with the sigma of the run (None without noise)."""
         norms = self.max_grad_norm
-        return mechanism.PrivacyParameters(
+        return PrivacyParameters(
             noise_multiplier=noise_multiplier or 0.0,
-            max_grad_norm=mechanism.GroupNorms(**norms.model_dump()) if isinstance(norms, GroupNorms) else norms,
+            max_grad_norm=GroupNorms(**norms.model_dump()) if isinstance(norms, NormSettings) else norms,
             expected_batch_size=self.expected_batch_size,
             user_gradient=self.user_gradient,
-        )
-
-    def dp_event(
-        self, max_examples_per_user: int | None, *, noise_multiplier: float | None = None, steps: int | None = None
-    ) -> DpEvent:
-        """What the whole run, or its first `steps`, is to the accountant: training, and the counts where it has any.
-
-        The counts are in it whatever the step: the first snapshot releases them, and later ones the very same.
-
-        Args:
-            max_examples_per_user: k, to which ingest bounded every user; needed for the unit `user`.
-            noise_multiplier: sigma, where the configuration leaves it to calibration.
-            steps: fewer than the configured steps.
-        """
-        training = self.training_event(max_examples_per_user, noise_multiplier=noise_multiplier, steps=steps)
-        return self.with_counts(training)
-
-    def with_counts(self, training: DpEvent, *, contributions: int = 1) -> DpEvent:
-        """`training` and the release of the counts, where the run has any.
-
-        Args:
-            training: the event of the run's training, for some notion of who takes part.
-            contributions: how many privacy units of the run one such participant stands for: where units are examples
-                and the participant is a user, the bound k on a user's examples.
-        """
-        from lazydp.components.budget.accounting.events import composed, counts_event  # noqa: PLC0415 - scipy is slow to import
-
-        if self.popularity is None:
-            return training
-        counts = counts_event(noise_multiplier=self.popularity.noise_multiplier, contributions=contributions)
-        return composed([training, counts])
-
-    def training_event(
-        self, max_examples_per_user: int | None, *, noise_multiplier: float | None = None, steps: int | None = None
-    ) -> DpEvent:
-        """The part of `dp_event` that the sampler draws for: training alone. Arguments as there."""
-        from lazydp.components.train.data.sampler import poisson_dp_event  # noqa: PLC0415 - brings torch with it
-
-        sigma = noise_multiplier if noise_multiplier is not None else self.noise_multiplier
-        if sigma is None:
-            raise ValueError("noise_multiplier: the configuration leaves it to calibration, so it has to be given")
-        if self.privacy_unit == "user" and max_examples_per_user is None:
-            raise ValueError("max_examples_per_user: the unit `user` needs a bound on a user's examples")
-        return poisson_dp_event(
-            noise_multiplier=sigma,
-            sampling_prob=self.sampling_prob,
-            steps=self.steps if steps is None else steps,
-            max_examples_per_user=max_examples_per_user if self.privacy_unit == "user" else None,
-            sampled=self.sampling,
-        )
-
-    def calibrated_noise_multiplier(self, max_examples_per_user: int | None) -> float:
-        """Sigma as given, or the least that keeps the run within (target_epsilon, target_delta), its counts included.
-
-        Raises:
-            InputError: no sigma does.
-        """
-        from lazydp.components.budget.accounting.epsilon import calibrate_noise_multiplier, epsilon  # noqa: PLC0415 - slow
-        from lazydp.components.budget.accounting.events import composed  # noqa: PLC0415 - scipy is slow to import
-
-        if self.noise_multiplier is not None:
-            return self.noise_multiplier
-        if self.target_epsilon is None or self.target_delta is None:
-            raise ValueError("mode sgd has no noise to calibrate")
-        if self.popularity is not None:
-            alone = epsilon(self.with_counts(composed([])), delta=self.target_delta)
-            if alone >= self.target_epsilon:
-                raise InputError(
-                    f"popularity.noise_multiplier {self.popularity.noise_multiplier:g} costs epsilon {alone:.4g} "
-                    f"before any training, and target_epsilon is {self.target_epsilon:g}: give the counts more noise"
-                )
-        return calibrate_noise_multiplier(
-            target_epsilon=self.target_epsilon,
-            target_delta=self.target_delta,
-            make_event=lambda sigma: self.dp_event(max_examples_per_user, noise_multiplier=sigma),
         )
 
 
@@ -429,23 +327,3 @@ def _flatten(settings: dict[str, Any], prefix: str = "") -> dict[str, Any]:
         else:
             flat[prefix + name] = value
     return flat
-
-
-def _one_line(error: ValidationError) -> str:
-    problems = []
-    for problem in error.errors():
-        field = ".".join(str(part) for part in problem["loc"] if part not in (_ONE, _GROUPS))
-        message = problem["msg"].removeprefix("Value error, ")
-        if problem["type"] == "extra_forbidden":
-            message = "there is no such setting" + suggestion(
-                problem["loc"][-1], field_names(sys.modules[__name__], models)
-            )
-        elif problem["type"] == "missing":
-            message = "the setting is missing"
-        found = (
-            ""
-            if problem["type"] in ("missing", "value_error", "extra_forbidden")
-            else f" (found {problem['input']!r:.60})"
-        )
-        problems.append(f"{field}: {message}{found}" if field else message)
-    return "; ".join(problems)

@@ -38,7 +38,7 @@ from lazydp.components.train.tables.embedding_tables import EmbeddingTables, Mod
 from lazydp.components.train.tables.lazy_embedding import LazyRows, replace_embeddings
 from lazydp.components.train.tables.lookups import Lookups, join, join_lookups
 from lazydp.components.train.tables.skip_ahead import EmbeddingSgd
-from lazydp.kernels.arguments import Law
+from lazydp.kernels.arguments import Distribution
 from lazydp.kernels.noise_key import NoiseKey
 
 # What a program that calls make_private needs besides, from one place (docs/from-opacus.md).
@@ -69,7 +69,7 @@ def make_private(
     key: NoiseKey,
     steps: int | None = None,
     mode: Mode = "lazydp",
-    noise: Law = "gaussian",
+    noise: Distribution = "gaussian",
 ) -> PrivateTrainer:
     """Prepare `model` for private training, in place.
 

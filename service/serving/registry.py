@@ -12,12 +12,13 @@ from pathlib import Path
 import structlog
 import torch
 
-from lazydp.components.bundle.manifest import FILE_NAME, Manifest
+from lazydp.components.bundle.manifest import FILE_NAME, BundleManifest
 from lazydp.components.bundle.reader import Bundle
-from lazydp.components.bundle.scoring.base import TwoTowerScorer
+from lazydp.components.bundle.scoring.two_tower import TwoTowerScorer
 from lazydp.components.shared.errors import InputError, LazyDPError, UnavailableError
 from lazydp.service.http.metrics import Metrics
-from lazydp.service.serving.served_version import AnswerCache, ServedVersion
+from lazydp.service.serving.answer_cache import AnswerCache
+from lazydp.service.serving.served_version import ServedVersion
 from lazydp.service.serving.state_file import Loaded, State
 from lazydp.service.settings import Settings
 
@@ -119,7 +120,7 @@ class Registry:
         for name, loaded in state.loaded.items():
             path = self._inside_repository(loaded.folder)
             try:
-                if path is None or Manifest.load(path).version != loaded.version:
+                if path is None or BundleManifest.load(path).version != loaded.version:
                     raise InputError(f"the repository no longer holds version {loaded.version} at {loaded.folder}")
                 self._bring_in(path, name)
             except LazyDPError as error:
@@ -231,7 +232,7 @@ class Registry:
         found = []
         for folder in sorted(root.iterdir()) if root is not None and root.is_dir() else []:
             try:
-                found.append((folder.name, Manifest.load(folder).version))
+                found.append((folder.name, BundleManifest.load(folder).version))
             except (LazyDPError, OSError):
                 continue
         return found

@@ -18,7 +18,9 @@ import math
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
+
+from lazydp.components.shared.frozen_model import FrozenModel
 
 if TYPE_CHECKING:
     from dp_accounting.dp_event import DpEvent
@@ -34,7 +36,7 @@ _SHAPES: dict[Law, float] = {"poisson": math.inf, "geometric": 1.0, "logarithmic
 _DIGITS = decimal.Context(prec=80, Emin=-decimal.MAX_EMAX, Emax=decimal.MAX_EMAX)
 
 
-class Tuning(BaseModel):
+class Tuning(FrozenModel):
     """The mechanism of one sweep.
 
     Attributes:
@@ -47,8 +49,6 @@ class Tuning(BaseModel):
         public_dataset: fingerprint of the dataset that trials are scored on, where it is declared public.
         digest: SHA-256 of every setting of the sweep, what may be drawn included, and of nothing else: it is published.
     """
-
-    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
     law: Law = "poisson"
     mean_trials: Annotated[float, Field(ge=1, le=10_000)]

@@ -45,7 +45,7 @@ from lazydp.components.train.mechanism.step_guard import StepGuard
 from lazydp.components.train.tables.embedding_tables import EmbeddingTables, Mode, TableGradient
 from lazydp.components.train.tables.lookups import Lookups, lookups_of, model_inputs
 from lazydp.components.train.tables.skip_ahead import EmbeddingSgd
-from lazydp.kernels.arguments import Law
+from lazydp.kernels.arguments import Distribution
 from lazydp.kernels.noise_key import NoiseKey
 
 
@@ -80,7 +80,7 @@ class Engine:
         dense: DenseOptimizer,
         key: NoiseKey | None,
         tables: Mapping[str, Tensor] | None = None,
-        noise: Law = "gaussian",
+        noise: Distribution = "gaussian",
         timer: StepTimer | None = None,
         placement: Placement = HOST,
     ) -> None:

@@ -14,7 +14,7 @@ from lazydp.components.train.config import TrainConfig
 from lazydp.kernels.noise_key import NoiseKey
 
 if TYPE_CHECKING:
-    from dp_accounting import DpEvent
+    pass
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,18 +44,6 @@ class RunIdentity:
     def noise_key(self, root: NoiseKey) -> NoiseKey:
         """The key that the run draws under: its root key, or what a trial derives from that of its sweep."""
         return root if self.trial is None else root.derive(f"trial {self.trial}")
-
-    def dp_event(self, max_examples_per_user: int | None, *, steps: int | None = None) -> DpEvent:
-        """What the run, or its first `steps` steps, is to the accountant."""
-        return self.config.dp_event(max_examples_per_user, noise_multiplier=self.noise_multiplier, steps=steps)
-
-    def training_event(self, max_examples_per_user: int | None, *, steps: int | None = None) -> DpEvent:
-        """The part of `dp_event` that the sampler draws for: training without the counts."""
-        return self.config.training_event(max_examples_per_user, noise_multiplier=self.noise_multiplier, steps=steps)
-
-    def released_event(self, event: DpEvent) -> DpEvent:
-        """What a release costs whose run is `event`: that, or the whole sweep that selected the run."""
-        return event if self.tuning is None else self.tuning.event(event)
 
     def differences(self, other: RunIdentity) -> list[str]:
         """`what: other's != ours` for everything in which `other` could not go on with this run."""

@@ -17,6 +17,7 @@ from lazydp.components.budget.statement import SpentElsewhere
 from lazydp.components.ingest.dataset import EncodedDataset
 from lazydp.components.shared.errors import PrivacyError
 from lazydp.components.train.data.sampler import PoissonSampler
+from lazydp.components.train.run.costs import RunCost
 from lazydp.components.train.run.identity import RunIdentity
 
 
@@ -37,7 +38,7 @@ def check_event(sampler: PoissonSampler, identity: RunIdentity, *, max_examples_
         steps=config.steps,
         max_examples_per_user=max_examples_per_user if config.privacy_unit == "user" else None,
     )
-    charged = identity.training_event(max_examples_per_user)
+    charged = RunCost.of(identity, max_examples_per_user).of_training()
     if drawn != charged:
         found, expected = (json.dumps(event_to_json(event)) for event in (drawn, charged))
         raise PrivacyError(
@@ -74,7 +75,7 @@ def reserve(
             another key.
         UnavailableError: the ledger does not answer.
     """
-    event = identity.released_event(identity.dp_event(data.manifest.max_examples_per_user))
+    event = RunCost.of(identity, data.manifest.max_examples_per_user).of_release()
     with Ledger.open(url) as ledger:
         dataset = register(
             ledger,
@@ -134,7 +135,7 @@ def commit(
     Raises:
         PrivacyError: the run holds no reservation there, or one for another key.
     """
-    event = identity.released_event(identity.dp_event(max_examples_per_user, steps=steps))
+    event = RunCost.of(identity, max_examples_per_user).of_release(steps=steps)
     with Ledger.open(url) as ledger:
         ledger.commit(
             identity.run_id, event=event, release=release, step=None if final else steps, final=final, key=key

@@ -19,7 +19,7 @@ from lazydp.components.train.device.placement import CPU
 from lazydp.components.train.tables.lookups import Lookups, join, join_lookups
 from lazydp.components.train.tables.skip_ahead import EmbeddingSgd, SkipAhead
 from lazydp.kernels import ops
-from lazydp.kernels.arguments import Law, RowGroups
+from lazydp.kernels.arguments import Distribution, RowGroups
 from lazydp.kernels.noise_key import NoiseKey
 
 Mode = Literal["lazydp", "dpsgd", "sgd"]
@@ -102,7 +102,7 @@ class EmbeddingTables:
         optimizer: EmbeddingSgd,
         noise_scale: float,
         key: NoiseKey | None,
-        noise: Law = "gaussian",
+        noise: Distribution = "gaussian",
     ) -> None:
         if len(weights) > MAX_TABLES:
             raise InputError(f"at most {MAX_TABLES} tables have addresses for their noise, found {len(weights)}")
@@ -115,7 +115,7 @@ class EmbeddingTables:
         self._noise = noise
         self._key = key if key is not None else NoiseKey.for_tests(0)  # draws are multiplied by zero
         device = devices.pop()
-        self._skip_ahead = SkipAhead(optimizer, noise_scale=noise_scale, law=noise, device=device)
+        self._skip_ahead = SkipAhead(optimizer, noise_scale=noise_scale, distribution=noise, device=device)
         self._tables: dict[str, _Table] = {}
         # One allocation, for huge pages: a step looks up one entry a row, each on a page of its own.
         rows = [weight.shape[0] for weight in weights.values()]

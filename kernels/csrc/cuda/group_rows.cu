@@ -5,9 +5,9 @@
 #include "cuda/launch.cuh"
 
 #if defined(__CUDACC__)
+#include <thrust/iterator/counting_iterator.h>
 #include <cub/device/device_radix_sort.cuh>
 #include <cub/device/device_select.cuh>
-#include <thrust/iterator/counting_iterator.h>
 #endif
 
 namespace lazydp::cuda {
@@ -26,9 +26,7 @@ int bits_of_rows(int64_t num_rows) {
 struct IsFirstOfRow {
   const uint64_t* sorted;
 
-  LAZYDP_DEVICE bool operator()(int64_t position) const {
-    return position == 0 || sorted[position] != sorted[position - 1];
-  }
+  LAZYDP_DEVICE bool operator()(int64_t position) const { return position == 0 || sorted[position] != sorted[position - 1]; }
 };
 
 // The workspace, cut up. `scratch` is what CUB asks for.
@@ -60,8 +58,8 @@ cudaError_t sort(const GroupRows& job, const Workspace& work, size_t& bytes, voi
 }
 
 cudaError_t select_firsts(const GroupRows& job, const Workspace& work, size_t& bytes, void* scratch, cudaStream_t stream) {
-  return cub::DeviceSelect::If(scratch, bytes, thrust::counting_iterator<int64_t>(0), job.starts, work.num_groups,
-                               job.lookups, IsFirstOfRow{work.sorted}, stream);
+  return cub::DeviceSelect::If(scratch, bytes, thrust::counting_iterator<int64_t>(0), job.starts, work.num_groups, job.lookups,
+                               IsFirstOfRow{work.sorted}, stream);
 }
 
 #else

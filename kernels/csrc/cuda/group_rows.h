@@ -10,11 +10,11 @@
 namespace lazydp::cuda {
 
 struct GroupRows {
-  const int64_t* indices;    // [lookups]
-  int64_t* rows;             // [lookups]: distinct rows, ascending, then kNoRow
-  int64_t* order;            // [lookups]: positions sorted by row, stable
-  int64_t* starts;           // [lookups + 1]
-  void* workspace;           // group_rows_workspace bytes, aligned to 256
+  const int64_t* indices;  // [lookups]
+  int64_t* rows;           // [lookups]: distinct rows, ascending, then kNoRow
+  int64_t* order;          // [lookups]: positions sorted by row, stable
+  int64_t* starts;         // [lookups + 1]
+  void* workspace;         // group_rows_workspace bytes, aligned to 256
   size_t workspace_bytes;
   int64_t lookups;
   int64_t num_rows;

@@ -8,7 +8,7 @@ import pytest
 from lazydp.components.audit.audit import audit
 from lazydp.components.budget.ledger.identifiers import register
 from lazydp.components.budget.ledger.ledger import Ledger
-from lazydp.components.bundle.manifest import Manifest
+from lazydp.components.bundle.manifest import BundleManifest
 from lazydp.components.bundle.reader import Bundle
 from lazydp.components.export.export import export
 from lazydp.components.ingest.dataset import EncodedDataset
@@ -33,7 +33,7 @@ def test_the_statement_of_a_release_carries_its_audit(
     other = audit(dataset=dataset, config=configured(steps=3), canaries=200, key=NoiseKey.for_tests(0))
     other.write(tmp_path / "other")
 
-    def release(report: str) -> Manifest:
+    def release(report: str) -> BundleManifest:
         return export(run=run.folder, dataset=dataset, out=tmp_path / "bundle", ledger=ledger, audit=tmp_path / report)
 
     with pytest.raises(InputError, match="another configuration"):

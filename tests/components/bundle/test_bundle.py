@@ -157,7 +157,7 @@ def test_a_statement_that_claims_what_the_manifest_denies(bundle: Path) -> None:
 )
 def test_paths_that_lead_elsewhere(bundle: Path, path: str) -> None:
     edit(bundle, lambda m: m["files"][0].update(path=path))
-    refused(bundle, FormatError, "files.0.path")
+    refused(bundle, FormatError, "files[0].path")
     edit(bundle, lambda m: (m["files"][0].update(path="dense.safetensors"), m["tables"][0].update(file=path)))
     refused(bundle, FormatError)
 

@@ -11,7 +11,8 @@ from lazydp.components.bundle import index as index_module
 from lazydp.components.bundle.index import DEPTHS, TARGET_RECALL, ApproximateIndex, Matrix
 from lazydp.components.bundle.query import CategoryCap, Query, Ranking
 from lazydp.components.bundle.reader import Bundle
-from lazydp.components.bundle.scoring.base import Scorer, make_scorer
+from lazydp.components.bundle.scoring.base import Scorer
+from lazydp.components.bundle.scoring.make import make_scorer
 from lazydp.components.bundle.untrained import write_untrained
 from lazydp.components.shared.errors import UnavailableError
 

@@ -23,7 +23,7 @@ import sqlalchemy as sa
 import torch
 
 from lazydp.components.budget.storage import sql as sql_storage
-from lazydp.components.bundle.manifest import Manifest
+from lazydp.components.bundle.manifest import BundleManifest
 from lazydp.components.export import export
 from lazydp.components.train.engine.step import Engine
 from lazydp.components.train.run import checkpoint, train
@@ -43,7 +43,7 @@ STEPS: list[tuple[Any, str]] = [
     (EmbeddingTables, "flush"),
     (export, "prove_flushed"),
     (export, "write_bundle"),
-    (Manifest, "save"),
+    (BundleManifest, "save"),
     (export, "commit"),
     (export, "write_json"),
     (checkpoint, "destroy_file"),  # a key on disk

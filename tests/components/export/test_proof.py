@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 import torch
 
-from lazydp.components.export.proof import OwedRows, backward_moments, prove_flushed
+from lazydp.components.export.proof import PendingRows, backward_moments, prove_flushed
 from lazydp.components.shared.errors import PendingNoiseError
 from lazydp.components.train.tables.schedules import linear
 from lazydp.components.train.tables.skip_ahead import EmbeddingSgd, SkipAhead
@@ -56,16 +56,16 @@ def flush(made: Tables, ahead: SkipAhead, *, first_table: int = 0) -> None:
         )
 
 
-def prove(made: Tables, owed: dict[str, OwedRows], optimizer: EmbeddingSgd) -> dict[str, int]:
-    return prove_flushed(made, owed, optimizer=optimizer, noise_scale=NOISE_SCALE, key=KEY, step=STEPS)
+def prove(made: Tables, pending: dict[str, PendingRows], optimizer: EmbeddingSgd) -> dict[str, int]:
+    return prove_flushed(made, pending, optimizer=optimizer, noise_scale=NOISE_SCALE, key=KEY, step=STEPS)
 
 
 @pytest.mark.parametrize("name", list(OPTIMIZERS))
 def test_the_right_flush_is_accepted(name: str) -> None:
     made = tables(OPTIMIZERS[name])
-    owed = {table: OwedRows.of(value, step=STEPS) for table, value in made.items()}
+    pending = {table: PendingRows.of(value, step=STEPS) for table, value in made.items()}
     flush(made, skip_ahead(OPTIMIZERS[name]))
-    assert prove(made, owed, OPTIMIZERS[name]) == {"item": STEPS, "user": STEPS}
+    assert prove(made, pending, OPTIMIZERS[name]) == {"item": STEPS, "user": STEPS}
 
 
 def marks_only(made: Tables, optimizer: EmbeddingSgd) -> None:
@@ -96,19 +96,19 @@ def no_weight_decay(made: Tables, optimizer: EmbeddingSgd) -> None:
 @pytest.mark.parametrize("wrong", [marks_only, misses_a_row, half_the_noise, noise_of_another_table, no_weight_decay])
 def test_a_wrong_flush_is_rejected(wrong: Callable[[Tables, EmbeddingSgd], None], name: str) -> None:
     made = tables(OPTIMIZERS[name])
-    owed = {table: OwedRows.of(value, step=STEPS) for table, value in made.items()}
+    pending = {table: PendingRows.of(value, step=STEPS) for table, value in made.items()}
     wrong(made, OPTIMIZERS[name])
     with pytest.raises(PendingNoiseError, match="the flushed weight lies"):
-        prove(made, owed, OPTIMIZERS[name])
+        prove(made, pending, OPTIMIZERS[name])
 
 
 def test_a_pending_row_is_named() -> None:
     made = tables(OPTIMIZERS["sgd"])
-    owed = {table: OwedRows.of(value, step=STEPS) for table, value in made.items()}
+    pending = {table: PendingRows.of(value, step=STEPS) for table, value in made.items()}
     flush(made, skip_ahead(OPTIMIZERS["sgd"]))
     made["user"]["last"][13] = 7
     with pytest.raises(PendingNoiseError, match=f"table 'user', row 13: its noise is applied up to step 7 of {STEPS}"):
-        prove(made, owed, OPTIMIZERS["sgd"])
+        prove(made, pending, OPTIMIZERS["sgd"])
 
 
 @pytest.mark.parametrize("name", list(OPTIMIZERS))

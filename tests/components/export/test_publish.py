@@ -18,6 +18,7 @@ from lazydp.components.export.export import export
 from lazydp.components.export.publish import Snapshots
 from lazydp.components.shared.errors import InputError, PendingNoiseError
 from lazydp.components.train.engine.step import Engine
+from lazydp.components.train.run.costs import RunCost
 from lazydp.components.train.run.folder import RunFolder
 from lazydp.components.train.run.train import train
 from lazydp.components.train.tables.embedding_tables import EmbeddingTables
@@ -57,8 +58,8 @@ def ledger(tiny: Any) -> Ledger:
 def test_snapshots_are_charged_once_at_the_latest(tiny: Any, tmp_path: Path) -> None:
     tiny.ledger()
     publish(tiny, tmp_path, key=None)
-    event = tiny.config(**SETTINGS).dp_event
-    at = {step: epsilon(event(20, steps=step), delta=1e-5) for step in (10, 20, 25)}
+    config = tiny.config(**SETTINGS)
+    at = {step: epsilon(RunCost(config, 20).of_run(steps=step), delta=1e-5) for step in (10, 20, 25)}
     assert {bundle.statement.steps: bundle.statement.epsilon for bundle in opened(tmp_path).values()} == {
         10: at[10],
         20: at[20],
@@ -96,7 +97,7 @@ class Addresses:
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.seen: Counter[tuple[int, int, int]] = Counter()
-        self.by_reading = 0  # tables whose rows woke because they were read
+        self.by_reading = 0  # tables that caught up because they were read
         catch_up, flush, both = ops.foreach_catch_up_, ops.flush_, ops.foreach_catch_up_bag_sum_
 
         def note_listed(last: Any, rows: Any, tables: Any, step: int) -> None:
@@ -156,7 +157,7 @@ def test_a_flush_that_forgets_what_it_did_would_be_seen(
     with pytest.raises(PendingNoiseError):
         publish(tiny, tmp_path / "proven")
     monkeypatch.setattr(
-        export_module, "prove_flushed", lambda tables, owed, *, step, **more: dict.fromkeys(tables, step)
+        export_module, "prove_flushed", lambda tables, pending, *, step, **more: dict.fromkeys(tables, step)
     )
     monkeypatch.setattr(EmbeddingTables, "pending", lambda self: 0)
     addresses = Addresses(monkeypatch)

@@ -7,8 +7,10 @@ import pytest
 from lazydp.components.features.catalogue import catalogue_table, item_catalogue
 from lazydp.components.features.encode import CodeLists, encode_list, scale_dense, split_text
 from lazydp.components.features.request import encode_requests
-from lazydp.components.features.spec import DenseFeature, IntegerVocabulary, ListFeature, parse_spec
+from lazydp.components.features.spec import DenseFeature, ListFeature
+from lazydp.components.features.spec_file import parse_spec
 from lazydp.components.features.vocabulary import Vocabularies, make_vocabulary
+from lazydp.components.features.vocabulary_spec import IntegerVocabulary
 from lazydp.components.shared.errors import FormatError, InputError
 
 DIGITS = make_vocabulary(IntegerVocabulary(kind="integer", first=1, size=9))

@@ -4,7 +4,8 @@ from pathlib import Path
 
 import pytest
 
-from lazydp.components.features.spec import EmbeddedFeature, FeatureSpec, parse_spec, read_spec
+from lazydp.components.features.spec import EmbeddedFeature, FeatureSpec
+from lazydp.components.features.spec_file import parse_spec, read_spec
 from lazydp.components.shared.errors import FormatError, InputError
 
 FULL = """
@@ -62,6 +63,18 @@ def test_a_broken_document_is_refused() -> None:
 
 
 MISTAKES = {
+    **{
+        f"value written {text}": (
+            "name: a\nlabel: {kind: column, column: y}\nfeatures:\n"
+            f"  - {{name: f, kind: single, vocabulary: {{kind: declared, values: [{text}]}}}}\n",
+            rf"s\.yaml:4: the value {text} is the number {read} in YAML: write '{text}' in quotes",
+        )
+        for text, read in {"007": 7, "1_000": 1000, "16:09": 969, "1.10": 1.1, "0x10": 16}.items()
+    },
+    "split value written 01": (
+        "name: a\nlabel: {kind: column, column: y}\nsplit: {kind: column, column: s, train: 01, test: 2}\n",
+        r"s\.yaml:3: the value 01 is the number 1 in YAML",
+    ),
     "not yaml": ("name: [", r"s\.yaml:1: not YAML"),
     "not a mapping": ("- 1", r"expected a mapping of fields .* found list"),
     "empty": ("", "found nothing"),
@@ -128,6 +141,15 @@ def test_mistakes_name_line_and_field(text: str, message: str) -> None:
     with pytest.raises(InputError, match=message) as caught:
         parse_spec(text, where="s.yaml")
     assert "\n" not in str(caught.value)
+
+
+def test_values_in_quotes_and_plain_numbers_are_taken_as_they_stand() -> None:
+    text = (
+        "name: a\nlabel: {kind: column, column: y}\nfeatures:\n"
+        "  - {name: f, kind: single, vocabulary: {kind: declared, values: ['007', 7, -1, 2.5, a]}}\n"
+    )
+    (vocabulary,) = parse_spec(text, where="s.yaml").vocabularies().values()
+    assert vocabulary.values == ("007", "7", "-1", "2.5", "a")  # type: ignore[union-attr]
 
 
 def test_a_missing_file_is_named(tmp_path: Path) -> None:

@@ -9,13 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lazydp.components.features.spec import (
-    BucketVocabulary,
-    DeclaredVocabulary,
-    HashedVocabulary,
-    IntegerVocabulary,
-    parse_spec,
-)
+from lazydp.components.features.spec_file import parse_spec
 from lazydp.components.features.vocabulary import (
     Vocabularies,
     canonical_text,
@@ -24,6 +18,12 @@ from lazydp.components.features.vocabulary import (
     make_vocabulary,
     to_numbers,
     values_digest,
+)
+from lazydp.components.features.vocabulary_spec import (
+    BucketVocabulary,
+    DeclaredVocabulary,
+    HashedVocabulary,
+    IntegerVocabulary,
 )
 from lazydp.components.shared.errors import FormatError, InputError, IntegrityError
 

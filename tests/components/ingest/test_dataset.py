@@ -184,8 +184,8 @@ def test_what_is_no_dataset_is_refused(made: Path, tmp_path: Path) -> None:
     document = json.loads((folder / "dataset.json").read_text())
     for change, message in (
         ({"format_version": 2}, "format_version 2, this lazydp reads up to 1"),
-        ({"counts": {}}, r"invalid at counts\."),
-        ({"spec": {"name": "x"}}, "the feature spec is invalid"),
+        ({"counts": {}}, r"dataset\.json: counts\.train: the field is missing"),
+        ({"spec": {"name": "x"}}, r"feature spec: label: the field is missing"),
     ):
         (folder / "dataset.json").write_text(json.dumps(document | change))
         with pytest.raises(FormatError, match=message):

@@ -8,7 +8,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from lazydp.components.ingest.dataset import EncodedDataset, Manifest
+from lazydp.components.ingest.dataset import DatasetManifest, EncodedDataset
 from lazydp.components.ingest.ingest import IngestOptions, ingest
 from lazydp.components.ingest.source import RowSource, open_location, read_side_table, resolve_location
 from lazydp.components.shared.errors import InputError
@@ -134,7 +134,7 @@ def test_an_existing_output_is_kept_unless_told(folder: Path) -> None:
 
 
 def test_an_interrupt_leaves_nothing(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def interrupted(*_: object, **__: object) -> Manifest:
+    def interrupted(*_: object, **__: object) -> DatasetManifest:
         raise KeyboardInterrupt
 
     monkeypatch.setattr("lazydp.components.ingest.writer.DatasetWriter.finish", interrupted)

@@ -17,7 +17,7 @@ from typing import Any
 import httpx
 import pytest
 
-from lazydp.components.bundle.manifest import Manifest
+from lazydp.components.bundle.manifest import BundleManifest
 from lazydp.components.bundle.untrained import write_untrained
 from lazydp.components.shared.errors import FormatError
 from lazydp.service.serving.state_file import Loaded, State
@@ -188,7 +188,7 @@ def point(repository: Path, target: str) -> str:
     fresh = repository / "untrained.new"
     fresh.symlink_to(target)
     fresh.replace(repository / "untrained")
-    return Manifest.load(repository / target).version
+    return BundleManifest.load(repository / target).version
 
 
 def load(service: Process, name: str = "untrained") -> dict[str, Any]:
@@ -249,7 +249,7 @@ def test_what_cannot_be_restored_leaves_the_configured_version(
         State({"untrained": Loaded(folder, "0" * 12)}).write(state)
         with start(bundles["towers"], repository=repository, state_file=state) as client:
             (model,) = client.get("/v1/models").json()["models"]
-        assert model["version"] == Manifest.load(bundles["towers"]).version
+        assert model["version"] == BundleManifest.load(bundles["towers"]).version
         assert words in model["refused"]
 
 

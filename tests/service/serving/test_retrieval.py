@@ -7,7 +7,7 @@ from typing import Any
 import httpx
 import pytest
 
-from lazydp.components.bundle.manifest import Manifest
+from lazydp.components.bundle.manifest import BundleManifest
 from lazydp.components.shared.errors import InputError
 from lazydp.service.app import create_app
 from lazydp.service.settings import load_settings
@@ -54,8 +54,8 @@ def test_it_ranks_the_best_items_of_the_retriever(pair: httpx.Client, client: ht
 def test_an_answer_names_both_versions(pair: httpx.Client, bundles: dict[str, Path]) -> None:
     answer = ask(pair, user_id="7")
     assert answer["source"] == "user"
-    assert answer["model"]["version"] == Manifest.load(bundles["dlrm"]).version
-    assert answer["retriever"] == {"name": "untrained", "version": Manifest.load(bundles["towers"]).version}
+    assert answer["model"]["version"] == BundleManifest.load(bundles["dlrm"]).version
+    assert answer["retriever"] == {"name": "untrained", "version": BundleManifest.load(bundles["towers"]).version}
 
 
 def test_a_small_catalogue_or_given_candidates_need_no_retriever(pair: httpx.Client, client: httpx.Client) -> None:

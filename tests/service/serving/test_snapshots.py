@@ -9,7 +9,7 @@ import pytest
 
 from lazydp.components.budget.ledger.identifiers import register
 from lazydp.components.budget.ledger.ledger import Ledger
-from lazydp.components.bundle.manifest import Manifest
+from lazydp.components.bundle.manifest import BundleManifest
 from lazydp.components.export.publish import Snapshots
 from lazydp.components.ingest.dataset import EncodedDataset
 from lazydp.components.ingest.ingest import ingest
@@ -71,11 +71,11 @@ def test_the_service_follows_a_run(start: Any, tmp_path: Path, monkeypatch: pyte
             def spent() -> Any:
                 return client.get("/v1/privacy/budget").json()["models"][0]["statement"]["epsilon"]
 
-            assert served() == Manifest.load(first).version
+            assert served() == BundleManifest.load(first).version
             earlier = spent()
             assert client.post("/v1/recommendations", json={"user_id": "u1", "k": 5}).status_code == 200
             watched[15].set()
-            eventually(lambda: second.is_dir() and served() == Manifest.load(second).version)
+            eventually(lambda: second.is_dir() and served() == BundleManifest.load(second).version)
             assert run.is_alive()  # it is still training
             assert spent() > earlier
             assert client.post("/v1/recommendations", json={"user_id": "u1", "k": 5}).status_code == 200

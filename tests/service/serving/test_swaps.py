@@ -13,7 +13,7 @@ from typing import Any
 import httpx
 import pytest
 
-from lazydp.components.bundle.manifest import Manifest
+from lazydp.components.bundle.manifest import BundleManifest
 from lazydp.components.bundle.untrained import write_untrained
 
 
@@ -88,7 +88,7 @@ def swap_under_load(start: Any, bundles: dict[str, Path], folder: Path, *, swaps
     """Swap back and forth; returns the load and resident bytes after each swap."""
     link = folder / "current"
     link.symlink_to(bundles["towers"])
-    versions = {path: Manifest.load(path).version for path in (bundles["towers"], bundles["newer"])}
+    versions = {path: BundleManifest.load(path).version for path in (bundles["towers"], bundles["newer"])}
     memory = []
     with start(link, poll_s=0.02) as client, Load(client) as load:
         for number in range(swaps):

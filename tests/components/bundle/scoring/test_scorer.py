@@ -10,8 +10,10 @@ from hypothesis import strategies as st
 
 from lazydp.components.bundle.query import CategoryCap, Query
 from lazydp.components.bundle.reader import Bundle
-from lazydp.components.bundle.scoring import base as scorer_module
-from lazydp.components.bundle.scoring.base import Scorer, TwoTowerScorer, make_scorer
+from lazydp.components.bundle.scoring import two_tower as scorer_module
+from lazydp.components.bundle.scoring.base import Scorer
+from lazydp.components.bundle.scoring.make import make_scorer
+from lazydp.components.bundle.scoring.two_tower import TwoTowerScorer
 from lazydp.components.bundle.topk import in_order, top_k, top_k_rows
 from lazydp.components.bundle.untrained import write_untrained
 from lazydp.components.features.batch import Bags

@@ -21,7 +21,7 @@ from typing import Any
 import pytest
 import torch
 
-from lazydp.components.bundle.manifest import Manifest
+from lazydp.components.bundle.manifest import BundleManifest
 from lazydp.components.train.run import train as module
 from lazydp.components.train.run.folder import RunFolder
 from lazydp.components.train.run.train import train
@@ -172,7 +172,7 @@ class Runs:
         assert found.step == STEPS
         checkpoints = sorted(path.name for path in (folder / "run" / "checkpoints").iterdir())
         assert checkpoints == [f"step-{step:09d}" for step in (STEPS - 2, STEPS)]
-        snapshots = {path.name: Manifest.load(path).version for path in (folder / "snapshots").glob("step-*")}
+        snapshots = {path.name: BundleManifest.load(path).version for path in (folder / "snapshots").glob("step-*")}
         assert not list((folder / "snapshots").glob(".*"))
         return Outcome(leaves_of(found.state), snapshots)
 

@@ -58,7 +58,9 @@ def test_every_start_agrees_with_simulation(rates: list[float], decay: float, mo
 @given(rates=rates, decay=decays, momentum=momenta)
 @settings(max_examples=60, deadline=None)
 def test_ones_add_up(rates: list[float], decay: float, momentum: float) -> None:
-    table = SkipAhead(EmbeddingSgd(schedules.tabulated(rates), momentum, decay), noise_scale=NOISE_SCALE, law="ones")
+    table = SkipAhead(
+        EmbeddingSgd(schedules.tabulated(rates), momentum, decay), noise_scale=NOISE_SCALE, distribution="ones"
+    )
     for _ in rates:
         table.advance()
     size = 2 if momentum else 1
