@@ -117,8 +117,9 @@ def tune(
             bound = contribution_bound(data)
             close_without_release(ledger, identity, max_examples_per_user=bound, key=root.commitment())
             raise PrivacyError(
-                f"sweep {identity.run_id} drew no trial (of mean {sweep.mean_trials:g}, the law {sweep.law} does so "
-                "now and then): there is nothing to release, and its charge stays; start another one in another folder"
+                f"sweep {identity.run_id} drew no trial (with mean {sweep.mean_trials:g}, the {sweep.distribution} "
+                "distribution gives 0 now and then): there is nothing to release, and its charge stays; "
+                "start another one in another folder"
             )
         for number, settings in enumerate(trials, start=1):
             _log.info("[private] trial %d of %d: %s", number, len(trials), settings)
@@ -166,7 +167,7 @@ def _tuning(config: TrainConfig, sweep: Sweep, data: EncodedDataset, scored_on: 
         raise InputError("publish_every: the snapshots of a trial would be releases of their own; leave it out")
     told = json.dumps([config.digest(), sweep.model_dump(mode="json")], sort_keys=True)
     return Tuning(
-        law=sweep.law,
+        law=sweep.distribution,
         mean_trials=sweep.mean_trials,
         metric=sweep.metric,
         score_noise_multiplier=sweep.score.noise_multiplier if isinstance(sweep.score, HeldOut) else None,

@@ -22,7 +22,7 @@ from lazydp.components.train.run.identity import RunIdentity
 
 
 def check_event(sampler: PoissonSampler, identity: RunIdentity, *, max_examples_per_user: int | None) -> None:
-    """Refuse to train on batches of another distribution than the charged one; to be called before either.
+    """Refuse to train on batches of another distribution than the one that is charged; to be called before either.
 
     Args:
         sampler: draws the batches of the run.
