@@ -34,12 +34,14 @@ def budget_gate(
     """
     from pathlib import Path
 
-    from lazydp.components.budget.gate import reserve_for_training
     from lazydp.components.ingest.dataset import EncodedDataset
     from lazydp.components.shared.logs import log_to_stdout
     from lazydp.components.shared.pipeline_run import act_as, ledger_of, run_name
+    from lazydp.components.shared.version import code_version
     from lazydp.components.train.config import TrainConfig
-    from lazydp.components.train.run.costs import RunCost, calibrated_noise_multiplier
+    from lazydp.components.train.run.costs import calibrated_noise_multiplier
+    from lazydp.components.train.run.identity import RunIdentity
+    from lazydp.components.train.run.spending import reserve
 
     log_to_stdout()
     act_as(operator)
@@ -49,17 +51,18 @@ def budget_gate(
         settings = settings.with_changes(mode=mode)
     if not settings.private:
         return run_id
-    manifest = EncodedDataset.open(Path(dataset.path)).manifest
-    bound = manifest.max_examples_per_user
-    reserve_for_training(
-        ledger_url=ledger_of(ledger_url),
-        dataset_fingerprint=manifest.fingerprint,
-        dataset_name=manifest.spec["name"],
-        event=RunCost(settings, bound, calibrated_noise_multiplier(settings, bound)).of_release(),
+    data = EncodedDataset.open(Path(dataset.path))
+    identity = RunIdentity(
         run_id=run_id,
-        privacy_unit=settings.privacy_unit,
-        config_digest=settings.digest(),
-        sources=[manifest.source.digest],
+        config=settings,
+        dataset_fingerprint=data.manifest.fingerprint,
+        code_version=code_version(),
+        noise_multiplier=calibrated_noise_multiplier(settings, data.manifest.max_examples_per_user),
+    )
+    reserve(
+        ledger_of(ledger_url),
+        identity,
+        data,
         first_budget=(budget_epsilon, budget_delta) if budget_epsilon else None,
     )
     return run_id

@@ -19,7 +19,7 @@ _PRELOAD = (
     "lazydp.components.export.artifact",
     "lazydp.components.evaluate.evaluate",
     "lazydp.components.finish.finish",
-    "lazydp.components.budget.gate",
+    "lazydp.components.train.run.train",
     "lazydp.components.budget.storage.sql",
     "sqlalchemy.dialects.sqlite",
     "pyarrow.dataset",
