@@ -17,11 +17,11 @@ from lazydp.service.http.gateway import Gateway, Receive, Scope, Send
 from lazydp.service.http.metrics import Metrics
 from lazydp.service.http.problems import Problem, on_fault, on_http_exception, on_problem, on_validation_error
 from lazydp.service.http.tracing import Tracing
-from lazydp.service.routes import health, models, openapi, page, privacy, recommendations
+from lazydp.service.routes import health, inference_protocol, models, openapi, page, privacy, recommendations
 from lazydp.service.routes.deps import Context
 from lazydp.service.serving.budget import BudgetSource
 from lazydp.service.serving.registry import Registry
-from lazydp.service.settings import Settings
+from lazydp.service.settings import Settings, load_settings
 
 
 class Service(FastAPI):
@@ -86,7 +86,14 @@ def create_app(settings: Settings, *, tracing: Tracing | None = None) -> FastAPI
         telemetry={"tracing": False, "metrics": False, "logs": False, "auto_configure": False},
     )
     app.state.context = context
-    for router in (recommendations.router, privacy.router, models.router, health.router, page.router):
+    for router in (
+        recommendations.router,
+        privacy.router,
+        models.router,
+        inference_protocol.router,
+        health.router,
+        page.router,
+    ):
         app.include_router(router)
     app.add_exception_handler(Problem, on_problem)
     app.add_exception_handler(Exception, on_fault)
@@ -101,3 +108,9 @@ def create_app(settings: Settings, *, tracing: Tracing | None = None) -> FastAPI
         direct={("POST", "/v1/recommendations"): functools.partial(recommendations.recommended, context)},
     )
     return app
+
+
+def document() -> dict[str, Any]:
+    """The OpenAPI document of the service, without starting one."""
+    found: dict[str, Any] = create_app(load_settings()).openapi()
+    return found

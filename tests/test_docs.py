@@ -94,7 +94,7 @@ def test_every_command_has_an_example() -> None:
 
 
 def rest_paths() -> set[str]:
-    from lazydp.service.routes.openapi import document
+    from lazydp.service.app import document
 
     return set(document()["paths"])
 

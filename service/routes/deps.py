@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import hashlib
 from dataclasses import dataclass
 from typing import Annotated
 
 from fastapi import Depends, Request
 from starlette.responses import Response
 
+from lazydp.service.http.etags import digest_of, tagged
 from lazydp.service.http.metrics import Metrics
 from lazydp.service.http.problems import Problem
 from lazydp.service.serving.budget import BudgetSource
@@ -78,18 +78,10 @@ def json_response(body: bytes) -> Response:
     return Response(body, media_type=JSON)
 
 
-def tagged(request: Request, body: bytes, *, cache_control: str) -> Response:
-    """Ready JSON with an ETag, or 304 where the caller has it already."""
-    tag = f'"{hashlib.sha256(body).hexdigest()[:32]}"'
-    headers = {"etag": tag, "cache-control": cache_control, "vary": "authorization, x-api-key"}
-    if matches(request.headers.get("if-none-match"), tag):
-        return Response(status_code=304, headers=headers)
-    return Response(body, media_type=JSON, headers=headers)
+async def tagged_document(request: Request, body: bytes, *, cache_control: str) -> Response:
+    """A ready JSON document with an ETag, or 304 where the caller has it already."""
 
+    async def ready() -> bytes:
+        return body
 
-def matches(if_none_match: str | None, tag: str) -> bool:
-    """Whether an If-None-Match header names `tag` (RFC 9110, weak comparison)."""
-    if if_none_match is None:
-        return False
-    listed = [part.strip().removeprefix("W/") for part in if_none_match.split(",")]
-    return "*" in listed or tag in listed
+    return await tagged(request.headers.get("if-none-match"), digest_of(body), ready, cache_control=cache_control)

@@ -13,13 +13,13 @@ from pydantic.json_schema import models_json_schema
 from lazydp.service import schemas
 from lazydp.service.http.auth import OPEN_PATHS, needed_scopes
 from lazydp.service.http.problems import MEDIA_TYPE, ProblemDocument
-from lazydp.service.routes import models
+from lazydp.service.routes import inference_protocol
 
 # Bodies that handlers parse themselves (see `body.describe`).
 BODIES: tuple[type[BaseModel], ...] = (
     schemas.RecommendationQuery,
     schemas.RecommendationBatch,
-    models.InferRequest,
+    inference_protocol.InferRequest,
     ProblemDocument,
 )
 _TEMPLATE = "#/components/schemas/{model}"
@@ -67,15 +67,6 @@ def build(app: FastAPI) -> dict[str, Any]:
         for operation in operations.values():
             _complete(path, operation)
     return document
-
-
-def document() -> dict[str, Any]:
-    """The document of the service, without starting one."""
-    from lazydp.service.app import create_app  # noqa: PLC0415 - the application builds this document
-    from lazydp.service.settings import load_settings  # noqa: PLC0415
-
-    found: dict[str, Any] = create_app(load_settings()).openapi()
-    return found
 
 
 def _complete(path: str, operation: dict[str, Any]) -> None:

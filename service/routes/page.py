@@ -99,7 +99,7 @@ async def page(
             tried=tried,
             rests_on=_RESTS_ON,
             item_hint=", ".join(served.scorer.items.ids[:3]),
-            answers_strangers=served.bundle.popularity is not None,
+            answers_unknown_users=served.bundle.popularity is not None,
         )
     )
     return HTMLResponse(text, headers={"cache-control": "no-store"})

@@ -6,7 +6,7 @@ from fastapi import APIRouter, Request
 from starlette.responses import Response
 
 from lazydp.service import schemas
-from lazydp.service.routes.deps import Context, InContext, tagged
+from lazydp.service.routes.deps import Context, InContext, tagged_document
 
 router = APIRouter(prefix="/v1/privacy", tags=["privacy"])
 
@@ -23,7 +23,7 @@ _CACHE = "private, max-age=5, must-revalidate"
 async def budget(request: Request, context: InContext) -> Response:
     """Per dataset what may be spent, what was, and what remains; per served model the whole privacy statement."""
     body = (await privacy_budget(context)).model_dump_json().encode()
-    return tagged(request, body, cache_control=_CACHE)
+    return await tagged_document(request, body, cache_control=_CACHE)
 
 
 @router.get(
@@ -50,7 +50,7 @@ async def releases(request: Request, context: InContext) -> Response:
         document = schemas.Releases(source="statement", notice=context.budget.notice, entries=found)
     else:
         document = schemas.Releases(source="ledger", notice=None, entries=found)
-    return tagged(request, document.model_dump_json().encode(), cache_control=_CACHE)
+    return await tagged_document(request, document.model_dump_json().encode(), cache_control=_CACHE)
 
 
 async def datasets_of(context: Context) -> list[schemas.DatasetBudget] | None:

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Awaitable, Callable, Iterable
-from typing import Annotated, Any
+from typing import Annotated
 
 from fastapi import APIRouter, Path, Query, Request
 from pydantic import TypeAdapter
@@ -14,8 +13,9 @@ from lazydp.components.bundle import query as queries
 from lazydp.components.bundle.query import Ranking
 from lazydp.components.shared.errors import InputError
 from lazydp.service import schemas
+from lazydp.service.http.etags import digest_of, tagged
 from lazydp.service.http.problems import Problem, unprocessable
-from lazydp.service.routes.deps import JSON, Context, InContext, json_response, matches
+from lazydp.service.routes.deps import Context, InContext, json_response
 from lazydp.service.routes.request_body import describe, parse_bytes, require_json
 from lazydp.service.serving.ranker import Ranker
 from lazydp.service.serving.served_version import ServedVersion
@@ -25,6 +25,8 @@ router = APIRouter(tags=["recommendations"])
 _QUERY = TypeAdapter(schemas.RecommendationQuery)
 _BATCH = TypeAdapter(schemas.RecommendationBatch)
 _PRIVATE = "private, no-cache"
+# What the keys of kept answers begin with.
+_BY_TAG, _BY_BODY = b"tag:", b"body:"
 
 UserId = Annotated[str, Path(min_length=1, max_length=256, description="a user of the model", examples=["196"])]
 ItemId = Annotated[str, Path(min_length=1, max_length=256, description="an item of the model", examples=["50"])]
@@ -61,7 +63,7 @@ async def recommended(
     ranker = context.ranker(model)
     served = ranker.served
     require_json(headers)
-    key = body if ranker.retriever is None else ranker.identity.encode() + body
+    key = _BY_BODY + (body if ranker.retriever is None else ranker.identity.encode() + body)
     cached = served.cache.get(key)
     if cached is not None:
         return cached
@@ -103,7 +105,7 @@ async def recommend_to_user(
     """
     ranker = context.ranker(model)
     query = queries.Query(user_id=user_id, k=k, offset=offset)
-    tag = _tag(ranker.identity, "user", user_id, k, offset)
+    tag = digest_of(ranker.identity, "user", user_id, k, offset)
     return await _tagged(request, ranker.served, tag, lambda: answered(context, ranker, query))
 
 
@@ -131,7 +133,7 @@ async def similar(
             raise Problem(404, "unknown-item", "the model does not know this item")
         return served.answer(queries.Query(k=k, offset=offset), ranking)
 
-    tag = _tag(f"{served.name} {served.version}", "similar", item_id, k, offset)
+    tag = digest_of(f"{served.name} {served.version}", "similar", item_id, k, offset)
     return await _tagged(request, served, tag, answer)
 
 
@@ -186,21 +188,17 @@ async def _tagged(
     request: Request, served: ServedVersion, tag: str, answer: Callable[[], Awaitable[bytes]]
 ) -> Response:
     """304 where the caller has the answer named `tag`, the one that was kept, or a new one."""
-    headers = {"etag": tag, "cache-control": _PRIVATE}
-    if matches(request.headers.get("if-none-match"), tag):
-        return Response(status_code=304, headers=headers)
-    key = tag.encode()
-    body = served.cache.get(key)
-    if body is None:
-        body = await answer()
-        served.cache.put(key, body)
-    return Response(body, media_type=JSON, headers=headers)
 
+    async def kept() -> bytes:
+        # Apart from the bodies of POST, which are keys of the same cache.
+        key = _BY_TAG + tag.encode()
+        body = served.cache.get(key)
+        if body is None:
+            body = await answer()
+            served.cache.put(key, body)
+        return body
 
-def _tag(identity: str, *parts: Any) -> str:
-    """ETag of an answer: a function of the versions and the question, so that no score need be computed for it."""
-    text = repr((identity, *parts))
-    return f'"{hashlib.blake2b(text.encode(), digest_size=16).hexdigest()}"'
+    return await tagged(request.headers.get("if-none-match"), tag, kept, cache_control=_PRIVATE)
 
 
 def _parse(body: bytes) -> schemas.RecommendationQuery | schemas.RecommendationBatch:

@@ -17,7 +17,8 @@ from lazydp.components.bundle.reader import Bundle
 from lazydp.components.bundle.scoring.two_tower import TwoTowerScorer
 from lazydp.components.shared.errors import InputError, LazyDPError, UnavailableError
 from lazydp.service.http.metrics import Metrics
-from lazydp.service.serving.served_version import AnswerCache, ServedVersion
+from lazydp.service.serving.answer_cache import AnswerCache
+from lazydp.service.serving.served_version import ServedVersion
 from lazydp.service.serving.state_file import Loaded, State
 from lazydp.service.settings import Settings
 

@@ -6,7 +6,6 @@ import asyncio
 import datetime
 import functools
 import time
-from collections import OrderedDict
 from collections.abc import Iterable
 from concurrent.futures import Executor
 
@@ -17,6 +16,7 @@ from lazydp.components.bundle.reader import Bundle
 from lazydp.components.bundle.scoring.base import Scorer
 from lazydp.components.bundle.scoring.make import make_scorer
 from lazydp.components.bundle.scoring.two_tower import TwoTowerScorer
+from lazydp.service.serving.answer_cache import AnswerCache
 from lazydp.service.serving.batcher import Batcher
 
 # Below this a query is ranked on the event loop; above it, other requests would notice the wait.
@@ -25,40 +25,6 @@ _WARM_ROUNDS = 3
 _WARM_CANDIDATES = 1000
 # Ends the item before the one that a fragment begins.
 _CLOSE = b"},"
-
-
-class AnswerCache:
-    """The latest answers of one version by request. An answer is a function of version and request alone.
-
-    Bounded by number and by size, the requests' own included: a request may be a megabyte long.
-    """
-
-    def __init__(self, entries: int, *, max_bytes: int) -> None:
-        self._entries = entries
-        self._max_bytes = max_bytes
-        self._bytes = 0
-        self._answers: OrderedDict[bytes, bytes] = OrderedDict()
-
-    def get(self, key: bytes) -> bytes | None:
-        """The answer kept for a request."""
-        found = self._answers.get(key)
-        if found is not None:
-            self._answers.move_to_end(key)
-        return found
-
-    def put(self, key: bytes, answer: bytes) -> None:
-        """Keep an answer, and let the oldest go; one that is larger than all may be is not kept."""
-        size = len(key) + len(answer)
-        if not self._entries or size > self._max_bytes:
-            return
-        before = self._answers.pop(key, None)
-        if before is not None:
-            self._bytes -= len(key) + len(before)
-        self._answers[key] = answer
-        self._bytes += size
-        while len(self._answers) > self._entries or self._bytes > self._max_bytes:
-            oldest, dropped = self._answers.popitem(last=False)
-            self._bytes -= len(oldest) + len(dropped)
 
 
 class ServedVersion:

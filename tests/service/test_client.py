@@ -9,8 +9,8 @@ import pytest
 
 from lazydp.components.shared.errors import UnavailableError
 from lazydp.service import schemas
+from lazydp.service.app import document
 from lazydp.service.client import Client, RequestRefusedError
-from lazydp.service.routes.openapi import document
 
 DOCUMENT = document()
 METHODS = [

@@ -11,9 +11,9 @@ import pytest
 from click.testing import CliRunner
 
 from lazydp.components.shared.errors import InputError
+from lazydp.service.app import document
 from lazydp.service.cli import command
 from lazydp.service.http import auth
-from lazydp.service.routes.openapi import document
 from lazydp.service.settings import ApiKey, Settings, load_settings
 
 OPEN = {"/healthz", "/readyz", "/v2/health/live", "/v2/health/ready"}

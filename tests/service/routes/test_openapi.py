@@ -9,8 +9,8 @@ from fastapi.routing import APIRoute
 from hypothesis import HealthCheck, Phase, settings
 from schemathesis.checks import load_all_checks
 
-from lazydp.service.routes import health, models, page, privacy, recommendations
-from lazydp.service.routes.openapi import document
+from lazydp.service.app import document
+from lazydp.service.routes import health, inference_protocol, models, page, privacy, recommendations
 
 DOCUMENT = document()
 OPERATIONS = [
@@ -58,7 +58,7 @@ def test_every_reference_leads_somewhere() -> None:
 
 
 def test_every_route_is_in_the_document() -> None:
-    routers = [module.router for module in (health, models, page, privacy, recommendations)]
+    routers = [module.router for module in (health, inference_protocol, models, page, privacy, recommendations)]
     routes = [route for router in routers for route in router.routes if isinstance(route, APIRoute)]
     assert {route.path_format for route in routes if route.include_in_schema} == set(DOCUMENT["paths"])
 

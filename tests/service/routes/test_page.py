@@ -208,7 +208,7 @@ def test_pages_have_no_outside_assets(client: httpx.Client) -> None:
 
 
 def test_docs_name_every_path(client: httpx.Client) -> None:
-    from lazydp.service.routes.openapi import document
+    from lazydp.service.app import document
 
     text = client.get("/docs").text
     assert [path for path in document()["paths"] if f"<code>{path}</code>" not in text] == []

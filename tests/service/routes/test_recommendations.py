@@ -226,3 +226,24 @@ def test_open_inference_protocol(client: httpx.Client) -> None:
     assert outputs["item_id"]["data"][3:] == ids(ask(client, history=["2", "3"], k=3))
     request["inputs"][0]["data"] = ["7"]
     assert client.post("/v2/models/untrained/infer", json=request).status_code == 422
+
+
+def test_if_none_match_star_needs_something_that_could_match(client: httpx.Client) -> None:
+    star = {"if-none-match": "*"}
+    assert client.get("/v1/items/1/similar", headers=star).status_code == 304
+    assert client.get("/v1/items/nothing/similar", headers=star).status_code == 404
+    assert client.get("/v1/users/nobody/recommendations", headers=star).status_code == 404
+
+
+def test_every_answer_with_an_etag_varies_by_key(client: httpx.Client) -> None:
+    for path in ("/v1/items/1/similar", "/v1/users/7/recommendations", "/v1/models", "/v1/privacy/budget"):
+        response = client.get(path)
+        assert response.headers["vary"] == "authorization, x-api-key"
+        weak = {"if-none-match": f'"a, b", W/{response.headers["etag"]}'}
+        assert client.get(path, headers=weak).status_code == 304
+
+
+def test_a_body_that_is_an_etag_is_no_question(client: httpx.Client) -> None:
+    tag = client.get("/v1/users/7/recommendations").headers["etag"]
+    response = client.post(RECOMMEND, content=tag.encode(), headers={"content-type": "application/json"})
+    assert response.status_code == 422

@@ -20,6 +20,7 @@ from lazydp.components.export.export import export
 from lazydp.components.ingest.dataset import EncodedDataset
 from lazydp.components.ingest.ingest import ingest
 from lazydp.components.train.config import TrainConfig
+from lazydp.components.train.run.costs import RunCost
 from lazydp.components.train.run.train import train
 
 SPEC = """
@@ -74,12 +75,12 @@ def ask(client: httpx.Client, **query: Any) -> httpx.Response:
     return client.post("/v1/recommendations", json={"k": 3, **query})
 
 
-def test_a_stranger_gets_the_most_popular_items(start: Any, data: Path, tmp_path: Path) -> None:
+def test_an_unknown_user_gets_the_most_popular_items(start: Any, data: Path, tmp_path: Path) -> None:
     bundle, url = released(data, tmp_path, **COUNTING)
     counts = Bundle.open(bundle).popularity
     assert counts is not None
     with start(bundle, allow_test_key=False, ledger=url) as client:
-        answer = ask(client, user_id="stranger").json()
+        answer = ask(client, user_id="nobody").json()
         assert answer["source"] == "popular"
         # 200 users less noise of 2 sqrt(6) against 50 for others: the favourites, in the order of their noised counts.
         found = [int(item["id"]) for item in answer["items"]]
@@ -91,7 +92,7 @@ def test_a_stranger_gets_the_most_popular_items(start: Any, data: Path, tmp_path
         budget = client.get("/v1/privacy/budget").json()
         assert "noise multiplier 2.0; epsilon without" in client.get("/").text
     # What the service says of the budget covers the counts.
-    whole = epsilon(TrainConfig.parse({**CONFIG, **COUNTING}, where="test").dp_event(6), delta=1e-5)
+    whole = epsilon(RunCost(TrainConfig.parse({**CONFIG, **COUNTING}, where="test"), 6).of_run(), delta=1e-5)
     assert budget["datasets"][0]["epsilon_spent"] == pytest.approx(whole)
     [statement] = [model["statement"] for model in budget["models"]]
     assert statement["epsilon"] == pytest.approx(whole)
@@ -99,9 +100,9 @@ def test_a_stranger_gets_the_most_popular_items(start: Any, data: Path, tmp_path
     assert statement["popularity"]["epsilon_without"] < 0.9 * whole
 
 
-def test_without_counts_a_stranger_gets_none(start: Any, data: Path, tmp_path: Path) -> None:
+def test_without_counts_an_unknown_user_gets_none(start: Any, data: Path, tmp_path: Path) -> None:
     bundle, url = released(data, tmp_path)
     with start(bundle, allow_test_key=False, ledger=url) as client:
-        answer = ask(client, user_id="stranger")
+        answer = ask(client, user_id="nobody")
         assert answer.status_code == 404
         assert ask(client, user_id="7").json()["source"] == "user"

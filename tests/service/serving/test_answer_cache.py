@@ -7,7 +7,7 @@ from typing import Any
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lazydp.service.serving.served_version import AnswerCache
+from lazydp.service.serving.answer_cache import AnswerCache
 
 
 def test_the_oldest_go_first_and_use_keeps_young() -> None:
