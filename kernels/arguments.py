@@ -7,7 +7,7 @@ from typing import Literal
 
 from torch import Tensor
 
-Law = Literal["gaussian", "ones"]
+Distribution = Literal["gaussian", "ones"]
 
 
 @dataclass(frozen=True, slots=True)

@@ -19,10 +19,10 @@ from torch import Tensor
 
 import lazydp.kernels._C  # noqa: F401  (loading it registers the operators)
 from lazydp.kernels import fake  # noqa: F401  (shapes without data, for torch.compile and opcheck)
-from lazydp.kernels.arguments import Law, RowGroups
+from lazydp.kernels.arguments import Distribution, RowGroups
 
 __all__ = [
-    "Law",
+    "Distribution",
     "RowGroups",
     "SimdLevel",
     "bag_ids",
@@ -88,9 +88,9 @@ def catch_up_(
     transition: Tensor,
     factor: Tensor,
     momentum: Tensor | None = None,
-    noise: Law = "gaussian",
+    noise: Distribution = "gaussian",
 ) -> None:
-    """Brings `rows` of `weight` up to date: applies to each all the noise it owes until `step`, as one draw.
+    """Brings `rows` of `weight` up to date: applies to each all its pending noise until `step`, as one draw.
 
     For row r with h = last[r] < step (design, section 4, "Lazy rows" and "Skip-ahead table"):
 
@@ -136,12 +136,12 @@ def foreach_catch_up_(
     transition: Tensor,
     factor: Tensor,
     momenta: Sequence[Tensor] | None = None,
-    noise: Law = "gaussian",
+    noise: Distribution = "gaussian",
 ) -> None:
     """`catch_up_` of several tables that share optimizer and step.
 
-    No two tensors that are written may share memory, and the numbers `tables` must differ: a table that wakes twice
-    would get its noise twice, and two tables of one number would get the same.
+    No two tensors that are written may share memory, and the numbers `tables` must differ: a table listed twice would
+    get its noise twice, and two tables of one number would get the same.
     """
     if not weights:
         return
@@ -161,7 +161,7 @@ def flush_(
     transition: Tensor,
     factor: Tensor,
     momentum: Tensor | None = None,
-    noise: Law = "gaussian",
+    noise: Distribution = "gaussian",
 ) -> None:
     """`catch_up_` of every row of the table, in place; allocates nothing of table size."""
     _lazydp.flush_(weight, last, key, table, step, transition, factor, momentum, _is_ones(noise))
@@ -210,7 +210,7 @@ def catch_up_bag_sum_(
     factor: Tensor,
     momentum: Tensor | None = None,
     per_lookup_weights: Tensor | None = None,
-    noise: Law = "gaussian",
+    noise: Distribution = "gaussian",
 ) -> Tensor:
     """`catch_up_` of the rows of `groups`, then `bag_sum` of the lookups they group, in one pass over the rows.
 
@@ -252,7 +252,7 @@ def foreach_catch_up_bag_sum_(
     factor: Tensor,
     momenta: Sequence[Tensor] | None = None,
     per_lookup_weights: Sequence[Tensor | None] | None = None,
-    noise: Law = "gaussian",
+    noise: Distribution = "gaussian",
 ) -> list[Tensor]:
     """`catch_up_bag_sum_` of several tables; what must differ between them says `foreach_catch_up_`."""
     if not weights:
@@ -467,7 +467,7 @@ def _or_ones(per_lookup_weights: Sequence[Tensor | None] | None, tables: Sequenc
     return [None] * len(tables) if per_lookup_weights is None else per_lookup_weights
 
 
-def _is_ones(noise: Law) -> bool:
+def _is_ones(noise: Distribution) -> bool:
     if noise not in ("gaussian", "ones"):
         raise ValueError(f"noise: expected 'gaussian' or 'ones', found {noise!r}")
     return noise == "ones"

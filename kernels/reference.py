@@ -11,7 +11,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from lazydp.kernels.arguments import Law, RowGroups
+from lazydp.kernels.arguments import Distribution, RowGroups
 
 Words = npt.NDArray[np.uint32]
 
@@ -114,7 +114,7 @@ def catch_up_(
     transition: Tensor,
     factor: Tensor,
     momentum: Tensor | None = None,
-    noise: Law = "gaussian",
+    noise: Distribution = "gaussian",
 ) -> None:
     """See `ops.catch_up_`."""
     _check_range("rows", rows, weight.shape[0])
@@ -125,12 +125,12 @@ def catch_up_(
     if (from_step >= transition.shape[0]).any():
         raise ValueError(f"transition: there are only {transition.shape[0]} starting steps")
     m, chol = transition[from_step].double(), factor[from_step].double()
-    z1 = _law(noise, key, table=table, rows=rows, step=step, columns=weight.shape[1], second=False)
+    z1 = _draw(noise, key, table=table, rows=rows, step=step, columns=weight.shape[1], second=False)
     w = weight[rows].double()
     if momentum is None:
         weight[rows] = (m[:, :1] * w + chol[:, :1] * z1).float()
     else:
-        z2 = _law(noise, key, table=table, rows=rows, step=step, columns=weight.shape[1], second=True)
+        z2 = _draw(noise, key, table=table, rows=rows, step=step, columns=weight.shape[1], second=True)
         v = momentum[rows].double()
         weight[rows] = (m[:, 0:1] * w + m[:, 1:2] * v + chol[:, 0:1] * z1).float()
         momentum[rows] = (m[:, 2:3] * w + m[:, 3:4] * v + chol[:, 1:2] * z1 + chol[:, 2:3] * z2).float()
@@ -147,7 +147,7 @@ def flush_(
     transition: Tensor,
     factor: Tensor,
     momentum: Tensor | None = None,
-    noise: Law = "gaussian",
+    noise: Distribution = "gaussian",
 ) -> None:
     """See `ops.flush_`."""
     rows = torch.arange(weight.shape[0])
@@ -190,7 +190,7 @@ def catch_up_bag_sum_(
     factor: Tensor,
     momentum: Tensor | None = None,
     per_lookup_weights: Tensor | None = None,
-    noise: Law = "gaussian",
+    noise: Distribution = "gaussian",
 ) -> Tensor:
     """See `ops.catch_up_bag_sum_`."""
     assert torch.equal(bag_of_lookup, bag_ids(offsets))
@@ -263,8 +263,10 @@ def chacha_words(key: Tensor, *, stream: int, counter: int, n: int) -> Tensor:
     return torch.from_numpy(chacha20_block(state).reshape(-1)[:n].view(np.int32).copy())
 
 
-def _law(law: Law, key: Tensor, *, table: int, rows: Tensor, step: int, columns: int, second: bool) -> Tensor:
-    if law == "ones":
+def _draw(
+    distribution: Distribution, key: Tensor, *, table: int, rows: Tensor, step: int, columns: int, second: bool
+) -> Tensor:
+    if distribution == "ones":
         return torch.ones(rows.numel(), columns, dtype=torch.float64)
     return noise(key, table=table, rows=rows, step=step, columns=columns, second=second)
 

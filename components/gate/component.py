@@ -34,10 +34,13 @@ def budget_gate(
     """
     from pathlib import Path
 
-    from lazydp.components.budget.gate import reserve_for_training
     from lazydp.components.ingest.dataset import EncodedDataset
     from lazydp.components.shared.logs import log_to_stdout
+    from lazydp.components.shared.version import code_version
     from lazydp.components.train.config import TrainConfig
+    from lazydp.components.train.run.costs import calibrated_noise_multiplier
+    from lazydp.components.train.run.identity import RunIdentity
+    from lazydp.components.train.run.spending import reserve
 
     log_to_stdout()
     settings = TrainConfig.parse_text(config, where="(parameter config)")
@@ -45,17 +48,18 @@ def budget_gate(
         settings = settings.with_changes(mode=mode)
     if not settings.private:
         return run_id
-    manifest = EncodedDataset.open(Path(dataset.path)).manifest
-    bound = manifest.max_examples_per_user
-    reserve_for_training(
-        ledger_url=ledger_url or None,
-        dataset_fingerprint=manifest.fingerprint,
-        dataset_name=manifest.spec["name"],
-        event=settings.dp_event(bound, noise_multiplier=settings.calibrated_noise_multiplier(bound)),
+    data = EncodedDataset.open(Path(dataset.path))
+    identity = RunIdentity(
         run_id=run_id,
-        privacy_unit=settings.privacy_unit,
-        config_digest=settings.digest(),
-        sources=[manifest.source.digest],
+        config=settings,
+        dataset_fingerprint=data.manifest.fingerprint,
+        code_version=code_version(),
+        noise_multiplier=calibrated_noise_multiplier(settings, data.manifest.max_examples_per_user),
+    )
+    reserve(
+        ledger_url or None,
+        identity,
+        data,
         first_budget=(budget_epsilon, budget_delta) if budget_epsilon else None,
         by=operator or None,
     )

@@ -69,7 +69,7 @@ def some_tables() -> list[Table]:
     ]
 
 
-def wake_arguments(*, with_momentum: bool) -> dict[str, Any]:
+def catch_up_arguments(*, with_momentum: bool) -> dict[str, Any]:
     generator = torch.Generator().manual_seed(0)
     shape = (4, 3) if with_momentum else (1, 1)
     transition, factor = (torch.rand(STEP, width, generator=generator) for width in shape)
@@ -105,7 +105,7 @@ def test_groups_and_bags(threads: int) -> None:
 @pytest.mark.parametrize("with_momentum", [False, True])
 def test_catch_up(threads: int, with_momentum: bool) -> None:
     tables, wanted = some_tables(), some_tables()
-    arguments = wake_arguments(with_momentum=with_momentum)
+    arguments = catch_up_arguments(with_momentum=with_momentum)
     ops.foreach_catch_up_(
         [t.weight for t in tables],
         [t.last for t in tables],
@@ -125,7 +125,7 @@ def test_catch_up(threads: int, with_momentum: bool) -> None:
 @pytest.mark.parametrize("with_momentum", [False, True])
 def test_catch_up_and_sums(threads: int, with_momentum: bool) -> None:
     tables, wanted = some_tables(), some_tables()
-    arguments = wake_arguments(with_momentum=with_momentum)
+    arguments = catch_up_arguments(with_momentum=with_momentum)
     found = ops.foreach_catch_up_bag_sum_(
         [t.weight for t in tables],
         [t.last for t in tables],
@@ -199,13 +199,13 @@ def changed(arguments: dict[str, Any], changes: dict[str, Change], tables: list[
     return arguments | {name: change(arguments[name], tables) for name, change in changes.items()}
 
 
-def wake_lists(tables: list[Table]) -> dict[str, Any]:
+def catch_up_lists(tables: list[Table]) -> dict[str, Any]:
     return {
         "weights": [t.weight for t in tables],
         "last": [t.last for t in tables],
         "tables": list(range(len(tables))),
         "momenta": [t.momentum for t in tables],
-        **wake_arguments(with_momentum=True),
+        **catch_up_arguments(with_momentum=True),
     }
 
 
@@ -213,7 +213,7 @@ def catch_up(**changes: Change) -> Call:
     """Catch-up of all tables, with other arguments where `changes` says so."""
 
     def call(tables: list[Table]) -> object:
-        arguments = {**wake_lists(tables), "rows": [t.groups.rows for t in tables]}
+        arguments = {**catch_up_lists(tables), "rows": [t.groups.rows for t in tables]}
         return ops.foreach_catch_up_(key=KEY, **changed(arguments, changes, tables))
 
     return call
@@ -224,7 +224,7 @@ def fused(**changes: Change) -> Call:
 
     def call(tables: list[Table]) -> object:
         arguments = {
-            **wake_lists(tables),
+            **catch_up_lists(tables),
             "groups": [t.groups for t in tables],
             "indices": [t.indices for t in tables],
             "offsets": [t.offsets for t in tables],
@@ -329,7 +329,7 @@ def test_one_table_whose_parts_share_memory(part: str) -> None:
     table = Table.of(1, 30, 8, 1, 1, weighted=False)
     parts = {"last": table.last, "momentum": table.momentum}
     parts[part] = as_steps(table.weight, 30) if part == "last" else table.weight
-    arguments = {"table": 0, "momentum": parts["momentum"], **wake_arguments(with_momentum=True)}
+    arguments = {"table": 0, "momentum": parts["momentum"], **catch_up_arguments(with_momentum=True)}
     with pytest.raises(ValueError, match=SHARED):
         ops.flush_(table.weight, parts["last"], KEY, **arguments)
     with pytest.raises(ValueError, match=SHARED):

@@ -153,7 +153,7 @@ WRONG: dict[str, tuple[Callable[[], object], str]] = {
         "momentum: expected size 4",
     ),
     "row from the future": (catch_up(last=torch.full((4,), 2, dtype=torch.int32)), r"last\[1\]: expected"),
-    "unknown law": (catch_up(noise="zeros"), "noise: expected 'gaussian' or 'ones'"),
+    "unknown distribution": (catch_up(noise="zeros"), "noise: expected 'gaussian' or 'ones'"),
     "row numbers too large": (
         lambda: ops.normal_(torch.empty(2, 2), KEY, table=0, first_row=2**48 - 1, step=0),
         "first_row: expected",

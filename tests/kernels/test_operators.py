@@ -117,11 +117,11 @@ def test_catch_up_bag_sum_is_catch_up_then_bag_sum(longest: int) -> None:
     indices = torch.randint(0, 2000, (int(offsets[-1]),), generator=generator)
     weight, last = torch.randn(2000, 64, generator=generator), torch.randint(0, 3, (2000,), generator=generator).int()
     groups, transition, factor = ops.group_rows(indices, num_rows=2000), torch.rand(3, 1), torch.rand(3, 1)
-    wake = {"table": 1, "step": 2, "transition": transition, "factor": factor}
+    catch_up = {"table": 1, "step": 2, "transition": transition, "factor": factor}
     apart, since = weight.clone(), last.clone()
-    ops.catch_up_(apart, since, groups.rows, KEY, **wake)
+    ops.catch_up_(apart, since, groups.rows, KEY, **catch_up)
     wanted = ops.bag_sum(apart, indices, offsets)
-    found = ops.catch_up_bag_sum_(weight, last, groups, KEY, indices, offsets, ops.bag_ids(offsets), **wake)
+    found = ops.catch_up_bag_sum_(weight, last, groups, KEY, indices, offsets, ops.bag_ids(offsets), **catch_up)
     assert torch.equal(found, wanted)
     assert torch.equal(weight, apart)
     assert torch.equal(last, since)
@@ -209,7 +209,7 @@ def test_bag_ids(case: Case) -> None:
     noise=st.sampled_from(["gaussian", "ones"]),
 )
 def test_catch_up_and_flush(
-    data: st.DataObject, *, num_rows: int, columns: int, momentum: bool, flush: bool, noise: ops.Law
+    data: st.DataObject, *, num_rows: int, columns: int, momentum: bool, flush: bool, noise: ops.Distribution
 ) -> None:
     generator = torch.Generator().manual_seed(data.draw(st.integers(0, 1000)))
     step = data.draw(st.integers(0, 9))

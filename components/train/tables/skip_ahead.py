@@ -1,4 +1,4 @@
-"""What a row owes after sleeping: the skip-ahead table, exact for SGD with schedules, weight decay and momentum.
+"""The pending noise of a row: the skip-ahead table, exact for SGD with schedules, weight decay and momentum.
 
 One step of SGD without a gradient is linear in the row's state s and in the step's noise z ~ N(0, I):
 
@@ -10,8 +10,8 @@ With learning rate lr, weight decay wd and momentum mu, in the convention of `to
     no momentum:  s = w         A = 1 - lr wd                                  B = -lr
     momentum:     s = (w, v)    A = [[1 - lr wd, -lr mu], [wd, mu]]            B = (-lr, 1)
 
-A row that was last brought up to date at step h and is needed at step t has the law of M s + L z with one z, where
-M = A_t ... A_{h+1} and L L' = S, and both follow from the step before by M <- A M, S <- A S A' + Q with
+A row that was last brought up to date at step h and is needed at step t has the distribution of M s + L z with one z,
+where M = A_t ... A_{h+1} and L L' = S, and both follow from the step before by M <- A M, S <- A S A' + Q with
 Q = B B' noise_scale^2. The table keeps (M, S) for every start h in float64 and hands float32 copies to the kernels.
 
 A gradient that arrives at step t belongs beside the noise of step t, but that noise is still pending when the
@@ -22,7 +22,7 @@ gradient is applied. So it is applied as A_t^-1 B_t g, and the pending transitio
 (for A (0, 1/mu) = (-lr, 1) = B). With momentum the gradient therefore only ever enters the velocity.
 
 Adam, Adagrad and their kin divide by a running function of the gradients: a step is then not linear in the noise, the
-sum of sleeping steps has no closed law, and no single draw catches a row up. They are refused for embeddings.
+sum over pending steps has no closed form, and no single draw catches a row up. They are refused for embeddings.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ from torch import Tensor
 
 from lazydp.components.shared.errors import FormatError, InputError
 from lazydp.components.train.device.placement import CPU, moved
-from lazydp.kernels.arguments import Law
+from lazydp.kernels.arguments import Distribution
 
 Schedule = Callable[[int], float]
 """Learning rate of step t = 1, 2, ...: a function of the step alone, so that it is known in advance and public."""
@@ -50,7 +50,7 @@ class EmbeddingSgd:
     """The optimizer of the tables: SGD, in the convention of `torch.optim.SGD`.
 
     Attributes:
-        learning_rate: schedule, step -> rate (>= 0).
+        learning_rate: rate (>= 0), or a schedule: step (1, 2, ...) -> rate.
         momentum: mu, in [0, 1).
         weight_decay: wd >= 0; `learning_rate * weight_decay` must stay below 1 where there is no momentum.
 
@@ -58,7 +58,7 @@ class EmbeddingSgd:
         InputError: a value outside its range.
     """
 
-    learning_rate: Schedule
+    learning_rate: Schedule | float
     momentum: float = 0.0
     weight_decay: float = 0.0
 
@@ -74,7 +74,7 @@ class EmbeddingSgd:
         Raises:
             InputError: the schedule gave a negative or non-finite rate, or one that weight decay cannot follow.
         """
-        rate = float(self.learning_rate(step))
+        rate = float(self.learning_rate(step) if callable(self.learning_rate) else self.learning_rate)
         if not 0.0 <= rate < math.inf:
             raise InputError(f"learning rate of step {step} must be finite and at least 0, the schedule gave {rate}")
         if not self.momentum and rate * self.weight_decay >= 1.0:
@@ -104,17 +104,22 @@ class SkipAhead:
     Args:
         optimizer: the linear step.
         noise_scale: sigma C / b, the standard deviation of one step's noise on the averaged gradient.
-        law: `gaussian`, or `ones`: every z is 1 and sums of noise add instead of their squares, so that tests can
-            compare lazy with eager exactly.
+        distribution: `gaussian`, or `ones`: every z is 1 and sums of noise add instead of their squares, so that tests
+            can compare lazy with eager exactly.
         device: where the kernels want transition and factor; the recursion is float64 on the CPU everywhere.
     """
 
     def __init__(
-        self, optimizer: EmbeddingSgd, *, noise_scale: float, law: Law = "gaussian", device: torch.device = CPU
+        self,
+        optimizer: EmbeddingSgd,
+        *,
+        noise_scale: float,
+        distribution: Distribution = "gaussian",
+        device: torch.device = CPU,
     ) -> None:
         self._optimizer = optimizer
         self._noise_scale = noise_scale
-        self._law = law
+        self._distribution = distribution
         self._device = device
         self._sent: list[Tensor] | None = None
         self._process = _Momentum(optimizer) if optimizer.momentum else _Weight(optimizer)
@@ -133,7 +138,7 @@ class SkipAhead:
 
     @property
     def is_identity(self) -> bool:
-        """Whether sleeping never changes a row: no noise, no weight decay, no momentum."""
+        """Whether a row that is not read never changes: no noise, no weight decay, no momentum."""
         return self._noise_scale == 0.0 and not self._optimizer.momentum and not self._optimizer.weight_decay
 
     @property
@@ -157,8 +162,8 @@ class SkipAhead:
         rate = self._optimizer.rate(self.step + 1)
         self._sent = None
         past = self._moments[: self.step + 1]
-        self._process.advance(past, rate, self._noise_scale, self._law)
-        self._process.write(past, self._transition[: self.step + 1], self._factor[: self.step + 1], self._law)
+        self._process.advance(past, rate, self._noise_scale, self._distribution)
+        self._process.write(past, self._transition[: self.step + 1], self._factor[: self.step + 1], self._distribution)
         self.step += 1
         if self.step == len(self._moments):
             self._moments = _doubled(self._moments)
@@ -170,7 +175,7 @@ class SkipAhead:
         """A row that is up to date at `start` stays as it is."""
         self._moments[start] = torch.tensor(self._process.identity, dtype=torch.float64)
         here = slice(start, start + 1)
-        self._process.write(self._moments[here], self._transition[here], self._factor[here], self._law)
+        self._process.write(self._moments[here], self._transition[here], self._factor[here], self._distribution)
 
     def gradient_scale(self) -> float:
         """What multiplies the averaged gradient of the coming step when it is added now (A^-1 B of the step ahead).
@@ -203,7 +208,7 @@ class SkipAhead:
             self._factor = _doubled(self._factor)
         past = slice(self.step + 1)
         self._moments[past] = moments
-        self._process.write(self._moments[past], self._transition[past], self._factor[past], self._law)
+        self._process.write(self._moments[past], self._transition[past], self._factor[past], self._distribution)
 
 
 def _doubled(tensor: Tensor) -> Tensor:
@@ -211,7 +216,7 @@ def _doubled(tensor: Tensor) -> Tensor:
 
 
 class _Weight:
-    """s = w. Moments: M and the variance S (or, under the law of ones, the sum)."""
+    """s = w. Moments: M and the variance S (or, where every z is 1, the sum)."""
 
     dimension = 1
     num_moments = 2
@@ -220,26 +225,26 @@ class _Weight:
     def __init__(self, optimizer: EmbeddingSgd) -> None:
         self._decay = optimizer.weight_decay
 
-    def advance(self, moments: Tensor, rate: float, noise_scale: float, law: Law) -> None:
+    def advance(self, moments: Tensor, rate: float, noise_scale: float, distribution: Distribution) -> None:
         a = 1.0 - rate * self._decay
         transition, spread = moments[:, 0], moments[:, 1]
         if a != 1.0:
             transition *= a
-            spread *= a * a if law == "gaussian" else a
-        spread += (rate * noise_scale) ** 2 if law == "gaussian" else rate * noise_scale
+            spread *= a * a if distribution == "gaussian" else a
+        spread += (rate * noise_scale) ** 2 if distribution == "gaussian" else rate * noise_scale
 
-    def write(self, moments: Tensor, transition: Tensor, factor: Tensor, law: Law) -> None:
+    def write(self, moments: Tensor, transition: Tensor, factor: Tensor, distribution: Distribution) -> None:
         transition[:, 0] = moments[:, 0]
         spread = moments[:, 1]
         # Noise moves against the gradient's sign, as the gradient does.
-        factor[:, 0] = -(spread.sqrt() if law == "gaussian" else spread)
+        factor[:, 0] = -(spread.sqrt() if distribution == "gaussian" else spread)
 
     def gradient_scale(self, rate: float) -> float:
         return -rate / (1.0 - rate * self._decay)
 
 
 class _Momentum:
-    """s = (w, v). Moments: M row-major, then (S11, S21, S22), or under the law of ones (m1, m2, unused)."""
+    """s = (w, v). Moments: M row-major, then (S11, S21, S22), or where every z is 1 (m1, m2, unused)."""
 
     dimension = 2
     num_moments = 7
@@ -249,13 +254,13 @@ class _Momentum:
         self._decay = optimizer.weight_decay
         self._momentum = optimizer.momentum
 
-    def advance(self, moments: Tensor, rate: float, noise_scale: float, law: Law) -> None:
+    def advance(self, moments: Tensor, rate: float, noise_scale: float, distribution: Distribution) -> None:
         a = torch.tensor(
             [[1.0 - rate * self._decay, -rate * self._momentum], [self._decay, self._momentum]], dtype=torch.float64
         )
         b = torch.tensor([-rate, 1.0], dtype=torch.float64) * noise_scale
         moments[:, :4] = (a @ moments[:, :4].view(-1, 2, 2)).view(-1, 4)
-        if law == "ones":
+        if distribution == "ones":
             moments[:, 4:6] = moments[:, 4:6] @ a.T + b
             return
         s11, s21, s22 = moments[:, 4], moments[:, 5], moments[:, 6]
@@ -266,9 +271,9 @@ class _Momentum:
         new22 = a21 * a21 * s11 + 2 * a21 * a22 * s21 + a22 * a22 * s22 + b2 * b2
         moments[:, 4], moments[:, 5], moments[:, 6] = new11, new21, new22
 
-    def write(self, moments: Tensor, transition: Tensor, factor: Tensor, law: Law) -> None:
+    def write(self, moments: Tensor, transition: Tensor, factor: Tensor, distribution: Distribution) -> None:
         transition.copy_(moments[:, :4])
-        if law == "ones":
+        if distribution == "ones":
             factor[:, 0] = moments[:, 4]
             factor[:, 1] = moments[:, 5]
             factor[:, 2] = 0.0

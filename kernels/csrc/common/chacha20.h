@@ -55,19 +55,21 @@ LAZYDP_HD Address keystream_address(uint64_t stream) {
 LAZYDP_HD uint32_t rotate_left(uint32_t x, int bits) { return (x << bits) | (x >> (32 - bits)); }
 
 LAZYDP_HD void quarter_round(uint32_t& a, uint32_t& b, uint32_t& c, uint32_t& d) {
-  a += b; d = rotate_left(d ^ a, 16);
-  c += d; b = rotate_left(b ^ c, 12);
-  a += b; d = rotate_left(d ^ a, 8);
-  c += d; b = rotate_left(b ^ c, 7);
+  a += b;
+  d = rotate_left(d ^ a, 16);
+  c += d;
+  b = rotate_left(b ^ c, 12);
+  a += b;
+  d = rotate_left(d ^ a, 8);
+  c += d;
+  b = rotate_left(b ^ c, 7);
 }
 
 // The 16 output words of one block, in the order in which RFC 8439 serialises them.
 LAZYDP_HD void chacha20_block(const Key& key, uint32_t counter, const Address& address, uint32_t out[kBlockWords]) {
   const uint32_t input[kBlockWords] = {
-      kSigma0, kSigma1, kSigma2, kSigma3,
-      key.words[0], key.words[1], key.words[2], key.words[3],
-      key.words[4], key.words[5], key.words[6], key.words[7],
-      counter, address.step, address.row_low, address.row_high,
+      kSigma0,      kSigma1,      kSigma2,      kSigma3,      key.words[0], key.words[1], key.words[2],    key.words[3],
+      key.words[4], key.words[5], key.words[6], key.words[7], counter,      address.step, address.row_low, address.row_high,
   };
   for (int i = 0; i < kBlockWords; ++i) out[i] = input[i];
   for (int round = 0; round < 10; ++round) {

@@ -38,15 +38,15 @@ constexpr int kPairsPerBlock = 6;
 
 // -2 ln(1 + s) = s (-2 + s (1 + s Q(s))) on [-1/4, 1/2]; relative error below 4.1e-8. Minimax by Lawson's iteration.
 constexpr int kLogTerms = 7;
-LAZYDP_TABLE float kLog[kLogTerms] = {-0.6666694283485413f, 0.49992722272872925f,  -0.3996464014053345f, 0.3357764482498169f,
-                                   -0.29808875918388367f, 0.24228177964687347f, -0.11119335889816284f};
+LAZYDP_TABLE float kLog[kLogTerms] = {-0.6666694283485413f,  0.49992722272872925f, -0.3996464014053345f, 0.3357764482498169f,
+                                      -0.29808875918388367f, 0.24228177964687347f, -0.11119335889816284f};
 // sin(pi/2 t) = t S(t^2), cos(pi/2 t) = C(t^2) on [-1, 1]; absolute errors below 6.8e-9 and 2.2e-10 before rounding.
 constexpr int kSinTerms = 5;
-LAZYDP_TABLE float kSin[kSinTerms] = {1.5707963705062866f, -0.6459637880325317f, 0.07968992739915848f,
-                                   -0.004674157593399286f, 0.00015167852689046413f};
+LAZYDP_TABLE float kSin[kSinTerms] = {1.5707963705062866f, -0.6459637880325317f, 0.07968992739915848f, -0.004674157593399286f,
+                                      0.00015167852689046413f};
 constexpr int kCosTerms = 6;
-LAZYDP_TABLE float kCos[kCosTerms] = {1.0f, -1.2337005138397217f, 0.2536693215370178f,
-                                   -0.02086268924176693f, 0.0009177248575724661f, -2.3824917661841027e-05f};
+LAZYDP_TABLE float kCos[kCosTerms] = {
+    1.0f, -1.2337005138397217f, 0.2536693215370178f, -0.02086268924176693f, 0.0009177248575724661f, -2.3824917661841027e-05f};
 
 constexpr float kTwoToMinus22 = 2.384185791015625e-07f;
 constexpr float kTwoToMinus31 = 4.656612873077393e-10f;

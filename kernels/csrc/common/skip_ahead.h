@@ -1,4 +1,4 @@
-// How a sleeping row wakes: s <- M s + L z (design, section 4), for one element.
+// How a row catches up with its pending noise: s <- M s + L z, for one element.
 //
 //     dimension 1   s = weight               M = (m),                  L = (l)
 //     dimension 2   s = (weight, momentum)   M = (m11, m12, m21, m22),  L = (l11, l21, l22), lower triangular
@@ -13,9 +13,9 @@ namespace lazydp {
 
 constexpr uint32_t kSecondNormal = 0x80000000u;
 
-LAZYDP_HD float wake(float weight, float m, float l, float z) { return fused(l, z, product(m, weight)); }
+LAZYDP_HD float catch_up(float weight, float m, float l, float z) { return fused(l, z, product(m, weight)); }
 
-LAZYDP_HD void wake_with_momentum(float& weight, float& momentum, const float m[4], const float l[3], float z1, float z2) {
+LAZYDP_HD void catch_up_with_momentum(float& weight, float& momentum, const float m[4], const float l[3], float z1, float z2) {
   const float w = fused(l[0], z1, fused(m[1], momentum, product(m[0], weight)));
   const float v = fused(l[2], z2, fused(l[1], z1, fused(m[3], momentum, product(m[2], weight))));
   weight = w;

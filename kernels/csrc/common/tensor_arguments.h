@@ -136,7 +136,8 @@ class Written {
   }
 
   [[noreturn]] static void refuse_overlap(const Range& one, const Range& other) {
-    refuse(one.name, "[", one.j, "] and ", other.name, "[", other.j, "]: expected tensors without common memory, found an overlap");
+    refuse(one.name, "[", one.j, "] and ", other.name, "[", other.j,
+           "]: expected tensors without common memory, found an overlap");
   }
 
   std::vector<Range> ranges_;
@@ -157,7 +158,8 @@ inline Key read_key(const Tensor& tensor) {
   Key key;
   uint32_t any = 0;
   for (int i = 0; i < kKeyWords; ++i) {
-    key.words[i] = bytes[4 * i] | bytes[4 * i + 1] << 8 | bytes[4 * i + 2] << 16 | static_cast<uint32_t>(bytes[4 * i + 3]) << 24;
+    key.words[i] =
+        bytes[4 * i] | bytes[4 * i + 1] << 8 | bytes[4 * i + 2] << 16 | static_cast<uint32_t>(bytes[4 * i + 3]) << 24;
     any |= key.words[i];
   }
   if (any == 0) refuse("key: all bytes are zero, as a destroyed key leaves them; noise under it could be predicted");
@@ -181,12 +183,17 @@ Fill read_fill(const Check& check, const Tensor& out, const Tensor& key, int64_t
   check(out, "out", ScalarType::Float, 2);
   if (first_row < 0 || first_row > kMaxRows - out.size(0))
     refuse("first_row: expected 0 <= first_row and first_row + rows <= 2^48, found ", first_row);
-  return {write<float>(out), out.size(0), out.size(1), first_row, read_key(key), checked_table(table),
+  return {write<float>(out),
+          out.size(0),
+          out.size(1),
+          first_row,
+          read_key(key),
+          checked_table(table),
           static_cast<uint32_t>(checked_step(step))};
 }
 
-// What the rows of several tables that wake together are told: foreach_catch_up_ and the operators that begin with it.
-struct __attribute__((visibility("hidden"))) WakeTables {
+// The arguments of foreach_catch_up_ and of the operators that begin with it.
+struct __attribute__((visibility("hidden"))) CatchUpTables {
   const Tensors& weights;
   const Tensors& last;
   const Tensor& key;
@@ -197,7 +204,7 @@ struct __attribute__((visibility("hidden"))) WakeTables {
   const Tensors& momenta;
   bool ones;
 
-  // Two jobs on one table would wake its rows twice; two tables of one number would get the same noise.
+  // Two jobs on one table would give its rows their noise twice; two tables of one number would get the same noise.
   Written check_lists(const Tensors& sums = {}) const {
     check_count(last, "last", weights.size());
     check_count(tables, "tables", weights.size());
@@ -218,8 +225,8 @@ struct __attribute__((visibility("hidden"))) WakeTables {
 };
 
 template <class Check>
-void check_wake(const Check& check, const Tensor& weight, const Tensor& last, const Tensor& transition, const Tensor& factor,
-                const std::optional<Tensor>& momentum) {
+void check_catch_up(const Check& check, const Tensor& weight, const Tensor& last, const Tensor& transition,
+                    const Tensor& factor, const std::optional<Tensor>& momentum) {
   check(weight, "weight", ScalarType::Float, 2);
   const int64_t num_rows = weight.size(0);
   if (num_rows > kMaxRows) refuse("weight: expected at most 2^48 rows, found ", num_rows);

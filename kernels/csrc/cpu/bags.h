@@ -10,43 +10,46 @@
 namespace lazydp::cpu {
 
 // Rows below this many are not worth another thread.
-int64_t rows_per_task(int64_t columns);
+inline int64_t rows_per_task(int64_t columns) {
+  constexpr int64_t kFloatsPerTask = 16384;
+  return 1 + kFloatsPerTask / (1 + columns);
+}
 
 // Lookups to be grouped by row. Stable: lookups of one row keep their order.
 struct GroupRows {
-  const int64_t* indices;    // [count], below num_rows
+  const int64_t* indices;  // [count], below num_rows
   int64_t count;
   int64_t num_rows;
-  int64_t* rows;             // [groups] of room for count
-  int64_t* order;            // [count]
-  int64_t* starts;           // [groups + 1] of room for count + 1
-  int64_t groups = 0;        // found: distinct rows
+  int64_t* rows;       // [groups] of room for count
+  int64_t* order;      // [count]
+  int64_t* starts;     // [groups + 1] of room for count + 1
+  int64_t groups = 0;  // found: distinct rows
 };
 void group_rows(std::span<GroupRows> jobs, const Parallel& parallel);
 
 // The bag of every lookup.
 struct BagIds {
-  const int64_t* offsets;    // [bags + 1]
+  const int64_t* offsets;  // [bags + 1]
   int64_t bags;
-  int64_t* out;              // [offsets[bags]]
+  int64_t* out;  // [offsets[bags]]
 };
 void bag_of_lookups(std::span<const BagIds> jobs, const Parallel& parallel);
 
 // Lookups grouped by row, as group_rows leaves them, with the bag of each.
 struct Grouping {
-  const int64_t* rows;       // [count] distinct
-  const int64_t* order;      // [lookups]
-  const int64_t* starts;     // [count + 1]
-  const int64_t* bag;        // [lookups]
+  const int64_t* rows;    // [count] distinct
+  const int64_t* order;   // [lookups]
+  const int64_t* starts;  // [count + 1]
+  const int64_t* bag;     // [lookups]
   int64_t count;
 };
 
 struct BagSum {
-  const float* weight;       // [num_rows, columns]
-  const int64_t* indices;    // [count]
-  const int64_t* offsets;    // [bags + 1]
-  const float* per_lookup;   // [count], or null
-  float* out;                // [bags, columns]
+  const float* weight;      // [num_rows, columns]
+  const int64_t* indices;   // [count]
+  const int64_t* offsets;   // [bags + 1]
+  const float* per_lookup;  // [count], or null
+  float* out;               // [bags, columns]
   int64_t bags;
   int64_t columns;
 };
@@ -63,10 +66,10 @@ void rows_to_other_single_bags(const BagSum& job, const Grouping& groups, int64_
 void sum_bags_but_single(const BagSum& job, int64_t begin, int64_t end);
 
 struct BagSquaredNorms {
-  const int64_t* indices;    // [count]
-  const int64_t* offsets;    // [features * examples + 1], feature-major
-  const float* per_lookup;   // [count], or null
-  const float* grad;         // [features, examples, columns]
+  const int64_t* indices;   // [count]
+  const int64_t* offsets;   // [features * examples + 1], feature-major
+  const float* per_lookup;  // [count], or null
+  const float* grad;        // [features, examples, columns]
   int64_t features;
   int64_t examples;
   int64_t columns;
@@ -75,11 +78,11 @@ struct BagSquaredNorms {
 void bag_squared_norms(std::span<const BagSquaredNorms> jobs, int64_t examples, float* out, const Parallel& parallel);
 
 struct ScatterAdd {
-  float* weight;             // [num_rows, columns]
+  float* weight;  // [num_rows, columns]
   Grouping groups;
-  const float* per_lookup;   // [count], or null
-  const float* grad;         // [bags, columns]
-  const float* scale;        // [bags]
+  const float* per_lookup;  // [count], or null
+  const float* grad;        // [bags, columns]
+  const float* scale;       // [bags]
   float alpha;
   int64_t columns;
 };

@@ -53,7 +53,8 @@ bool any_wrong(int64_t count, const F& wrong) {
 bool out_of_range(const int64_t* values, int64_t begin, int64_t end, int64_t limit) {
   uint64_t signs = 0;
   const auto highest = static_cast<uint64_t>(limit) - 1;
-  for (int64_t i = begin; i < end; ++i) signs |= static_cast<uint64_t>(values[i]) | (highest - static_cast<uint64_t>(values[i]));
+  for (int64_t i = begin; i < end; ++i)
+    signs |= static_cast<uint64_t>(values[i]) | (highest - static_cast<uint64_t>(values[i]));
   return begin < end && (signs >> 63 != 0 || limit <= 0);
 }
 
@@ -97,32 +98,35 @@ void check_offsets(std::span<const int64_t> offsets, int64_t count) {
     for (int64_t i = 1; i < n; ++i)
       if (end[i] < end[i - 1])
         refuse("offsets[", i, "]: expected at least ", end[i - 1], " (offsets must not decrease), found ", end[i]);
-  if (offsets[n - 1] != count) refuse("offsets[", n - 1, "]: expected ", count, " (the number of lookups), found ", offsets[n - 1]);
+  if (offsets[n - 1] != count)
+    refuse("offsets[", n - 1, "]: expected ", count, " (the number of lookups), found ", offsets[n - 1]);
 }
 
-void check_starting_steps(const Wake& wake, int64_t horizon) {
+void check_starting_steps(const CatchUp& catch_up, int64_t horizon) {
   const auto wrong = [=](int64_t begin, int64_t end) {
     bool any = false;
     for (int64_t i = begin; i < end; ++i) {
-      const int64_t from = wake.last[wake.row(i)];
-      any |= from != wake.step && (from < 0 || from > wake.step || from >= horizon);
+      const int64_t from = catch_up.last[catch_up.row(i)];
+      any |= from != catch_up.step && (from < 0 || from > catch_up.step || from >= horizon);
     }
     return any;
   };
-  if (!any_wrong(wake.count, wrong)) return;
-  for (int64_t i = 0; i < wake.count; ++i) {
-    const int64_t row = wake.row(i);
-    const int64_t from = wake.last[row];
-    if (from == wake.step) continue;
-    if (from < 0 || from > wake.step) refuse("last[", row, "]: expected 0 <= last <= step ", wake.step, ", found ", from);
+  if (!any_wrong(catch_up.count, wrong)) return;
+  for (int64_t i = 0; i < catch_up.count; ++i) {
+    const int64_t row = catch_up.row(i);
+    const int64_t from = catch_up.last[row];
+    if (from == catch_up.step) continue;
+    if (from < 0 || from > catch_up.step)
+      refuse("last[", row, "]: expected 0 <= last <= step ", catch_up.step, ", found ", from);
     if (from >= horizon)
-      refuse("transition: row ", row, " sleeps since step ", from, ", but there are only ", horizon, " starting steps");
+      refuse("transition: row ", row, " has pending noise since step ", from, ", but there are only ", horizon,
+             " starting steps");
   }
 }
 
-void check_listed(const Wake& wake, int64_t num_rows, int64_t horizon) {
-  check_distinct_rows({wake.rows, static_cast<size_t>(wake.count)}, num_rows);
-  check_starting_steps(wake, horizon);
+void check_listed(const CatchUp& catch_up, int64_t num_rows, int64_t horizon) {
+  check_distinct_rows({catch_up.rows, static_cast<size_t>(catch_up.count)}, num_rows);
+  check_starting_steps(catch_up, horizon);
 }
 
 // Does check(j) for each table j, on all threads; what the first of them refuses is thrown once all are through.
@@ -154,22 +158,25 @@ std::vector<std::span<const int64_t>> read_ids(const Tensors& tensors, const cha
   return ids;
 }
 
-Wake read_wake(const Tensor& weight, const Tensor& last, const Tensor& key, int64_t table, int64_t step,
-               const Tensor& transition, const Tensor& factor, const std::optional<Tensor>& momentum, bool ones) {
-  check_wake(check, weight, last, transition, factor, momentum);
-  return {write<float>(weight), momentum ? write<float>(*momentum) : nullptr, write<int32_t>(last), nullptr, weight.size(0),
-          weight.size(1), read<float>(transition), read<float>(factor), read_key(key), checked_table(table),
-          checked_step(step), ones ? Law::kOnes : Law::kGaussian};
+CatchUp read_catch_up(const Tensor& weight, const Tensor& last, const Tensor& key, int64_t table, int64_t step,
+                      const Tensor& transition, const Tensor& factor, const std::optional<Tensor>& momentum, bool ones) {
+  check_catch_up(check, weight, last, transition, factor, momentum);
+  return {write<float>(weight),    momentum ? write<float>(*momentum) : nullptr,
+          write<int32_t>(last),    nullptr,
+          weight.size(0),          weight.size(1),
+          read<float>(transition), read<float>(factor),
+          read_key(key),           checked_table(table),
+          checked_step(step),      ones ? Distribution::kOnes : Distribution::kGaussian};
 }
 
 // Of the table j of `tables`; the rows still have to be checked (check_listed).
-Wake read_listed(const WakeTables& tables, size_t j, const Tensor& rows) {
-  Wake wake = read_wake(tables.weights[j], tables.last[j], tables.key, tables.tables[j], tables.step, tables.transition,
-                        tables.factor, tables.momentum(j), tables.ones);
+CatchUp read_listed(const CatchUpTables& tables, size_t j, const Tensor& rows) {
+  CatchUp catch_up = read_catch_up(tables.weights[j], tables.last[j], tables.key, tables.tables[j], tables.step,
+                                   tables.transition, tables.factor, tables.momentum(j), tables.ones);
   const auto ids = read_ids(rows, "rows");
-  wake.rows = ids.data();
-  wake.count = static_cast<int64_t>(ids.size());
-  return wake;
+  catch_up.rows = ids.data();
+  catch_up.count = static_cast<int64_t>(ids.size());
+  return catch_up;
 }
 
 // The lookups of several tables and the sums of their bags.
@@ -254,7 +261,8 @@ std::tuple<Tensors, Tensors, Tensors> foreach_group_rows(const Tensors& indices,
     rows.push_back(torch::stable::new_empty(indices[j], {count}));
     order.push_back(torch::stable::new_empty(indices[j], {count}));
     starts.push_back(torch::stable::new_empty(indices[j], {count + 1}));
-    jobs.push_back({ids[j].data(), count, num_rows[j], write<int64_t>(rows[j]), write<int64_t>(order[j]), write<int64_t>(starts[j])});
+    jobs.push_back(
+        {ids[j].data(), count, num_rows[j], write<int64_t>(rows[j]), write<int64_t>(order[j]), write<int64_t>(starts[j])});
   }
   group_rows(jobs, torch_threads());
   for (size_t j = 0; j < ids.size(); ++j) {
@@ -280,20 +288,20 @@ Tensors foreach_bag_ids(const Tensors& offsets) {
 void foreach_catch_up_(const Tensors& weights, const Tensors& last, const Tensors& rows, const Tensor& key,
                        const std::vector<int64_t>& tables, int64_t step, const Tensor& transition, const Tensor& factor,
                        const Tensors& momenta, bool ones) {
-  const WakeTables wakes{weights, last, key, tables, step, transition, factor, momenta, ones};
-  wakes.check_lists().check_unread(rows, "rows");
+  const CatchUpTables catch_ups{weights, last, key, tables, step, transition, factor, momenta, ones};
+  catch_ups.check_lists().check_unread(rows, "rows");
   check_count(rows, "rows", weights.size());
-  std::vector<Wake> jobs;
-  for_each_table(weights.size(), [&](size_t j) { jobs.push_back(read_listed(wakes, j, rows[j])); });
+  std::vector<CatchUp> jobs;
+  for_each_table(weights.size(), [&](size_t j) { jobs.push_back(read_listed(catch_ups, j, rows[j])); });
   check_tables(jobs.size(), [&](size_t j) { check_listed(jobs[j], weights[j].size(0), transition.size(0)); });
-  wake_rows(jobs, torch_threads());
+  catch_up_rows(jobs, torch_threads());
 }
 
 void flush_(const Tensor& weight, const Tensor& last, const Tensor& key, int64_t table, int64_t step, const Tensor& transition,
             const Tensor& factor, const std::optional<Tensor>& momentum, bool ones) {
-  const Wake wake = read_wake(weight, last, key, table, step, transition, factor, momentum, ones);
-  check_starting_steps(wake, transition.size(0));
-  wake_rows({&wake, 1}, torch_threads());
+  const CatchUp catch_up = read_catch_up(weight, last, key, table, step, transition, factor, momentum, ones);
+  check_starting_steps(catch_up, transition.size(0));
+  catch_up_rows({&catch_up, 1}, torch_threads());
 }
 
 Tensors foreach_bag_sum(const Tensors& weights, const Tensors& indices, const Tensors& offsets,
@@ -309,9 +317,9 @@ void foreach_catch_up_bag_sum_(const Tensors& weights, const Tensors& last, cons
                                const Tensor& transition, const Tensor& factor, const Tensors& momenta, bool ones,
                                const Tensors& indices, const Tensors& offsets, const Tensors& bag_of_lookup,
                                const OptionalTensors& per_lookup_weights, const Tensors& sums) {
-  const WakeTables wakes{weights, last, key, tables, step, transition, factor, momenta, ones};
+  const CatchUpTables catch_ups{weights, last, key, tables, step, transition, factor, momenta, ones};
   const GroupTables group_tables{rows, order, starts, bag_of_lookup};
-  const Written written = wakes.check_lists(sums);
+  const Written written = catch_ups.check_lists(sums);
   group_tables.check_unread(written);
   written.check_unread(indices, "indices");
   written.check_unread(offsets, "offsets");
@@ -322,12 +330,12 @@ void foreach_catch_up_bag_sum_(const Tensors& weights, const Tensors& last, cons
   std::vector<CatchUpBagSum> jobs;
   for_each_table(weights.size(), [&](size_t j) {
     check_size(order[j], "order", 0, indices[j].size(0), "lookups");
-    jobs.push_back({read_listed(wakes, j, rows[j]), bags.jobs[j], groups.jobs[j]});
+    jobs.push_back({read_listed(catch_ups, j, rows[j]), bags.jobs[j], groups.jobs[j]});
   });
   check_tables(jobs.size(), [&](size_t j) {
     bags.check_values(j);
     groups.check_values(j, weights[j].size(0), bags.jobs[j].bags);
-    check_starting_steps(jobs[j].wake, transition.size(0));
+    check_starting_steps(jobs[j].catch_up, transition.size(0));
   });
   catch_up_bag_sum(jobs, torch_threads());
 }

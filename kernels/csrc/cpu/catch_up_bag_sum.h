@@ -9,12 +9,12 @@
 namespace lazydp::cpu {
 
 struct CatchUpBagSum {
-  Wake wake;                 // of the rows of `groups`
-  BagSum sum;                // of the same table
-  Grouping groups;           // of the lookups of `sum`
+  CatchUp catch_up;  // of the rows of `groups`
+  BagSum sum;        // of the same table
+  Grouping groups;   // of the lookups of `sum`
 };
 
-// Wakes the rows of every job, then sums its bags.
+// Catches up the rows of every job, then sums its bags.
 void catch_up_bag_sum(std::span<const CatchUpBagSum> jobs, const Parallel& parallel);
 
 }  // namespace lazydp::cpu

@@ -30,11 +30,11 @@ void fill_normals(const Fill& job, const Parallel& parallel) {
   ranges.each([&](int64_t, int64_t begin, int64_t end) { kernels.fill(job, segments, begin, end); });
 }
 
-void wake_rows(std::span<const Wake> jobs, const Parallel& parallel) {
+void catch_up_rows(std::span<const CatchUp> jobs, const Parallel& parallel) {
   const NoiseKernels kernels = noise_kernels();
   RowRanges ranges(parallel);
   for (size_t j = 0; j < jobs.size(); ++j) ranges.add(j, jobs[j].count, jobs[j].columns);
-  ranges.each([&](int64_t j, int64_t begin, int64_t end) { kernels.wake(jobs[j], begin, end); });
+  ranges.each([&](int64_t j, int64_t begin, int64_t end) { kernels.catch_up(jobs[j], begin, end); });
 }
 
 void keystream(const Key& key, uint64_t stream, uint32_t counter, uint32_t* out, int64_t count, const Parallel& parallel) {

@@ -10,22 +10,22 @@
 
 namespace lazydp::cpu {
 
-enum class Law : int { kGaussian = 0, kOnes = 1 };
+enum class Distribution : int { kGaussian = 0, kOnes = 1 };
 
-// Rows that wake at `step` from the step that last[row] names.
-struct Wake {
-  float* weight;             // [num_rows, columns]
-  float* momentum;           // the same shape, or null: dimension 1
-  int32_t* last;             // [num_rows]
-  const int64_t* rows;       // [count] distinct, or null: rows 0 .. count - 1
+// Rows that catch up to `step` from the step that last[row] names.
+struct CatchUp {
+  float* weight;        // [num_rows, columns]
+  float* momentum;      // the same shape, or null: dimension 1
+  int32_t* last;        // [num_rows]
+  const int64_t* rows;  // [count] distinct, or null: rows 0 .. count - 1
   int64_t count;
   int64_t columns;
-  const float* transition;   // [horizon, 1 or 4]
-  const float* factor;       // [horizon, 1 or 3]
+  const float* transition;  // [horizon, 1 or 4]
+  const float* factor;      // [horizon, 1 or 3]
   Key key;
   uint32_t table;
   int32_t step;
-  Law law;
+  Distribution distribution;
   // [count], or null: where the row at each position of the list is to be written besides, [columns], or null.
   float* const* copies = nullptr;
 
@@ -33,7 +33,7 @@ struct Wake {
 };
 
 void fill_normals(const Fill& fill, const Parallel& parallel);
-void wake_rows(std::span<const Wake> jobs, const Parallel& parallel);
+void catch_up_rows(std::span<const CatchUp> jobs, const Parallel& parallel);
 void keystream(const Key& key, uint64_t stream, uint32_t counter, uint32_t* out, int64_t count, const Parallel& parallel);
 
 }  // namespace lazydp::cpu

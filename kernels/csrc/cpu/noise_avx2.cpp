@@ -54,11 +54,11 @@ struct V {
   template <int kBits> static U rotate(U a) {
     // Whole bytes move in one shuffle; a rotation by other counts takes three operations.
     if constexpr (kBits == 16)
-      return _mm256_shuffle_epi8(a, _mm256_set_epi8(13, 12, 15, 14, 9, 8, 11, 10, 5, 4, 7, 6, 1, 0, 3, 2, 13, 12, 15, 14, 9,
-                                                    8, 11, 10, 5, 4, 7, 6, 1, 0, 3, 2));
+      return _mm256_shuffle_epi8(a, _mm256_set_epi8(13, 12, 15, 14, 9, 8, 11, 10, 5, 4, 7, 6, 1, 0, 3, 2, 13, 12, 15, 14, 9, 8,
+                                                    11, 10, 5, 4, 7, 6, 1, 0, 3, 2));
     if constexpr (kBits == 8)
-      return _mm256_shuffle_epi8(a, _mm256_set_epi8(14, 13, 12, 15, 10, 9, 8, 11, 6, 5, 4, 7, 2, 1, 0, 3, 14, 13, 12, 15, 10,
-                                                    9, 8, 11, 6, 5, 4, 7, 2, 1, 0, 3));
+      return _mm256_shuffle_epi8(a, _mm256_set_epi8(14, 13, 12, 15, 10, 9, 8, 11, 6, 5, 4, 7, 2, 1, 0, 3, 14, 13, 12, 15, 10, 9,
+                                                    8, 11, 6, 5, 4, 7, 2, 1, 0, 3));
     return _mm256_or_si256(_mm256_slli_epi32(a, kBits), _mm256_srli_epi32(a, 32 - kBits));
   }
 
@@ -101,7 +101,7 @@ struct V {
 
 }  // namespace
 
-NoiseKernels avx2_kernels() { return {fill, wake_positions, blocks_of_inputs, normals_of_blocks}; }
+NoiseKernels avx2_kernels() { return {fill, catch_up_positions, blocks_of_inputs, normals_of_blocks}; }
 
 }  // namespace lazydp::cpu
 

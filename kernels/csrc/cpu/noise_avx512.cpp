@@ -59,8 +59,7 @@ struct V {
   static U sign_mask(U a) { return _mm512_srai_epi32(a, 31); }
   template <int kBits> static U rotate(U a) {
     // Of the two ports for vectors one rotates and the other shuffles: a quarter of the rotations go to the other.
-    if constexpr (kBits == 16)
-      return _mm512_shuffle_epi8(a, _mm512_set4_epi32(0x0d0c0f0e, 0x09080b0a, 0x05040706, 0x01000302));
+    if constexpr (kBits == 16) return _mm512_shuffle_epi8(a, _mm512_set4_epi32(0x0d0c0f0e, 0x09080b0a, 0x05040706, 0x01000302));
     return _mm512_rol_epi32(a, kBits);
   }
 
@@ -108,7 +107,7 @@ struct V {
 
 }  // namespace
 
-NoiseKernels avx512_kernels() { return {fill, wake_positions, blocks_of_inputs, normals_of_blocks}; }
+NoiseKernels avx512_kernels() { return {fill, catch_up_positions, blocks_of_inputs, normals_of_blocks}; }
 
 }  // namespace lazydp::cpu
 

@@ -9,8 +9,8 @@
 namespace lazydp::cpu {
 namespace {
 
-void draw(const Key& key, uint32_t counter, const Address& address, Law law, float z[kNormalsPerBlock]) {
-  if (law == Law::kOnes) {
+void draw(const Key& key, uint32_t counter, const Address& address, Distribution distribution, float z[kNormalsPerBlock]) {
+  if (distribution == Distribution::kOnes) {
     std::fill_n(z, kNormalsPerBlock, 1.0f);
     return;
   }
@@ -19,7 +19,7 @@ void draw(const Key& key, uint32_t counter, const Address& address, Law law, flo
   normals_of_block(words, z);
 }
 
-void wake_row(const Wake& job, int64_t row, int64_t from) {
+void catch_up_row(const CatchUp& job, int64_t row, int64_t from) {
   const Address address = noise_address(job.table, row, static_cast<uint32_t>(job.step));
   float* weight = job.weight + row * job.columns;
   float* momentum = job.momentum ? job.momentum + row * job.columns : nullptr;
@@ -28,23 +28,24 @@ void wake_row(const Wake& job, int64_t row, int64_t from) {
   for (int64_t first = 0; first < job.columns; first += kNormalsPerBlock) {
     const auto counter = static_cast<uint32_t>(first / kNormalsPerBlock);
     const int64_t width = std::min<int64_t>(kNormalsPerBlock, job.columns - first);
-    draw(job.key, counter, address, job.law, z1);
-    if (momentum) draw(job.key, kSecondNormal + counter, address, job.law, z2);
+    draw(job.key, counter, address, job.distribution, z1);
+    if (momentum) draw(job.key, kSecondNormal + counter, address, job.distribution, z2);
     for (int64_t j = first; j < first + width; ++j) {
       if (momentum) {
-        wake_with_momentum(weight[j], momentum[j], job.transition + 4 * from, job.factor + 3 * from, z1[j - first], z2[j - first]);
+        catch_up_with_momentum(weight[j], momentum[j], job.transition + 4 * from, job.factor + 3 * from, z1[j - first],
+                               z2[j - first]);
       } else {
-        weight[j] = wake(weight[j], job.transition[from], job.factor[from], z1[j - first]);
+        weight[j] = catch_up(weight[j], job.transition[from], job.factor[from], z1[j - first]);
       }
     }
   }
 }
 
-void wake_positions(const Wake& job, int64_t begin, int64_t end) {
+void catch_up_positions(const CatchUp& job, int64_t begin, int64_t end) {
   for (int64_t i = begin; i < end; ++i) {
     const int64_t row = job.row(i);
     const int32_t from = job.last[row];
-    if (from != job.step) wake_row(job, row, from);
+    if (from != job.step) catch_up_row(job, row, from);
     job.last[row] = job.step;
     if (job.copies && job.copies[i]) std::copy_n(job.weight + row * job.columns, job.columns, job.copies[i]);
   }
@@ -60,7 +61,7 @@ void fill(const Fill& job, int64_t segments, int64_t begin, int64_t end) {
     const int64_t first = i % segments * segment_blocks;
     for (int64_t block = first; block < std::min(first + segment_blocks, blocks); ++block) {
       const int64_t column = block * kNormalsPerBlock;
-      draw(job.key, static_cast<uint32_t>(block), address, Law::kGaussian, z);
+      draw(job.key, static_cast<uint32_t>(block), address, Distribution::kGaussian, z);
       std::copy_n(z, std::min<int64_t>(kNormalsPerBlock, job.columns - column), job.out + row * job.columns + column);
     }
   }
@@ -81,6 +82,6 @@ void normals_of_blocks(const uint32_t* words, int64_t blocks, float* out) {
 
 }  // namespace
 
-NoiseKernels portable_kernels() { return {fill, wake_positions, blocks_of_inputs, normals_of_blocks}; }
+NoiseKernels portable_kernels() { return {fill, catch_up_positions, blocks_of_inputs, normals_of_blocks}; }
 
 }  // namespace lazydp::cpu

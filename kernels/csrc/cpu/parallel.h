@@ -63,7 +63,8 @@ class JobRanges {
   // Calls f(job, begin, end) on every range.
   template <class F>
   void each(const F& f) const {
-    parallel_.each(static_cast<int64_t>(ranges_.size()), [&](int64_t i) { f(ranges_[i].job, ranges_[i].begin, ranges_[i].end); });
+    parallel_.each(static_cast<int64_t>(ranges_.size()),
+                   [&](int64_t i) { f(ranges_[i].job, ranges_[i].begin, ranges_[i].end); });
   }
 
  private:

@@ -13,7 +13,7 @@ struct NoiseKernels {
   // Virtual rows [begin, end) of the draw: row i / segments, segment i % segments (see segments_per_row in noise.cpp).
   void (*fill)(const Fill& job, int64_t segments, int64_t begin, int64_t end);
   // Positions [begin, end) of the list of rows.
-  void (*wake)(const Wake& job, int64_t begin, int64_t end);
+  void (*catch_up)(const CatchUp& job, int64_t begin, int64_t end);
   // For tests, the two halves of a draw: ChaCha20 of `blocks` inputs, [blocks, 16] with RFC 8439's constants, and the normals,
   // [blocks, 12], of given words, [blocks, 16].
   void (*blocks_of_inputs)(const uint32_t* inputs, int64_t blocks, uint32_t* out);

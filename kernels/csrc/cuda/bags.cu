@@ -264,7 +264,8 @@ struct AddRows {
     const int width = quad_width(column, job.columns);
     float* const to = job.weight + row * job.columns + column;
     Quad value = load_quad<kVector>(to, width);
-    add_product(value, job.alpha, end - begin > kChunk ? sum_of_parts(begin, end, quad) : Lookups<kVector>{job}.sum(begin, end, column, width));
+    add_product(value, job.alpha,
+                end - begin > kChunk ? sum_of_parts(begin, end, quad) : Lookups<kVector>{job}.sum(begin, end, column, width));
     store_quad<kVector>(to, value, width);
   }
 
@@ -300,9 +301,8 @@ cudaError_t bag_squared_norms(const BagSquaredNorms& job, cudaStream_t stream) {
   const int64_t pairs = pairs_of(job.features);
   const Divider examples(job.examples);
   const int64_t tiles = pairs * job.examples;
-  const cudaError_t error = rows_are_aligned(job.grad, job.columns)
-                                ? each_tile(PairNorms<true>{job, examples, tiles}, stream)
-                                : each_tile(PairNorms<false>{job, examples, tiles}, stream);
+  const cudaError_t error = rows_are_aligned(job.grad, job.columns) ? each_tile(PairNorms<true>{job, examples, tiles}, stream)
+                                                                    : each_tile(PairNorms<false>{job, examples, tiles}, stream);
   return error == cudaSuccess ? each(SumPairs{job, pairs, job.examples}, stream) : error;
 }
 

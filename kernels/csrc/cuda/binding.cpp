@@ -50,7 +50,9 @@ class Call {
     cudaStreamCaptureStatus status = cudaStreamCaptureStatusNone;
     check_launch(cudaStreamIsCapturing(stream_, &status));
     if (status != cudaStreamCaptureStatusNone)
-      refuse("noise cannot be captured in a CUDA graph: every replay would draw that of the same step; capture the dense part only");
+      refuse(
+          "noise cannot be captured in a CUDA graph: every replay would draw that of the same step; capture the dense part "
+          "only");
   }
 
   // Checks where a tensor lives, and how it lies there.
@@ -70,22 +72,27 @@ void check_offsets(const Call& call, const Tensor& offsets) {
   if (offsets.size(0) < 1) refuse("offsets: expected at least one entry (bags + 1), found none");
 }
 
-Wake read_wake(const Call& call, const Tensor& weight, const Tensor& last, const Tensor& key, int64_t table, int64_t step,
-               const Tensor& transition, const Tensor& factor, const std::optional<Tensor>& momentum, bool ones) {
-  check_wake(call, weight, last, transition, factor, momentum);
-  return {write<float>(weight), momentum ? write<float>(*momentum) : nullptr, write<int32_t>(last), nullptr, weight.size(0),
-          weight.size(0), weight.size(1), read<float>(transition), read<float>(factor), transition.size(0), read_key(key),
-          checked_table(table), checked_step(step), ones};
+CatchUp read_catch_up(const Call& call, const Tensor& weight, const Tensor& last, const Tensor& key, int64_t table,
+                      int64_t step, const Tensor& transition, const Tensor& factor, const std::optional<Tensor>& momentum,
+                      bool ones) {
+  check_catch_up(call, weight, last, transition, factor, momentum);
+  return {write<float>(weight), momentum ? write<float>(*momentum) : nullptr,
+          write<int32_t>(last), nullptr,
+          weight.size(0),       weight.size(0),
+          weight.size(1),       read<float>(transition),
+          read<float>(factor),  transition.size(0),
+          read_key(key),        checked_table(table),
+          checked_step(step),   ones};
 }
 
 // Of the table j of `tables`.
-Wake read_listed(const Call& call, const WakeTables& tables, size_t j, const Tensor& rows) {
-  Wake wake = read_wake(call, tables.weights[j], tables.last[j], tables.key, tables.tables[j], tables.step, tables.transition,
-                        tables.factor, tables.momentum(j), tables.ones);
+CatchUp read_listed(const Call& call, const CatchUpTables& tables, size_t j, const Tensor& rows) {
+  CatchUp catch_up = read_catch_up(call, tables.weights[j], tables.last[j], tables.key, tables.tables[j], tables.step,
+                                   tables.transition, tables.factor, tables.momentum(j), tables.ones);
   call(rows, "rows", ScalarType::Long, 1);
-  wake.rows = read<int64_t>(rows);
-  wake.count = rows.size(0);
-  return wake;
+  catch_up.rows = read<int64_t>(rows);
+  catch_up.count = rows.size(0);
+  return catch_up;
 }
 
 // The lookups of several tables and the sums of their bags.
@@ -124,7 +131,8 @@ void normal_(const Tensor& out, const Tensor& key, int64_t table, int64_t first_
 std::tuple<Tensors, Tensors, Tensors> foreach_group_rows(const Tensors& indices, const std::vector<int64_t>& num_rows) {
   const Call call(first_of(indices, "indices"));
   check_count(num_rows, "num_rows", indices.size());
-  Tensors rows, order, starts;
+  Tensors rows, order, starts, workspaces;
+  std::vector<GroupRows> jobs;
   for_each_table(indices.size(), [&](size_t j) {
     call(indices[j], "indices", ScalarType::Long, 1);
     const int64_t lookups = indices[j].size(0);
@@ -133,11 +141,15 @@ std::tuple<Tensors, Tensors, Tensors> foreach_group_rows(const Tensors& indices,
     rows.push_back(torch::stable::new_empty(indices[j], {lookups}));
     order.push_back(torch::stable::new_empty(indices[j], {lookups}));
     starts.push_back(torch::stable::new_empty(indices[j], {lookups + 1}));
-    Tensor workspace = torch::stable::new_empty(indices[j], {static_cast<int64_t>(bytes)}, ScalarType::Byte);
-    check_launch(group_rows({read<int64_t>(indices[j]), write<int64_t>(rows[j]), write<int64_t>(order[j]),
-                             write<int64_t>(starts[j]), write<uint8_t>(workspace), bytes, lookups, num_rows[j]},
-                            call.stream()));
+    void* workspace = nullptr;
+    if (bytes > 0) {
+      workspaces.push_back(torch::stable::new_empty(indices[j], {static_cast<int64_t>(bytes)}, ScalarType::Byte));
+      workspace = write<uint8_t>(workspaces.back());
+    }
+    jobs.push_back({read<int64_t>(indices[j]), write<int64_t>(rows[j]), write<int64_t>(order[j]), write<int64_t>(starts[j]),
+                    workspace, bytes, lookups, num_rows[j]});
   });
+  check_launch(group_rows(jobs, call.stream()));
   return {rows, order, starts};
 }
 
@@ -146,19 +158,20 @@ void foreach_catch_up_(const Tensors& weights, const Tensors& last, const Tensor
                        const Tensors& momenta, bool ones) {
   const Call call(first_of(weights, "weights"));
   call.refuse_capture();
-  const WakeTables wakes{weights, last, key, tables, step, transition, factor, momenta, ones};
-  wakes.check_lists().check_unread(rows, "rows");
+  const CatchUpTables catch_ups{weights, last, key, tables, step, transition, factor, momenta, ones};
+  catch_ups.check_lists().check_unread(rows, "rows");
   check_count(rows, "rows", weights.size());
-  std::vector<Wake> jobs;
-  for_each_table(weights.size(), [&](size_t j) { jobs.push_back(read_listed(call, wakes, j, rows[j])); });
-  for (const Wake& job : jobs) check_launch(wake_rows(job, call.stream()));
+  std::vector<CatchUp> jobs;
+  for_each_table(weights.size(), [&](size_t j) { jobs.push_back(read_listed(call, catch_ups, j, rows[j])); });
+  for (const CatchUp& job : jobs) check_launch(catch_up_rows(job, call.stream()));
 }
 
 void flush_(const Tensor& weight, const Tensor& last, const Tensor& key, int64_t table, int64_t step, const Tensor& transition,
             const Tensor& factor, const std::optional<Tensor>& momentum, bool ones) {
   const Call call(weight);
   call.refuse_capture();
-  check_launch(wake_rows(read_wake(call, weight, last, key, table, step, transition, factor, momentum, ones), call.stream()));
+  check_launch(
+      catch_up_rows(read_catch_up(call, weight, last, key, table, step, transition, factor, momentum, ones), call.stream()));
 }
 
 Tensors foreach_bag_sum(const Tensors& weights, const Tensors& indices, const Tensors& offsets,
@@ -176,23 +189,23 @@ void foreach_catch_up_bag_sum_(const Tensors& weights, const Tensors& last, cons
                                const OptionalTensors& per_lookup_weights, const Tensors& sums) {
   const Call call(first_of(weights, "weights"));
   call.refuse_capture();
-  const WakeTables wakes{weights, last, key, tables, step, transition, factor, momenta, ones};
+  const CatchUpTables catch_ups{weights, last, key, tables, step, transition, factor, momenta, ones};
   const GroupTables groups{rows, order, starts, bag_of_lookup};
-  const Written written = wakes.check_lists(sums);
+  const Written written = catch_ups.check_lists(sums);
   groups.check_unread(written);
   written.check_unread(indices, "indices");
   written.check_unread(offsets, "offsets");
   written.check_unread(per_lookup_weights, "per_lookup_weights");
   const BagSums bags(call, weights, indices, offsets, per_lookup_weights, &sums);
   groups.check_tensors(call, weights.size());
-  std::vector<Wake> jobs;
+  std::vector<CatchUp> jobs;
   for_each_table(weights.size(), [&](size_t j) {
     check_size(order[j], "order", 0, indices[j].size(0), "lookups");
-    jobs.push_back(read_listed(call, wakes, j, rows[j]));
+    jobs.push_back(read_listed(call, catch_ups, j, rows[j]));
   });
   for (size_t j = 0; j < jobs.size(); ++j)
-    check_launch(wake_and_sum(jobs[j], {read<int64_t>(order[j]), read<int64_t>(starts[j]), read<int64_t>(bag_of_lookup[j])},
-                              bags.jobs[j], call.stream()));
+    check_launch(catch_up_and_sum(jobs[j], {read<int64_t>(order[j]), read<int64_t>(starts[j]), read<int64_t>(bag_of_lookup[j])},
+                                  bags.jobs[j], call.stream()));
 }
 
 Tensor foreach_bag_sq_norms(const Tensors& indices, const Tensors& offsets, const Tensors& grads,

@@ -9,7 +9,8 @@ namespace lazydp::cuda {
 
 class Divider {
  public:
-  explicit Divider(int64_t divisor) : divisor_(divisor), magic_(divisor > 1 ? ~uint64_t{0} / static_cast<uint64_t>(divisor) + 1 : 0) {}
+  explicit Divider(int64_t divisor)
+      : divisor_(divisor), magic_(divisor > 1 ? ~uint64_t{0} / static_cast<uint64_t>(divisor) + 1 : 0) {}
 
   LAZYDP_DEVICE int64_t quotient(int64_t n) const {
     if (magic_ == 0) return n;

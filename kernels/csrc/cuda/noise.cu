@@ -1,6 +1,6 @@
 // Noise on rows. A warp draws 32 ChaCha20 blocks at a time, each lane one, into shared memory: 12 normals a lane, 384
 // columns of one, two or more rows (a row has ceil(columns / 12) blocks; the last may be used in part). Then the warp
-// walks those columns in order, 16 bytes a lane, and wakes them. The rows' values are asked for before the blocks
+// walks those columns in order, 16 bytes a lane, and adds the noise to them. The rows' values are asked for before the blocks
 // are drawn, so that memory works while the integer units do.
 //
 // A row's blocks fall to several warps, so last[row] is set by a second kernel, once all have read it.
@@ -111,15 +111,15 @@ struct FillTiles {
 constexpr int32_t kUpToDate = -1;
 
 // The row at a position of the job, or kNoRow.
-LAZYDP_DEVICE int64_t row_at(const Wake& job, int64_t position) {
+LAZYDP_DEVICE int64_t row_at(const CatchUp& job, int64_t position) {
   if (position >= job.count) return kNoRow;
   const int64_t row = job.rows ? job.rows[position] : position;
   if (row != kNoRow && (row < 0 || row >= job.num_rows)) LAZYDP_REFUSE("rows: expected 0 <= row < rows of weight");
   return row;
 }
 
-// The step that the row sleeps since, or kUpToDate.
-LAZYDP_DEVICE int32_t asleep_since(const Wake& job, int64_t row) {
+// The last step whose noise the row contains, or kUpToDate.
+LAZYDP_DEVICE int32_t pending_since(const CatchUp& job, int64_t row) {
   const int32_t from = job.last[row];
   if (from == job.step) return kUpToDate;
   if (from < 0 || from > job.step) LAZYDP_REFUSE("last: expected 0 <= last <= step");
@@ -150,10 +150,10 @@ struct SingleBags {
 struct NoBags {};
 
 template <bool kVector, bool kMomentum, class Readers>
-struct WakeTiles {
+struct CatchUpTiles {
   static constexpr bool kGather = !std::is_same_v<Readers, NoBags>;
   struct Thread {
-    int64_t offset[kQuadsPerLane];   // of the quad in the table; negative: none
+    int64_t offset[kQuadsPerLane];  // of the quad in the table; negative: none
     int32_t from[kQuadsPerLane];
     Quad weight[kQuadsPerLane];
     Quad momentum[kMomentum ? kQuadsPerLane : 1];
@@ -162,7 +162,7 @@ struct WakeTiles {
     TileNormals draws[kMomentum ? 2 : 1];
   };
 
-  Wake job;
+  CatchUp job;
   Tiling tiling;
   int64_t count;
   Readers readers;
@@ -172,7 +172,7 @@ struct WakeTiles {
     for (int k = 0; k < kQuadsPerLane; ++k) load(quad_place(tiling, tile, lane, k), k, thread);
     const Place own = tiling.place(tile, lane);
     const int64_t row = row_at(job, own.position);
-    if (row == kNoRow || asleep_since(job, row) == kUpToDate) return;
+    if (row == kNoRow || pending_since(job, row) == kUpToDate) return;
     const Address address = noise_address(job.table, row, static_cast<uint32_t>(job.step));
     const auto counter = static_cast<uint32_t>(own.block);
     draw(job.key, counter, address, job.ones, lane, shared.draws[0]);
@@ -186,7 +186,7 @@ struct WakeTiles {
       const QuadPlace at = quad_place(tiling, tile, lane, k);
       const int width = quad_width(at.column, job.columns);
       if (thread.from[k] != kUpToDate) {
-        wake_quad(thread, k, shared, at.in_tile);
+        catch_up_quad(thread, k, shared, at.in_tile);
         store_quad<kVector>(job.weight + thread.offset[k], thread.weight[k], width);
         if constexpr (kMomentum) store_quad<kVector>(job.momentum + thread.offset[k], thread.momentum[k], width);
       }
@@ -201,34 +201,35 @@ struct WakeTiles {
     if (width <= 0) return;
     const int64_t row = row_at(job, at.position);
     if (row == kNoRow) return;
-    thread.from[k] = asleep_since(job, row);
+    thread.from[k] = pending_since(job, row);
     if (!kGather && thread.from[k] == kUpToDate) return;
     thread.offset[k] = row * job.columns + at.column;
     thread.weight[k] = load_quad<kVector>(job.weight + thread.offset[k], width);
     if constexpr (kMomentum) thread.momentum[k] = load_quad<kVector>(job.momentum + thread.offset[k], width);
   }
 
-  LAZYDP_DEVICE void wake_quad(Thread& thread, int k, const Shared& shared, int in_tile) const {
+  LAZYDP_DEVICE void catch_up_quad(Thread& thread, int k, const Shared& shared, int in_tile) const {
     const Quad z1 = load_shared(shared.draws[0].z + in_tile);
     const int64_t from = thread.from[k];
     if constexpr (kMomentum) {
       const Quad z2 = load_shared(shared.draws[1].z + in_tile);
-      const float m[4] = {job.transition[4 * from], job.transition[4 * from + 1], job.transition[4 * from + 2], job.transition[4 * from + 3]};
+      const float m[4] = {job.transition[4 * from], job.transition[4 * from + 1], job.transition[4 * from + 2],
+                          job.transition[4 * from + 3]};
       const float l[3] = {job.factor[3 * from], job.factor[3 * from + 1], job.factor[3 * from + 2]};
       LAZYDP_UNROLL
       for (int j = 0; j < kQuad; ++j)
-        wake_with_momentum(thread.weight[k].v[j], thread.momentum[k].v[j], m, l, z1.v[j], z2.v[j]);
+        catch_up_with_momentum(thread.weight[k].v[j], thread.momentum[k].v[j], m, l, z1.v[j], z2.v[j]);
     } else {
       const float m = job.transition[from];
       const float l = job.factor[from];
       LAZYDP_UNROLL
-      for (int j = 0; j < kQuad; ++j) thread.weight[k].v[j] = wake(thread.weight[k].v[j], m, l, z1.v[j]);
+      for (int j = 0; j < kQuad; ++j) thread.weight[k].v[j] = catch_up(thread.weight[k].v[j], m, l, z1.v[j]);
     }
   }
 };
 
 struct MarkRows {
-  Wake job;
+  CatchUp job;
   int64_t count;
 
   LAZYDP_DEVICE void operator()(int64_t i) const {
@@ -238,19 +239,19 @@ struct MarkRows {
 };
 
 template <bool kVector, class Readers>
-cudaError_t launch(const Wake& job, const Readers& readers, cudaStream_t stream) {
+cudaError_t launch(const CatchUp& job, const Readers& readers, cudaStream_t stream) {
   const Tiling tiling(job.count, job.columns);
-  if (job.momentum) return each_tile(WakeTiles<kVector, true, Readers>{job, tiling, tiling.tiles(), readers}, stream);
-  return each_tile(WakeTiles<kVector, false, Readers>{job, tiling, tiling.tiles(), readers}, stream);
+  if (job.momentum) return each_tile(CatchUpTiles<kVector, true, Readers>{job, tiling, tiling.tiles(), readers}, stream);
+  return each_tile(CatchUpTiles<kVector, false, Readers>{job, tiling, tiling.tiles(), readers}, stream);
 }
 
 template <class Readers>
-cudaError_t wake(const Wake& job, const Readers& readers, bool aligned, cudaStream_t stream) {
+cudaError_t catch_up(const CatchUp& job, const Readers& readers, bool aligned, cudaStream_t stream) {
   const cudaError_t error = aligned ? launch<true>(job, readers, stream) : launch<false>(job, readers, stream);
   return error == cudaSuccess ? each(MarkRows{job, job.count}, stream) : error;
 }
 
-bool table_is_aligned(const Wake& job) {
+bool table_is_aligned(const CatchUp& job) {
   return rows_are_aligned(job.weight, job.columns) && (!job.momentum || rows_are_aligned(job.momentum, job.columns));
 }
 
@@ -262,12 +263,14 @@ cudaError_t fill_normals(const Fill& job, cudaStream_t stream) {
   return each_tile(FillTiles<false>{job, tiling, tiling.tiles()}, stream);
 }
 
-cudaError_t wake_rows(const Wake& job, cudaStream_t stream) { return wake(job, NoBags{}, table_is_aligned(job), stream); }
+cudaError_t catch_up_rows(const CatchUp& job, cudaStream_t stream) {
+  return catch_up(job, NoBags{}, table_is_aligned(job), stream);
+}
 
-cudaError_t wake_and_sum(const Wake& job, const Bags& bags, const BagSum& sum, cudaStream_t stream) {
+cudaError_t catch_up_and_sum(const CatchUp& job, const Bags& bags, const BagSum& sum, cudaStream_t stream) {
   const SingleBags readers{bags, sum.offsets, sum.per_lookup, sum.out, sum.columns};
   const bool aligned = table_is_aligned(job) && rows_are_aligned(sum.out, sum.columns);
-  const cudaError_t error = wake(job, readers, aligned, stream);
+  const cudaError_t error = catch_up(job, readers, aligned, stream);
   return error == cudaSuccess ? bag_sum_but_single(sum, stream) : error;
 }
 

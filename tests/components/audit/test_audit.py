@@ -152,8 +152,8 @@ def stale_last(patch: pytest.MonkeyPatch) -> None:
 def variance_by_squared_delay(patch: pytest.MonkeyPatch) -> None:
     right = skip_ahead._Weight.write
 
-    def wrong(self: Any, moments: Tensor, transition: Tensor, factor: Tensor, order: Any) -> None:
-        right(self, moments, transition, factor, order)
+    def wrong(self: Any, moments: Tensor, transition: Tensor, factor: Tensor, distribution: Any) -> None:
+        right(self, moments, transition, factor, distribution)
         factor[:, 0] *= torch.arange(len(moments), 0, -1).sqrt()
 
     patch.setattr(skip_ahead._Weight, "write", wrong)
@@ -249,13 +249,13 @@ def test_the_report_is_private_whole_and_read_back(dataset: Path, configured: Co
     assert all(stat.S_IMODE(file.stat().st_mode) == 0o600 for file in out.iterdir())
     assert AuditReport.load(out) == found.report == AuditReport.load(out / "audit.json")
     document = json.loads((out / "audit.json").read_text())
-    assert document["format_version"] == 1
+    assert document["format_version"] == 2
     assert document["epsilon_lower_bound"] <= document["epsilon_claimed"]
     assert (out / "audit.svg").read_text().lstrip().startswith("<?xml")
     with pytest.raises(InputError, match="already exists"):
         found.write(out)
-    (out / "audit.json").write_text(json.dumps(document | {"format_version": 2}))
-    with pytest.raises(FormatError, match="format_version 2"):
+    (out / "audit.json").write_text(json.dumps(document | {"format_version": 3}))
+    with pytest.raises(FormatError, match="format_version 3"):
         AuditReport.load(out)
     (out / "audit.json").write_text(json.dumps(document | {"delta": 2}))
     with pytest.raises(FormatError, match="delta"):

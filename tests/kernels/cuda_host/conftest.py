@@ -41,7 +41,7 @@ def _fields(text: str) -> list[tuple[str, Any]]:
     return [(name, kinds[kind]) for kind, name in (field.split(":") for field in text.split())]
 
 
-class _Wake(ctypes.Structure):
+class _CatchUp(ctypes.Structure):
     _fields_ = _fields(
         "p:weight p:momentum p:last p:rows i:count i:num_rows i:columns p:transition p:factor i:horizon p:key i:table "
         "i:step i:ones"
@@ -82,7 +82,7 @@ class CudaOnHost:
 
     def __init__(self, library: ctypes.CDLL) -> None:
         self._library = library
-        for name in ("fill", "wake", "wake_and_sum", "bag_sum", "bag_sq_norms", "scatter_add", "group_rows"):
+        for name in ("fill", "catch_up", "catch_up_and_sum", "bag_sum", "bag_sq_norms", "scatter_add", "group_rows"):
             getattr(library, f"host_{name}").restype = ctypes.c_char_p
         for name in ("bag_sq_norms", "scatter_add", "group_rows"):
             function = getattr(library, f"host_{name}_workspace")
@@ -109,10 +109,10 @@ class CudaOnHost:
         return RowGroups(rows, order, starts)
 
     def catch_up_(self, weight: Tensor, last: Tensor, rows: Tensor, key: Tensor, **options: Any) -> None:
-        self._check(self._library.host_wake(ctypes.byref(_wake(weight, last, rows, key, **options))))
+        self._check(self._library.host_catch_up(ctypes.byref(_catch_up(weight, last, rows, key, **options))))
 
     def flush_(self, weight: Tensor, last: Tensor, key: Tensor, **options: Any) -> None:
-        self._check(self._library.host_wake(ctypes.byref(_wake(weight, last, None, key, **options))))
+        self._check(self._library.host_catch_up(ctypes.byref(_catch_up(weight, last, None, key, **options))))
 
     def catch_up_bag_sum_(
         self,
@@ -127,10 +127,12 @@ class CudaOnHost:
         """`bags`: indices, offsets, and the bag of every lookup."""
         indices, offsets, bag = bags
         out = torch.full((offsets.numel() - 1, weight.shape[1]), torch.nan)
-        wake = _wake(weight, last, groups.rows, key, **options)
+        catch_up = _catch_up(weight, last, groups.rows, key, **options)
         readers = _Bags(_at(groups.order), _at(groups.starts), _at(bag))
         total = _bag_sum(weight, indices, offsets, per_lookup_weights, out)
-        self._check(self._library.host_wake_and_sum(ctypes.byref(wake), ctypes.byref(readers), ctypes.byref(total)))
+        self._check(
+            self._library.host_catch_up_and_sum(ctypes.byref(catch_up), ctypes.byref(readers), ctypes.byref(total))
+        )
         return out
 
     def bag_sum(
@@ -191,7 +193,7 @@ class CudaOnHost:
             raise ValueError(message.decode())
 
 
-def _wake(
+def _catch_up(
     weight: Tensor,
     last: Tensor,
     rows: Tensor | None,
@@ -203,12 +205,12 @@ def _wake(
     factor: Tensor,
     momentum: Tensor | None = None,
     noise: str = "gaussian",
-) -> _Wake:
+) -> _CatchUp:
     num_rows, columns = weight.shape
     count = num_rows if rows is None else rows.numel()
     tensors = map(_at, (weight, momentum, last, rows))
     tail = (transition.shape[0], _at(key), table, step, noise == "ones")
-    return _Wake(*tensors, count, num_rows, columns, _at(transition), _at(factor), *tail)
+    return _CatchUp(*tensors, count, num_rows, columns, _at(transition), _at(factor), *tail)
 
 
 def _bag_sum(weight: Tensor, indices: Tensor, offsets: Tensor, per_lookup: Tensor | None, out: Tensor) -> _BagSum:

@@ -32,7 +32,7 @@ Key key_of(const uint32_t* words) {
 }
 
 // The arguments that catch-up and the fused gather share.
-struct WakeArguments {
+struct CatchUpArguments {
   float* weight;
   float* momentum;
   int32_t* last;
@@ -49,9 +49,21 @@ struct WakeArguments {
   int64_t ones;
 };
 
-Wake wake_of(const WakeArguments& a) {
-  return {a.weight, a.momentum, a.last, a.rows, a.count, a.num_rows, a.columns, a.transition, a.factor, a.horizon,
-          key_of(a.key), static_cast<uint32_t>(a.table), static_cast<int32_t>(a.step), a.ones != 0};
+CatchUp catch_up_of(const CatchUpArguments& a) {
+  return {a.weight,
+          a.momentum,
+          a.last,
+          a.rows,
+          a.count,
+          a.num_rows,
+          a.columns,
+          a.transition,
+          a.factor,
+          a.horizon,
+          key_of(a.key),
+          static_cast<uint32_t>(a.table),
+          static_cast<int32_t>(a.step),
+          a.ones != 0};
 }
 
 }  // namespace
@@ -60,25 +72,29 @@ extern "C" {
 
 void host_set_order(int64_t number) { order() = static_cast<Order>(number); }
 
-const char* host_fill(float* out, int64_t rows, int64_t columns, int64_t first_row, const uint32_t* key, int64_t table, int64_t step) {
+const char* host_fill(float* out, int64_t rows, int64_t columns, int64_t first_row, const uint32_t* key, int64_t table,
+                      int64_t step) {
   return guarded([&] {
-    return fill_normals({out, rows, columns, first_row, key_of(key), static_cast<uint32_t>(table), static_cast<uint32_t>(step)}, {});
+    return fill_normals({out, rows, columns, first_row, key_of(key), static_cast<uint32_t>(table), static_cast<uint32_t>(step)},
+                        {});
   });
 }
 
-const char* host_wake(const WakeArguments* arguments) {
-  return guarded([&] { return wake_rows(wake_of(*arguments), {}); });
+const char* host_catch_up(const CatchUpArguments* arguments) {
+  return guarded([&] { return catch_up_rows(catch_up_of(*arguments), {}); });
 }
 
-const char* host_wake_and_sum(const WakeArguments* arguments, const Bags* bags, const BagSum* sum) {
-  return guarded([&] { return wake_and_sum(wake_of(*arguments), *bags, *sum, {}); });
+const char* host_catch_up_and_sum(const CatchUpArguments* arguments, const Bags* bags, const BagSum* sum) {
+  return guarded([&] { return catch_up_and_sum(catch_up_of(*arguments), *bags, *sum, {}); });
 }
 
 const char* host_bag_sum(const BagSum* job) {
   return guarded([&] { return bag_sum(*job, {}); });
 }
 
-int64_t host_bag_sq_norms_workspace(int64_t features, int64_t examples) { return bag_squared_norms_workspace(features, examples); }
+int64_t host_bag_sq_norms_workspace(int64_t features, int64_t examples) {
+  return bag_squared_norms_workspace(features, examples);
+}
 
 const char* host_bag_sq_norms(const BagSquaredNorms* job) {
   return guarded([&] { return bag_squared_norms(*job, {}); });
@@ -96,6 +112,6 @@ int64_t host_group_rows_workspace(int64_t lookups, int64_t num_rows) {
 }
 
 const char* host_group_rows(const GroupRows* job) {
-  return guarded([&] { return group_rows(*job, {}); });
+  return guarded([&] { return group_rows({job, 1}, {}); });
 }
 }

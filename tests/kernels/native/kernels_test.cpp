@@ -28,12 +28,12 @@ using namespace lazydp::cpu;
 
 int failures = 0;
 
-#define EXPECT(condition)                                                        \
-  do {                                                                           \
-    if (!(condition)) {                                                          \
+#define EXPECT(condition)                                                           \
+  do {                                                                              \
+    if (!(condition)) {                                                             \
       std::fprintf(stderr, "%s:%d: expected %s\n", __FILE__, __LINE__, #condition); \
-      ++failures;                                                                \
-    }                                                                            \
+      ++failures;                                                                   \
+    }                                                                               \
   } while (false)
 
 Parallel threads(int count) {
@@ -109,7 +109,7 @@ struct Rows {
   std::vector<int32_t> last;
 };
 
-void test_wake(bool with_momentum, bool listed, Law law) {
+void test_catch_up(bool with_momentum, bool listed, Distribution distribution) {
   constexpr int64_t kRows = 67;
   constexpr int32_t kStep = 5;
   for (const int64_t columns : {1, 11, 12, 16, 50}) {
@@ -134,10 +134,19 @@ void test_wake(bool with_momentum, bool listed, Law law) {
     for_each_level([&] {
       for (const int count : {1, 2, 5}) {
         Rows rows = start;
-        const Wake wake{rows.weight.data(), with_momentum ? rows.momentum.data() : nullptr, rows.last.data(),
-                        listed ? list.data() : nullptr, listed ? static_cast<int64_t>(list.size()) : kRows, columns,
-                        transition.data(), factor.data(), key_of(2), 3, kStep, law};
-        wake_rows({&wake, 1}, threads(count));
+        const CatchUp catch_up{rows.weight.data(),
+                               with_momentum ? rows.momentum.data() : nullptr,
+                               rows.last.data(),
+                               listed ? list.data() : nullptr,
+                               listed ? static_cast<int64_t>(list.size()) : kRows,
+                               columns,
+                               transition.data(),
+                               factor.data(),
+                               key_of(2),
+                               3,
+                               kStep,
+                               distribution};
+        catch_up_rows({&catch_up, 1}, threads(count));
         if (expected.weight.empty()) expected = rows;
         EXPECT(rows.weight == expected.weight);
         EXPECT(rows.momentum == expected.momentum);
@@ -225,8 +234,10 @@ void test_bags(uint32_t seed) {
   std::vector<float> expected = table;
   for (int64_t i = 0; i < count; ++i)
     for (int64_t c = 0; c < columns; ++c) expected[indices[i] * columns + c] -= weights[i] * 2.0f * grad[bag[i] * columns + c];
-  const ScatterAdd to_add{table.data(), {rows.data(), order.data(), starts.data(), bag.data(), groups}, weights.data(),
-                          grad.data(), scale.data(), -1.0f, columns};
+  const ScatterAdd to_add{table.data(),   {rows.data(), order.data(), starts.data(), bag.data(), groups},
+                          weights.data(), grad.data(),
+                          scale.data(),   -1.0f,
+                          columns};
   scatter_add({&to_add, 1}, threads(4));
   EXPECT(table == expected);
 }
@@ -268,17 +279,23 @@ struct Table {
   BagSum to_sum(bool weighted) {
     return {weight.data(), indices.data(), offsets.data(), weighted ? per_lookup.data() : nullptr, sums.data(), bags, columns};
   }
-  Wake to_wake(bool with_momentum, uint32_t number) {
+  CatchUp to_catch_up(bool with_momentum, uint32_t number) {
     static const std::vector<float> numbers(8, 0.5f);
-    return {weight.data(), with_momentum ? momentum.data() : nullptr, last.data(), rows.data(), groups, columns,
-            numbers.data(), numbers.data(), key_of(5), number, 2, Law::kGaussian};
+    return {weight.data(),
+            with_momentum ? momentum.data() : nullptr,
+            last.data(),
+            rows.data(),
+            groups,
+            columns,
+            numbers.data(),
+            numbers.data(),
+            key_of(5),
+            number,
+            2,
+            Distribution::kGaussian};
   }
-  BagSquaredNorms to_norm() const {
-    return {indices.data(), offsets.data(), per_lookup.data(), grad.data(), 1, bags, columns};
-  }
-  ScatterAdd to_add() {
-    return {weight.data(), grouping(), per_lookup.data(), grad.data(), scale.data(), -0.5f, columns};
-  }
+  BagSquaredNorms to_norm() const { return {indices.data(), offsets.data(), per_lookup.data(), grad.data(), 1, bags, columns}; }
+  ScatterAdd to_add() { return {weight.data(), grouping(), per_lookup.data(), grad.data(), scale.data(), -0.5f, columns}; }
 };
 
 // Tables of unlike sizes, one long enough for several chunks and one that nobody reads.
@@ -305,23 +322,23 @@ void test_tables(int64_t longest_bag, bool with_momentum, bool weighted) {
     } else {
       for (GroupRows& job : groups) group_rows({&job, 1}, threads(1));
     }
-    std::vector<CatchUpBagSum> wakes;
+    std::vector<CatchUpBagSum> catch_ups;
     std::vector<BagSquaredNorms> to_norm;
     std::vector<ScatterAdd> to_add;
     for (size_t j = 0; j < tables.size(); ++j) {
       tables[j].groups = groups[j].groups;
-      wakes.push_back({tables[j].to_wake(with_momentum, j), tables[j].to_sum(weighted), tables[j].grouping()});
+      catch_ups.push_back({tables[j].to_catch_up(with_momentum, j), tables[j].to_sum(weighted), tables[j].grouping()});
       to_norm.push_back(tables[j].to_norm());
       to_add.push_back(tables[j].to_add());
     }
     std::vector<float> norm(1500);
     if (number > 0) {
-      catch_up_bag_sum(wakes, threads(number));
+      catch_up_bag_sum(catch_ups, threads(number));
       bag_squared_norms(to_norm, 1500, norm.data(), threads(number));
       scatter_add(to_add, threads(number));
     } else {
-      for (const CatchUpBagSum& job : wakes) {
-        wake_rows({&job.wake, 1}, threads(2));
+      for (const CatchUpBagSum& job : catch_ups) {
+        catch_up_rows({&job.catch_up, 1}, threads(2));
         bag_sum({&job.sum, 1}, threads(2));
       }
       bag_squared_norms(to_norm, 1500, norm.data(), threads(1));
@@ -369,7 +386,8 @@ int main() {
   test_fill();
   for (const bool with_momentum : {false, true})
     for (const bool listed : {false, true})
-      for (const Law law : {Law::kGaussian, Law::kOnes}) test_wake(with_momentum, listed, law);
+      for (const Distribution distribution : {Distribution::kGaussian, Distribution::kOnes})
+        test_catch_up(with_momentum, listed, distribution);
   test_keystream();
   for (uint32_t seed = 0; seed < 200; ++seed) test_bags(seed);
   for_each_level([] {

@@ -1,4 +1,4 @@
-"""Lazy noise is the same mechanism as eager noise: equal when noise is ones, of one law when it is Gaussian."""
+"""Lazy noise is the same mechanism as eager noise: equal when noise is ones, equal in distribution when Gaussian."""
 
 from __future__ import annotations
 
@@ -196,7 +196,7 @@ def test_a_stale_last_is_seen(eager: Tensor) -> None:
 def test_variance_by_the_delay_squared_is_seen(eager: Tensor, monkeypatch: pytest.MonkeyPatch) -> None:
     from lazydp.components.train.tables import skip_ahead
 
-    def advance(self: Any, moments: Tensor, rate: float, noise_scale: float, law: str) -> None:
+    def advance(self: Any, moments: Tensor, rate: float, noise_scale: float, distribution: str) -> None:
         transition, spread = moments[:, 0], moments[:, 1]
         transition *= 1.0 - rate * self._decay
         # Adds standard deviations where variances add.

@@ -1,4 +1,4 @@
-"""The noise has the law it claims. Every test has a control: the same check applied to a wrong law must fail.
+"""The noise has the distribution it claims. Every test has a control: the same check on a wrong distribution must fail.
 
 Samples come from a fixed key, so that a test passes always or never.
 """
@@ -20,7 +20,7 @@ from lazydp.kernels import ops
 Sample = npt.NDArray[np.float64]
 Check = Callable[[Sample], bool]
 
-SIGMAS = 5.0  # a sound law fails a check with probability below 6e-7
+SIGMAS = 5.0  # the right distribution fails a check with probability below 6e-7
 
 
 def draw(key: Tensor, rows: int, columns: int, *, table: int = 1, step: int = 1) -> Sample:
