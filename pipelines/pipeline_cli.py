@@ -84,11 +84,12 @@ def run(
         budget_epsilon = budget_epsilon or 10.0
     if not inputs or spec is None or config is None:
         raise click.UsageError("give --input, --spec and --config, or --sample")
+    from lazydp.components.shared.locations import join_locations
     from lazydp.pipelines.show import run_and_show
 
     run_and_show(
         arguments={
-            "input_uri": ",".join(inputs),
+            "input_uri": join_locations(inputs),
             "spec": str(spec.absolute()),
             "config": _read(config, "training configuration"),
             "users_uri": users,
