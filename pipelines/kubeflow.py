@@ -39,6 +39,23 @@ class Uploaded:
     version: str
 
 
+@dataclass(frozen=True, slots=True)
+class Order:
+    """A run that is asked for.
+
+    Attributes:
+        experiment: its id.
+        name: of the run.
+        parameters: of the pipeline.
+        service_account: that the run's pods use; None for Kubeflow's default.
+    """
+
+    experiment: str
+    name: str
+    parameters: Mapping[str, Any]
+    service_account: str | None
+
+
 class Kubeflow:
     """A client of one Kubeflow; use it as a context.
 
@@ -136,48 +153,31 @@ class Kubeflow:
                 ]
             return Uploaded(pipeline_id, str(same[0].pipeline_version_id), version)
 
-    def start(
-        self,
-        uploaded: Uploaded,
-        *,
-        experiment: str,
-        name: str,
-        parameters: Mapping[str, Any],
-        service_account: str | None,
-    ) -> str:
+    def start(self, uploaded: Uploaded, order: Order) -> str:
         """Start a run; returns its id."""
         body = api.V2beta1Run(
-            experiment_id=experiment,
-            display_name=name,
+            experiment_id=order.experiment,
+            display_name=order.name,
             pipeline_version_reference=_reference(uploaded),
-            runtime_config=api.V2beta1RuntimeConfig(parameters=dict(parameters)),
-            service_account=service_account,
+            runtime_config=api.V2beta1RuntimeConfig(parameters=dict(order.parameters)),
+            service_account=order.service_account,
         )
         with self._translated():
             made = api.RunServiceApi(self._client).run_service_create_run(run=body, _request_timeout=_TIMEOUT_S)
             return str(made.run_id)
 
-    def schedule(
-        self,
-        uploaded: Uploaded,
-        *,
-        experiment: str,
-        name: str,
-        parameters: Mapping[str, Any],
-        service_account: str | None,
-        cron: str,
-    ) -> str:
+    def schedule(self, uploaded: Uploaded, order: Order, *, cron: str) -> str:
         """Start a recurring run, one at a time and without those that were missed; returns its id.
 
         Args:
             cron: five fields, as cron writes them, or six, with seconds first, as Kubeflow does.
         """
         body = api.V2beta1RecurringRun(
-            experiment_id=experiment,
-            display_name=name,
+            experiment_id=order.experiment,
+            display_name=order.name,
             pipeline_version_reference=_reference(uploaded),
-            runtime_config=api.V2beta1RuntimeConfig(parameters=dict(parameters)),
-            service_account=service_account,
+            runtime_config=api.V2beta1RuntimeConfig(parameters=dict(order.parameters)),
+            service_account=order.service_account,
             namespace=self._namespace or None,
             max_concurrency="1",
             no_catchup=True,

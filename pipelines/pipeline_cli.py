@@ -263,7 +263,7 @@ def submit(
 
     import yaml
 
-    from lazydp.pipelines.kubeflow import Kubeflow, cron_of, token_of
+    from lazydp.pipelines.kubeflow import Kubeflow, Order, cron_of, token_of
     from lazydp.pipelines.package import compile_package
     from lazydp.pipelines.parameters import parse_parameters
     from lazydp.pipelines.recommender import NAME, recommender_pipeline
@@ -287,17 +287,12 @@ def submit(
         uploaded = kubeflow.upload(package, name=NAME)
         click.echo(f"pipeline {NAME}, version {uploaded.version}")
         name = run_name or f"{NAME} {datetime.datetime.now():%Y-%m-%d %H:%M}"
-        common = {
-            "experiment": experiment_id,
-            "name": name,
-            "parameters": parameters,
-            "service_account": service_account,
-        }
+        order = Order(experiment_id, name, parameters, service_account)
         if schedule is not None:
-            recurring = kubeflow.schedule(uploaded, cron=schedule, **common)
+            recurring = kubeflow.schedule(uploaded, order, cron=schedule)
             click.echo(f"recurring run {recurring} ({cron_of(schedule)}): {host}/#/recurringrun/details/{recurring}")
             return
-        run_id = kubeflow.start(uploaded, **common)
+        run_id = kubeflow.start(uploaded, order)
         click.echo(f"run {run_id}: {kubeflow.link(run_id)}")
         if wait:
             kubeflow.wait(run_id, show=lambda line: click.echo(f"  {line}"), poll_s=poll)
