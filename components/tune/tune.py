@@ -38,9 +38,8 @@ from lazydp.components.train.data.sampler import Keystream
 from lazydp.components.train.run.costs import RunCost, calibrated_noise_multiplier
 from lazydp.components.train.run.folder import RunFolder
 from lazydp.components.train.run.identity import RunIdentity
-from lazydp.components.train.run.settings_check import check_fits
+from lazydp.components.train.run.settings_check import check_fits, contribution_bound
 from lazydp.components.train.run.spending import close_without_release, reserve
-from lazydp.components.train.run.train import contribution_bound
 from lazydp.components.tune.sweep import HeldOut, Public, Sweep, with_settings
 from lazydp.components.tune.trials import score_of, try_settings
 from lazydp.kernels.noise_key import NoiseKey

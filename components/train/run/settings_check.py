@@ -28,7 +28,7 @@ def check_fits(data: EncodedDataset, config: TrainConfig) -> None:
     Raises:
         InputError: the message says what to change.
     """
-    bound = data.manifest.max_examples_per_user
+    bound = contribution_bound(data)
     if config.private and config.privacy_unit == "user" and bound is None:
         raise InputError(
             f"privacy_unit user needs a bound on the examples of a user, and dataset {data.path} has none: "
@@ -47,6 +47,11 @@ def check_fits(data: EncodedDataset, config: TrainConfig) -> None:
         raise InputError(f"dataset {data.path} has no training examples: look at its split and its rejected rows")
     with torch.device("meta"):
         build_model(data.spec, config.model)
+
+
+def contribution_bound(data: EncodedDataset) -> int | None:
+    """k, the most examples that any user has in training, where ingest enforced one."""
+    return data.manifest.max_examples_per_user
 
 
 def warn_of_settings(data: EncodedDataset, config: TrainConfig) -> None:

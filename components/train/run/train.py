@@ -34,7 +34,7 @@ from lazydp.components.train.run.costs import RunCost, calibrated_noise_multipli
 from lazydp.components.train.run.folder import RunFolder
 from lazydp.components.train.run.identity import RunIdentity
 from lazydp.components.train.run.private_log import PrivateLog
-from lazydp.components.train.run.settings_check import check_fits, warn_of_settings
+from lazydp.components.train.run.settings_check import check_fits, contribution_bound, warn_of_settings
 from lazydp.components.train.run.spending import check_event, reserve
 from lazydp.components.train.tables.skip_ahead import EmbeddingSgd
 from lazydp.kernels.noise_key import NoiseKey
@@ -239,11 +239,6 @@ def _begin(
 
 def _new_run_id() -> str:
     return f"run-{uuid.uuid4().hex[:16]}"
-
-
-def contribution_bound(data: EncodedDataset) -> int | None:
-    """k, the most examples that any user has in training, where ingest enforced one."""
-    return data.manifest.max_examples_per_user
 
 
 def latest_of(folder: RunFolder, identity: RunIdentity, data: EncodedDataset) -> Checkpoint | None:

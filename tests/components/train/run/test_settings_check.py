@@ -38,7 +38,7 @@ def dataset(folder: Path, spec: str) -> Path:
 
 BAD: dict[str, tuple[str, str, str]] = {
     "a model that needs items": (CLICKS, TWO_TOWER, "item"),
-    "counts of items that are not there": (
+    "counts of items": (
         CLICKS,
         DLRM + "popularity: {noise_multiplier: 9}\n",
         "popularity counts items",
