@@ -64,7 +64,7 @@ class StepEpsilon(FrozenModel):
 
 
 class PrivacyStatement(FrozenModel):
-    """All that design.md, section 5, promises of a release.
+    """Everything that docs/design.md, section 3, promises of a release.
 
     Where `private` is false (no clipping or no noise, or a test key) every epsilon is null: none is claimed.
     """

@@ -381,7 +381,7 @@ class Ledger(LedgerReader):
         """Reserve and commit at once: a vocabulary or a metric that a DP mechanism is about to release.
 
         Raises:
-            As `reserve` and `commit`.
+            LazyDPError: as `reserve` and `commit`.
         """
         self.reserve(dataset=dataset, event=event, run_id=run_id, privacy_unit=privacy_unit, purpose=purpose, by=by)
         return self.commit(run_id, event=event, release=release, by=by)
