@@ -58,7 +58,7 @@ def ingest(
         users: the users table, instead of the one that the spec names.
         items: the items table, instead of the one that the spec names.
         memory: bytes to work in, roughly; the rest is on disk.
-        format: of the input files: `auto`, by their content and extension; `parquet`, `csv`, `tsv`, `jsonl` or `criteo`.
+        format: of the input: `auto`, by content and extension; `parquet`, `csv`, `tsv`, `jsonl` or `criteo`.
         max_rejected: share of rows that may have no usable user, item, time, label or split before it is an error.
         replace: replace the dataset where it exists.
 
