@@ -251,6 +251,7 @@ def stage(
             steps=engine.steps_done,
             test_key=test_key,
             spent_elsewhere=stands.spent_elsewhere,
+            family=stands.family,
             audit=audit,
         ),
         lineage=Lineage(
