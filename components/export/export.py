@@ -36,9 +36,9 @@ from lazydp.components.train.run.checkpoint import Checkpoint
 from lazydp.components.train.run.folder import RunFolder
 from lazydp.components.train.run.identity import RunIdentity
 from lazydp.components.train.run.popularity import noised_counts
+from lazydp.components.train.run.settings_check import contribution_bound
 from lazydp.components.train.run.spending import UNREGISTERED, Standing, commit, standing
 from lazydp.components.train.run.train import (
-    contribution_bound,
     embedding_optimizer,
     engine_for,
     latest_of,
