@@ -48,7 +48,7 @@ def show(ledger: str | None, dataset: str | None, as_json: bool) -> None:
         _print_json([asdict(budget) for budget in budgets])
         return
     _print_table(
-        _BUDGET_COLUMNS,
+        list(_BUDGET_COLUMNS),
         [_budget_row(budget) for budget in budgets],
         title="epsilon, composed by PLD: committed by releases; reserved: what open runs may add; and what remains",
         empty="no dataset yet: `lazydp budget set` registers one",
@@ -329,7 +329,7 @@ def _print_json(document: Any) -> None:
     click.echo(json.dumps(document, indent=2, ensure_ascii=False))
 
 
-def _print_table(columns: Sequence[str], rows: list[list[str]], *, title: str, empty: str) -> None:
+def _print_table(columns: list[str], rows: list[list[str]], *, title: str, empty: str) -> None:
     """A table for people: drawn on a terminal, plain columns elsewhere."""
     if not rows:
         click.echo(empty)
