@@ -12,11 +12,10 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, TextIO
 
-import click
 from kfp import dsl, local
 from rich.console import Console
 
-from lazydp.components.shared.errors import InputError, LazyDPError
+from lazydp.components.shared.errors import LazyDPError
 
 _STARTED = re.compile(r"Executing task .*'(?P<task>[\w-]+)'")
 _FINISHED = re.compile(r"Task .*'(?P<task>[\w-]+)'.* finished with status \S*?(?P<status>SUCCESS|FAILURE)")
@@ -112,17 +111,3 @@ def _quiet_root() -> Iterator[None]:
         yield
     finally:
         root.setLevel(level)
-
-
-def compile_pipeline(pipeline: Any, package: Path, *, defaults: Mapping[str, Any]) -> None:
-    """Write the pipeline as YAML for a cluster.
-
-    Raises:
-        InputError: the file's name does not end in .yaml.
-    """
-    from kfp import compiler  # noqa: PLC0415 - only needed here
-
-    if package.suffix != ".yaml":
-        raise InputError(f"the package must be named *.yaml, found {package.name}")
-    compiler.Compiler().compile(pipeline, str(package), pipeline_parameters=dict(defaults))
-    click.echo(f"wrote {package}")

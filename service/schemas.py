@@ -250,7 +250,7 @@ class LedgerEntry(_Response):
     """One entry of the ledger."""
 
     number: int
-    kind: str = Field(description="dataset, budget, reserved, committed or voided")
+    kind: str = Field(description="dataset, budget, reserved, bound, committed or voided")
     dataset: str = Field(description="identifier in the ledger; it tells nothing of the content")
     run_id: str | None = None
     recorded_at: str = Field(description="ISO 8601, UTC")

@@ -65,7 +65,7 @@ class PrivacyStatement(FrozenModel):
     delta: float = Field(gt=0, lt=1)
     accountant: str
     accountant_version: str
-    epsilon_rdp: float | None = Field(default=None, description="upper bound by Renyi DP, as a check")
+    epsilon_rdp: float | None = Field(default=None, description="upper bound by Renyi DP, found by another computation")
     privacy_unit: PrivacyUnit
     max_examples_per_user: int | None = Field(default=None, ge=1)
     neighbouring_relation: str = ADD_OR_REMOVE

@@ -45,7 +45,9 @@ class ResolvedSpec:
 
 
 def load_spec(source: str) -> tuple[FeatureSpec, str]:
-    """Read a spec from a path, a URI, or YAML text itself (anything with a line break).
+    """Read a spec from a path, a URI, or YAML text itself: anything with a line break, or that begins with a brace.
+
+    (A pipeline is compiled with its spec on one line, as a YAML mapping between braces.)
 
     Returns:
         The spec, and the folder that its relative paths start from (the working directory for text).
@@ -53,7 +55,7 @@ def load_spec(source: str) -> tuple[FeatureSpec, str]:
     Raises:
         InputError: it does not exist or is invalid.
     """
-    if "\n" in source:
+    if "\n" in source or source.lstrip().startswith("{"):
         return parse_spec(source, where="feature spec"), str(Path.cwd())
     text = read_text(source)
     base = source.rsplit("/", 1)[0] if is_uri(source) else str(Path(source).expanduser().absolute().parent)

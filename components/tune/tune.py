@@ -1,11 +1,14 @@
 """`lazydp train --tune`: choose settings by trials, as one private mechanism (conditions: `budget.accounting.tuning`).
 
     reserve   what the whole sweep may at most spend, in the ledger, before anything is drawn or trained
-    draw      the number of trials from its law, and each one's settings uniformly; kept, so that a resumed sweep goes
-              on with them
+    draw      the number of trials from its distribution, and each one's settings uniformly; kept, so that a resumed
+              sweep goes on with them
     trials    each a run of its own key in a folder of its own, resumable like any run, then scored
     choose    the best score; the others' keys, weights and scores are destroyed
     release   `lazydp export` of the one folder that is left, charged once, as the sweep
+
+One key stands behind a sweep: the reservation is bound to it, the draws and every trial's key are derived from it, so a
+copied sweep can only repeat itself. It is destroyed at export.
 
 A trial is private together with its score: the score is noised and its noise accounted for, or it comes from public
 data. The noise of a score is a function of the trial's key, so a killed scoring repeats itself and tells nothing new.
@@ -20,90 +23,33 @@ import json
 import logging
 import math
 import uuid
-from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Any
 
-import torch
-from pydantic import Field
-
-from lazydp.components.budget.accounting.epsilon import calibrate_noise_multiplier
-from lazydp.components.budget.accounting.tuning import UNIFORM_BITS, Law, Metric, Tuning
-from lazydp.components.evaluate.user_scores import user_scores
+from lazydp.components.budget.accounting.tuning import UNIFORM_BITS, Tuning
 from lazydp.components.ingest.dataset import EncodedDataset
-from lazydp.components.shared.errors import InputError, NonFiniteError, PrivacyError
+from lazydp.components.shared.errors import InputError, PrivacyError
 from lazydp.components.shared.files import PRIVATE_FILE, read_json, sync_directory, write_json
-from lazydp.components.shared.frozen_model import FrozenModel
-from lazydp.components.shared.validation import read_yaml
 from lazydp.components.shared.version import code_version
 from lazydp.components.train.config import TrainConfig
 from lazydp.components.train.data.sampler import Keystream
+from lazydp.components.train.run.costs import RunCost, calibrated_noise_multiplier
 from lazydp.components.train.run.folder import RunFolder
 from lazydp.components.train.run.identity import RunIdentity
 from lazydp.components.train.run.spending import close_without_release, reserve
-from lazydp.components.train.run.train import build_engine, check_fits, contribution_bound, key_of, train
-from lazydp.kernels import ops
+from lazydp.components.train.run.train import check_fits, contribution_bound
+from lazydp.components.tune.sweep import HeldOut, Public, Sweep, with_settings
+from lazydp.components.tune.trials import score_of, try_settings
 from lazydp.kernels.noise_key import NoiseKey
 
 BEST = "best"
 _FORMAT_VERSION = 1
-_SWEEP, _SCORE = "sweep.json", "score.json"
+_SWEEP = "sweep.json"
 # What defines the mechanism that is accounted for, or how it is stated.
 _FIXED = ("privacy_unit", "target_epsilon", "target_delta", "publish_every")
 
 _log = logging.getLogger("lazydp.tune")
-
-
-class HeldOut(FrozenModel):
-    """Score on the dataset's own held-out split: the sum over users of scores in [0, 1], noised.
-
-    Attributes:
-        noise_multiplier: standard deviation of that noise. The sum grows with the users and its noise does not: 20 is
-            0.02 of a score's mean over 1,000 users, and costs less privacy than most trainings.
-    """
-
-    kind: Literal["held_out"]
-    noise_multiplier: Annotated[float, Field(ge=0)]
-
-
-class Public(FrozenModel):
-    """Score on another dataset, which is declared public.
-
-    Attributes:
-        dataset: the folder that `lazydp ingest` made of it, with the same feature spec.
-    """
-
-    kind: Literal["public"]
-    dataset: Path
-
-
-class Sweep(FrozenModel):
-    """What to try.
-
-    Attributes:
-        law: of the number of trials.
-        mean_trials: its mean.
-        metric: what the trials are compared by.
-        score: on what.
-        settings: dotted name of a setting of the training configuration -> values, of which each trial draws one.
-    """
-
-    format_version: Literal[1] = 1
-    law: Law = "poisson"
-    mean_trials: Annotated[float, Field(ge=1, le=10_000)]
-    metric: Metric = "ndcg_at_10"
-    score: Annotated[HeldOut | Public, Field(discriminator="kind")]
-    settings: Annotated[dict[str, Annotated[list[Any], Field(min_length=1)]], Field(min_length=1)]
-
-    @classmethod
-    def load(cls, path: Path) -> Sweep:
-        """Read a YAML file.
-
-        Raises:
-            InputError: it cannot be read or is not valid; one line that names the file and the field.
-        """
-        return read_yaml(path, what="sweep").validated(cls)
 
 
 @dataclass(frozen=True, slots=True)
@@ -157,27 +103,30 @@ def tune(
         if held.identity() is not None:
             raise InputError(f"{out} holds a run: name a folder of its own for the sweep")
         identity = _begin(out, data, config, tuning, resume=resume)
+        if held.root_key() is None and not (out / BEST).is_dir():
+            held.keep_root_key(NoiseKey.generate() if test_key is None else NoiseKey.for_tests(test_key))
         _check_settings(identity, sweep, data)
         if (out / BEST).is_dir():
+            held.destroy_keys()
             return _tuned(out)
-        reserve(
-            ledger,
-            identity,
-            dataset_name=data.spec.name,
-            sources=[data.manifest.source.digest],
-            max_examples_per_user=contribution_bound(data),
-        )
-        trials = _drawn(out, identity, sweep, test_key)
+        root = held.root_key()
+        assert root is not None
+        reserve(ledger, identity, data, key=root.commitment())
+        trials = _drawn(out, identity, sweep, root)
         if not trials:
-            close_without_release(ledger, identity, max_examples_per_user=contribution_bound(data))
+            bound = contribution_bound(data)
+            close_without_release(ledger, identity, max_examples_per_user=bound, key=root.commitment())
             raise PrivacyError(
-                f"sweep {identity.run_id} drew no trial (of mean {sweep.mean_trials:g}, the law {sweep.law} does so "
-                "now and then): there is nothing to release, and its charge stays; start another one in another folder"
+                f"sweep {identity.run_id} drew no trial (with mean {sweep.mean_trials:g}, the {sweep.distribution} "
+                "distribution gives 0 now and then): there is nothing to release, and its charge stays; "
+                "start another one in another folder"
             )
         for number, settings in enumerate(trials, start=1):
             _log.info("[private] trial %d of %d: %s", number, len(trials), settings)
-            _try(out / f"trial-{number:05d}", identity, settings, data, scored_on, ledger, test_key)
+            try_settings(out / f"trial-{number:05d}", identity, settings, data, scored_on, ledger, held)
         _choose(out, identity, len(trials))
+        root.destroy()
+        held.destroy_keys()  # the best trial's folder has it, for the export to show that the run is the sweep's
         return _tuned(out)
 
 
@@ -218,7 +167,7 @@ def _tuning(config: TrainConfig, sweep: Sweep, data: EncodedDataset, scored_on: 
         raise InputError("publish_every: the snapshots of a trial would be releases of their own; leave it out")
     told = json.dumps([config.digest(), sweep.model_dump(mode="json")], sort_keys=True)
     return Tuning(
-        law=sweep.law,
+        law=sweep.distribution,
         mean_trials=sweep.mean_trials,
         metric=sweep.metric,
         score_noise_multiplier=sweep.score.noise_multiplier if isinstance(sweep.score, HeldOut) else None,
@@ -234,34 +183,15 @@ def _check_settings(identity: RunIdentity, sweep: Sweep, data: EncodedDataset) -
         InputError: the message names the setting.
     """
     bound = contribution_bound(data)
-    event = identity.dp_event(bound)
+    event = RunCost.of(identity, bound).of_run()
     for name, values in sweep.settings.items():
         for value in values:
             changed = with_settings(identity.config, {name: value})
-            if name in _FIXED or not changed.private or changed.dp_event(bound) != event:
+            if name in _FIXED or not changed.private or RunCost(changed, bound).of_run() != event:
                 raise InputError(
                     f"settings: {name} is part of the mechanism that is accounted for, and must be the same in every "
                     "trial; set it in the training configuration, and run a sweep for each value that matters"
                 )
-
-
-def with_settings(config: TrainConfig, settings: Mapping[str, Any]) -> TrainConfig:
-    """`config` with settings replaced, each by its dotted name.
-
-    Raises:
-        InputError: an unknown setting, or a value that is not valid.
-    """
-    document = config.model_dump()
-    for name, value in settings.items():
-        node: dict[str, Any] = document
-        *path, last = name.split(".")
-        for part in path:
-            inner = node.get(part)
-            node = inner if isinstance(inner, dict) else {}
-        if last not in node:
-            raise InputError(f"settings: the training configuration has no setting {name!r}")
-        node[last] = value
-    return TrainConfig.parse(document, where="(with the settings of the sweep)")
 
 
 # --- the sweep's folder ----------------------------------------------------------------------------------------
@@ -284,10 +214,7 @@ def _begin(out: Path, data: EncodedDataset, config: TrainConfig, tuning: Tuning,
                 "it was started with, or use another folder"
             )
         return _identity(held["run_id"], data, config, tuning, held["noise_multiplier"], version)
-    if config.noise_multiplier is not None:
-        sigma = config.noise_multiplier
-    else:
-        sigma = _calibrated(config, tuning, contribution_bound(data))
+    sigma = calibrated_noise_multiplier(config, contribution_bound(data), tuning=tuning)
     run_id = f"tune-{uuid.uuid4().hex[:16]}"
     document = {"run_id": run_id, **given, "noise_multiplier": sigma, "trials": None, "best": None}
     write_json(file, document, format_version=_FORMAT_VERSION, mode=PRIVATE_FILE)
@@ -307,24 +234,12 @@ def _identity(
     )
 
 
-def _calibrated(config: TrainConfig, tuning: Tuning, bound: int | None) -> float:
-    """Sigma at which the whole sweep stays within (target_epsilon, target_delta)."""
-    assert config.target_epsilon is not None
-    assert config.target_delta is not None
-    return calibrate_noise_multiplier(
-        target_epsilon=config.target_epsilon,
-        target_delta=config.target_delta,
-        make_event=lambda sigma: tuning.event(config.dp_event(bound, noise_multiplier=sigma)),
-    )
-
-
-def _drawn(out: Path, identity: RunIdentity, sweep: Sweep, test_key: int | None) -> list[dict[str, Any]]:
-    """The settings of every trial: drawn once, and the same ever after."""
+def _drawn(out: Path, identity: RunIdentity, sweep: Sweep, key: NoiseKey) -> list[dict[str, Any]]:
+    """The settings of every trial: drawn once from the sweep's key, and the same ever after."""
     file = out / _SWEEP
     document = read_json(file, format_version=_FORMAT_VERSION, what="sweep")
     if document["trials"] is None:
         assert identity.tuning is not None
-        key = NoiseKey.generate() if test_key is None else NoiseKey.for_tests(test_key)
         high, low = Keystream(key.derive("number of trials"), stream=0).words(2).tolist()
         number = identity.tuning.number_of_trials((high << (UNIFORM_BITS // 2)) | low)
         settings = Keystream(key.derive("settings of trials"), stream=0)
@@ -333,66 +248,8 @@ def _drawn(out: Path, identity: RunIdentity, sweep: Sweep, test_key: int | None)
             for _ in range(number)
         ]
         write_json(file, document, format_version=_FORMAT_VERSION, mode=PRIVATE_FILE)
-        key.destroy()
     found: list[dict[str, Any]] = document["trials"]
     return found
-
-
-def _try(
-    folder: Path,
-    identity: RunIdentity,
-    settings: Mapping[str, Any],
-    data: EncodedDataset,
-    scored_on: EncodedDataset,
-    ledger: str | None,
-    test_key: int | None,
-) -> None:
-    """Train and score one trial, unless that was done before."""
-    if (folder / _SCORE).exists():
-        return
-    number = int(folder.name.rpartition("-")[2])
-    train(
-        dataset=data.path,
-        config=with_settings(identity.config, settings),
-        out=folder,
-        ledger=ledger,
-        resume=True,
-        run_id=identity.run_id,
-        key=None if test_key is None else NoiseKey.for_tests(test_key).derive(f"trial {number}"),
-        tuning=identity.tuning,
-    )
-    write_json(folder / _SCORE, {"score": _score(folder, scored_on)}, format_version=_FORMAT_VERSION, mode=PRIVATE_FILE)
-
-
-def _score(trial: Path, scored_on: EncodedDataset) -> float | None:
-    """The score of a finished trial; None for a model that is not finite, which is never the best.
-
-    The flush happens in memory alone: the checkpoint keeps its pending noise, and export will draw the same.
-    """
-    with RunFolder.locked(trial) as folder:
-        identity, checkpoint = folder.identity(), folder.latest()
-        assert identity is not None
-        assert identity.tuning is not None
-        assert checkpoint is not None
-        key = key_of(checkpoint, folder)
-        engine = build_engine(scored_on.spec, identity, key)
-        engine.load_state_dict(checkpoint.state)
-        engine.flush()
-        try:
-            tables = engine.table_weights()
-        except NonFiniteError:
-            return None
-        scores = user_scores(scored_on, model=engine.model, tables=tables, metric=identity.tuning.metric)
-        sigma = identity.tuning.score_noise_multiplier
-        if sigma is None:
-            return float(scores.mean())
-        return float(scores.sum()) + sigma * _standard_normal(key.derive("score"))
-
-
-def _standard_normal(key: NoiseKey) -> float:
-    drawn = torch.empty(1, 1)
-    ops.normal_(drawn, key.tensor(), table=0, first_row=0, step=0)
-    return float(drawn)
 
 
 def _choose(out: Path, identity: RunIdentity, trials: int) -> None:
@@ -405,8 +262,7 @@ def _choose(out: Path, identity: RunIdentity, trials: int) -> None:
     if document["best"] is None:
         scores = {}
         for number in range(1, trials + 1):
-            file = out / f"trial-{number:05d}" / _SCORE
-            scores[number] = read_json(file, format_version=_FORMAT_VERSION, what="score")["score"]
+            scores[number] = score_of(out / f"trial-{number:05d}")
         finite = {number: score for number, score in scores.items() if score is not None and math.isfinite(score)}
         if not finite:
             raise PrivacyError(

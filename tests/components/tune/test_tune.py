@@ -24,14 +24,17 @@ from lazydp.components.ingest.dataset import EncodedDataset
 from lazydp.components.ingest.ingest import ingest
 from lazydp.components.shared.errors import BudgetExceededError, InputError, PrivacyError
 from lazydp.components.train.config import TrainConfig
+from lazydp.components.train.run.costs import RunCost
 from lazydp.components.train.run.folder import RunFolder
 from lazydp.components.train.run.train import train
-from lazydp.components.tune import tune as module
-from lazydp.components.tune.tune import Sweep, tune, with_settings
+from lazydp.components.tune import trials
+from lazydp.components.tune import tune as sweeps
+from lazydp.components.tune.sweep import Sweep, with_settings
+from lazydp.components.tune.tune import tune
 
 RATES = [0.001, 0.5, 2.0]
 SWEEP: dict[str, Any] = {
-    "law": "geometric",
+    "distribution": "geometric",
     "mean_trials": 2.0,
     "metric": "auc",
     "score": {"kind": "held_out", "noise_multiplier": 5.0},
@@ -45,6 +48,13 @@ class Killed(BaseException):
 
 def sweep(**changes: Any) -> Sweep:
     return Sweep.model_validate({**SWEEP, **changes})
+
+
+def test_a_sweep_file_of_the_first_version_is_read() -> None:
+    before = {("law" if name == "distribution" else name): value for name, value in SWEEP.items()}
+    assert Sweep.model_validate(before) == sweep()
+    with pytest.raises(ValueError, match="law"):
+        Sweep.model_validate({**SWEEP, "law": "poisson"})  # both at once
 
 
 @pytest.fixture
@@ -73,12 +83,12 @@ def statuses(tiny: Any) -> list[tuple[str, str]]:
 # --- the mechanism ---------------------------------------------------------------------------------------------
 
 
-def law(name: str, mean: float) -> Tuning:
+def tuning_of(name: str, mean: float) -> Tuning:
     return Tuning(law=name, mean_trials=mean, metric="auc", score_noise_multiplier=1.0, digest="")
 
 
 def probabilities(name: str, mean: float) -> dict[int, float]:
-    """The laws as the paper writes them, from gammas found on a grid."""
+    """The distributions as the paper writes them, from gammas found on a grid."""
     if name == "poisson":
         return {k: math.exp(k * math.log(mean) - mean - math.lgamma(k + 1)) for k in range(60)}
     if name == "geometric":
@@ -89,7 +99,7 @@ def probabilities(name: str, mean: float) -> dict[int, float]:
 
 
 @pytest.mark.parametrize("name", ["poisson", "geometric", "logarithmic"])
-def test_the_number_of_trials_has_its_law(name: str) -> None:
+def test_the_number_of_trials_has_its_distribution(name: str) -> None:
     """By its distribution function: inverting at every step of it gives the next number, and not before."""
     below = 0.0
     mean = 3.5
@@ -97,33 +107,36 @@ def test_the_number_of_trials_has_its_law(name: str) -> None:
         if weight < 1e-3:
             break
         just_in, just_out = below + 0.01 * weight, below + 0.99 * weight
-        assert law(name, mean).number_of_trials(int(just_in * 2**128)) == k
-        assert law(name, mean).number_of_trials(int(just_out * 2**128)) == k
+        assert tuning_of(name, mean).number_of_trials(int(just_in * 2**128)) == k
+        assert tuning_of(name, mean).number_of_trials(int(just_out * 2**128)) == k
         below += weight
-    assert law(name, mean).number_of_trials(0) == (0 if name == "poisson" else 1)
-    assert 10 < law(name, mean).number_of_trials(2**128 - 1) < 1000
+    assert tuning_of(name, mean).number_of_trials(0) == (0 if name == "poisson" else 1)
+    assert 10 < tuning_of(name, mean).number_of_trials(2**128 - 1) < 1000
 
 
 def test_the_mean_is_the_one_accounted_for() -> None:
     dice = random.Random(3)
-    drawn = [law("geometric", 6.0).number_of_trials(dice.getrandbits(128)) for _ in range(4000)]
+    drawn = [tuning_of("geometric", 6.0).number_of_trials(dice.getrandbits(128)) for _ in range(4000)]
     assert np.mean(drawn) == pytest.approx(6.0, abs=4 * math.sqrt(30 / 4000))
 
 
 def test_what_a_sweep_costs() -> None:
-    training = TrainConfig.parse(
-        {
-            "model": {"kind": "two_tower"},
-            "sampling_prob": 0.01,
-            "expected_batch_size": 10,
-            "steps": 100,
-            "noise_multiplier": 1.0,
-            "target_delta": 1e-5,
-        },
-        where="test",
-    ).dp_event(None)
-    noised = law("poisson", 8).event(training)
-    public = law("poisson", 8).model_copy(update={"score_noise_multiplier": None}).event(training)
+    training = RunCost(
+        TrainConfig.parse(
+            {
+                "model": {"kind": "two_tower"},
+                "sampling_prob": 0.01,
+                "expected_batch_size": 10,
+                "steps": 100,
+                "noise_multiplier": 1.0,
+                "target_delta": 1e-5,
+            },
+            where="test",
+        ),
+        None,
+    ).of_run()
+    noised = tuning_of("poisson", 8).event(training)
+    public = tuning_of("poisson", 8).model_copy(update={"score_noise_multiplier": None}).event(training)
     one = epsilon(training, delta=1e-5)
     # More than one training, far less than the eight it may be; and the score's noise has its price.
     assert one < epsilon(public, delta=1e-5) < epsilon(noised, delta=1e-5)
@@ -191,20 +204,20 @@ def test_scores_are_noised_as_accounted(tiny: Any, monkeypatch: pytest.MonkeyPat
     tune(**given(tiny))
     best = tiny.folder / "sweep" / "best"
     data = EncodedDataset.open(tiny.dataset)
-    monkeypatch.setattr(module, "_standard_normal", lambda key: 0.0)
-    exact = module._score(best, data)
-    monkeypatch.setattr(module, "_standard_normal", lambda key: 1.0)
-    shifted = module._score(best, data)
+    monkeypatch.setattr(trials, "_standard_normal", lambda key: 0.0)
+    exact = trials._score(best, data)
+    monkeypatch.setattr(trials, "_standard_normal", lambda key: 1.0)
+    shifted = trials._score(best, data)
     monkeypatch.undo()
     assert exact is not None
     assert shifted == pytest.approx(exact + 5.0)
-    assert module._score(best, data) == module._score(best, data) != exact
+    assert trials._score(best, data) == trials._score(best, data) != exact
 
 
 def test_the_normal_of_a_score_is_one() -> None:
     from lazydp.kernels.noise_key import NoiseKey
 
-    drawn = np.array([module._standard_normal(NoiseKey.for_tests(seed).derive("score")) for seed in range(2000)])
+    drawn = np.array([trials._standard_normal(NoiseKey.for_tests(seed).derive("score")) for seed in range(2000)])
     assert abs(drawn.mean()) < 4 / math.sqrt(2000)
     assert abs(drawn.std() - 1) < 4 / math.sqrt(4000)
 
@@ -226,7 +239,7 @@ def test_a_sweep_leaves_one_run_that_export_releases(tiny: Any) -> None:
     assert manifest.lineage.run_id == found.run_id
     statement = Bundle.open(tiny.folder / "bundle").statement
     assert statement.tuning is not None
-    expected = statement.tuning.event(tiny.config(steps=4).dp_event(20))
+    expected = statement.tuning.event(RunCost(tiny.config(steps=4), 20).of_run())
     assert statement.epsilon == epsilon(expected, delta=1e-5)
     assert statement.accountant == "rdp"
     assert not any("hyper-parameters" in line for line in statement.not_covered)
@@ -259,7 +272,7 @@ def test_public_data_scores_without_noise_and_without_cost(tiny: Any, tmp_path: 
     assert statement.tuning.score_noise_multiplier is None
     assert any("on which the trials of the sweep were scored" in line for line in statement.assumed_public)
     with_noise = statement.tuning.model_copy(update={"score_noise_multiplier": 5.0})
-    training = tiny.config(steps=4).dp_event(20)
+    training = RunCost(tiny.config(steps=4), 20).of_run()
     assert statement.epsilon == epsilon(statement.tuning.event(training), delta=1e-5)
     assert statement.epsilon < epsilon(with_noise.event(training), delta=1e-5)
 
@@ -274,7 +287,7 @@ def test_nothing_is_drawn_before_the_budget_is_reserved(tiny: Any) -> None:
 @pytest.mark.usefixtures("three")
 def test_a_trial_of_its_own_is_never_released(tiny: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     url = tiny.ledger()
-    monkeypatch.setattr(module, "_choose", lambda *arguments: (_ for _ in ()).throw(Killed))
+    monkeypatch.setattr(sweeps, "_choose", lambda *arguments: (_ for _ in ()).throw(Killed))
     with pytest.raises(Killed):
         tune(**given(tiny))
     trial = tiny.folder / "sweep" / "trial-00001"
@@ -295,8 +308,8 @@ def test_a_killed_sweep_goes_on_with_what_it_drew(moment: str, tiny: Any, monkey
     owner, name, at = {
         "first trial": (Engine, "step", 2),
         "second trial": (Engine, "step", 6),
-        "score": (module, "user_scores", 2),
-        "choice": (module, "_choose", 1),
+        "score": (trials, "user_scores", 2),
+        "choice": (sweeps, "_choose", 1),
         "erase": (RunFolder, "erase", 2),
         "rename": (Path, "rename", 10**9),
     }[moment]
@@ -328,7 +341,7 @@ def test_a_sweep_without_a_trial_is_charged_all_the_same(tiny: Any, monkeypatch:
     tiny.ledger()
     monkeypatch.setattr(Tuning, "number_of_trials", lambda self, uniform: 0)
     with pytest.raises(PrivacyError, match="drew no trial"):
-        tune(**given(tiny, sweep=sweep(law="poisson")))
+        tune(**given(tiny, sweep=sweep(distribution="poisson")))
     assert statuses(tiny) == [("tuning", "committed")]
 
 
@@ -337,7 +350,7 @@ def test_the_best_is_kept(tiny: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     """Whatever its place; a model that is not finite never is, and a sweep of such alone releases nothing."""
     tiny.ledger()
     scores: list[float | None] = []
-    monkeypatch.setattr(module, "_score", lambda trial, data: scores[int(trial.name[-1]) - 1])
+    monkeypatch.setattr(trials, "_score", lambda trial, data: scores[int(trial.name[-1]) - 1])
     for number, (given_scores, best) in enumerate(
         [([3.0, 1.0, 2.0], 1), ([1.0, None, 2.0], 3), ([None, -5.0, None], 2)]
     ):
