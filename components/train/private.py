@@ -110,6 +110,7 @@ def make_private(
             noise_scale=privacy.noise_scale("embeddings"),
             key=key,
             noise=noise,
+            bound=privacy.bound("embeddings"),
         ),
         dense=DenseLayers(model, optimizer=dense, noise_scale=privacy.noise_scale("dense"), key=key, noise=noise),
         privacy=privacy,
@@ -312,7 +313,7 @@ class PrivateTrainer:
         for layer in self._rows:
             layer.read = self._read
         try:
-            with Capture(self._layers, self._placement.device) as capture:
+            with Capture(self._layers, self._placement.device, self.dense.sums) as capture:
                 losses = losses_of()
                 if losses.dim() != 1:
                     raise InputError(f"expected one loss an example, [B], found {list(losses.shape)}: no reduction")
