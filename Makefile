@@ -73,8 +73,9 @@ bench: setup ## The figures of docs/benchmarks.md.
 	$(BIN)/lazydp bench flush
 	$(BIN)/lazydp bench step
 
-docs: setup ## docs/cli.md from the commands.
+docs: setup ## docs/cli.md from the commands, and the site (build/site) with warnings as errors.
 	$(BIN)/python docs/generate_cli.py
+	$(BIN)/python docs/build_site.py
 
 clean: ## Remove what was built (the environment too).
 	rm -rf $(VENV) .stamps build out *.egg-info kernels/*.so

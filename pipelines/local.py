@@ -16,6 +16,7 @@ from kfp import dsl, local
 from rich.console import Console
 
 from lazydp.components.shared.errors import LazyDPError
+from lazydp.components.shared.files import require_local
 
 _STARTED = re.compile(r"Executing task .*'(?P<task>[\w-]+)'")
 _FINISHED = re.compile(r"Task .*'(?P<task>[\w-]+)'.* finished with status \S*?(?P<status>SUCCESS|FAILURE)")
@@ -77,6 +78,7 @@ def run_locally(
     Raises:
         PipelineFailedError: a component failed; the message is what the component said.
     """
+    require_local(folder)
     folder.mkdir(parents=True, exist_ok=True)
     # The artifacts hold the private dataset and checkpoints.
     folder.chmod(0o700)

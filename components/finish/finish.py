@@ -7,8 +7,9 @@ import shutil
 from pathlib import Path
 from typing import Literal
 
-from lazydp.components.budget.ledger.ledger import Ledger, operator
+from lazydp.components.budget.ledger.ledger import Ledger
 from lazydp.components.budget.ledger.state import Run
+from lazydp.components.budget.ledger.writing import operator
 from lazydp.components.shared.errors import InputError
 from lazydp.components.train.run.folder import RunFolder
 

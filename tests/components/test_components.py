@@ -125,7 +125,9 @@ def test_ingest_takes_its_spec_as_text_and_several_inputs(cluster: Cluster) -> N
     assert again.metadata == cluster.dataset.metadata
     with pytest.raises(InputError):
         ingest.python_func(
-            input_uri=f"{interactions}, {folder / 'none.parquet'}", spec=str(folder / "spec.yaml"), dataset=again
+            input_uri=json.dumps([interactions, str(folder / "none.parquet")]),
+            spec=str(folder / "spec.yaml"),
+            dataset=again,
         )
 
 

@@ -26,6 +26,7 @@ from lazydp.components.shared.files import (
     PRIVATE_DIRECTORY,
     PRIVATE_FILE,
     read_json,
+    require_local,
     write_bytes,
     write_json,
 )
@@ -69,6 +70,7 @@ class RunFolder:
             InputError: there is none (and not `create`), or another process holds it.
         """
         if create:
+            require_local(path)
             path.mkdir(parents=True, exist_ok=True, mode=PRIVATE_DIRECTORY)
         if not path.is_dir():
             raise InputError(f"no run at {path}: give the folder that `lazydp train --out` wrote")
