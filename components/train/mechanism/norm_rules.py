@@ -14,10 +14,13 @@ import functools
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
+from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
+
+from lazydp.components.shared.errors import InputError
 
 _CHUNK_BYTES = 1 << 24
 
@@ -34,7 +37,13 @@ class NormRule(ABC):
     `inputs` and `grads`, the layer's input and output gradient, [B, P, ...] where P counts the positions of an
     example that the layer saw (1, or the candidates, or several calls). Where users are clipped, `sq_norms` is
     called with a user's examples as the positions of one example: its norms have to be those of sums over positions.
+
+    Attributes:
+        parameters: names of the layer's own parameters that the rule gives norms for. A layer with another trained
+            parameter is refused.
     """
+
+    parameters: ClassVar[tuple[str, ...]]
 
     double_sums = False
     """Whether `add_weighted` can add to float64 tensors, in float64: where an example has several positions."""
@@ -57,6 +66,7 @@ class LinearRule(NormRule):
     itself, formed in small chunks of examples, where that is cheaper.
     """
 
+    parameters = ("weight", "bias")
     double_sums = True
 
     def sq_norms(self, layer: nn.Module, names: Sequence[str], inputs: Tensor, grads: Tensor) -> Tensor:
@@ -192,6 +202,7 @@ def _norms(rows: Tensor) -> Tensor:
 class LayerNormRule(NormRule):
     """`nn.LayerNorm`: its parameters are as small as its output, so their per-example gradients are formed."""
 
+    parameters = ("weight", "bias")
     double_sums = True
 
     def sq_norms(self, layer: nn.Module, names: Sequence[str], inputs: Tensor, grads: Tensor) -> Tensor:
@@ -224,7 +235,16 @@ _rules: dict[type[nn.Module], NormRule] = {nn.Linear: LinearRule(), nn.LayerNorm
 
 
 def register_rule(layer_type: type[nn.Module], rule: NormRule) -> None:
-    """Let layers of exactly `layer_type` (not its subclasses: they may compute something else) be trained privately."""
+    """Let layers of exactly `layer_type` (not its subclasses: they may compute something else) be trained privately.
+
+    Raises:
+        InputError: the rule does not state the names of the parameters that it gives norms for.
+    """
+    if not getattr(rule, "parameters", ()):
+        raise InputError(
+            f"{type(rule).__name__} does not state its `parameters`: name those of {layer_type.__name__} that it gives "
+            'norms for, such as parameters = ("weight", "bias")'
+        )
     _rules[layer_type] = rule
 
 
