@@ -20,25 +20,32 @@ help: ## This list.
 
 setup: .stamps/installed .stamps/extension ## Virtual environment, dependencies, extension; instant when done.
 
+# Runs a command that nobody reads unless it fails: then all that it printed is shown.
+define quietly
+@mkdir -p .stamps
+@echo "$(1)"
+@{ $(2); } > .stamps/log 2>&1 || { status=$$?; cat .stamps/log; exit $$status; }
+endef
+PIP := $(BIN)/pip install --disable-pip-version-check -c constraints.txt
+
 $(VENV)/pyvenv.cfg:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
 	  { echo "lazydp needs Python 3.11 or newer; found $$($(PYTHON) --version). Set PYTHON=/path/to/python3.11"; exit 1; }
-	$(PYTHON) -m venv $(VENV)
+	@$(PYTHON) -m venv $(VENV)
 
 .stamps/installed: $(VENV)/pyvenv.cfg pyproject.toml constraints.txt
-	@mkdir -p .stamps
-	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt "setuptools>=77" wheel ninja "$(TORCH)"
-	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt --no-build-isolation -e ".[$(EXTRAS)]"
+	$(call quietly,installing the dependencies (some minutes the first time),$(PIP) "setuptools>=77" wheel ninja "$(TORCH)")
+	$(call quietly,installing lazydp,$(PIP) --no-build-isolation -e ".[$(EXTRAS)]")
 	@touch $@
 
 # The extension lies beside its sources (editable install), so a changed source needs no reinstall.
 .stamps/extension: .stamps/installed setup.py $(CSRC)
-	$(BIN)/python setup.py --quiet build_ext --inplace
+	$(call quietly,building the extension,$(BIN)/python setup.py --quiet build_ext --inplace)
 	@touch $@
 
 run: setup ## The whole pipeline on the built-in sample, then ask the service.
-	rm -rf out/sample
-	$(BIN)/lazydp pipeline run --sample --out out/sample --ask
+	@rm -rf out/sample
+	@$(BIN)/lazydp pipeline run --sample --out out/sample --ask
 
 lint: setup ## ruff: rules and formatting.
 	$(BIN)/ruff check .
