@@ -24,7 +24,9 @@ from lazydp.components.shared.files import require_local
 _STARTED = re.compile(r"Executing task .*'(?P<task>[\w-]+)'")
 _FINISHED = re.compile(r"Task .*'(?P<task>[\w-]+)'.* finished with status \S*?(?P<status>SUCCESS|FAILURE)")
 # What our own code says inside a component: its log lines, and the line in which it refuses something.
-_OURS = re.compile(r"lazydp\.components\.shared\.errors\.\w+Error: (?P<error>.*)|(?P<line>lazydp[\w.]*: .*)")
+_OURS = re.compile(
+    r"lazydp\.components\.shared\.errors\.\w+Error: (?P<error>.*)|(?:(?P<level>[A-Z]+) )?(?P<line>lazydp[\w.]*: .*)"
+)
 
 
 class PipelineFailedError(LazyDPError):
@@ -80,7 +82,7 @@ class _Watcher(io.TextIOBase):
         elif found := _OURS.search(line):
             if found["error"]:
                 self.error = found["error"]
-            elif line.startswith(("WARNING", "ERROR")):
+            elif found["level"] in {"WARNING", "ERROR"}:
                 self._console.print(found["line"], style="yellow", highlight=False, markup=False, soft_wrap=True)
             else:
                 self._show_underway(found["line"].partition(": ")[2])

@@ -71,7 +71,7 @@ def test_whole_run_then_a_run_over_budget(sample: Path, tmp_path: Path, capfd: p
     assert "lazydp." not in shown.out, "log records stay in the log"
     assert shown.out.count("{") == 0, "JSON stays in files"
     order = ["✓ ingest", "✓ evaluate", "model with privacy", "model without privacy", "popularity", "per person"]
-    order += ["per example", "budget", "Recommendations for user", "Next", "lazydp serve --bundle", "answers.json"]
+    order += ["per example", "  budget  ", "Recommendations for user", "Next", "lazydp serve --bundle", "answers.json"]
     found = [shown.out.index(expected) for expected in order]
     assert found == sorted(found), shown.out
     titles = re.findall(r"^ +[1-5]  +(\w.*\w)  +\S+  +-?\d\.\d{4}", shown.out, flags=re.M)
