@@ -51,8 +51,9 @@ lint: setup ## ruff: rules and formatting.
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 
-typecheck: setup ## mypy, strict.
+typecheck: setup ## mypy, strict: the package and its tests.
 	$(BIN)/mypy -p lazydp
+	$(BIN)/mypy tests
 
 cuda: ## Compile the CUDA sources for sm_80, sm_90 and sm_100 with warnings as errors (no GPU needed).
 	@if [ -n "$(NVCC)" ]; then NVCC="$(NVCC)" kernels/csrc/cuda/compile.sh; \

@@ -172,12 +172,12 @@ def test_somebody_chooses_another_model(tab: Any, client: httpx.Client) -> None:
 
 def test_what_is_wrong_is_said_in_html_to_a_person_and_in_json_to_a_program(client: httpx.Client) -> None:
     for method, model in (("GET", {"params": {"model": "other"}}), ("POST", {"data": {"model": "other"}})):
-        page = client.request(method, "/", headers={"accept": "text/html,*/*"}, **model)
+        page = client.request(method, "/", headers={"accept": "text/html,*/*"}, **model)  # type: ignore[arg-type]
         assert page.status_code == 404
         assert page.headers["content-type"].startswith("text/html")
         assert "no such model is served" in page.text
         assert "default-src 'none'" in page.headers["content-security-policy"]
-        program = client.request(method, "/", **model)
+        program = client.request(method, "/", **model)  # type: ignore[arg-type]
         assert program.headers["content-type"] == "application/problem+json"
     for wrong in ("0", "-1", "many", "101000", "9" * 5000):
         page = client.post("/", data={"user_id": "7", "k": wrong}, headers={"accept": "text/html"})
