@@ -29,6 +29,10 @@ Group = Literal["dense", "embeddings"]
 """A group of parameters."""
 GROUPS: tuple[Group, ...] = ("dense", "embeddings")
 
+SMALLEST_NORM = 1e-9
+"""The least clipping norm. Squares of float32 vanish below 1e-38, so that norms may miss coordinates below 1e-19: of
+10^12 of them at most 1e-13, a ten-thousandth of this."""
+
 UserGradient = Literal["sum", "mean"]
 """What is clipped where users are sampled: the sum, or the mean, of the gradients of the user's examples."""
 
@@ -38,7 +42,7 @@ class GroupNorms:
     """C for each group of parameters.
 
     Raises:
-        InputError: a norm that is not finite and above 0.
+        InputError: a norm that is not finite, or below 1e-9.
     """
 
     dense: float
@@ -46,8 +50,11 @@ class GroupNorms:
 
     def __post_init__(self) -> None:
         for group in GROUPS:
-            if not 0.0 < self.of(group) < math.inf:
-                raise InputError(f"max_grad_norm of {group} must be finite and above 0, found {self.of(group)}")
+            if not SMALLEST_NORM <= self.of(group) < math.inf:
+                raise InputError(
+                    f"max_grad_norm of {group} must be finite and at least {SMALLEST_NORM:g}, found {self.of(group)}: "
+                    "multiply the losses by a constant instead"
+                )
 
     def of(self, group: Group) -> float:
         """C of one group."""
@@ -60,7 +67,7 @@ class PrivacyParameters:
 
     Attributes:
         noise_multiplier: sigma, >= 0; 0 gives no privacy and exists for tests.
-        max_grad_norm: C > 0, or one for each group; infinity (no clipping) only with noise_multiplier 0.
+        max_grad_norm: C >= 1e-9, or one for each group; infinity (no clipping) only with noise_multiplier 0.
         expected_batch_size: b > 0, the fixed divisor, in privacy units; never the number that a step happened to draw.
         user_gradient: None where each example is clipped; else what is clipped of each user.
 
@@ -77,8 +84,11 @@ class PrivacyParameters:
         if not 0.0 <= self.noise_multiplier < math.inf:
             raise InputError(f"noise_multiplier must be finite and at least 0, found {self.noise_multiplier}")
         if not isinstance(self.max_grad_norm, GroupNorms):
-            if not self.max_grad_norm > 0.0:
-                raise InputError(f"max_grad_norm must be above 0, found {self.max_grad_norm}")
+            if not self.max_grad_norm >= SMALLEST_NORM:
+                raise InputError(
+                    f"max_grad_norm must be at least {SMALLEST_NORM:g}, found {self.max_grad_norm}: smaller gradients "
+                    "vanish in float32; multiply the losses by a constant instead"
+                )
             if self.noise_multiplier and math.isinf(self.max_grad_norm):
                 raise InputError("noise without clipping protects nobody: give a finite max_grad_norm")
         if not 0.0 < self.expected_batch_size < math.inf:

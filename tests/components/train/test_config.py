@@ -40,7 +40,7 @@ def parse(**changes: Any) -> TrainConfig:
         ({"max_grad_norm": {"dense": 1.0}}, "max_grad_norm.embeddings: the field is missing"),
         (
             {"max_grad_norm": {"dense": 0, "embeddings": 1}},
-            "max_grad_norm.dense: Input should be greater than 0, found 0",
+            "max_grad_norm.dense: Input should be greater than or equal to 0.000000001, found 0",
         ),
         ({"max_grad_norm": {"dense": 1, "embeddings": 1, "bias": 1}}, "max_grad_norm.bias: there is no such field"),
         ({"popularity": {}}, "popularity.noise_multiplier: the field is missing"),
@@ -181,6 +181,13 @@ def test_the_noise_multiplier_is_calibrated_to_the_target() -> None:
     assert epsilon(RunCost(config, 1, sigma).of_run(), delta=1e-5) == pytest.approx(2.0, rel=0.02)
     assert epsilon(RunCost(config, 1, sigma).of_run(), delta=1e-5) <= 2.0
     assert calibrated_noise_multiplier(parse(), 1) == 1.0
+
+
+def test_a_norm_below_the_least_is_refused() -> None:
+    for norms, field in ((1e-10, "max_grad_norm"), ({"dense": 1.0, "embeddings": 1e-10}, "max_grad_norm.embeddings")):
+        with pytest.raises(InputError, match=rf"{field}: .*greater than or equal to 0.000000001"):
+            parse(max_grad_norm=norms)
+    assert parse(max_grad_norm=1e-9).max_grad_norm == 1e-9
 
 
 def test_the_mechanism_follows_from_the_settings() -> None:
