@@ -64,7 +64,7 @@ system: ## Debian packages that some tests need (browser, PostgreSQL), where the
 	@./.ci/system-packages
 
 test: setup system lint typecheck cuda ## Everything that must hold.
-	$(BIN)/pytest -n 2 --dist loadfile $(PYTEST_ARGS)
+	$(BIN)/pytest -n 2 --dist loadfile --no-loadscope-reorder --durations 20 --durations-min 1 $(PYTEST_ARGS)
 
 test-slow: setup system ## The heavy suite: many kills, many processes, large tables.
 	$(BIN)/pytest -m slow --timeout 3600 $(PYTEST_ARGS)
