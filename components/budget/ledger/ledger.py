@@ -7,6 +7,7 @@ from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, Any
 
 from lazydp.components.budget.accounting.limits import SMALLEST_DELTA
+from lazydp.components.budget.ledger.memory import HeadMemory
 from lazydp.components.budget.ledger.reader import LedgerReader
 from lazydp.components.budget.ledger.rules import (
     check_admitted,
@@ -22,9 +23,11 @@ from lazydp.components.budget.ledger.rules import (
     epsilon_alone,
     is_recorded,
 )
+from lazydp.components.budget.ledger.secret import LedgerSecret
 from lazydp.components.budget.ledger.state import Dataset, LedgerState
 from lazydp.components.budget.ledger.views import Commitment, DatasetBudget, Reservation, budget_of, reservation_of
-from lazydp.components.budget.ledger.writing import add
+from lazydp.components.budget.ledger.writing import add, checked_state, own_secret
+from lazydp.components.budget.storage.entries import head_of
 from lazydp.components.shared.errors import InputError, PrivacyError
 from lazydp.components.shared.version import code_version as this_code_version
 
@@ -37,6 +40,25 @@ PRIVACY_UNITS = ("example", "user")
 
 class Ledger(LedgerReader):
     """An open ledger; a context manager. Not to be shared between threads while writing."""
+
+    def secret(self) -> LedgerSecret:
+        """The ledger's secret, made where it never had one.
+
+        Raises:
+            InputError: there is none, and none can be made.
+        """
+        return own_secret(self._storage)
+
+    def remember(self) -> str:
+        """Accept the ledger as it is, and remember where it ends; returns the head. For whoever verified it.
+
+        Raises:
+            InputError: the ledger has no secret.
+        """
+        entries = self._storage.read()
+        last = entries[-1] if entries else None
+        HeadMemory.of(self.url, LedgerSecret.of(self.url)).confirm(last)
+        return head_of(last)
 
     # --- datasets and budgets --------------------------------------------------------------------------------
 
@@ -267,7 +289,7 @@ class Ledger(LedgerReader):
         """
         from lazydp.components.budget.accounting.events import event_to_json  # noqa: PLC0415 - scipy is slow to import
 
-        state = self.state()
+        state = checked_state(self._storage, self._storage.read())
         run = state.runs.get(run_id)
         if run is None or run.status != "reserved":
             found = "none" if run is None else f"one that was {run.status}"
