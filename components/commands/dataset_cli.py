@@ -12,17 +12,17 @@ def command() -> None:
     """Look into an encoded dataset. Everything shown is private."""
 
 
-@command.command(name="show", epilog="Example: lazydp dataset show out/dataset --html card.html")
+@command.command(name="show", epilog="Example: lazydp dataset show out/dataset --html profile.html")
 @click.argument("dataset", type=click.Path(path_type=Path))
-@click.option("--html", "page", type=click.Path(path_type=Path, dir_okay=False), help="Write the card as a page, too.")
+@click.option("--html", "page", type=click.Path(path_type=Path, dir_okay=False), help="Write it as a page, too.")
 def show(dataset: Path, page: Path | None) -> None:
-    """Show a private data card: counts, rows left out, sparsity, popularity, and what other bounds would keep."""
-    from lazydp.components.ingest.data_card import as_html, as_text, data_card
+    """Show a private profile: counts, rows left out, sparsity, popularity, and what other bounds would keep."""
     from lazydp.components.ingest.dataset import EncodedDataset
+    from lazydp.components.ingest.profile import as_html, as_text, profile
     from lazydp.components.shared.files import PRIVATE_FILE, write_bytes
 
     data = EncodedDataset.open(dataset, verify=False)
-    sections = data_card(data)
+    sections = profile(data)
     click.echo(as_text(sections, name=data.spec.name))
     if page is not None:
         write_bytes(page, as_html(sections, name=data.spec.name).encode(), mode=PRIVATE_FILE)

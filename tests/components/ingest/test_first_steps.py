@@ -1,4 +1,4 @@
-"""From a log and a catalogue never seen before to a dataset and its card, without a line of YAML by hand."""
+"""From a log and a catalogue never seen before to a dataset and its profile, without a line of YAML by hand."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def run(command: object, *arguments: str) -> Result:
     return CliRunner().invoke(command, [str(argument) for argument in arguments])  # type: ignore[arg-type]
 
 
-def test_from_two_csv_files_to_a_card(folder: Path) -> None:
+def test_from_two_csv_files_to_a_profile(folder: Path) -> None:
     sizes = ["--users", "20", "--interactions", "100"]
     made = run(init, "--input", "clicks.csv", "--items", "products.csv", *sizes)
     assert made.exit_code == 0, made.output
@@ -62,15 +62,15 @@ def test_from_two_csv_files_to_a_card(folder: Path) -> None:
     assert run(ingest, *common).exit_code == 2  # neither --out nor --check
     assert run(ingest, *common, "--out", "data").exit_code == 0
 
-    shown = run(dataset_command, "show", "data", "--html", "card.html")
+    shown = run(dataset_command, "show", "data", "--html", "profile.html")
     assert shown.exit_code == 0, shown.output
     counts = EncodedDataset.open(folder / "data").manifest.counts
     assert f"{counts.train:,}" in shown.output
     assert "private" in shown.output.splitlines()[0]
-    page = (folder / "card.html").read_text()
-    assert "private" in html.unescape(page)
+    page = (folder / "profile.html").read_text()
+    assert "Private" in html.unescape(page)
     assert "http" not in page
-    assert (folder / "card.html").stat().st_mode & 0o077 == 0
+    assert (folder / "profile.html").stat().st_mode & 0o077 == 0
 
 
 def test_what_is_there_is_kept(folder: Path) -> None:
@@ -131,7 +131,7 @@ def test_configurations_are_valid_at_every_size(folder: Path, users: int, unit: 
     assert yaml.safe_load((folder / "spec.yaml").read_text())["max_examples_per_user"] == 32
 
 
-def test_the_card_says_what_other_bounds_keep(folder: Path) -> None:
+def test_the_profile_says_what_other_bounds_keep(folder: Path) -> None:
     spec = "name: a\nlabel: {kind: implicit}\nuser: {column: u, embed: false}\nsplit: {kind: none}\n"
     spec += "item: {column: i, vocabulary: {kind: integer, size: 4}}\nmax_examples_per_user: 2\n"
     (folder / "s.yaml").write_text(spec)

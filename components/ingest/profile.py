@@ -1,15 +1,14 @@
-"""A data card: what a dataset holds, for its owner. Every figure is computed from private rows and is private."""
+"""A profile of a dataset, from its rows: for its owner, and private as they are. The card of a task is in `card`."""
 
 from __future__ import annotations
 
-import html
 from collections.abc import Iterator
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
 from lazydp.components.ingest.dataset import EncodedDataset
+from lazydp.components.shared.page import Facts, page
 
 NOTICE = "private: computed from private rows without noise; for the data's owner, not to be published"
 _BOUNDS = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024)
@@ -19,50 +18,26 @@ _KEEP = 0.9
 _OVER_BOUND = "over_max_examples_per_user"
 
 
-@dataclass(frozen=True, slots=True)
-class Section:
-    """A heading and rows of (what, figure)."""
-
-    heading: str
-    rows: tuple[tuple[str, str], ...]
-
-
-def data_card(data: EncodedDataset) -> list[Section]:
-    """The sections of a dataset's card."""
+def profile(data: EncodedDataset) -> list[Facts]:
+    """What the dataset holds, by heading."""
     return [section for section in (_counts(data), _rejected(data), _users(data), _items(data)) if section.rows]
 
 
-def as_text(sections: list[Section], *, name: str) -> str:
-    """The card for a terminal."""
+def as_text(sections: list[Facts], *, name: str) -> str:
+    """The profile for a terminal."""
     lines = [f"{name}: {NOTICE}"]
     for section in sections:
-        lines += ["", section.heading]
+        lines += ["", section.title]
         lines += [f"  {what:46} {figure:>14}" for what, figure in section.rows]
     return "\n".join(lines)
 
 
-def as_html(sections: list[Section], *, name: str) -> str:
-    """The card as one page without anything from elsewhere."""
-
-    def rows(section: Section) -> str:
-        cells = (
-            f"<tr><td>{html.escape(what)}</td><td>{html.escape(figure)}</td></tr>" for what, figure in section.rows
-        )
-        return f"<h2>{html.escape(section.heading)}</h2><table>{''.join(cells)}</table>"
-
-    style = (
-        "body{font:16px/1.5 system-ui,sans-serif;max-width:46rem;margin:2rem auto;padding:0 1rem}"
-        "table{border-collapse:collapse;width:100%}td{padding:.2rem .5rem;border-bottom:1px solid #ddd}"
-        "td+td{text-align:right;font-variant-numeric:tabular-nums}.notice{color:#a00}"
-    )
-    title = html.escape(name)
-    return (
-        f'<!doctype html><html lang="en"><meta charset="utf-8"><title>{title}</title><style>{style}</style>'
-        f'<h1>{title}</h1><p class="notice">{html.escape(NOTICE)}</p>{"".join(map(rows, sections))}</html>\n'
-    )
+def as_html(sections: list[Facts], *, name: str) -> str:
+    """The profile as one page without anything from elsewhere."""
+    return page(f"Dataset {name}", audience="private", sections=sections)
 
 
-def _counts(data: EncodedDataset) -> Section:
+def _counts(data: EncodedDataset) -> Facts:
     counts = data.manifest.counts
     rows = [
         ("rows of the input", f"{data.manifest.source.rows:,}"),
@@ -79,24 +54,24 @@ def _counts(data: EncodedDataset) -> Section:
     label = np.asarray(data.split("train").label)
     if len(label):
         rows.append(("positive training examples", f"{np.mean(label >= 0.5):.1%}"))
-    return Section("Counts", tuple(rows))
+    return Facts("Counts", tuple(rows))
 
 
-def _rejected(data: EncodedDataset) -> Section:
+def _rejected(data: EncodedDataset) -> Facts:
     total = max(data.manifest.source.rows, 1)
     rejected = sorted(data.manifest.rejected.items(), key=lambda pair: -pair[1])
     rows = tuple((reason, f"{count:,} ({count / total:.1%})") for reason, count in rejected if count)
-    return Section("Rows left out", rows)
+    return Facts("Rows left out", rows)
 
 
-def _users(data: EncodedDataset) -> Section:
+def _users(data: EncodedDataset) -> Facts:
     """How much users contribute, and what other bounds would keep of the positive rows."""
     if data.spec.user is None or data.spec.item is None:
-        return Section("Users", ())
+        return Facts("Users", ())
     lengths = np.diff(data.seen_items().offsets.numpy())
     total = int(lengths.sum())
     if total == 0:
-        return Section("Users", ())
+        return Facts("Users", ())
     bound = data.manifest.max_examples_per_user
     kept = {k: float(np.minimum(lengths, k).sum() / total) for k in _BOUNDS}
     rows = [
@@ -112,7 +87,7 @@ def _users(data: EncodedDataset) -> Section:
     suggested = next((k for k, share in kept.items() if share >= _KEEP), _BOUNDS[-1])
     rows.append((f"smallest of these that keeps {_KEEP:.0%}", f"{suggested}"))
     rows.append(("(a bound chosen by these figures is chosen by private rows)", ""))
-    return Section("Users", tuple(rows))
+    return Facts("Users", tuple(rows))
 
 
 def _until_all(kept: dict[int, float]) -> Iterator[tuple[int, float]]:
@@ -122,11 +97,11 @@ def _until_all(kept: dict[int, float]) -> Iterator[tuple[int, float]]:
             return
 
 
-def _items(data: EncodedDataset) -> Section:
+def _items(data: EncodedDataset) -> Facts:
     """The popularity curve: what share of the training examples falls to the most popular items."""
     item: Any = data.split("train").item
     if item is None or len(item) == 0:
-        return Section("Items", ())
+        return Facts("Items", ())
     counts = np.sort(np.bincount(item, minlength=data.manifest.counts.items + 1)[1:])[::-1]
     share = np.cumsum(counts) / counts.sum()
     rows = [
@@ -134,4 +109,4 @@ def _items(data: EncodedDataset) -> Section:
         for part in _SHARES
     ]
     rows.append(("items without a training example", f"{np.mean(counts == 0):.1%}"))
-    return Section("Items", tuple(rows))
+    return Facts("Items", tuple(rows))
