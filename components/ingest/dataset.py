@@ -13,6 +13,8 @@ end (`users.arrow`, values of `items`): many examples share one sequence, and th
 
 from __future__ import annotations
 
+import hashlib
+import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, TypeAlias
@@ -176,6 +178,11 @@ class EncodedDataset:
         if name not in self._splits:
             raise InputError(f"a dataset has the splits train and test, not {name!r}")
         return self._splits[name]
+
+    def files_digest(self) -> str:
+        """A digest over those of all files: private, as the fingerprint is, and taken of what is read, not declared."""
+        listed = sorted((name, entry.sha256) for name, entry in self.manifest.files.items())
+        return hashlib.sha256(json.dumps(listed).encode()).hexdigest()
 
     @property
     def num_users(self) -> int:
