@@ -291,3 +291,6 @@ class Health(_Response):
 
     status: Literal["ok", "not ready", "draining"]
     models: list[ModelVersion] = []
+    background: dict[str, Literal["running", "restarting"]] = Field(
+        default={}, description="work beside the requests: what ended is `restarting` until it runs again"
+    )
