@@ -15,6 +15,7 @@ from lazydp.components.budget.statement import (
     DEFAULT_PUBLIC,
     FLOATING_POINT,
     AuditResult,
+    Family,
     PopularityRelease,
     PrivacyStatement,
     SpentElsewhere,
@@ -45,6 +46,7 @@ def statement_of(
     steps: int,
     test_key: bool,
     spent_elsewhere: tuple[SpentElsewhere, ...] = (),
+    family: Family | None = None,
     audit: AuditResult | None = None,
 ) -> PrivacyStatement:
     """The statement of a run that is about to be released.
@@ -56,6 +58,7 @@ def statement_of(
         steps: steps really done.
         test_key: whether the noise key was made for tests.
         spent_elsewhere: what other releases of the dataset cost.
+        family: that the dataset declared, as the ledger knows it.
         audit: lower bound that an audit of this run's configuration found.
     """
     config = identity.config
@@ -109,6 +112,7 @@ def statement_of(
         popularity=_popularity(config, max_examples_per_user, epsilon_without=without_counts),
         assumed_public=(*DEFAULT_PUBLIC, *_public(identity)),
         not_covered=(*DEFAULT_NOT_COVERED, *_not_covered(identity, spec)),
+        family=family,
         spent_elsewhere=spent_elsewhere,
         tuning=identity.tuning,
         test_key=test_key,
