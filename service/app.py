@@ -78,6 +78,7 @@ def create_app(settings: Settings, *, tracing: Tracing | None = None) -> Service
         finally:
             await context.background.close()
             registry.close()
+            context.budget.close()
             if tracing is not None:
                 await asyncio.to_thread(tracing.close)
 
