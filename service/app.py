@@ -5,13 +5,14 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import functools
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable, Callable
 from typing import Any
 
 from fastapi import FastAPI
 from fastapi.exceptions import RequestValidationError
 from starlette.exceptions import HTTPException
 
+from lazydp.service.grpc_server import GrpcServer
 from lazydp.service.http.auth import Doorkeeper
 from lazydp.service.http.connections import Connections
 from lazydp.service.http.gateway import Gateway, Receive, Scope, Send
@@ -68,11 +69,15 @@ def create_app(settings: Settings, *, tracing: Tracing | None = None) -> Service
         background=Background(metrics),
     )
 
+    doorkeeper = Doorkeeper(settings.api_keys)
+
     @contextlib.asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
         if not registry.ready:
             await asyncio.to_thread(registry.start)
         context.background.keep("watch for versions", registry.watch)
+        if settings.grpc_port is not None:
+            context.background.keep("gRPC", _grpc_runs(context, doorkeeper, settings.grpc_port))
         try:
             yield
         finally:
@@ -112,12 +117,33 @@ def create_app(settings: Settings, *, tracing: Tracing | None = None) -> Service
         app.framework,
         settings=settings,
         metrics=metrics,
-        doorkeeper=Doorkeeper(settings.api_keys),
+        doorkeeper=doorkeeper,
         tracing=tracing,
         connections=app.connections,
         direct={("POST", "/v1/recommendations"): functools.partial(recommendations.recommended, context)},
     )
     return app
+
+
+def _grpc_runs(context: Context, doorkeeper: Doorkeeper, port: int) -> Callable[[], Awaitable[None]]:
+    """What answers gRPC until it is cancelled. The first server is bound here, so that a taken port ends the start.
+
+    Raises:
+        UnavailableError: grpcio is not installed, or the address cannot be bound.
+    """
+
+    def bound() -> GrpcServer:
+        server = GrpcServer(context, doorkeeper)
+        server.bind(context.settings.host, port)
+        return server
+
+    first = [bound()]
+
+    async def run() -> None:
+        server = first.pop() if first else bound()
+        await server.run()
+
+    return run
 
 
 def document() -> dict[str, Any]:

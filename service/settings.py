@@ -60,6 +60,10 @@ class Settings(BaseSettings):
     ledger: Annotated[str | None, Field(description="ledger URL, read only; without it the statement alone")] = None
     host: Annotated[str, Field(description="address to bind")] = "127.0.0.1"
     port: Annotated[int, Field(ge=0, le=65535, description="port to bind; 0 takes a free one and prints it")] = 8000
+    grpc_port: Annotated[
+        int | None,
+        Field(ge=1, le=65535, description="port of the Open Inference Protocol over gRPC (extra: grpc); null for none"),
+    ] = None
     root_path: Annotated[
         str,
         Field(description="prefix that a proxy adds, such as /recs", pattern=r"^(/[\w.~-]+)*$"),

@@ -144,22 +144,24 @@ def test_whoever_finishes_the_body_after_its_answer_may_go_on(services: dict[boo
 
 
 def large_question() -> bytes:
-    queries = b",".join([b'{"user_id":"7","k":60}'] * 200)
+    queries = b",".join([b'{"user_id":"7","k":60}'] * 100)
     body = b'{"queries":[' + queries + b"]}"
     return POST + b"Content-Length: %d\r\n\r\n" % len(body) + body
 
 
 def test_slow_readers_are_bounded_and_end(bundles: dict[str, Path]) -> None:
     with (
-        running(bundles["towers"], write_timeout_s=2, max_unsent_bytes=2**20) as client,
+        running(bundles["towers"], write_timeout_s=2, max_unsent_bytes=2**16) as client,
         contextlib.ExitStack() as open_,
     ):
         before = memory()
-        readers = [open_.enter_context(connect(client)) for _ in range(8)]
-        for reader in readers:
+        for _ in range(3):
+            reader = open_.enter_context(socket.socket())
+            # Before it connects, so that the system holds little of what is not read.
             reader.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+            reader.connect((client.base_url.host, client.base_url.port))
             reader.sendall(large_question() * 16)
-        deadline = time.monotonic() + 30
+        deadline = time.monotonic() + 120
         refused = False
         while not refused and time.monotonic() < deadline:
             refused = client.get("/v1/models").status_code == 429
@@ -243,10 +245,10 @@ BROWSERS: dict[str, tuple[str, str, dict[str, str], int]] = {
         {"host": "localhost:1", "origin": "http://localhost:2"},
         403,
     ),
-    "our own page tries": ("POST", "/", {"host": "localhost:1", "origin": "http://localhost:1"}, 200),
+    "our own page tries": ("POST", "/try", {"host": "localhost:1", "origin": "http://localhost:1"}, 200),
     "our own page says so": (
         "POST",
-        "/",
+        "/try",
         {"host": "localhost:1", "origin": "null", "sec-fetch-site": "same-origin"},
         200,
     ),
