@@ -25,6 +25,7 @@ from lazydp.components.shared.version import code_version
 from lazydp.components.train.config import TrainConfig
 from lazydp.components.train.data.loader import Prefetcher
 from lazydp.components.train.device.placement import HOST, Placement
+from lazydp.components.train.device.processor import processor
 from lazydp.components.train.engine.dense import DenseOptimizer
 from lazydp.components.train.engine.step import Engine
 from lazydp.components.train.run.background import BackgroundWriter
@@ -114,7 +115,7 @@ def train(
         identity = _begin(folder, data, config, resume=resume, run_id=run_id, tuning=tuning, trial=trial)
         checkpoint = latest_of(folder, identity, data)
         if checkpoint is not None:
-            _check_move(identity.config, config)
+            _check_move(identity.config, config, began_on=checkpoint.processor)
         root = root_key_of(checkpoint, folder, identity) if checkpoint is not None else folder.root_key() or key
         root = root or NoiseKey.generate()
         folder.keep_root_key(root)
@@ -177,19 +178,30 @@ def _loop(
         )
 
 
-def _check_move(begun: TrainConfig, given: TrainConfig) -> None:
+def _check_move(begun: TrainConfig, given: TrainConfig, *, began_on: str | None) -> None:
     """A run that goes on elsewhere is the same mechanism, and no longer the same bits: tell, or refuse.
+
+    Args:
+        begun: configuration that the run began with.
+        given: configuration that it goes on with.
+        began_on: processor that wrote the checkpoint; None where it does not say.
 
     Raises:
         InputError: it releases snapshots. Were its last checkpoint damaged, it would repeat steps under the noise of a
             snapshot that is out, and sums that differ from the snapshot's by their rounding would share that noise.
     """
-    where = [(config.device, config.table_device or config.device) for config in (begun, given)]
+    where = [
+        f"device {config.device}, table_device {config.table_device or config.device}, processor {rounds_by}"
+        for config, rounds_by in ((begun, began_on or processor()), (given, processor()))
+    ]
     if where[0] == where[1]:
         return
-    moved = "began with device {}, table_device {}; given were {}, {}".format(*where[0], *where[1])
+    moved = f"was computed with {where[0]}; it would go on with {where[1]}"
     if begun.publish_every is not None:
-        raise InputError(f"the run {moved}: a run that releases snapshots goes on where it began, to the same bits")
+        raise InputError(
+            f"the run {moved}: a run that releases snapshots goes on where it began, to the same bits "
+            "(ATEN_CPU_CAPABILITY, LAZYDP_SIMD and OMP_NUM_THREADS choose the processor's)"
+        )
     _log.warning(
         "the run %s: from here on sums are rounded in another order, and it will not end in the bits of an "
         "undisturbed run; its privacy is the same",
@@ -349,7 +361,13 @@ def embedding_optimizer(config: TrainConfig) -> EmbeddingSgd:
 
 def _checkpoint(engine: Engine, identity: RunIdentity, secret: NoiseKey, data: EncodedDataset) -> Checkpoint:
     step = engine.steps_done
-    return Checkpoint(step=step, state=engine.state_dict(), event=_event_after(step, identity, data), key=secret)
+    return Checkpoint(
+        step=step,
+        state=engine.state_dict(),
+        event=_event_after(step, identity, data),
+        key=secret,
+        processor=processor(),
+    )
 
 
 def _event_after(step: int, identity: RunIdentity, data: EncodedDataset) -> dict[str, Any] | None:
