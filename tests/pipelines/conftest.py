@@ -5,7 +5,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import pyarrow.parquet as pq
 import pytest
 import yaml
 from click.testing import CliRunner
@@ -58,7 +57,8 @@ class TinyCluster:
         if key not in self.packages:
             package = self.folder / f"pipeline-{len(self.packages)}.yaml"
             file = self.folder / "cluster.yaml"
-            file.write_text(yaml.safe_dump({"runs": {"mount": str(self.folder / "mnt/runs")}, **(cluster or {})}))
+            own = {"runs": {"mount": str(self.folder / "mnt/runs")}, "check_release": False}
+            file.write_text(yaml.safe_dump({**own, **(cluster or {})}))
             arguments = ["pipeline", "compile", "--out", str(package), "--cluster", str(file), *options]
             result = CliRunner().invoke(cli, arguments)
             assert result.exit_code == 0, result.output
@@ -105,9 +105,3 @@ def cluster(pod_host: PodHost, tiny_sample: Path, tmp_path: Path) -> TinyCluster
         "operator": "nightly",
     }
     return TinyCluster(tmp_path, backend, parameters)
-
-
-def shifted(source: Path, target: Path, *, rows: int) -> Path:
-    """The log of the next night: the same, without its oldest `rows` interactions."""
-    pq.write_table(pq.read_table(source).slice(rows), target)
-    return target
