@@ -37,6 +37,7 @@ from lazydp.components.train.run.identity import RunIdentity
 from lazydp.components.train.run.private_log import PrivateLog
 from lazydp.components.train.run.settings_check import check_fits, contribution_bound, warn_of_settings
 from lazydp.components.train.run.spending import check_event, reserve
+from lazydp.components.train.run.termination import TerminatedError, Termination
 from lazydp.components.train.tables.skip_ahead import EmbeddingSgd
 from lazydp.kernels.noise_key import NoiseKey
 
@@ -158,15 +159,23 @@ def _loop(
         # Killed while it released this one, perhaps: that ends before the next step begins.
         publish(engine, identity, secret, data, keep=keep)
     batches = Prefetcher(make_batches, first=engine.steps_done + 1, last=config.steps)
-    with writer, batches, Progress("train", total=config.steps - engine.steps_done, unit="steps") as progress:
+    progress_bar = Progress("train", total=config.steps - engine.steps_done, unit="steps")
+    with Termination() as termination, writer, batches, progress_bar as progress:
         for step, micro_batches in batches:
             report = engine.step(micro_batches)
             progress.advance(note=log.note(report))
             if publish is not None and is_snapshot(step):
                 writer.close()
                 publish(engine, identity, secret, data, keep=keep)
-            elif step % config.checkpoint_every == 0 or step == config.steps:
+            elif step % config.checkpoint_every == 0 or step == config.steps or termination.requested:
                 writer.save(_checkpoint(engine, identity, secret, data))
+            if termination.requested:
+                break
+    if engine.steps_done < config.steps:
+        raise TerminatedError(
+            f"run {identity.run_id} was told to end (SIGTERM) at step {engine.steps_done} of {config.steps} and kept a "
+            "checkpoint: the same command goes on from there (`lazydp train --resume`, a retry of the task)"
+        )
 
 
 def _check_move(begun: TrainConfig, given: TrainConfig, *, began_on: str | None) -> None:
