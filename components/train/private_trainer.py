@@ -264,10 +264,17 @@ class PrivateTrainer:
         """Compute the losses again, and refuse what should not change them or their gradients."""
         readings = tuple(self._readings)
         repeats = self._coupling.refuse_values(partial(self._losses_again, losses_of), losses, units, step=step)
-        if repeats and self._gradients.looks_at(losses, step=step):
-            self._gradients.refuse(
-                capture, readings, losses, partial(self._losses_from, losses_of), units=units, step=step
-            )
+        if not (repeats and self._gradients.looks_at(losses, step=step)):
+            return
+        again = partial(self._losses_from, losses_of)
+        # Rows are not a number meanwhile: interrupted in between, the trainer stops until a state is loaded.
+        self._begin_change()
+        try:
+            self._gradients.refuse(capture, readings, losses, again, units=units, step=step)
+        except Exception:
+            self._end_change()
+            raise
+        self._end_change()
 
     @contextmanager
     def _reading(self, read: ReadRows) -> Iterator[None]:
