@@ -323,7 +323,7 @@ def _what(kind: str, content: dict[str, Any]) -> str:
     if kind == "reserved":
         return f"{content['purpose']}, epsilon {content['epsilon']:.4g} alone"
     if kind == "bound":
-        return f"to noise key {content['key'][:12]}"
+        return f"to noise key {content['key'][:12] or 'none yet'}"
     if kind == "committed":
         step = "" if content["step"] is None else f" at step {content['step']}"
         return f"{'release' if content['final'] else 'snapshot'}{step}, epsilon {content['epsilon']:.4g} alone"
