@@ -19,6 +19,7 @@ from lazydp.components.features.spec import FeatureSpec
 from lazydp.components.features.values import MAX_ID
 from lazydp.components.ingest.assemble import Assembler
 from lazydp.components.ingest.hashing import Words, hash_texts
+from lazydp.components.ingest.locations import shown
 from lazydp.components.ingest.manifest import MANIFEST, DatasetManifest, Origin
 from lazydp.components.ingest.readers import Format
 from lazydp.components.ingest.resolve import ResolvedSpec, load_spec, resolve
@@ -105,7 +106,8 @@ def ingest(inputs: Sequence[str], spec: str, out: Path, options: IngestOptions |
             _assemble(resolved, interactions, users, writer)
             scratch.rmdir()
             rejected = encoder.rejected + Counter({_OVER_BOUND: writer.over_bound})
-            origin = Origin(locations=tuple(inputs), rows=encoder.num_rows, digest=encoder.source_digest.hexdigest())
+            digest = encoder.source_digest.hexdigest()
+            origin = Origin(locations=tuple(map(shown, inputs)), rows=encoder.num_rows, digest=digest)
             return writer.finish(origin=origin, rejected=rejected)
 
 
