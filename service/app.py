@@ -13,7 +13,7 @@ from fastapi.exceptions import RequestValidationError
 from starlette.exceptions import HTTPException
 
 from lazydp.service.grpc_server import GrpcServer
-from lazydp.service.http.auth import Doorkeeper
+from lazydp.service.http.auth import KeyCheck
 from lazydp.service.http.connections import Connections
 from lazydp.service.http.gateway import Gateway, Receive, Scope, Send
 from lazydp.service.http.metrics import Metrics
@@ -69,7 +69,7 @@ def create_app(settings: Settings, *, tracing: Tracing | None = None) -> Service
         background=Background(metrics),
     )
 
-    doorkeeper = Doorkeeper(settings.api_keys)
+    key_check = KeyCheck(settings.api_keys)
 
     @contextlib.asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
@@ -77,7 +77,7 @@ def create_app(settings: Settings, *, tracing: Tracing | None = None) -> Service
             await asyncio.to_thread(registry.start)
         context.background.keep("watch for versions", registry.watch)
         if settings.grpc_port is not None:
-            context.background.keep("gRPC", _grpc_runs(context, doorkeeper, settings.grpc_port))
+            context.background.keep("gRPC", _grpc_runs(context, key_check, settings.grpc_port))
         try:
             yield
         finally:
@@ -117,7 +117,7 @@ def create_app(settings: Settings, *, tracing: Tracing | None = None) -> Service
         app.framework,
         settings=settings,
         metrics=metrics,
-        doorkeeper=doorkeeper,
+        key_check=key_check,
         tracing=tracing,
         connections=app.connections,
         direct={("POST", "/v1/recommendations"): functools.partial(recommendations.recommended, context)},
@@ -125,7 +125,7 @@ def create_app(settings: Settings, *, tracing: Tracing | None = None) -> Service
     return app
 
 
-def _grpc_runs(context: Context, doorkeeper: Doorkeeper, port: int) -> Callable[[], Awaitable[None]]:
+def _grpc_runs(context: Context, key_check: KeyCheck, port: int) -> Callable[[], Awaitable[None]]:
     """What answers gRPC until it is cancelled. The first server is bound here, so that a taken port ends the start.
 
     Raises:
@@ -133,7 +133,7 @@ def _grpc_runs(context: Context, doorkeeper: Doorkeeper, port: int) -> Callable[
     """
 
     def bound() -> GrpcServer:
-        server = GrpcServer(context, doorkeeper)
+        server = GrpcServer(context, key_check)
         server.bind(context.settings.host, port)
         return server
 

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import structlog
 
 from lazydp.components.shared.errors import UnavailableError
-from lazydp.service.http.auth import Doorkeeper
+from lazydp.service.http.auth import KeyCheck
 from lazydp.service.http.problems import Problem, fault
 from lazydp.service.inference import metadata, repository
 from lazydp.service.inference.infer import Transport, infer
@@ -48,7 +48,7 @@ _log = structlog.get_logger("lazydp.service")
 class GrpcServer:
     """Answers the protocol's methods on a port of its own, on the event loop of the service."""
 
-    def __init__(self, context: Context, doorkeeper: Doorkeeper) -> None:
+    def __init__(self, context: Context, key_check: KeyCheck) -> None:
         """Make the server; `bind` takes its address.
 
         Raises:
@@ -64,7 +64,7 @@ class GrpcServer:
         self._calls = grpc_calls
         self._messages = grpc_messages
         self._context = context
-        self._doorkeeper = doorkeeper
+        self._key_check = key_check
         settings = context.settings
         self._server = grpc.aio.server(
             maximum_concurrent_rpcs=settings.max_concurrent,
@@ -120,7 +120,7 @@ class GrpcServer:
         started, status = time.perf_counter(), 200
         try:
             headers = {key.encode(): _bytes(value) for key, value in call.invocation_metadata() or ()}
-            self._doorkeeper.admit(_PATHS.get(name, _ANY_PATH), headers)
+            self._key_check.admit(_PATHS.get(name, _ANY_PATH), headers)
             async with asyncio.timeout(self._context.settings.request_timeout_s):
                 return await method(request)
         except Problem as problem:

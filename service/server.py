@@ -33,7 +33,7 @@ def serve(settings: Settings) -> None:
     Raises:
         LazyDPError: a bundle is refused, the address cannot be bound, or it is open to others without keys.
     """
-    settings.refuse_open_door()
+    settings.refuse_open_address()
     _check_certificate(settings)
     configure(settings.log_level)
     raise_file_limit(settings.max_connections)

@@ -171,7 +171,7 @@ class Settings(BaseSettings):
         """Whether nothing but being on this machine opens the service."""
         return not self.api_keys and _is_loopback(self.host)
 
-    def refuse_open_door(self) -> None:
+    def refuse_open_address(self) -> None:
         """Raise where the address can be reached from elsewhere and no key guards it.
 
         Raises:

@@ -47,7 +47,7 @@ def needed_scopes(path: str) -> frozenset[Scope]:
     return frozenset()
 
 
-class Doorkeeper:
+class KeyCheck:
     """Decides by path and headers whether a request is let in."""
 
     def __init__(self, keys: Sequence[ApiKey]) -> None:

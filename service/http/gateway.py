@@ -1,4 +1,4 @@
-"""What every request passes first: its id, the door, limits, time, metrics and the log line.
+"""What every request passes first: its id, keys, limits, time, metrics and the log line.
 
 Plain ASGI rather than a stack of middlewares: one wrapper costs a few microseconds, four cost more than the answer.
 """
@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 
 import structlog
 
-from lazydp.service.http.auth import OPEN_PATHS, Doorkeeper
+from lazydp.service.http.auth import OPEN_PATHS, KeyCheck
 from lazydp.service.http.connections import Connections
 from lazydp.service.http.metrics import Metrics
 from lazydp.service.http.origins import Origins
@@ -73,7 +73,7 @@ class Gateway:
         *,
         settings: Settings,
         metrics: Metrics,
-        doorkeeper: Doorkeeper,
+        key_check: KeyCheck,
         tracing: Tracing | None,
         connections: Connections,
         direct: Mapping[tuple[str, str], Direct],
@@ -81,7 +81,7 @@ class Gateway:
         self._app = app
         self._settings = settings
         self._metrics = metrics
-        self._doorkeeper = doorkeeper
+        self._key_check = key_check
         self._origins = Origins(settings)
         self._tracing = tracing
         self._direct = direct
@@ -145,7 +145,7 @@ class Gateway:
         if path not in OPEN_PATHS:
             self._refuse_crowd()
             self._origins.check(scope["method"], exchange.headers)
-        exchange.key = self._doorkeeper.admit(path, exchange.headers)
+        exchange.key = self._key_check.admit(path, exchange.headers)
         if path not in OPEN_PATHS:
             self._enter(scope, exchange)
         length = exchange.headers.get(b"content-length")

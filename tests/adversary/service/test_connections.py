@@ -299,9 +299,14 @@ def test_garbage_is_one_error(client: httpx.Client, case: str, path: str, monkey
     from lazydp.service.http import problems
 
     # As many errors as were collected: each costs as much as an answer.
-    collected = []
+    collected: list[int] = []
     plain = problems._part
-    monkeypatch.setattr(problems, "_part", lambda *given: collected.append(1) or plain(*given))
+
+    def counted(*given: Any) -> tuple[str, str]:
+        collected.append(1)
+        return plain(*given)
+
+    monkeypatch.setattr(problems, "_part", counted)
     body = GARBAGE[case]()[:1_000_000]
     response = client.post(path, content=body, headers={"content-type": "application/json"})
     assert response.status_code in (400, 422)

@@ -171,7 +171,8 @@ def test_somebody_chooses_another_model(tab: Any, client: httpx.Client) -> None:
 
 def test_what_is_wrong_is_said_in_html_to_a_person_and_in_json_to_a_program(client: httpx.Client) -> None:
     other = {"model": "other"}
-    for method, path, model in (("GET", "/", {"params": other}), ("POST", "/try", {"data": other})):
+    asked: list[tuple[str, str, dict[str, Any]]] = [("GET", "/", {"params": other}), ("POST", "/try", {"data": other})]
+    for method, path, model in asked:
         page = client.request(method, path, headers={"accept": "text/html,*/*"}, **model)
         assert page.status_code == 404
         assert page.headers["content-type"].startswith("text/html")
