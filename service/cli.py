@@ -35,7 +35,7 @@ def _default(value: object) -> str:
 @click.command(
     "serve",
     cls=_ServeCommand,
-    epilog="Example: lazydp serve --bundle out/bundle --ledger sqlite:///$HOME/.local/share/lazydp/ledger.db --port 8000",
+    epilog="Example: lazydp serve --bundle out/bundle --ledger sqlite:///ledger.db --port 8000",
 )
 @click.option(
     "--bundle",
