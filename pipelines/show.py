@@ -9,6 +9,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
 import pyarrow.parquet as pq
 from rich.box import SIMPLE_HEAD
 from rich.console import Console
@@ -20,6 +21,8 @@ from lazydp.pipelines.local import run_locally
 from lazydp.pipelines.recommender import recommender_pipeline
 
 _RANKING = {"auc": "AUC", "hr_at_10": "HR@10", "ndcg_at_10": "NDCG@10", "recall_at_20": "Recall@20"}
+# A user id that no log has.
+_NOBODY = "(nobody)"
 _HISTORY = 3
 
 
@@ -135,13 +138,14 @@ def _recommendations(answers: Answers) -> Table:
 
 def _next(out: Path, bundle: Path, ledger: str, *, asked: bool) -> str:
     """What to do now, and where everything is."""
+    ledger = f" --ledger {ledger}" if ledger else ""
     made = ["bundle/manifest.json (the whole statement)", "metrics.json", *(["answers.json"] if asked else [])]
     return "\n".join(
         [
             "[bold]Next[/bold]",
-            f"  try the service   lazydp serve --bundle {bundle} --ledger {ledger}",
+            f"  try the service   lazydp serve --bundle {bundle}{ledger}",
             "                    then open http://127.0.0.1:8000",
-            f"  see the budget    lazydp budget show --ledger {ledger}",
+            f"  see the budget    lazydp budget show{ledger}",
             "  your own data     README.md, How-to",
             f"  all of it, as JSON, in {out}: {', '.join(made)}; the log in pipeline.log",
         ]
@@ -153,9 +157,15 @@ def _table(title: str, *, show_header: bool = True) -> Table:
 
 
 def _somebody(input_uri: str, bundle: Path) -> tuple[str, list[str]]:
-    """A user of the data and a short history of items, to ask about."""
+    """A user of the data and a short history of items, to ask about.
+
+    Of a log that is no Parquet no user is read: the answer then rests on the history alone.
+    """
     spec = json.loads((bundle / "manifest.json").read_text())["features"]
     user, item = spec["user"]["column"], spec["item"]["column"]
-    rows = pq.ParquetDataset(split_locations(input_uri)[0]).read(columns=[user, item]).slice(0, 1).to_pylist()
+    try:
+        rows = pq.ParquetDataset(split_locations(input_uri)[0]).read(columns=[user, item]).slice(0, 1).to_pylist()
+    except (pa.ArrowException, OSError):
+        rows = [{user: _NOBODY}]
     titles = pq.read_table(bundle / "items.parquet", columns=["item"]).slice(0, _HISTORY).column(0).to_pylist()
     return str(rows[0][user]), [str(item_id) for item_id in titles]

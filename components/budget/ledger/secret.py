@@ -91,7 +91,7 @@ class LedgerSecret:
         """Which secret it is, 16 hexadecimal digits: tells two apart and nothing of either."""
         return self._hashed("which secret", "")[:_NAME_DIGITS]
 
-    def identifier(self, kind: Literal["dataset", "source", "user column", "place"], digest: str) -> str:
+    def identifier(self, kind: Literal["dataset", "source", "user column", "place", "files"], digest: str) -> str:
         """What stands for a private digest where others may read it: 64 hexadecimal digits."""
         return self._hashed(kind, digest)
 

@@ -100,6 +100,7 @@ class Run:
         released_event: what its latest release spent, as JSON; None before the first.
         epsilon: of the reserved event alone, at the delta of the dataset's budget then.
         key: public commitment to the one noise key of the run; empty until a key was presented.
+        data: identifier of the files of the dataset that the run reads; empty until that was told.
     """
 
     run_id: str
@@ -115,6 +116,7 @@ class Run:
     reserved_at: str
     reserved_by: str
     key: str = ""
+    data: str = ""
     void_reason: str = ""
     releases: tuple[Release, ...] = ()
 
@@ -315,14 +317,16 @@ def _apply_reserved(state: LedgerState, entry: Entry, content: dict[str, Any]) -
         reserved_at=entry.recorded_at,
         reserved_by=entry.recorded_by,
         key=_text(content.get("key", "")),
+        data=_text(content.get("data", "")),
     )
 
 
 def _apply_bound(state: LedgerState, entry: Entry, content: dict[str, Any]) -> None:
     run = _open_run(state, entry)
-    if run.key or not content["key"]:
-        raise ValueError(f"run {run.run_id} is bound to its noise key already, or to none now")
-    state.runs[run.run_id] = replace(run, key=_text(content["key"]))
+    key, data = _text(content["key"]), _text(content.get("data", run.data))
+    if (run.key and key != run.key) or (run.data and data != run.data):
+        raise ValueError(f"run {run.run_id} is bound to another noise key or dataset already")
+    state.runs[run.run_id] = replace(run, key=key, data=data)
 
 
 def _apply_committed(state: LedgerState, entry: Entry, content: dict[str, Any]) -> None:

@@ -33,7 +33,8 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from lazydp.components.ingest.dataset import TRAIN, EncodedDataset, Split
+from lazydp.components.ingest.dataset import EncodedDataset, Split
+from lazydp.components.ingest.manifest import TRAIN
 from lazydp.components.shared.errors import InputError
 from lazydp.components.train.config import PrivacyUnit, TrainConfig
 from lazydp.components.train.tables.embedding_tables import POPULARITY_TABLE

@@ -36,7 +36,7 @@ from lazydp.components.train.run.folder import RunFolder
 from lazydp.components.train.run.identity import RunIdentity
 from lazydp.components.train.run.private_log import PrivateLog
 from lazydp.components.train.run.settings_check import check_fits, contribution_bound, warn_of_settings
-from lazydp.components.train.run.spending import check_event, reserve
+from lazydp.components.train.run.spending import check_event, ledger_of, reserve
 from lazydp.components.train.run.termination import TerminatedError, Termination
 from lazydp.components.train.tables.skip_ahead import EmbeddingSgd
 from lazydp.kernels.noise_key import NoiseKey
@@ -124,6 +124,9 @@ def train(
         if config.private:
             check_event(batches.sampler, identity, max_examples_per_user=contribution_bound(data))
             reserve(ledger, identity, data, key=root.commitment())
+            if not identity.ledger:
+                identity = replace(identity, ledger=ledger_of(ledger))
+                folder.begin(identity)
         engine = build_engine(data.spec, identity, secret, placement)
         if checkpoint is None:
             folder.save(_checkpoint(engine, identity, secret, data))
@@ -231,6 +234,7 @@ def _begin(
         noise_multiplier=held.noise_multiplier if held is not None else None,
         tuning=tuning,
         trial=trial,
+        dataset_files=data.files_digest(),
     )
     differences = held.differences(given) if held is not None else []
     if held is not None and folder.has_checkpoint():
