@@ -77,7 +77,7 @@ def budget_gate(
         code_version=code_version(),
         noise_multiplier=calibrated_noise_multiplier(settings, data.manifest.max_examples_per_user),
     )
-    # Kubeflow never starts the gate again, as a refused budget stays refused: a ledger that is away is asked again here.
+    # Kubeflow never starts the gate again, as a refused budget stays refused; a ledger that is away is asked here.
     reservation = patiently(
         lambda: reserve(
             ledger_of(ledger_url),
