@@ -35,8 +35,8 @@ from torch import Tensor
 
 from lazydp.components.ingest.dataset import TRAIN, EncodedDataset, Split
 from lazydp.components.shared.errors import InputError
+from lazydp.components.shared.noise_addresses import POPULARITY_TABLE
 from lazydp.components.train.config import PrivacyUnit, TrainConfig
-from lazydp.components.train.tables.embedding_tables import POPULARITY_TABLE
 from lazydp.kernels import ops
 from lazydp.kernels.noise_key import NoiseKey
 
