@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import sys
 from pathlib import Path
 
@@ -26,14 +27,17 @@ def commands(
 
 def reference() -> str:
     """The page, as Markdown."""
-    root = click.Context(cli, info_name="lazydp", max_content_width=100, terminal_width=100)
+    settings = {**cli.context_settings, "max_content_width": 100, "terminal_width": 100}
+    root = click.Context(cli, info_name="lazydp", **settings)
     parts = ["# The commands\n\nMade by `make docs` from the commands' own help.\n"]
     for words, command in commands(cli, (), root):
         parent = root
         for word in words[:-1]:
             parent = click.Context(click.Command(word), info_name=word, parent=parent)
-        context = click.Context(command, info_name=words[-1], parent=parent, max_content_width=100, terminal_width=100)
-        parts.append(f"## lazydp {' '.join(words)}\n\n```text\n{command.get_help(context)}\n```\n")
+        fresh = copy.copy(command)
+        fresh._help_option = None  # kept from the first context that asked for it, which may have named it otherwise
+        context = click.Context(fresh, info_name=words[-1], parent=parent, **settings)
+        parts.append(f"## lazydp {' '.join(words)}\n\n```text\n{fresh.get_help(context)}\n```\n")
     return "\n".join(parts)
 
 

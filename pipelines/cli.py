@@ -20,7 +20,7 @@ from lazydp.components.shared.huge_pages import prefer_huge_pages
 _COMMANDS = {
     "sample-data": ("lazydp.components.sample.cli:command", "Make the built-in sample as Parquet."),
     "ingest": ("lazydp.components.ingest.cli:command", "Parquet to an encoded dataset."),
-    "train": ("lazydp.components.train.cli:command", "Train a recommender with differential privacy."),
+    "train": ("lazydp.components.commands.train_cli:command", "Train a recommender with differential privacy."),
     "export": ("lazydp.components.export.cli:command", "Flush, prove it, and release a bundle."),
     "evaluate": ("lazydp.components.evaluate.cli:command", "Measure a bundle beside popularity (private figures)."),
     "audit": ("lazydp.components.audit.cli:command", "Bound epsilon from below by one training run with canaries."),

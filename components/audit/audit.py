@@ -6,16 +6,18 @@ import math
 import uuid
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Self
 
 import numpy as np
 from torch import Tensor
 
 from lazydp.components.audit.canaries import CANARY, AuditedDataset, CanaryModel, direction, toss
-from lazydp.components.audit.guesses import Coins, Floats, Outcome, Statistic, judge, rules, strongest
+from lazydp.components.audit.guesses import Coins, Floats, Outcome, Rule, Statistic, judge, rules, strongest
+from lazydp.components.audit.hypotheses import Hypotheses
 from lazydp.components.audit.plot import draw
 from lazydp.components.audit.promise import promised_separation, promised_std
 from lazydp.components.audit.report import AuditReport, NoiseCheck, RuleResult
-from lazydp.components.budget.accounting.epsilon import epsilon
+from lazydp.components.audit.watch import Watch, separation
 from lazydp.components.ingest.dataset import EncodedDataset
 from lazydp.components.models.build import build_model
 from lazydp.components.models.recommender import initial_tables
@@ -23,9 +25,10 @@ from lazydp.components.shared.errors import InputError
 from lazydp.components.shared.files import PRIVATE_DIRECTORY, PRIVATE_FILE, atomic_directory, write_bytes
 from lazydp.components.shared.progress import Progress
 from lazydp.components.shared.version import code_version
-from lazydp.components.train.config import GroupNorms, TrainConfig
+from lazydp.components.train.config import NormSettings, TrainConfig
 from lazydp.components.train.data.loader import Prefetcher
 from lazydp.components.train.run.batches import batch_maker
+from lazydp.components.train.run.costs import RunCost, calibrated_noise_multiplier
 from lazydp.components.train.run.identity import RunIdentity
 from lazydp.components.train.run.spending import check_event
 from lazydp.components.train.run.train import contribution_bound, embedding_optimizer, engine_for
@@ -73,12 +76,13 @@ def audit(
 ) -> Audit:
     """Train as `config` says on the dataset and canaries, and bound epsilon from below by what the model shows of them.
 
-    The model is thrown away. It takes as long as the run it audits, and no budget: see docs/audit.md.
+    The first half of the canaries is looked at after every step, the others in the last model alone. The model is
+    thrown away. It takes about as long as the run it audits, and no budget: see docs/audit.md.
 
     Args:
         dataset: what ingest wrote.
         config: of the run to audit.
-        canaries: m, how many coins are tossed.
+        canaries: how many coins are tossed.
         confidence: in (0, 1), of the lower bound.
         key: of coins, sampling and noise; None for a fresh secret one.
 
@@ -87,12 +91,12 @@ def audit(
     """
     _check(config, canaries, confidence)
     data = EncodedDataset.open(dataset)
-    identity = _identity(data, config)
+    run = _AuditedRun.of(data, config, watched=canaries // 2)
     secret = key if key is not None else NoiseKey.generate()
     included = toss(secret, canaries)
-    rows = _train(data, identity, secret, included)
+    found = _train(run, secret, included)
     secret.destroy()
-    return _conclude(rows, included, identity, data, confidence=confidence, seeded=secret.is_test)
+    return _conclude(run, found, included, confidence=confidence, seeded=secret.is_test)
 
 
 def _check(config: TrainConfig, canaries: int, confidence: float) -> None:
@@ -104,117 +108,174 @@ def _check(config: TrainConfig, canaries: int, confidence: float) -> None:
         raise InputError(f"confidence must be in (0, 1), found {confidence}")
 
 
-def _identity(data: EncodedDataset, config: TrainConfig) -> RunIdentity:
-    """The audited run, as a run of its own that no ledger knows."""
-    bound = contribution_bound(data)
-    if config.privacy_unit == "user" and bound is None:
-        raise InputError(f"privacy_unit user needs a bound on the examples of a user, and dataset {data.path} has none")
-    return RunIdentity(
-        run_id=f"audit-{uuid.uuid4().hex[:16]}",
-        config=config,
-        dataset_fingerprint=data.manifest.fingerprint,
-        code_version=code_version(),
-        noise_multiplier=config.calibrated_noise_multiplier(bound),
-    )
+@dataclass(frozen=True, slots=True)
+class _AuditedRun:
+    """What is settled before the run.
 
-
-def _examples_each(data: EncodedDataset, config: TrainConfig) -> int:
-    """Examples of one canary: it stands for one privacy unit."""
-    return contribution_bound(data) or 1 if config.privacy_unit == "user" else 1
-
-
-def _contributions_each(data: EncodedDataset, config: TrainConfig) -> int:
-    """How many clipped gradients one canary may send in a step: users who are sampled send one."""
-    return 1 if config.sampling == "user" else _examples_each(data, config)
-
-
-def _clipping(config: TrainConfig) -> tuple[float, float]:
-    """C of the tables, and what the noise on them is multiplied by because the dense layers have a norm of their own.
-
-    Worked out apart from the code that adds the noise, whose errors an audit is to find.
+    Attributes:
+        data: the dataset.
+        identity: the audited run, as a run of its own that no ledger knows.
+        bound: most training examples of a user; None without such a bound.
+        watched: canaries that are looked at after every step.
+        max_grad_norm: C of the tables.
+        noise_multiplier: of the noise on the tables, in units of C.
     """
-    norms = config.max_grad_norm
-    return (norms.embeddings, math.sqrt(2)) if isinstance(norms, GroupNorms) else (norms, 1.0)
+
+    data: EncodedDataset
+    identity: RunIdentity
+    bound: int | None
+    watched: int
+    max_grad_norm: float
+    noise_multiplier: float
+
+    @classmethod
+    def of(cls, data: EncodedDataset, config: TrainConfig, *, watched: int) -> Self:
+        bound = contribution_bound(data)
+        if config.privacy_unit == "user" and bound is None:
+            raise InputError(
+                f"privacy_unit user needs a bound on the examples of a user, and dataset {data.path} has none"
+            )
+        noise_multiplier = calibrated_noise_multiplier(config, bound)
+        identity = RunIdentity(
+            run_id=f"audit-{uuid.uuid4().hex[:16]}",
+            config=config,
+            dataset_fingerprint=data.manifest.fingerprint,
+            code_version=code_version(),
+            noise_multiplier=noise_multiplier,
+        )
+        # Worked out apart from the code that adds the noise, whose errors an audit is to find: a norm for each of two
+        # groups multiplies the noise by sqrt(2).
+        norms = config.max_grad_norm
+        max_grad_norm, factor = (norms.embeddings, math.sqrt(2)) if isinstance(norms, NormSettings) else (norms, 1.0)
+        return cls(data, identity, bound, watched, max_grad_norm, factor * noise_multiplier)
+
+    @property
+    def config(self) -> TrainConfig:
+        return self.identity.config
+
+    @property
+    def examples_each(self) -> int:
+        """Examples of one canary: it stands for one privacy unit."""
+        return self.bound or 1 if self.config.privacy_unit == "user" else 1
+
+    @property
+    def gradients_each(self) -> int:
+        """How many clipped gradients one canary may send in a step: users who are sampled send one."""
+        return 1 if self.config.sampling == "user" else self.examples_each
+
+    @property
+    def noise_scale(self) -> float:
+        """Standard deviation of one step's noise on the averaged gradient."""
+        return self.noise_multiplier * self.max_grad_norm / self.config.expected_batch_size
+
+    @property
+    def delta(self) -> float:
+        assert self.config.target_delta is not None
+        return self.config.target_delta
+
+    def hypotheses(self) -> Hypotheses:
+        """The claim is that of training alone: canaries show nothing of released counts."""
+        assert self.identity.noise_multiplier is not None
+        return Hypotheses(
+            lambda noise_multiplier: RunCost(self.config, self.bound, noise_multiplier).of_training(),
+            noise_multiplier=self.identity.noise_multiplier,
+            delta=self.delta,
+        )
+
+    def rules(self, canaries: int, *, confidence: float) -> tuple[Rule, ...]:
+        steps, sampling_prob = self.config.steps, self.config.sampling_prob
+        return rules(
+            watched=self.watched,
+            others=canaries - self.watched,
+            separation_of_steps=separation(
+                signal=1 / self.noise_multiplier,
+                sampling_prob=sampling_prob,
+                steps=steps,
+                gradients_each=self.gradients_each,
+            ),
+            separation_along=promised_separation(
+                noise_multiplier=self.noise_multiplier,
+                sampling_prob=sampling_prob,
+                steps=steps,
+                examples_each=self.gradients_each,
+            ),
+            confidence=confidence,
+        )
 
 
-def _train(data: EncodedDataset, identity: RunIdentity, secret: NoiseKey, included: Coins) -> Tensor:
-    """The canaries' rows [m, D] of the trained and flushed model; they began at zero."""
-    config = identity.config
+@dataclass(frozen=True, slots=True)
+class _Found:
+    """The canaries' rows [m, D] of the trained and flushed model, which began at zero; `Watch.log_ratios` [watched]."""
+
+    rows: Tensor
+    log_ratios: Floats
+
+
+def _train(run: _AuditedRun, secret: NoiseKey, included: Coins) -> _Found:
+    config = run.config
     model = CanaryModel(
-        build_model(data.spec, config.model), num_canaries=len(included), max_grad_norm=_clipping(config)[0]
+        build_model(run.data.spec, config.model), num_canaries=len(included), max_grad_norm=run.max_grad_norm
     )
     tables = initial_tables(model)
     tables[CANARY].zero_()
-    engine = engine_for(model, identity, secret, tables=tables)
-    audited = AuditedDataset(data, np.flatnonzero(included), examples_each=_examples_each(data, config))
+    engine = engine_for(model, run.identity, secret, tables=tables)
+    audited = AuditedDataset(run.data, np.flatnonzero(included), examples_each=run.examples_each)
     make_batches = batch_maker(audited, config, secret)
-    check_event(make_batches.sampler, identity, max_examples_per_user=contribution_bound(data))
+    check_event(make_batches.sampler, run.identity, max_examples_per_user=run.bound)
+    watch = Watch(
+        engine,
+        embedding_optimizer(config),
+        count=run.watched,
+        signal=1 / run.noise_multiplier,
+        noise_scale=run.noise_scale,
+        sampling_prob=config.sampling_prob,
+        gradients_each=run.gradients_each,
+    )
     batches = Prefetcher(make_batches, first=1, last=config.steps)
     with batches, Progress("audit", total=config.steps, unit="steps") as progress:
         for _, micro_batches in batches:
             engine.step(micro_batches)
+            watch.look()
             progress.advance()
     engine.flush()
-    return engine.table_weights()[CANARY]
+    return _Found(engine.table_weights()[CANARY], watch.log_ratios)
 
 
-def _conclude(
-    rows: Tensor,
-    included: Coins,
-    identity: RunIdentity,
-    data: EncodedDataset,
-    *,
-    confidence: float,
-    seeded: bool,
-) -> Audit:
-    """Judge the rows and put the bound beside the claim."""
-    config, bound = identity.config, contribution_bound(data)
-    assert identity.noise_multiplier is not None
-    assert config.target_delta is not None
-    statistics = _statistics(rows)
-    max_grad_norm, factor = _clipping(config)
-    noise_multiplier = factor * identity.noise_multiplier
-    separation = promised_separation(
-        noise_multiplier=noise_multiplier,
-        sampling_prob=config.sampling_prob,
-        steps=config.steps,
-        examples_each=_contributions_each(data, config),
-    )
-    outcomes = [
-        judge(rule, statistics, included, delta=config.target_delta, confidence=confidence)
-        for rule in rules(
-            canaries=len(included), separation=separation, delta=config.target_delta, confidence=confidence
-        )
-    ]
-    std = promised_std(
-        embedding_optimizer(config),
-        noise_scale=noise_multiplier * max_grad_norm / config.expected_batch_size,
-        steps=config.steps,
-    )
+def _conclude(run: _AuditedRun, found: _Found, included: Coins, *, confidence: float, seeded: bool) -> Audit:
+    """Judge what was found and put the bound beside the claim."""
+    config, hypotheses = run.config, run.hypotheses()
+    of_last_model = _statistics(found.rows)
+    std = promised_std(embedding_optimizer(config), noise_scale=run.noise_scale, steps=config.steps)
+    outcomes = []
+    for rule in run.rules(len(included), confidence=confidence):
+        # Watched rows got their noise step by step: they say nothing of noise that is drawn for many steps at once.
+        scores = found.log_ratios if rule.statistic == "steps" else of_last_model[rule.statistic][run.watched :]
+        coins = included[: run.watched] if rule.statistic == "steps" else included[run.watched :]
+        outcomes.append(judge(rule, scores, coins, hypotheses, confidence=confidence))
     report = AuditReport(
         epsilon_lower_bound=strongest(outcomes).epsilon_lower_bound,
-        # Of training alone: canaries show nothing of released counts, whose part would only loosen the comparison.
-        epsilon_claimed=epsilon(identity.training_event(bound), delta=config.target_delta),
-        delta=config.target_delta,
+        epsilon_claimed=hypotheses.claim,
+        delta=run.delta,
         confidence=confidence,
         canaries=len(included),
+        watched=run.watched,
         included=int(included.sum()),
         rules=tuple(_result(outcome, confidence) for outcome in outcomes),
-        noise=_noise_check(statistics["across"], columns=rows.shape[1] - 1, promised=std),
+        noise=_noise_check(of_last_model["across"], columns=found.rows.shape[1] - 1, promised=std),
         mode=config.mode,
         privacy_unit=config.privacy_unit,
-        max_examples_per_user=bound if config.privacy_unit == "user" else None,
-        noise_multiplier=identity.noise_multiplier,
+        max_examples_per_user=run.bound if config.privacy_unit == "user" else None,
+        noise_multiplier=hypotheses.noise_multiplier,
         max_grad_norm=config.stated_norms(),
         sampling_prob=config.sampling_prob,
         expected_batch_size=config.expected_batch_size,
         steps=config.steps,
-        dataset=identity.dataset_fingerprint,
+        dataset=run.identity.dataset_fingerprint,
         config=config.digest(),
-        code_version=identity.code_version,
+        code_version=run.identity.code_version,
         seeded=seeded,
     )
-    return Audit(report, statistics["along"] / std, included)
+    return Audit(report, of_last_model["along"] / std, included)
 
 
 def _statistics(rows: Tensor) -> dict[Statistic, Floats]:

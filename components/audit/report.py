@@ -13,16 +13,16 @@ from lazydp.components.shared.files import PRIVATE_FILE, read_json, write_json
 from lazydp.components.shared.frozen_model import FrozenModel
 from lazydp.components.shared.validation import Document
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 REPORT = "audit.json"
 _CONSEQUENCE = "the training code does not do what it states; release nothing that it made"
-METHOD = "one training run with canaries (Steinke, Nasr, Jagielski 2023)"
+METHOD = "one training run with canaries (Steinke, Nasr, Jagielski 2023; Mahloujifar, Melis, Chaudhuri 2024)"
 
 
 class RuleResult(FrozenModel):
-    """One way to guess the coins: `statistic` of the canary's row, `guesses` of which `correct` were right."""
+    """One way to guess the coins: `statistic` of the canaries, `guesses` of which `correct` were right."""
 
-    statistic: Literal["along", "across"]
+    statistic: Literal["steps", "along", "across"]
     said_to_be_in: Literal["high", "low"]
     guesses: int = Field(ge=0)
     correct: int = Field(ge=0)
@@ -50,8 +50,9 @@ class NoiseCheck(FrozenModel):
 class AuditReport(FrozenModel):
     """The result of one audit.
 
-    `epsilon_lower_bound` holds at `confidence` and `delta`, over all rules together. Where it exceeds
-    `epsilon_claimed`, what ran was not what was claimed.
+    `epsilon_lower_bound` is the epsilon at `delta` of the same run with so much more noise that the guesses just refute
+    it, at `confidence` over all rules together. Where the claim itself is refuted (the bound reaches
+    `epsilon_claimed`), what ran was not what was claimed.
     """
 
     epsilon_lower_bound: float = Field(ge=0)
@@ -59,6 +60,7 @@ class AuditReport(FrozenModel):
     delta: float = Field(gt=0, lt=1)
     confidence: float = Field(gt=0, lt=1)
     canaries: int = Field(gt=0)
+    watched: int = Field(default=0, ge=0, description="canaries that were looked at after every step")
     included: int = Field(ge=0)
     rules: tuple[RuleResult, ...]
     noise: NoiseCheck | None = Field(description="none where rows have one column: nothing lies across")
@@ -78,7 +80,7 @@ class AuditReport(FrozenModel):
     @property
     def fault(self) -> str | None:
         """What contradicts the claim, in one sentence; None where nothing does."""
-        if self.epsilon_lower_bound > self.epsilon_claimed:
+        if self.epsilon_lower_bound >= self.epsilon_claimed:
             return (
                 f"the audit shows epsilon of at least {self.epsilon_lower_bound:.3g} at delta {self.delta:g} with "
                 f"{self.confidence:.0%} confidence, the run claims {self.epsilon_claimed:.3g}: {_CONSEQUENCE}"

@@ -8,7 +8,6 @@ from __future__ import annotations
 import math
 
 from lazydp.components.budget.accounting.epsilon import accountant_version, epsilon, epsilon_over_steps
-from lazydp.components.budget.accounting.events import without_amplification
 from lazydp.components.budget.statement import (
     CHOICE_OF_SETTINGS,
     COUNTS_FLOATING_POINT,
@@ -23,7 +22,8 @@ from lazydp.components.budget.statement import (
 )
 from lazydp.components.features.spec import FeatureSpec
 from lazydp.components.train.config import TrainConfig
-from lazydp.components.train.data.sampler import poisson_dp_event, sampler_name
+from lazydp.components.train.data.sampler import sampler_name
+from lazydp.components.train.run.costs import RunCost
 from lazydp.components.train.run.identity import RunIdentity
 from lazydp.components.train.run.popularity import sensitivity
 
@@ -69,39 +69,22 @@ def statement_of(
     spent = user_level = unamplified = rdp = without_counts = None
     over_steps: tuple[StepEpsilon, ...] = ()
     if private:
-        event = identity.released_event(identity.dp_event(max_examples_per_user, steps=steps))
+        cost = RunCost.of(identity, max_examples_per_user)
+        event = cost.of_release(steps=steps)
         spent, rdp = figure(epsilon(event, delta=delta)), figure(epsilon(event, delta=delta, accountant="rdp"))
         if config.popularity is not None:
-            training = identity.training_event(max_examples_per_user, steps=steps)
-            without_counts = figure(epsilon(identity.released_event(training), delta=delta))
+            without_counts = figure(epsilon(cost.of_release_without_counts(steps=steps), delta=delta))
         over_steps = (
             ()
             if identity.tuning is not None
             else tuple(
                 StepEpsilon(step=step, epsilon=value)
-                for step, value in epsilon_over_steps(
-                    lambda step: identity.dp_event(max_examples_per_user, steps=step), steps=steps, delta=delta
-                )
+                for step, value in epsilon_over_steps(lambda step: cost.of_run(steps=step), steps=steps, delta=delta)
             )
         )
-        several = config.privacy_unit == "user" and config.sampling == "example"
-        unit_bound = max_examples_per_user if several and max_examples_per_user else 1
-        known_batches = config.with_counts(
-            without_amplification(noise_multiplier=sigma, steps=steps, max_examples_per_user=unit_bound)
-        )
-        unamplified = figure(epsilon(identity.released_event(known_batches), delta=delta))
+        unamplified = figure(epsilon(cost.of_known_batches(steps=steps), delta=delta))
         if max_examples_per_user is not None:
-            of_user = poisson_dp_event(
-                noise_multiplier=sigma,
-                sampling_prob=config.sampling_prob,
-                steps=steps,
-                max_examples_per_user=max_examples_per_user,
-                sampled=config.sampling,
-            )
-            # Where examples are counted, a user has up to k of them, all perhaps of one item.
-            counted = max_examples_per_user if config.privacy_unit == "example" else 1
-            of_user = config.with_counts(of_user, contributions=counted)
-            user_level = figure(epsilon(identity.released_event(of_user), delta=delta))
+            user_level = figure(epsilon(cost.of_user(steps=steps), delta=delta))
     return PrivacyStatement(
         private=private,
         why_not_private=_why_not_private(config.private, test_key=test_key),

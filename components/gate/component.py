@@ -38,6 +38,7 @@ def budget_gate(
     from lazydp.components.ingest.dataset import EncodedDataset
     from lazydp.components.shared.logs import log_to_stdout
     from lazydp.components.train.config import TrainConfig
+    from lazydp.components.train.run.costs import RunCost, calibrated_noise_multiplier
 
     log_to_stdout()
     settings = TrainConfig.parse_text(config, where="(parameter config)")
@@ -51,7 +52,7 @@ def budget_gate(
         ledger_url=ledger_url or None,
         dataset_fingerprint=manifest.fingerprint,
         dataset_name=manifest.spec["name"],
-        event=settings.dp_event(bound, noise_multiplier=settings.calibrated_noise_multiplier(bound)),
+        event=RunCost(settings, bound, calibrated_noise_multiplier(settings, bound)).of_release(),
         run_id=run_id,
         privacy_unit=settings.privacy_unit,
         config_digest=settings.digest(),

@@ -20,14 +20,11 @@ from pydantic import (
 
 from lazydp.components.budget.accounting.limits import SMALLEST_NOISE
 from lazydp.components.models.config import ModelConfig
-from lazydp.components.shared.errors import InputError
 from lazydp.components.shared.frozen_model import FrozenModel
 from lazydp.components.shared.validation import Document, parse_yaml, read_yaml
-from lazydp.components.train.mechanism import parameters as mechanism
+from lazydp.components.train.mechanism.parameters import GroupNorms, PrivacyParameters, UserGradient
 
 if TYPE_CHECKING:
-    from dp_accounting import DpEvent
-
     from lazydp.components.train.device.placement import Placement
 
 FORMAT_VERSION = 1
@@ -51,7 +48,7 @@ Fraction = Annotated[float, Field(ge=0, le=1, allow_inf_nan=False)]
 _NOT_IN_DIGEST = {"checkpoint_every", "log_every", "device", "table_device"}
 
 
-class Schedule(FrozenModel):
+class ScheduleSettings(FrozenModel):
     """Learning rate over the steps, known in advance (the skip-ahead table needs no less).
 
     Attributes:
@@ -75,7 +72,7 @@ class Schedule(FrozenModel):
         return make(learning_rate, steps=steps, warmup_steps=self.warmup_steps, final_fraction=final_fraction)
 
 
-class EmbeddingOptimizer(FrozenModel):
+class EmbeddingSettings(FrozenModel):
     """SGD of the embedding tables: linear, so that delayed noise stays exact.
 
     Attributes:
@@ -90,7 +87,7 @@ class EmbeddingOptimizer(FrozenModel):
     learning_rate: Positive = 1.0
     momentum: Annotated[float, Field(ge=0, lt=1)] = 0.0
     weight_decay: NonNegative = 0.0
-    schedule: Schedule = Schedule()
+    schedule: ScheduleSettings = ScheduleSettings()
 
     @model_validator(mode="before")
     @classmethod
@@ -103,7 +100,7 @@ class EmbeddingOptimizer(FrozenModel):
         return values
 
 
-class DenseOptimizer(FrozenModel):
+class DenseSettings(FrozenModel):
     """Optimizer of the dense layers, on the privatised gradient; any is private by post-processing.
 
     Attributes:
@@ -116,11 +113,11 @@ class DenseOptimizer(FrozenModel):
     optimizer: str = "adam"
     learning_rate: Positive = 1e-3
     options: dict[str, bool | int | float | tuple[float, ...]] = Field(default_factory=dict)
-    schedule: Schedule = Schedule()
+    schedule: ScheduleSettings = ScheduleSettings()
 
 
-class GroupNorms(FrozenModel):
-    """One clipping norm for each group of parameters; `mechanism` argues for its accounting.
+class NormSettings(FrozenModel):
+    """One clipping norm for each group of parameters; `mechanism.parameters` argues for its accounting.
 
     Attributes:
         dense: C of the dense layers.
@@ -144,8 +141,8 @@ class PopularityCounts(FrozenModel):
 
 _ONE, _GROUPS = "(one norm)", "(a norm for each group)"
 MaxGradNorm = Annotated[
-    Annotated[Positive, Tag(_ONE)] | Annotated[GroupNorms, Tag(_GROUPS)],
-    Discriminator(lambda value: _GROUPS if isinstance(value, dict | GroupNorms) else _ONE),
+    Annotated[Positive, Tag(_ONE)] | Annotated[NormSettings, Tag(_GROUPS)],
+    Discriminator(lambda value: _GROUPS if isinstance(value, dict | NormSettings) else _ONE),
 ]
 
 
@@ -190,7 +187,7 @@ class TrainConfig(FrozenModel):
     mode: Mode = "lazydp"
     privacy_unit: PrivacyUnit = "example"
     sampling: Literal["example", "user"] = "example"
-    user_gradient: mechanism.UserGradient | None = None
+    user_gradient: UserGradient | None = None
     sampling_prob: Annotated[float, Field(gt=0, le=1)]
     expected_batch_size: Positive
     steps: PositiveInt
@@ -200,8 +197,8 @@ class TrainConfig(FrozenModel):
     max_grad_norm: MaxGradNorm = 1.0
     popularity: PopularityCounts | None = None
     negatives: PositiveInt = 8
-    embeddings: EmbeddingOptimizer = EmbeddingOptimizer()
-    dense: DenseOptimizer = DenseOptimizer()
+    embeddings: EmbeddingSettings = EmbeddingSettings()
+    dense: DenseSettings = DenseSettings()
     micro_batch_size: PositiveInt = 4096
     publish_every: PositiveInt | None = None
     checkpoint_every: PositiveInt = 500
@@ -299,7 +296,7 @@ class TrainConfig(FrozenModel):
     def stated_norms(self) -> float | dict[str, float]:
         """C, or C by group of parameters, as statements and reports give it."""
         norms = self.max_grad_norm
-        return norms.model_dump() if isinstance(norms, GroupNorms) else norms
+        return norms.model_dump() if isinstance(norms, NormSettings) else norms
 
     def placement(self) -> Placement:
         """Where the run computes.
@@ -311,89 +308,14 @@ class TrainConfig(FrozenModel):
 
         return Placement.of(self.device, self.table_device)
 
-    def privacy_parameters(self, noise_multiplier: float | None) -> mechanism.PrivacyParameters:
+    def privacy_parameters(self, noise_multiplier: float | None) -> PrivacyParameters:
         """The mechanism of a step, with the sigma of the run (None without noise)."""
         norms = self.max_grad_norm
-        return mechanism.PrivacyParameters(
+        return PrivacyParameters(
             noise_multiplier=noise_multiplier or 0.0,
-            max_grad_norm=mechanism.GroupNorms(**norms.model_dump()) if isinstance(norms, GroupNorms) else norms,
+            max_grad_norm=GroupNorms(**norms.model_dump()) if isinstance(norms, NormSettings) else norms,
             expected_batch_size=self.expected_batch_size,
             user_gradient=self.user_gradient,
-        )
-
-    def dp_event(
-        self, max_examples_per_user: int | None, *, noise_multiplier: float | None = None, steps: int | None = None
-    ) -> DpEvent:
-        """What the whole run, or its first `steps`, is to the accountant: training, and the counts where it has any.
-
-        The counts are in it whatever the step: the first snapshot releases them, and later ones the very same.
-
-        Args:
-            max_examples_per_user: k, to which ingest bounded every user; needed for the unit `user`.
-            noise_multiplier: sigma, where the configuration leaves it to calibration.
-            steps: fewer than the configured steps.
-        """
-        training = self.training_event(max_examples_per_user, noise_multiplier=noise_multiplier, steps=steps)
-        return self.with_counts(training)
-
-    def with_counts(self, training: DpEvent, *, contributions: int = 1) -> DpEvent:
-        """`training` and the release of the counts, where the run has any.
-
-        Args:
-            training: the event of the run's training, for some notion of who takes part.
-            contributions: how many privacy units of the run one such participant stands for: where units are examples
-                and the participant is a user, the bound k on a user's examples.
-        """
-        from lazydp.components.budget.accounting.events import composed, counts_event  # noqa: PLC0415 - scipy is slow to import
-
-        if self.popularity is None:
-            return training
-        counts = counts_event(noise_multiplier=self.popularity.noise_multiplier, contributions=contributions)
-        return composed([training, counts])
-
-    def training_event(
-        self, max_examples_per_user: int | None, *, noise_multiplier: float | None = None, steps: int | None = None
-    ) -> DpEvent:
-        """The part of `dp_event` that the sampler draws for: training alone. Arguments as there."""
-        from lazydp.components.train.data.sampler import poisson_dp_event  # noqa: PLC0415 - brings torch with it
-
-        sigma = noise_multiplier if noise_multiplier is not None else self.noise_multiplier
-        if sigma is None:
-            raise ValueError("noise_multiplier: the configuration leaves it to calibration, so it has to be given")
-        if self.privacy_unit == "user" and max_examples_per_user is None:
-            raise ValueError("max_examples_per_user: the unit `user` needs a bound on a user's examples")
-        return poisson_dp_event(
-            noise_multiplier=sigma,
-            sampling_prob=self.sampling_prob,
-            steps=self.steps if steps is None else steps,
-            max_examples_per_user=max_examples_per_user if self.privacy_unit == "user" else None,
-            sampled=self.sampling,
-        )
-
-    def calibrated_noise_multiplier(self, max_examples_per_user: int | None) -> float:
-        """Sigma as given, or the least that keeps the run within (target_epsilon, target_delta), its counts included.
-
-        Raises:
-            InputError: no sigma does.
-        """
-        from lazydp.components.budget.accounting.epsilon import calibrate_noise_multiplier, epsilon  # noqa: PLC0415 - slow
-        from lazydp.components.budget.accounting.events import composed  # noqa: PLC0415 - scipy is slow to import
-
-        if self.noise_multiplier is not None:
-            return self.noise_multiplier
-        if self.target_epsilon is None or self.target_delta is None:
-            raise ValueError("mode sgd has no noise to calibrate")
-        if self.popularity is not None:
-            alone = epsilon(self.with_counts(composed([])), delta=self.target_delta)
-            if alone >= self.target_epsilon:
-                raise InputError(
-                    f"popularity.noise_multiplier {self.popularity.noise_multiplier:g} costs epsilon {alone:.4g} "
-                    f"before any training, and target_epsilon is {self.target_epsilon:g}: give the counts more noise"
-                )
-        return calibrate_noise_multiplier(
-            target_epsilon=self.target_epsilon,
-            target_delta=self.target_delta,
-            make_event=lambda sigma: self.dp_event(max_examples_per_user, noise_multiplier=sigma),
         )
 
 

@@ -20,90 +20,33 @@ import json
 import logging
 import math
 import uuid
-from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Any
 
-import torch
-from pydantic import Field
-
-from lazydp.components.budget.accounting.epsilon import calibrate_noise_multiplier
-from lazydp.components.budget.accounting.tuning import UNIFORM_BITS, Law, Metric, Tuning
-from lazydp.components.evaluate.user_scores import user_scores
+from lazydp.components.budget.accounting.tuning import UNIFORM_BITS, Tuning
 from lazydp.components.ingest.dataset import EncodedDataset
-from lazydp.components.shared.errors import InputError, NonFiniteError, PrivacyError
+from lazydp.components.shared.errors import InputError, PrivacyError
 from lazydp.components.shared.files import PRIVATE_FILE, read_json, sync_directory, write_json
-from lazydp.components.shared.frozen_model import FrozenModel
-from lazydp.components.shared.validation import read_yaml
 from lazydp.components.shared.version import code_version
 from lazydp.components.train.config import TrainConfig
 from lazydp.components.train.data.sampler import Keystream
+from lazydp.components.train.run.costs import RunCost, calibrated_noise_multiplier
 from lazydp.components.train.run.folder import RunFolder
 from lazydp.components.train.run.identity import RunIdentity
 from lazydp.components.train.run.spending import close_without_release, reserve
-from lazydp.components.train.run.train import build_engine, check_fits, contribution_bound, key_of, train
-from lazydp.kernels import ops
+from lazydp.components.train.run.train import check_fits, contribution_bound
+from lazydp.components.tune.sweep import HeldOut, Public, Sweep, with_settings
+from lazydp.components.tune.trials import score_of, try_settings
 from lazydp.kernels.noise_key import NoiseKey
 
 BEST = "best"
 _FORMAT_VERSION = 1
-_SWEEP, _SCORE = "sweep.json", "score.json"
+_SWEEP = "sweep.json"
 # What defines the mechanism that is accounted for, or how it is stated.
 _FIXED = ("privacy_unit", "target_epsilon", "target_delta", "publish_every")
 
 _log = logging.getLogger("lazydp.tune")
-
-
-class HeldOut(FrozenModel):
-    """Score on the dataset's own held-out split: the sum over users of scores in [0, 1], noised.
-
-    Attributes:
-        noise_multiplier: standard deviation of that noise. The sum grows with the users and its noise does not: 20 is
-            0.02 of a score's mean over 1,000 users, and costs less privacy than most trainings.
-    """
-
-    kind: Literal["held_out"]
-    noise_multiplier: Annotated[float, Field(ge=0)]
-
-
-class Public(FrozenModel):
-    """Score on another dataset, which is declared public.
-
-    Attributes:
-        dataset: the folder that `lazydp ingest` made of it, with the same feature spec.
-    """
-
-    kind: Literal["public"]
-    dataset: Path
-
-
-class Sweep(FrozenModel):
-    """What to try.
-
-    Attributes:
-        law: of the number of trials.
-        mean_trials: its mean.
-        metric: what the trials are compared by.
-        score: on what.
-        settings: dotted name of a setting of the training configuration -> values, of which each trial draws one.
-    """
-
-    format_version: Literal[1] = 1
-    law: Law = "poisson"
-    mean_trials: Annotated[float, Field(ge=1, le=10_000)]
-    metric: Metric = "ndcg_at_10"
-    score: Annotated[HeldOut | Public, Field(discriminator="kind")]
-    settings: Annotated[dict[str, Annotated[list[Any], Field(min_length=1)]], Field(min_length=1)]
-
-    @classmethod
-    def load(cls, path: Path) -> Sweep:
-        """Read a YAML file.
-
-        Raises:
-            InputError: it cannot be read or is not valid; one line that names the file and the field.
-        """
-        return read_yaml(path, what="sweep").validated(cls)
 
 
 @dataclass(frozen=True, slots=True)
@@ -176,7 +119,7 @@ def tune(
             )
         for number, settings in enumerate(trials, start=1):
             _log.info("[private] trial %d of %d: %s", number, len(trials), settings)
-            _try(out / f"trial-{number:05d}", identity, settings, data, scored_on, ledger, test_key)
+            try_settings(out / f"trial-{number:05d}", identity, settings, data, scored_on, ledger, test_key)
         _choose(out, identity, len(trials))
         return _tuned(out)
 
@@ -234,34 +177,15 @@ def _check_settings(identity: RunIdentity, sweep: Sweep, data: EncodedDataset) -
         InputError: the message names the setting.
     """
     bound = contribution_bound(data)
-    event = identity.dp_event(bound)
+    event = RunCost.of(identity, bound).of_run()
     for name, values in sweep.settings.items():
         for value in values:
             changed = with_settings(identity.config, {name: value})
-            if name in _FIXED or not changed.private or changed.dp_event(bound) != event:
+            if name in _FIXED or not changed.private or RunCost(changed, bound).of_run() != event:
                 raise InputError(
                     f"settings: {name} is part of the mechanism that is accounted for, and must be the same in every "
                     "trial; set it in the training configuration, and run a sweep for each value that matters"
                 )
-
-
-def with_settings(config: TrainConfig, settings: Mapping[str, Any]) -> TrainConfig:
-    """`config` with settings replaced, each by its dotted name.
-
-    Raises:
-        InputError: an unknown setting, or a value that is not valid.
-    """
-    document = config.model_dump()
-    for name, value in settings.items():
-        node: dict[str, Any] = document
-        *path, last = name.split(".")
-        for part in path:
-            inner = node.get(part)
-            node = inner if isinstance(inner, dict) else {}
-        if last not in node:
-            raise InputError(f"settings: the training configuration has no setting {name!r}")
-        node[last] = value
-    return TrainConfig.parse(document, where="(with the settings of the sweep)")
 
 
 # --- the sweep's folder ----------------------------------------------------------------------------------------
@@ -284,10 +208,7 @@ def _begin(out: Path, data: EncodedDataset, config: TrainConfig, tuning: Tuning,
                 "it was started with, or use another folder"
             )
         return _identity(held["run_id"], data, config, tuning, held["noise_multiplier"], version)
-    if config.noise_multiplier is not None:
-        sigma = config.noise_multiplier
-    else:
-        sigma = _calibrated(config, tuning, contribution_bound(data))
+    sigma = calibrated_noise_multiplier(config, contribution_bound(data), tuning=tuning)
     run_id = f"tune-{uuid.uuid4().hex[:16]}"
     document = {"run_id": run_id, **given, "noise_multiplier": sigma, "trials": None, "best": None}
     write_json(file, document, format_version=_FORMAT_VERSION, mode=PRIVATE_FILE)
@@ -304,17 +225,6 @@ def _identity(
         code_version=version,
         noise_multiplier=sigma,
         tuning=tuning,
-    )
-
-
-def _calibrated(config: TrainConfig, tuning: Tuning, bound: int | None) -> float:
-    """Sigma at which the whole sweep stays within (target_epsilon, target_delta)."""
-    assert config.target_epsilon is not None
-    assert config.target_delta is not None
-    return calibrate_noise_multiplier(
-        target_epsilon=config.target_epsilon,
-        target_delta=config.target_delta,
-        make_event=lambda sigma: tuning.event(config.dp_event(bound, noise_multiplier=sigma)),
     )
 
 
@@ -338,63 +248,6 @@ def _drawn(out: Path, identity: RunIdentity, sweep: Sweep, test_key: int | None)
     return found
 
 
-def _try(
-    folder: Path,
-    identity: RunIdentity,
-    settings: Mapping[str, Any],
-    data: EncodedDataset,
-    scored_on: EncodedDataset,
-    ledger: str | None,
-    test_key: int | None,
-) -> None:
-    """Train and score one trial, unless that was done before."""
-    if (folder / _SCORE).exists():
-        return
-    number = int(folder.name.rpartition("-")[2])
-    train(
-        dataset=data.path,
-        config=with_settings(identity.config, settings),
-        out=folder,
-        ledger=ledger,
-        resume=True,
-        run_id=identity.run_id,
-        key=None if test_key is None else NoiseKey.for_tests(test_key).derive(f"trial {number}"),
-        tuning=identity.tuning,
-    )
-    write_json(folder / _SCORE, {"score": _score(folder, scored_on)}, format_version=_FORMAT_VERSION, mode=PRIVATE_FILE)
-
-
-def _score(trial: Path, scored_on: EncodedDataset) -> float | None:
-    """The score of a finished trial; None for a model that is not finite, which is never the best.
-
-    The flush happens in memory alone: the checkpoint keeps its pending noise, and export will draw the same.
-    """
-    with RunFolder.locked(trial) as folder:
-        identity, checkpoint = folder.identity(), folder.latest()
-        assert identity is not None
-        assert identity.tuning is not None
-        assert checkpoint is not None
-        key = key_of(checkpoint, folder)
-        engine = build_engine(scored_on.spec, identity, key)
-        engine.load_state_dict(checkpoint.state)
-        engine.flush()
-        try:
-            tables = engine.table_weights()
-        except NonFiniteError:
-            return None
-        scores = user_scores(scored_on, model=engine.model, tables=tables, metric=identity.tuning.metric)
-        sigma = identity.tuning.score_noise_multiplier
-        if sigma is None:
-            return float(scores.mean())
-        return float(scores.sum()) + sigma * _standard_normal(key.derive("score"))
-
-
-def _standard_normal(key: NoiseKey) -> float:
-    drawn = torch.empty(1, 1)
-    ops.normal_(drawn, key.tensor(), table=0, first_row=0, step=0)
-    return float(drawn)
-
-
 def _choose(out: Path, identity: RunIdentity, trials: int) -> None:
     """Keep the best trial and destroy the others; a kill at any moment leaves what the same call finishes.
 
@@ -405,8 +258,7 @@ def _choose(out: Path, identity: RunIdentity, trials: int) -> None:
     if document["best"] is None:
         scores = {}
         for number in range(1, trials + 1):
-            file = out / f"trial-{number:05d}" / _SCORE
-            scores[number] = read_json(file, format_version=_FORMAT_VERSION, what="score")["score"]
+            scores[number] = score_of(out / f"trial-{number:05d}")
         finite = {number: score for number, score in scores.items() if score is not None and math.isfinite(score)}
         if not finite:
             raise PrivacyError(

@@ -16,6 +16,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
+import numpy.typing as npt
 from dp_accounting import dp_event
 from dp_accounting.dp_event import DpEvent
 from dp_accounting.pld import privacy_loss_distribution as pld
@@ -76,6 +78,28 @@ def epsilon(event: DpEvent, *, delta: float, accountant: str = "pld", store: Los
     if accountant == "rdp":
         return _renyi_epsilon(event, delta)
     return _epsilon_at(event, delta, _INTERVAL, store)
+
+
+def privacy_profile(event: DpEvent, epsilons: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
+    """The delta of `event` at each of `epsilons`, [n]: by PLD, so that neither direction of neighbours exceeds it.
+
+    Args:
+        event: what was done; selections (sweeps) have no profile of their own.
+        epsilons: at least 0, [n].
+
+    Raises:
+        PrivacyError: an event that the accountant does not know, or one with a selection.
+    """
+    parts = _take_apart(event)
+    if parts.selections:
+        raise PrivacyError("a selection among trials has no known privacy profile, only an epsilon")
+    if not parts.private:
+        return np.ones_like(epsilons)
+    leaves = tuple(parts.counts.items())
+    if not leaves:
+        return np.zeros_like(epsilons)
+    interval = max([_COARSE, *(_fitting_interval(key) for key, _ in leaves)])
+    return np.asarray(_composition(leaves, interval, fresh_store()).get_delta_for_epsilon(epsilons), dtype=np.float64)
 
 
 def epsilon_over_steps(event_after: Callable[[int], DpEvent], *, steps: int, delta: float) -> list[tuple[int, float]]:

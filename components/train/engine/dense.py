@@ -35,8 +35,13 @@ class DenseOptimizer:
     learning_rate: Schedule | None = None
 
     @classmethod
-    def named(cls, name: str, *, learning_rate: Schedule, **options: Any) -> DenseOptimizer:
+    def named(cls, name: str, *, learning_rate: Schedule | float, **options: Any) -> DenseOptimizer:
         """The optimizer of `torch.optim` called `name` (any case), with its options.
+
+        Args:
+            name: such as `adam`.
+            learning_rate: rate, or a schedule: step (1, 2, ...) -> rate.
+            options: of the optimizer.
 
         Raises:
             InputError: there is no such optimizer, or it needs more than gradients (LBFGS, SparseAdam).
@@ -51,7 +56,9 @@ class DenseOptimizer:
         found = known.get(name.lower())
         if found is None:
             raise InputError(f"no dense optimizer {name!r}: choose one of {', '.join(sorted(known))}")
-        return cls(lambda parameters: found(parameters, lr=learning_rate(1), **options), learning_rate)
+        schedule = learning_rate if callable(learning_rate) else None
+        first = learning_rate(1) if callable(learning_rate) else learning_rate
+        return cls(lambda parameters: found(parameters, lr=first, **options), schedule)
 
 
 class DenseLayers:

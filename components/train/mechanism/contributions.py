@@ -18,7 +18,7 @@ from lazydp.components.train.device.placement import CPU, moved
 from lazydp.components.train.mechanism.capture import Capture, without
 from lazydp.components.train.mechanism.clip import clip_coefficients
 from lazydp.components.train.mechanism.parameters import GROUPS, Group, GroupNorms, PrivacyParameters
-from lazydp.components.train.mechanism.units import Run, Units
+from lazydp.components.train.mechanism.units import EqualUnits, Units
 from lazydp.components.train.tables.embedding_tables import TableGradient
 from lazydp.components.train.tables.lookups import Lookups
 from lazydp.kernels import ops
@@ -158,7 +158,7 @@ def _on_host(lookups: Lookups) -> Lookups:
     return Lookups(indices, offsets, weights[0] if weights else None, lookups.bags_per_example)
 
 
-def _of_run(lookups: Lookups, gradient: Tensor, run: Run) -> tuple[Lookups, Tensor]:
+def _of_run(lookups: Lookups, gradient: Tensor, run: EqualUnits) -> tuple[Lookups, Tensor]:
     """One run of g users of n examples, as g examples with n F bags, which is what such a user is to the kernel."""
     width = lookups.bags_per_example
     first, end = run.first * width, (run.first + run.units * run.size) * width

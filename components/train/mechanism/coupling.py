@@ -66,7 +66,7 @@ class Disturbance:
         return self.of_outputs(by_example).transpose(0, 1).reshape(pooled.shape)
 
 
-Run = Callable[[Disturbance], Tensor]
+LossesAgain = Callable[[Disturbance], Tensor]
 """Computes the losses [B] once more, with what layers and tables give disturbed."""
 
 
@@ -113,7 +113,7 @@ class CouplingCheck:
                         "compute each example's loss from that example alone"
                     )
 
-    def refuse_values(self, run: Run, losses: Tensor, units: Units, *, step: int) -> None:
+    def refuse_values(self, run: LossesAgain, losses: Tensor, units: Units, *, step: int) -> None:
         """Look at values, after the backward pass.
 
         Args:
@@ -139,7 +139,7 @@ class CouplingCheck:
                 "gradient (a detached mean of the batch, ranks): compute each example's loss from that example alone"
             )
 
-    def _again(self, run: Run, disturbed: Sequence[Tensor], generator: torch.Generator) -> list[Tensor] | None:
+    def _again(self, run: LossesAgain, disturbed: Sequence[Tensor], generator: torch.Generator) -> list[Tensor] | None:
         """The losses with each set of examples disturbed; None where the function cannot be called again."""
         again = []
         for examples in disturbed:

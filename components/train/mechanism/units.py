@@ -19,7 +19,7 @@ from lazydp.components.train.device.placement import moved
 
 
 @dataclass(frozen=True, slots=True)
-class Run:
+class EqualUnits:
     """Units of equal size that follow each other.
 
     Attributes:
@@ -62,12 +62,12 @@ class Units:
         """Every example a unit of its own."""
         return cls(torch.ones(count, dtype=torch.int64))
 
-    def runs(self) -> Iterator[Run]:
+    def runs(self) -> Iterator[EqualUnits]:
         """The units in runs of equal size."""
         first = 0
         values, counts = torch.unique_consecutive(self.sizes, return_counts=True)
         for size, units in zip(values.tolist(), counts.tolist(), strict=True):
-            yield Run(units, first, size)
+            yield EqualUnits(units, first, size)
             first += units * size
 
     def bags_by_run(self, bags_per_example: int) -> Tensor:

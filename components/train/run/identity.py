@@ -13,7 +13,7 @@ from lazydp.components.shared.errors import FormatError
 from lazydp.components.train.config import TrainConfig
 
 if TYPE_CHECKING:
-    from dp_accounting import DpEvent
+    pass
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,18 +37,6 @@ class RunIdentity:
     noise_multiplier: float | None
     tuning: Tuning | None = None
     selected: bool = False
-
-    def dp_event(self, max_examples_per_user: int | None, *, steps: int | None = None) -> DpEvent:
-        """What the run, or its first `steps` steps, is to the accountant."""
-        return self.config.dp_event(max_examples_per_user, noise_multiplier=self.noise_multiplier, steps=steps)
-
-    def training_event(self, max_examples_per_user: int | None, *, steps: int | None = None) -> DpEvent:
-        """The part of `dp_event` that the sampler draws for: training without the counts."""
-        return self.config.training_event(max_examples_per_user, noise_multiplier=self.noise_multiplier, steps=steps)
-
-    def released_event(self, event: DpEvent) -> DpEvent:
-        """What a release costs whose run is `event`: that, or the whole sweep that selected the run."""
-        return event if self.tuning is None else self.tuning.event(event)
 
     def differences(self, other: RunIdentity) -> list[str]:
         """`what: other's != ours` for everything in which `other` could not go on with this run."""

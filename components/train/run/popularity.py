@@ -1,4 +1,4 @@
-"""Counts of items, released once a run with Gaussian noise: what the service answers those it knows nothing of.
+"""Counts of items, released once a run with Gaussian noise: what the service answers to unknown users.
 
 **What is counted.** The positive examples of the training split: what the model is trained on, and no more (not all
 that a user has seen, for which the contribution bound does not hold).
@@ -10,9 +10,9 @@ that a user has seen, for which the contribution bound does not hold).
   count a user's examples instead would let all k fall on one item, and ask for noise in proportion to k.
 
 **The mechanism.** Noise of standard deviation noise_multiplier * sensitivity on the count of every item of the public
-catalogue: the Gaussian mechanism of that noise_multiplier, one release more in the run's event (`with_counts` of the
-configuration). Items that nobody chose get theirs too, for that nobody did is private. The entry of unknown items is
-zero whatever the data: ingest takes no rows of them.
+catalogue: the Gaussian mechanism of that noise_multiplier, one more release in the run's event (`RunCost.of_run`).
+Items that nobody chose get noise too, because that nobody chose them is private. The entry of unknown items is zero
+whatever the data: ingest takes no rows of them.
 
 **Once.** The noise of item i has a fixed address under the run's key, (POPULARITY_TABLE, i, step 0), where nothing else
 draws: dense parameters end below that table. Data, setting and key belong to the run, so its snapshots and its export

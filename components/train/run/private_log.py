@@ -9,6 +9,7 @@ from collections.abc import Callable
 from lazydp.components.budget.accounting.epsilon import epsilon
 from lazydp.components.train.engine.report import GroupReport, StepReport
 from lazydp.components.train.mechanism.parameters import GROUPS, Group
+from lazydp.components.train.run.costs import RunCost
 from lazydp.components.train.run.identity import RunIdentity
 
 _log = logging.getLogger("lazydp.train")
@@ -46,7 +47,7 @@ class PrivateLog:
         if not config.private:
             return line
         assert config.target_delta is not None
-        spent = epsilon(self._identity.dp_event(self._bound, steps=step), delta=config.target_delta)
+        spent = epsilon(RunCost.of(self._identity, self._bound).of_run(steps=step), delta=config.target_delta)
         # What a sweep costs is no figure of one trial, and is not reached step by step.
         what = "epsilon so far" if self._identity.tuning is None else "epsilon of this trial's training alone"
         return "; ".join([f"{what} {spent:.4g} | {line}", *(self._of_group(group) for group in GROUPS)])

@@ -16,6 +16,7 @@ from lazydp.components.budget.ledger.ledger import Ledger
 from lazydp.components.budget.statement import SpentElsewhere
 from lazydp.components.shared.errors import PrivacyError
 from lazydp.components.train.data.sampler import PoissonSampler
+from lazydp.components.train.run.costs import RunCost
 from lazydp.components.train.run.identity import RunIdentity
 
 
@@ -36,7 +37,7 @@ def check_event(sampler: PoissonSampler, identity: RunIdentity, *, max_examples_
         steps=config.steps,
         max_examples_per_user=max_examples_per_user if config.privacy_unit == "user" else None,
     )
-    charged = identity.training_event(max_examples_per_user)
+    charged = RunCost.of(identity, max_examples_per_user).of_training()
     if drawn != charged:
         found, expected = (json.dumps(event_to_json(event)) for event in (drawn, charged))
         raise PrivacyError(
@@ -68,7 +69,7 @@ def reserve(
         BudgetExceededError: the dataset's budget does not admit the run.
         PrivacyError: the dataset has no budget, or one of another privacy unit, or the run was closed.
     """
-    event = identity.released_event(identity.dp_event(max_examples_per_user))
+    event = RunCost.of(identity, max_examples_per_user).of_release()
     with Ledger.open(url) as ledger:
         dataset = register(
             ledger, fingerprint=identity.dataset_fingerprint, name=dataset_name, sources=sources
@@ -108,7 +109,7 @@ def commit(
     Raises:
         PrivacyError: the run holds no reservation there.
     """
-    event = identity.released_event(identity.dp_event(max_examples_per_user, steps=steps))
+    event = RunCost.of(identity, max_examples_per_user).of_release(steps=steps)
     with Ledger.open(url) as ledger:
         ledger.commit(identity.run_id, event=event, release=release, step=None if final else steps, final=final)
 

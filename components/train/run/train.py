@@ -30,6 +30,7 @@ from lazydp.components.train.engine.step import Engine
 from lazydp.components.train.run.background import BackgroundWriter
 from lazydp.components.train.run.batches import BatchMaker, batch_maker
 from lazydp.components.train.run.checkpoint import Checkpoint
+from lazydp.components.train.run.costs import RunCost, calibrated_noise_multiplier
 from lazydp.components.train.run.folder import RunFolder
 from lazydp.components.train.run.identity import RunIdentity
 from lazydp.components.train.run.private_log import PrivateLog
@@ -49,7 +50,7 @@ class Publish(Protocol):
 
 
 @dataclass(frozen=True, slots=True)
-class Run:
+class TrainedRun:
     """A run that stands at some step, and may be over.
 
     Attributes:
@@ -74,7 +75,7 @@ def train(
     key: NoiseKey | None = None,
     tuning: Tuning | None = None,
     publish: Publish | None = None,
-) -> Run:
+) -> TrainedRun:
     """Train, or go on training, until `config.steps` steps are done.
 
     The budget is reserved in the ledger before the first step, under the run's id: a run that is killed and resumed is
@@ -126,7 +127,7 @@ def train(
             engine.load_state_dict(checkpoint.state)
         _loop(engine, identity, secret, data, batches, folder, publish)
         secret.destroy()
-        return Run(out, identity, engine.steps_done)
+        return TrainedRun(out, identity, engine.steps_done)
 
 
 def _loop(
@@ -225,7 +226,7 @@ def _begin(
     if config.private:
         if config.noise_multiplier is None:
             _log.info("calibrating noise for epsilon %g at delta %g", config.target_epsilon, config.target_delta)
-        given = replace(given, noise_multiplier=config.calibrated_noise_multiplier(bound))
+        given = replace(given, noise_multiplier=calibrated_noise_multiplier(config, bound))
     folder.begin(given)
     return given
 
@@ -349,7 +350,7 @@ def _event_after(step: int, identity: RunIdentity, data: EncodedDataset) -> dict
     """What the run is to the accountant once `step` steps are done, as JSON; None without privacy."""
     if not identity.config.private:
         return None
-    return event_to_json(identity.dp_event(contribution_bound(data), steps=step))
+    return event_to_json(RunCost.of(identity, contribution_bound(data)).of_run(steps=step))
 
 
 def _snapshot_limit() -> int:

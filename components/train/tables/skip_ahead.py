@@ -50,7 +50,7 @@ class EmbeddingSgd:
     """The optimizer of the tables: SGD, in the convention of `torch.optim.SGD`.
 
     Attributes:
-        learning_rate: schedule, step -> rate (>= 0).
+        learning_rate: rate (>= 0), or a schedule: step (1, 2, ...) -> rate.
         momentum: mu, in [0, 1).
         weight_decay: wd >= 0; `learning_rate * weight_decay` must stay below 1 where there is no momentum.
 
@@ -58,7 +58,7 @@ class EmbeddingSgd:
         InputError: a value outside its range.
     """
 
-    learning_rate: Schedule
+    learning_rate: Schedule | float
     momentum: float = 0.0
     weight_decay: float = 0.0
 
@@ -74,7 +74,7 @@ class EmbeddingSgd:
         Raises:
             InputError: the schedule gave a negative or non-finite rate, or one that weight decay cannot follow.
         """
-        rate = float(self.learning_rate(step))
+        rate = float(self.learning_rate(step) if callable(self.learning_rate) else self.learning_rate)
         if not 0.0 <= rate < math.inf:
             raise InputError(f"learning rate of step {step} must be finite and at least 0, the schedule gave {rate}")
         if not self.momentum and rate * self.weight_decay >= 1.0:

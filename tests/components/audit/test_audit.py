@@ -249,13 +249,13 @@ def test_the_report_is_private_whole_and_read_back(dataset: Path, configured: Co
     assert all(stat.S_IMODE(file.stat().st_mode) == 0o600 for file in out.iterdir())
     assert AuditReport.load(out) == found.report == AuditReport.load(out / "audit.json")
     document = json.loads((out / "audit.json").read_text())
-    assert document["format_version"] == 1
+    assert document["format_version"] == 2
     assert document["epsilon_lower_bound"] <= document["epsilon_claimed"]
     assert (out / "audit.svg").read_text().lstrip().startswith("<?xml")
     with pytest.raises(InputError, match="already exists"):
         found.write(out)
-    (out / "audit.json").write_text(json.dumps(document | {"format_version": 2}))
-    with pytest.raises(FormatError, match="format_version 2"):
+    (out / "audit.json").write_text(json.dumps(document | {"format_version": 3}))
+    with pytest.raises(FormatError, match="format_version 3"):
         AuditReport.load(out)
     (out / "audit.json").write_text(json.dumps(document | {"delta": 2}))
     with pytest.raises(FormatError, match="delta"):

@@ -1,91 +1,132 @@
-"""The lower bound on epsilon: against values worked out by hand and exactly, and by simulation at known epsilon."""
+"""The lower bound on epsilon: against a linear program, by hand, and by simulation of mechanisms with a known curve."""
 
 import math
-from collections.abc import Callable
-from fractions import Fraction
+from collections.abc import Callable, Sequence
 
-import mpmath
 import numpy as np
 import numpy.typing as npt
 import pytest
+from scipy.optimize import linprog
 from scipy.special import expit
+from scipy.stats import norm
 
-from lazydp.components.audit.bound import epsilon_lower_bound, p_value
+from lazydp.components.audit.bound import refutes
 from lazydp.components.audit.guesses import best_guesses, correct_guesses, rules
+from lazydp.components.audit.hypotheses import Hypotheses
+from lazydp.components.audit.trade_off import TradeOff, from_profile, gaussian
+from lazydp.components.budget.accounting.epsilon import epsilon as epsilon_of
+from lazydp.components.budget.accounting.epsilon import privacy_profile
+from lazydp.components.budget.accounting.events import dpsgd_event
 from lazydp.components.shared.errors import InputError
 
 
-def exact_p_value(m: int, r: int, v: int, right: Fraction, delta: Fraction) -> Fraction:
-    """The theorem in rational numbers: `right` is e^epsilon / (1 + e^epsilon)."""
-
-    def pmf(k: int) -> Fraction:
-        return math.comb(r, k) * right**k * (1 - right) ** (r - k)
-
-    tail = sum((pmf(k) for k in range(v, r + 1)), Fraction(0))
-    corrections = [sum((pmf(v - j) for j in range(1, i + 1)), Fraction(0)) / i for i in range(1, v + 1)]
-    return min(Fraction(1), tail + 2 * m * delta * max(corrections, default=Fraction(0)))
+def of_pairs(*pairs: tuple[float, float]) -> TradeOff:
+    """The curve of a mechanism that is (epsilon, delta)-DP for each of `pairs`."""
+    epsilons, deltas = np.array(pairs).T
+    return from_profile(epsilons, deltas)
 
 
-@pytest.mark.parametrize("odds", [1, 3, 20])
-@pytest.mark.parametrize(("m", "r", "v"), [(1, 1, 1), (5, 2, 2), (9, 9, 5), (40, 20, 17), (200, 60, 60), (7, 3, 0)])
-@pytest.mark.parametrize("delta", [Fraction(0), Fraction(1, 1000), Fraction(1, 50)])
-def test_p_value_is_the_theorem(m: int, r: int, v: int, odds: int, delta: Fraction) -> None:
-    expected = exact_p_value(m, r, v, Fraction(odds, odds + 1), delta)
-    found = p_value(canaries=m, guesses=r, correct=v, epsilon=math.log(odds), delta=float(delta))
-    assert found == pytest.approx(float(expected), rel=1e-11)
+# --- trade-off curves --------------------------------------------------------------------------------------------
 
 
-def test_two_guesses_by_hand() -> None:
-    # At epsilon = ln 3 a guess is right with 3/4: P[2 right] = 9/16, P[1] = 6/16, P[0] = 1/16. With v = 2 the
-    # correction is max(6/16, (6/16 + 1/16) / 2) = 6/16, and 2 m delta = 2 * 10 * 0.01 = 0.2.
-    found = p_value(canaries=10, guesses=2, correct=2, epsilon=math.log(3), delta=0.01)
-    assert found == pytest.approx(9 / 16 + 0.2 * 6 / 16, rel=1e-12)
+def test_a_curve_by_hand() -> None:
+    """epsilon = ln 3, delta = 0.1: 1 - 0.1 - 3 alpha up to where it meets (0.9 - alpha) / 3, at alpha = 0.225."""
+    curve = of_pairs((math.log(3), 0.1))
+    for alpha, expected in ((0.0, 0.9), (0.1, 0.6), (0.225, 0.225), (0.6, 0.1), (0.9, 0.0), (1.0, 0.0)):
+        assert curve(alpha) == pytest.approx(expected, abs=1e-12)
 
 
-@pytest.mark.parametrize(("guesses", "expected"), [(5, 0.1978), (10, 1.0519), (100, 3.4930), (1000, 5.8091)])
-def test_all_guesses_right_by_hand(guesses: int, expected: float) -> None:
-    # Without delta: (e^eps / (1 + e^eps))^r = 0.05.
-    found = epsilon_lower_bound(canaries=guesses, guesses=guesses, correct=guesses, delta=0.0, confidence=0.95)
-    right = 0.05 ** (1 / guesses)
-    assert found == pytest.approx(math.log(right / (1 - right)), rel=1e-9)
-    assert found == pytest.approx(expected, abs=1e-4)
+def test_a_profile_of_a_gaussian_gives_its_curve_from_below() -> None:
+    event = dpsgd_event(noise_multiplier=2.0, sampling_prob=1.0, steps=4)
+    epsilons = np.concatenate([np.linspace(0.0, 1.0, 65), np.geomspace(1.0, 60.0, 200)[1:]])
+    curve, exact = from_profile(epsilons, privacy_profile(event, epsilons)), gaussian(1.0)
+    for alpha in [*np.geomspace(1e-9, 0.5, 60), *np.linspace(0.5, 1.0, 20)]:
+        # PLD rounds losses up to its grid, so that its curve lies below by as much.
+        assert exact(alpha) * 0.99 - 2e-3 <= curve(alpha) <= exact(alpha) + 1e-12
 
 
-def test_high_epsilon_keeps_its_digits() -> None:
-    # 1 - expit(25) is 1.4e-11: right guesses counted in float64 would lose half of its digits.
-    with mpmath.workdps(50):
-        wrong = 1 / (1 + mpmath.exp(25))
-        expected = 1 - (1 - wrong) ** 1000 - 1000 * wrong * (1 - wrong) ** 999
-        at_most_one_wrong = float(1 - expected)
-        complement = float(expected)
-    found = p_value(canaries=1000, guesses=1000, correct=999, epsilon=25.0, delta=0.0)
-    assert found == pytest.approx(at_most_one_wrong, rel=1e-14)
-    assert complement < 1e-15
+# --- against a linear program ------------------------------------------------------------------------------------
 
 
-def test_nothing_is_shown_by_nothing() -> None:
-    assert epsilon_lower_bound(canaries=10, guesses=0, correct=0, delta=1e-5, confidence=0.95) == 0.0
-    assert epsilon_lower_bound(canaries=1000, guesses=100, correct=50, delta=1e-5, confidence=0.95) == 0.0
+def largest_probability(pairs: Sequence[tuple[float, float]], m: int, r: int, v: int) -> float:
+    """The most that v or more right guesses can have, over all distributions of right guesses that the curve admits."""
+    j = np.arange(r + 1)
+    unequal, limits = [], []
+    for i in range(1, r + 1):
+        right = np.where(j >= i, j / m, 0.0)
+        wrong = np.where(j >= i - 1, (r - j) / m, 0.0)
+        for epsilon, delta in pairs:
+            # wrong >= slope (1 - right) + height for both lines of the pair
+            for slope, height in (
+                (-math.exp(epsilon), 1 - delta),
+                (-math.exp(-epsilon), (1 - delta) * math.exp(-epsilon)),
+            ):
+                unequal.append(-(wrong + slope * right))
+                limits.append(-(slope + height))
+    tail = np.where(j >= v, -1.0, 0.0)
+    solved = linprog(tail, A_ub=unequal, b_ub=limits, A_eq=[np.ones(r + 1)], b_eq=[1.0], bounds=(0, 1))
+    assert solved.success
+    return float(-solved.fun)
 
 
-def test_more_right_guesses_show_more_and_a_larger_delta_less() -> None:
-    def bound(correct: int, delta: float) -> float:
-        return epsilon_lower_bound(canaries=1000, guesses=200, correct=correct, delta=delta, confidence=0.95)
+@pytest.mark.parametrize("pairs", [[(0.0, 0.0)], [(1.0, 0.0)], [(0.5, 0.05)], [(0.2, 0.3), (1.0, 0.1), (2.0, 0.01)]])
+@pytest.mark.parametrize(("m", "r", "v"), [(1, 1, 1), (5, 2, 2), (9, 9, 6), (30, 12, 10), (40, 20, 20)])
+def test_the_recursion_solves_the_linear_program(pairs: list[tuple[float, float]], m: int, r: int, v: int) -> None:
+    largest, curve = largest_probability(pairs, m, r, v), of_pairs(*pairs)
+    assert not refutes(curve, canaries=m, guesses=r, correct=v, error=largest * (1 - 1e-5))
+    if largest < 1 - 1e-5:
+        assert refutes(curve, canaries=m, guesses=r, correct=v, error=largest * (1 + 1e-5))
 
-    by_correct = [bound(correct, 1e-5) for correct in range(100, 201, 10)]
-    assert by_correct == sorted(by_correct)
-    by_delta = [bound(190, delta) for delta in (0.0, 1e-6, 1e-5, 1e-4, 1e-3)]
-    assert by_delta == sorted(by_delta, reverse=True)
-    assert by_delta[0] > by_delta[-1] > 0
+
+def test_one_guess_by_hand() -> None:
+    """One coin under epsilon-DP is told with probability e^epsilon / (1 + e^epsilon) at most: 3/4 at ln 3."""
+    curve = of_pairs((math.log(3), 0.0))
+    assert refutes(curve, canaries=1, guesses=1, correct=1, error=0.7501)
+    assert not refutes(curve, canaries=1, guesses=1, correct=1, error=0.7499)
 
 
 @pytest.mark.parametrize(
-    "wrong", [{"correct": 3}, {"guesses": 11}, {"correct": -1}, {"delta": 1.0}, {"delta": -0.1}, {"confidence": 1.0}]
+    "wrong", [{"correct": 3}, {"guesses": 11}, {"correct": -1}, {"error": 0.0}, {"error": 1.0}], ids=str
 )
 def test_values_out_of_range_are_refused(wrong: dict[str, float]) -> None:
-    given = {"canaries": 10, "guesses": 2, "correct": 2, "delta": 0.0, "confidence": 0.95, **wrong}
+    given = {"canaries": 10, "guesses": 2, "correct": 2, "error": 0.05, **wrong}
     with pytest.raises(InputError, match=r"expected|must be"):
-        epsilon_lower_bound(**given)  # type: ignore[arg-type]
+        refutes(gaussian(1.0), **given)  # type: ignore[arg-type]
+
+
+# --- the bound ---------------------------------------------------------------------------------------------------
+
+
+def hypotheses() -> Hypotheses:
+    """Four steps of everything that claim epsilon 1.99 together."""
+    return Hypotheses(
+        lambda sigma: dpsgd_event(noise_multiplier=sigma, sampling_prob=1.0, steps=4), noise_multiplier=4.0, delta=1e-5
+    )
+
+
+def test_more_right_guesses_show_more_and_nothing_shows_nothing() -> None:
+    tested = hypotheses()
+    assert tested.claim == pytest.approx(1.993, abs=2e-3)
+    found = [
+        tested.lower_bound(canaries=1000, guesses=200, correct=correct, error=0.05)
+        for correct in (0, 100, 120, 150, 180, 200)
+    ]
+    assert found == sorted(found)
+    assert found[:2] == [0.0, 0.0]
+    assert found[-1] > tested.claim
+    assert tested.lower_bound(canaries=1000, guesses=0, correct=0, error=0.05) == 0.0
+
+
+def test_the_bound_is_the_epsilon_of_the_last_refuted_run() -> None:
+    found = hypotheses().lower_bound(canaries=10_000, guesses=1000, correct=760, error=0.05)
+    refuted = [
+        sigma
+        for sigma in 4.0 * 2.0 ** (np.arange(-60, 24) / 12)
+        if refutes(gaussian(2.0 / sigma), canaries=10_000, guesses=1000, correct=760, error=0.05)
+    ]
+    expected = epsilon_of(dpsgd_event(noise_multiplier=min(refuted), sampling_prob=1.0, steps=4), delta=1e-5)
+    assert found == pytest.approx(expected, rel=0.07)  # a step of the grid, for PLD's curve is a little lower
+    assert found <= expected
 
 
 # --- by simulation -----------------------------------------------------------------------------------------------
@@ -113,16 +154,15 @@ def sometimes_all(epsilon: float, delta: float) -> Mechanism:
     return answer
 
 
-def exceeds(mechanism: Mechanism, *, epsilon: float, delta: float, canaries: int, guesses: int, runs: int) -> float:
-    """How often the bound at 95 % confidence lies above `epsilon`."""
+def refuted_share(mechanism: Mechanism, curve: TradeOff, *, canaries: int, guesses: int, runs: int) -> float:
+    """How often guesses about `mechanism` refute `curve` at 95 % confidence."""
     generator = np.random.default_rng(7)
-    level, above = 0.05, 0
+    refuted = 0
     for _ in range(runs):
         coins = generator.random(canaries) < 0.5
         correct = correct_guesses(mechanism(generator, coins), coins, guesses=guesses)
-        # The bound exceeds epsilon if and only if epsilon is refuted: quicker than to search for it.
-        above += p_value(canaries=canaries, guesses=guesses, correct=correct, epsilon=epsilon, delta=delta) <= level
-    return above / runs
+        refuted += refutes(curve, canaries=canaries, guesses=guesses, correct=correct, error=0.05)
+    return refuted / runs
 
 
 RUNS = 2000
@@ -132,36 +172,31 @@ MOST = 0.05 + 4 * math.sqrt(0.05 * 0.95 / RUNS)
 
 @pytest.mark.parametrize("epsilon", [0.0, 0.5, 2.0])
 def test_the_bound_holds_for_randomised_response(epsilon: float) -> None:
-    mechanism = randomised_response(epsilon)
-    found = exceeds(mechanism, epsilon=epsilon, delta=0.0, canaries=500, guesses=100, runs=RUNS)
-    # The theorem is tight for it, so the error is used: a bound that never errs would be too weak.
-    assert 0.01 < found < MOST
-
-
-@pytest.mark.parametrize("epsilon", [0.5, 2.0])
-def test_the_bound_sees_randomised_response_that_tells_more(epsilon: float) -> None:
-    found = exceeds(randomised_response(epsilon + 1), epsilon=epsilon, delta=0.0, canaries=500, guesses=100, runs=400)
-    assert found > 0.5
+    curve = of_pairs((epsilon, 0.0))
+    found = refuted_share(randomised_response(epsilon), curve, canaries=100, guesses=100, runs=RUNS)
+    assert found < MOST
+    more = refuted_share(randomised_response(epsilon + 2), curve, canaries=100, guesses=100, runs=200)
+    assert more > 0.5
 
 
 def test_the_bound_holds_where_delta_is_used() -> None:
-    mechanism = sometimes_all(1.0, 0.02)
-    assert exceeds(mechanism, epsilon=1.0, delta=0.02, canaries=50, guesses=40, runs=RUNS) < MOST
-    # Without the correction the same runs err too often.
-    careless = exceeds(sometimes_all(1.0, 0.1), epsilon=1.0, delta=0.0, canaries=50, guesses=40, runs=RUNS)
-    assert careless > MOST
+    mechanism = sometimes_all(1.0, 0.1)
+    assert refuted_share(mechanism, of_pairs((1.0, 0.1)), canaries=50, guesses=40, runs=RUNS) < MOST
+    # Without the delta the same runs refute too often.
+    assert refuted_share(mechanism, of_pairs((1.0, 0.0)), canaries=50, guesses=40, runs=RUNS) > MOST
 
 
 def test_the_bound_holds_for_gaussian_noise_and_sees_half_of_it() -> None:
-    separation, epsilon, delta, canaries = 0.5, 1.993, 1e-5, 20_000
-    guesses = best_guesses(canaries=canaries, separation=separation, delta=delta, confidence=0.95)
+    canaries = 5000
 
-    def gaussian(separation: float) -> Mechanism:
-        return lambda generator, coins: generator.standard_normal(coins.size) + separation * coins
+    def noised(separation: float) -> Mechanism:
+        return lambda generator, coins: norm.rvs(size=coins.size, random_state=generator) + separation * coins
 
-    claims = {"epsilon": epsilon, "delta": delta, "canaries": canaries, "guesses": guesses}
-    assert exceeds(gaussian(separation), **claims, runs=100) == 0.0  # type: ignore[arg-type]
-    assert exceeds(gaussian(2 * separation), **claims, runs=100) > 0.9  # type: ignore[arg-type]
+    for separation in (0.5, 1.4):
+        guesses = best_guesses(canaries=canaries, separation=separation, error=0.05)
+        size = {"canaries": canaries, "guesses": guesses}
+        assert refuted_share(noised(separation), gaussian(separation), **size, runs=100) <= 0.05
+        assert refuted_share(noised(2 * separation), gaussian(separation), **size, runs=50) > 0.9
 
 
 # --- the rules ---------------------------------------------------------------------------------------------------
@@ -176,10 +211,16 @@ def test_guesses_are_the_extremes_and_ties_say_nothing() -> None:
     assert correct_guesses(np.zeros(6), included, guesses=6) == 2
 
 
-@pytest.mark.parametrize("canaries", [100, 1000, 20_000])
+@pytest.mark.parametrize("canaries", [100, 2000])
 @pytest.mark.parametrize("separation", [0.05, 0.5, 5.0])
 def test_rules_share_the_error_and_guess_no_more_than_there_is(canaries: int, separation: float) -> None:
-    found = rules(canaries=canaries, separation=separation, delta=1e-5, confidence=0.95)
+    found = rules(
+        watched=canaries // 2,
+        others=canaries // 2,
+        separation_of_steps=separation,
+        separation_along=separation,
+        confidence=0.95,
+    )
     assert sum(rule.share for rule in found) == pytest.approx(1.0)
-    assert all(2 <= rule.guesses <= canaries and rule.guesses % 2 == 0 for rule in found)
-    assert {rule.statistic for rule in found} == {"along", "across"}
+    assert all(2 <= rule.guesses <= canaries // 2 and rule.guesses % 2 == 0 for rule in found)
+    assert {rule.statistic for rule in found} == {"steps", "along", "across"}

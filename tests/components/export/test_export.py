@@ -25,6 +25,7 @@ from lazydp.components.shared.errors import (
     UnavailableError,
 )
 from lazydp.components.shared.files import sha256_file
+from lazydp.components.train.run.costs import RunCost
 from lazydp.components.train.run.folder import RunFolder
 from lazydp.components.train.run.train import train
 from lazydp.components.train.tables.embedding_tables import EmbeddingTables
@@ -95,7 +96,7 @@ def test_the_statement_says_what_was_done(tiny: Any, run: Path) -> None:
     config = tiny.config()
     statement = Bundle.open(tiny.folder / "bundle").statement
     assert statement.private
-    assert statement.epsilon == epsilon(config.dp_event(20), delta=1e-5)
+    assert statement.epsilon == epsilon(RunCost(config, 20).of_run(), delta=1e-5)
     assert statement.epsilon_rdp is not None
     assert statement.epsilon_user_level is not None
     assert statement.epsilon_without_amplification is not None

@@ -32,7 +32,7 @@ DURING_EXPORT = ("before save 1", "after append 1", "after commit 1", "before _d
 PRELOADED = [
     "torch._dynamo",
     "lazydp.components.export.export",
-    "lazydp.components.train.cli",
+    "lazydp.components.commands.train_cli",
     "lazydp.components.export.cli",
     "lazydp.components.budget.storage.sql",
     "lazydp.components.budget.ledger.charges",

@@ -18,6 +18,7 @@ from lazydp.components.export.export import export
 from lazydp.components.export.publish import Snapshots
 from lazydp.components.shared.errors import InputError, PendingNoiseError
 from lazydp.components.train.engine.step import Engine
+from lazydp.components.train.run.costs import RunCost
 from lazydp.components.train.run.folder import RunFolder
 from lazydp.components.train.run.train import train
 from lazydp.components.train.tables.embedding_tables import EmbeddingTables
@@ -57,8 +58,8 @@ def ledger(tiny: Any) -> Ledger:
 def test_snapshots_are_charged_once_at_the_latest(tiny: Any, tmp_path: Path) -> None:
     tiny.ledger()
     publish(tiny, tmp_path, key=None)
-    event = tiny.config(**SETTINGS).dp_event
-    at = {step: epsilon(event(20, steps=step), delta=1e-5) for step in (10, 20, 25)}
+    config = tiny.config(**SETTINGS)
+    at = {step: epsilon(RunCost(config, 20).of_run(steps=step), delta=1e-5) for step in (10, 20, 25)}
     assert {bundle.statement.steps: bundle.statement.epsilon for bundle in opened(tmp_path).values()} == {
         10: at[10],
         20: at[20],

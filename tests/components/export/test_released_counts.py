@@ -27,11 +27,13 @@ from lazydp.components.export.statement import statement_of
 from lazydp.components.ingest.dataset import EncodedDataset
 from lazydp.components.shared.errors import BudgetExceededError, FormatError, NonFiniteError, PrivacyError
 from lazydp.components.train.data.sampler import PoissonSampler
+from lazydp.components.train.run.costs import RunCost
 from lazydp.components.train.run.folder import RunFolder
 from lazydp.components.train.run.identity import RunIdentity
 from lazydp.components.train.run.spending import check_event
 from lazydp.components.train.run.train import train
-from lazydp.components.tune.tune import Sweep, tune
+from lazydp.components.tune.sweep import Sweep
+from lazydp.components.tune.tune import tune
 from lazydp.kernels.noise_key import NoiseKey
 
 DELTA, NOISE, K = 1e-5, 3.0, 20
@@ -133,8 +135,8 @@ def test_snapshots_and_export_release_the_same_bits(tiny: Any, monkeypatch: pyte
     with Ledger.open(url_of(tiny)) as ledger:
         first = ledger.runs()[0]
         assert verify(ledger.entries()).problems == ()
-    event = tiny.config(**settings).dp_event
-    at = {step: epsilon(event(K, steps=step), delta=DELTA) for step in (10, 20, 25)}
+    config = tiny.config(**settings)
+    at = {step: epsilon(RunCost(config, K).of_run(steps=step), delta=DELTA) for step in (10, 20, 25)}
     assert {release.step or 25: release.epsilon for release in first.releases} == pytest.approx(at)
     assert [bundle.statement.epsilon for bundle in bundles] == pytest.approx(list(at.values()))
     assert at[10] == pytest.approx(by_hand(4.0, 0.05, 10, NOISE), rel=1e-6)
@@ -177,7 +179,7 @@ def test_the_statement_covers_the_counts(tiny: Any) -> None:
     told = statement.popularity
     assert told is not None
     assert (told.counted, told.sensitivity, told.noise_multiplier) == ("positive training examples", 1.0, NOISE)
-    assert told.epsilon_without == pytest.approx(epsilon(tiny.config().dp_event(K), delta=DELTA))
+    assert told.epsilon_without == pytest.approx(epsilon(RunCost(tiny.config(), K).of_run(), delta=DELTA))
     assert told.epsilon_without < 0.9 * statement.epsilon
     assert "whole numbers" in statement.floating_point
 
@@ -190,7 +192,7 @@ def test_the_statement_of_a_run_per_user(sampling: str, tiny: Any) -> None:
     data = EncodedDataset.open(tiny.dataset)
     identity = RunIdentity("run", config, data.manifest.fingerprint, "version", 4.0)
     statement = statement_of(identity, spec=data.spec, max_examples_per_user=K, steps=30, test_key=False)
-    training = tiny.config(**unit).dp_event(K)
+    training = RunCost(tiny.config(**unit), K).of_run()
     whole = epsilon(composed([training, dp_event.GaussianDpEvent(NOISE)]), delta=DELTA)
     assert statement.epsilon == statement.epsilon_user_level == pytest.approx(whole, rel=1e-9)
     steps = 30 * (1 if sampling == "user" else K**2) / 4.0**2
@@ -216,7 +218,7 @@ def test_a_statement_under_a_test_key_claims_nothing_of_them(tiny: Any) -> None:
 
 
 def test_a_budget_for_training_alone_does_not_admit_the_counts(tiny: Any) -> None:
-    training, whole = (epsilon(tiny.config(**changes).dp_event(K), delta=DELTA) for changes in ({}, COUNTING))
+    training, whole = (epsilon(RunCost(tiny.config(**changes), K).of_run(), delta=DELTA) for changes in ({}, COUNTING))
     assert whole == pytest.approx(by_hand(4.0, 0.05, 30, NOISE), rel=1e-6)
     between = tiny.ledger(epsilon=(training + whole) / 2)
     with pytest.raises(BudgetExceededError, match=f"with the run {whole:.4g}"):
@@ -228,7 +230,7 @@ def test_a_budget_for_training_alone_does_not_admit_the_counts(tiny: Any) -> Non
 
 def test_the_ledger_charges_training_and_counts(tiny: Any) -> None:
     run = trained(tiny, **COUNTING)
-    event = event_to_json(tiny.config(**COUNTING).dp_event(K))
+    event = event_to_json(RunCost(tiny.config(**COUNTING), K).of_run())
     assert event["events"][-1] == {"type": "GaussianDpEvent", "noise_multiplier": NOISE}
     whole = by_hand(4.0, 0.05, 30, NOISE)
     with Ledger.open(url_of(tiny)) as ledger:
@@ -271,7 +273,7 @@ def test_every_trial_of_a_sweep_is_charged_with_its_counts(tiny: Any) -> None:
     found = tune(dataset=tiny.dataset, config=config, sweep=sweep, out=tiny.folder / "sweep", ledger=url_of(tiny))
     bundle = released(tiny, found.folder)
     assert bundle.popularity is not None
-    trial = composed([config.dp_event(K), dp_event.GaussianDpEvent(5.0)])
+    trial = composed([RunCost(config, K).of_run(), dp_event.GaussianDpEvent(5.0)])
     expected = dp_event.RepeatAndSelectDpEvent(trial, 1.5, 1.0)
     with Ledger.open(url_of(tiny)) as ledger:
         run = ledger.state().runs[found.run_id]

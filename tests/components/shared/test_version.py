@@ -6,12 +6,26 @@ import pytest
 
 from lazydp.components.shared.version import code_version, source_digest
 
+SOURCE = '''"""A module."""
+
+RATE = 0.5
+"""Of everything."""
+
+
+class Step:
+    """One step."""
+
+    def take(self, at: float = 1.0) -> float:
+        """Take it."""
+        return at * RATE  # slowly
+'''
+
 
 @pytest.fixture
 def root(tmp_path: Path) -> Path:
     for name in ("components/train/engine/step.py", "kernels/ops.py", "service/app.py", "components/train/README.md"):
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
-        (tmp_path / name).write_text(name)
+        (tmp_path / name).write_text(SOURCE)
     return tmp_path
 
 
@@ -20,6 +34,43 @@ def test_another_source_is_another_version(root: Path, name: str) -> None:
     before = source_digest(root)
     assert source_digest(root) == before
     (root / name).write_text("other")
+    assert source_digest(root) != before
+
+
+REWORDED = {
+    "module": ('"""A module."""', '"""Something else altogether."""'),
+    "attribute": ('"""Of everything."""\n', ""),
+    "class": ('    """One step."""\n', '    """A step,\n    and one only."""\n'),
+    "function": ('        """Take it."""\n', ""),
+    "comment": ("  # slowly", "  # fast"),
+    "layout": ("at * RATE", "(\n            at * RATE\n        )"),
+}
+
+
+@pytest.mark.parametrize("change", REWORDED.values(), ids=list(REWORDED))
+def test_words_have_no_part_in_the_version(root: Path, change: tuple[str, str]) -> None:
+    before = source_digest(root)
+    written = SOURCE.replace(*change)
+    assert written != SOURCE
+    (root / "kernels" / "ops.py").write_text(written)
+    assert source_digest(root) == before
+
+
+CHANGED = {
+    "constant": ("0.5", "0.25"),
+    "default": ("at: float = 1.0", "at: float = 2.0"),
+    "operator": ("at * RATE", "at / RATE"),
+    "annotation": ("-> float", "-> int"),
+    "a string that is used": ("return at * RATE", "return 'Take it.'"),
+}
+
+
+@pytest.mark.parametrize("change", CHANGED.values(), ids=list(CHANGED))
+def test_what_the_code_does_is_in_the_version(root: Path, change: tuple[str, str]) -> None:
+    before = source_digest(root)
+    written = SOURCE.replace(*change)
+    assert written != SOURCE
+    (root / "kernels" / "ops.py").write_text(written)
     assert source_digest(root) != before
 
 

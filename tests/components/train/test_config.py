@@ -7,8 +7,9 @@ from typing import Any
 import pytest
 
 from lazydp.components.shared.errors import InputError
-from lazydp.components.train.config import Schedule, TrainConfig
+from lazydp.components.train.config import ScheduleSettings, TrainConfig
 from lazydp.components.train.mechanism.parameters import GroupNorms
+from lazydp.components.train.run.costs import RunCost, calibrated_noise_multiplier
 
 MINIMAL: dict[str, Any] = {
     "model": {"kind": "two_tower", "embedding_dim": 8},
@@ -120,7 +121,7 @@ def test_changes_are_validated() -> None:
 
 @pytest.mark.parametrize("kind", ["constant", "linear", "cosine"])
 def test_schedules(kind: str) -> None:
-    schedule = Schedule(kind=kind, warmup_steps=10, final_fraction=0.25)  # type: ignore[arg-type]
+    schedule = ScheduleSettings(kind=kind, warmup_steps=10, final_fraction=0.25)  # type: ignore[arg-type]
     rates = schedule.rates(0.5, steps=100)
     fractions = [rates(step) / 0.5 for step in range(1, 101)]
     assert fractions[0] == pytest.approx(1 / 10)
@@ -132,12 +133,12 @@ def test_schedules(kind: str) -> None:
 
 
 def test_the_event_is_of_the_unit_asked_for() -> None:
-    example = parse().dp_event(7)
-    assert example == parse().dp_event(3)
+    example = RunCost(parse(), 7).of_run()
+    assert example == RunCost(parse(), 3).of_run()
     user = parse(privacy_unit="user")
-    assert user.dp_event(7) != example
-    assert user.dp_event(7) != user.dp_event(3)
-    assert parse().dp_event(7, steps=10) != example
+    assert RunCost(user, 7).of_run() != example
+    assert RunCost(user, 7).of_run() != RunCost(user, 3).of_run()
+    assert RunCost(parse(), 7).of_run(steps=10) != example
 
 
 @pytest.mark.parametrize("unit", [{}, {"privacy_unit": "user"}], ids=["example", "user"])
@@ -146,9 +147,11 @@ def test_the_event_of_a_run_with_counts_is_training_and_counts(unit: dict[str, A
 
     counting = parse(popularity={"noise_multiplier": 20.0}, **unit)
     for steps in (0, 10, None):
-        training = parse(**unit).dp_event(7, steps=steps)
-        assert counting.training_event(7, steps=steps) == training
-        assert counting.dp_event(7, steps=steps) == dp_event.ComposedDpEvent([training, dp_event.GaussianDpEvent(20.0)])
+        training = RunCost(parse(**unit), 7).of_run(steps=steps)
+        assert RunCost(counting, 7).of_training(steps=steps) == training
+        assert RunCost(counting, 7).of_run(steps=steps) == dp_event.ComposedDpEvent(
+            [training, dp_event.GaussianDpEvent(20.0)]
+        )
 
 
 def test_noise_is_calibrated_for_training_and_counts_together() -> None:
@@ -156,16 +159,16 @@ def test_noise_is_calibrated_for_training_and_counts_together() -> None:
 
     def calibrated(**changes: Any) -> tuple[TrainConfig, float]:
         config = parse(noise_multiplier=None, target_epsilon=2.0, **changes)
-        return config, config.calibrated_noise_multiplier(7)
+        return config, calibrated_noise_multiplier(config, 7)
 
     for unit in ({}, {"privacy_unit": "user"}):
         config, sigma = calibrated(popularity={"noise_multiplier": 5.0}, **unit)
-        whole = epsilon(config.dp_event(7, noise_multiplier=sigma), delta=1e-5)
+        whole = epsilon(RunCost(config, 7, sigma).of_run(), delta=1e-5)
         assert 1.96 < whole <= 2.0
         # The control: the sigma of training alone would overspend.
         _, alone = calibrated(**unit)
         assert alone < sigma
-        assert epsilon(config.dp_event(7, noise_multiplier=alone), delta=1e-5) > 2.0
+        assert epsilon(RunCost(config, 7, alone).of_run(), delta=1e-5) > 2.0
     with pytest.raises(InputError, match=r"popularity.noise_multiplier 1 costs epsilon 4.\d+ before any training"):
         calibrated(popularity={"noise_multiplier": 1.0})
 
@@ -174,10 +177,10 @@ def test_the_noise_multiplier_is_calibrated_to_the_target() -> None:
     from lazydp.components.budget.accounting.epsilon import epsilon
 
     config = parse(noise_multiplier=None, target_epsilon=2.0)
-    sigma = config.calibrated_noise_multiplier(1)
-    assert epsilon(config.dp_event(1, noise_multiplier=sigma), delta=1e-5) == pytest.approx(2.0, rel=0.02)
-    assert epsilon(config.dp_event(1, noise_multiplier=sigma), delta=1e-5) <= 2.0
-    assert parse().calibrated_noise_multiplier(1) == 1.0
+    sigma = calibrated_noise_multiplier(config, 1)
+    assert epsilon(RunCost(config, 1, sigma).of_run(), delta=1e-5) == pytest.approx(2.0, rel=0.02)
+    assert epsilon(RunCost(config, 1, sigma).of_run(), delta=1e-5) <= 2.0
+    assert calibrated_noise_multiplier(parse(), 1) == 1.0
 
 
 def test_the_mechanism_follows_from_the_settings() -> None:
@@ -207,10 +210,23 @@ def test_the_event_follows_from_what_is_sampled() -> None:
     of_users = parse(privacy_unit="user", sampling="user", user_gradient="sum", noise_multiplier=2.0)
     plain = parse(noise_multiplier=2.0)
     # A sampled user contributes one clipped gradient, whatever k is: the event of one example, per user.
-    assert of_users.dp_event(20) == of_users.dp_event(3) == plain.dp_event(20)
+    assert RunCost(of_users, 20).of_run() == RunCost(of_users, 3).of_run() == RunCost(plain, 20).of_run()
     bounded = parse(privacy_unit="user", noise_multiplier=2.0)
-    assert len({str(event) for event in (of_users.dp_event(20), bounded.dp_event(20), bounded.dp_event(3))}) == 3
+    assert (
+        len(
+            {
+                str(event)
+                for event in (
+                    RunCost(of_users, 20).of_run(),
+                    RunCost(bounded, 20).of_run(),
+                    RunCost(bounded, 3).of_run(),
+                )
+            }
+        )
+        == 3
+    )
     # Norms by group change the noise, not the event.
-    assert parse(noise_multiplier=2.0, max_grad_norm={"dense": 1, "embeddings": 9}).dp_event(None) == plain.dp_event(
-        None
+    assert (
+        RunCost(parse(noise_multiplier=2.0, max_grad_norm={"dense": 1, "embeddings": 9}), None).of_run()
+        == RunCost(plain, None).of_run()
     )

@@ -24,10 +24,13 @@ from lazydp.components.ingest.dataset import EncodedDataset
 from lazydp.components.ingest.ingest import ingest
 from lazydp.components.shared.errors import BudgetExceededError, InputError, PrivacyError
 from lazydp.components.train.config import TrainConfig
+from lazydp.components.train.run.costs import RunCost
 from lazydp.components.train.run.folder import RunFolder
 from lazydp.components.train.run.train import train
-from lazydp.components.tune import tune as module
-from lazydp.components.tune.tune import Sweep, tune, with_settings
+from lazydp.components.tune import trials
+from lazydp.components.tune import tune as sweeps
+from lazydp.components.tune.sweep import Sweep, with_settings
+from lazydp.components.tune.tune import tune
 
 RATES = [0.001, 0.5, 2.0]
 SWEEP: dict[str, Any] = {
@@ -111,17 +114,20 @@ def test_the_mean_is_the_one_accounted_for() -> None:
 
 
 def test_what_a_sweep_costs() -> None:
-    training = TrainConfig.parse(
-        {
-            "model": {"kind": "two_tower"},
-            "sampling_prob": 0.01,
-            "expected_batch_size": 10,
-            "steps": 100,
-            "noise_multiplier": 1.0,
-            "target_delta": 1e-5,
-        },
-        where="test",
-    ).dp_event(None)
+    training = RunCost(
+        TrainConfig.parse(
+            {
+                "model": {"kind": "two_tower"},
+                "sampling_prob": 0.01,
+                "expected_batch_size": 10,
+                "steps": 100,
+                "noise_multiplier": 1.0,
+                "target_delta": 1e-5,
+            },
+            where="test",
+        ),
+        None,
+    ).of_run()
     noised = law("poisson", 8).event(training)
     public = law("poisson", 8).model_copy(update={"score_noise_multiplier": None}).event(training)
     one = epsilon(training, delta=1e-5)
@@ -191,20 +197,20 @@ def test_scores_are_noised_as_accounted(tiny: Any, monkeypatch: pytest.MonkeyPat
     tune(**given(tiny))
     best = tiny.folder / "sweep" / "best"
     data = EncodedDataset.open(tiny.dataset)
-    monkeypatch.setattr(module, "_standard_normal", lambda key: 0.0)
-    exact = module._score(best, data)
-    monkeypatch.setattr(module, "_standard_normal", lambda key: 1.0)
-    shifted = module._score(best, data)
+    monkeypatch.setattr(trials, "_standard_normal", lambda key: 0.0)
+    exact = trials._score(best, data)
+    monkeypatch.setattr(trials, "_standard_normal", lambda key: 1.0)
+    shifted = trials._score(best, data)
     monkeypatch.undo()
     assert exact is not None
     assert shifted == pytest.approx(exact + 5.0)
-    assert module._score(best, data) == module._score(best, data) != exact
+    assert trials._score(best, data) == trials._score(best, data) != exact
 
 
 def test_the_normal_of_a_score_is_one() -> None:
     from lazydp.kernels.noise_key import NoiseKey
 
-    drawn = np.array([module._standard_normal(NoiseKey.for_tests(seed).derive("score")) for seed in range(2000)])
+    drawn = np.array([trials._standard_normal(NoiseKey.for_tests(seed).derive("score")) for seed in range(2000)])
     assert abs(drawn.mean()) < 4 / math.sqrt(2000)
     assert abs(drawn.std() - 1) < 4 / math.sqrt(4000)
 
@@ -226,7 +232,7 @@ def test_a_sweep_leaves_one_run_that_export_releases(tiny: Any) -> None:
     assert manifest.lineage.run_id == found.run_id
     statement = Bundle.open(tiny.folder / "bundle").statement
     assert statement.tuning is not None
-    expected = statement.tuning.event(tiny.config(steps=4).dp_event(20))
+    expected = statement.tuning.event(RunCost(tiny.config(steps=4), 20).of_run())
     assert statement.epsilon == epsilon(expected, delta=1e-5)
     assert statement.accountant == "rdp"
     assert not any("hyper-parameters" in line for line in statement.not_covered)
@@ -259,7 +265,7 @@ def test_public_data_scores_without_noise_and_without_cost(tiny: Any, tmp_path: 
     assert statement.tuning.score_noise_multiplier is None
     assert any("on which the trials of the sweep were scored" in line for line in statement.assumed_public)
     with_noise = statement.tuning.model_copy(update={"score_noise_multiplier": 5.0})
-    training = tiny.config(steps=4).dp_event(20)
+    training = RunCost(tiny.config(steps=4), 20).of_run()
     assert statement.epsilon == epsilon(statement.tuning.event(training), delta=1e-5)
     assert statement.epsilon < epsilon(with_noise.event(training), delta=1e-5)
 
@@ -274,7 +280,7 @@ def test_nothing_is_drawn_before_the_budget_is_reserved(tiny: Any) -> None:
 @pytest.mark.usefixtures("three")
 def test_a_trial_of_its_own_is_never_released(tiny: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     url = tiny.ledger()
-    monkeypatch.setattr(module, "_choose", lambda *arguments: (_ for _ in ()).throw(Killed))
+    monkeypatch.setattr(sweeps, "_choose", lambda *arguments: (_ for _ in ()).throw(Killed))
     with pytest.raises(Killed):
         tune(**given(tiny))
     trial = tiny.folder / "sweep" / "trial-00001"
@@ -295,8 +301,8 @@ def test_a_killed_sweep_goes_on_with_what_it_drew(moment: str, tiny: Any, monkey
     owner, name, at = {
         "first trial": (Engine, "step", 2),
         "second trial": (Engine, "step", 6),
-        "score": (module, "user_scores", 2),
-        "choice": (module, "_choose", 1),
+        "score": (trials, "user_scores", 2),
+        "choice": (sweeps, "_choose", 1),
         "erase": (RunFolder, "erase", 2),
         "rename": (Path, "rename", 10**9),
     }[moment]
@@ -337,7 +343,7 @@ def test_the_best_is_kept(tiny: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     """Whatever its place; a model that is not finite never is, and a sweep of such alone releases nothing."""
     tiny.ledger()
     scores: list[float | None] = []
-    monkeypatch.setattr(module, "_score", lambda trial, data: scores[int(trial.name[-1]) - 1])
+    monkeypatch.setattr(trials, "_score", lambda trial, data: scores[int(trial.name[-1]) - 1])
     for number, (given_scores, best) in enumerate(
         [([3.0, 1.0, 2.0], 1), ([1.0, None, 2.0], 3), ([None, -5.0, None], 2)]
     ):

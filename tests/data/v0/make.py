@@ -13,10 +13,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from starlette.testclient import TestClient
 
-from lazydp.components.budget.events import dpsgd_event
+from lazydp.components.budget.accounting.events import dpsgd_event
 from lazydp.components.budget.identifiers import register
-from lazydp.components.budget.ledger import Ledger
-from lazydp.components.budget.verify import verify
+from lazydp.components.budget.ledger.ledger import Ledger
+from lazydp.components.budget.ledger.verify import verify
 from lazydp.components.export.export import export
 from lazydp.components.ingest.dataset import EncodedDataset
 from lazydp.components.ingest.ingest import ingest

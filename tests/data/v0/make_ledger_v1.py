@@ -6,8 +6,8 @@ python make_ledger_v1.py OUT
 import sys
 from pathlib import Path
 
-from lazydp.components.budget.events import dpsgd_event
-from lazydp.components.budget.ledger import Ledger
+from lazydp.components.budget.accounting.events import dpsgd_event
+from lazydp.components.budget.ledger.ledger import Ledger
 
 
 def main(out: Path) -> None:

@@ -20,6 +20,7 @@ from lazydp.components.export.export import export
 from lazydp.components.ingest.dataset import EncodedDataset
 from lazydp.components.ingest.ingest import ingest
 from lazydp.components.train.config import TrainConfig
+from lazydp.components.train.run.costs import RunCost
 from lazydp.components.train.run.train import train
 
 SPEC = """
@@ -91,7 +92,7 @@ def test_an_unknown_user_gets_the_most_popular_items(start: Any, data: Path, tmp
         budget = client.get("/v1/privacy/budget").json()
         assert "noise multiplier 2.0; epsilon without" in client.get("/").text
     # What the service says of the budget covers the counts.
-    whole = epsilon(TrainConfig.parse({**CONFIG, **COUNTING}, where="test").dp_event(6), delta=1e-5)
+    whole = epsilon(RunCost(TrainConfig.parse({**CONFIG, **COUNTING}, where="test"), 6).of_run(), delta=1e-5)
     assert budget["datasets"][0]["epsilon_spent"] == pytest.approx(whole)
     [statement] = [model["statement"] for model in budget["models"]]
     assert statement["epsilon"] == pytest.approx(whole)

@@ -14,9 +14,13 @@ from dp_accounting.rdp import RdpAccountant
 from scipy.optimize import brentq
 from scipy.special import log_ndtr
 
-from lazydp.components.budget.accounting import epsilon as accounting
-from lazydp.components.budget.accounting import loss_store
-from lazydp.components.budget.accounting.epsilon import calibrate_noise_multiplier, epsilon, epsilon_over_steps
+from lazydp.components.budget.accounting.epsilon import (
+    calibrate_noise_multiplier,
+    epsilon,
+    epsilon_over_steps,
+    loss_store,
+)
+from lazydp.components.budget.accounting.epsilon import epsilon as accounting
 from lazydp.components.budget.accounting.events import (
     composed,
     dpsgd_event,

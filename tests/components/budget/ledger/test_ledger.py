@@ -8,8 +8,7 @@ import pytest
 from dp_accounting import dp_event
 from dp_accounting.pld import PLDAccountant
 
-from lazydp.components.budget.accounting import loss_store
-from lazydp.components.budget.accounting.epsilon import epsilon
+from lazydp.components.budget.accounting.epsilon import epsilon, loss_store
 from lazydp.components.budget.accounting.events import (
     composed,
     dpsgd_event,

@@ -1,4 +1,7 @@
-"""`lazydp train`."""
+"""`lazydp train`: one run, a run that releases snapshots (train and export), or a sweep (tune).
+
+It stands above the components that it joins, so that none of them imports a later step of the pipeline.
+"""
 
 from __future__ import annotations
 
@@ -111,7 +114,8 @@ def _tune(
     resume: bool,
     test_key: int | None,
 ) -> None:
-    from lazydp.components.tune.tune import Sweep, tune
+    from lazydp.components.tune.sweep import Sweep
+    from lazydp.components.tune.tune import tune
 
     found = tune(
         dataset=dataset,

@@ -1,0 +1,60 @@
+"""What tests of every folder share: a small dataset that went through the real ingest, and a GPU, real or simulated.
+
+Helpers live in `tests/support`. They are imported by the fixtures that need them, for tests also run on GPU machines
+that lack some of their libraries.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pytest
+
+if TYPE_CHECKING:
+    from support.simulated_gpu import SimulatedGpu
+    from support.tiny import Tiny
+
+
+@pytest.fixture(scope="session")
+def tiny_dataset(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """60 users, 40 items, 900 interactions (`support.tiny.write_interactions`), ingested."""
+    from lazydp.components.ingest.ingest import ingest
+    from support.tiny import TINY_SPEC, write_interactions
+
+    folder = tmp_path_factory.mktemp("tiny")
+    write_interactions(folder / "interactions.parquet")
+    (folder / "spec.yaml").write_text(TINY_SPEC)
+    ingest([str(folder / "interactions.parquet")], str(folder / "spec.yaml"), folder / "dataset")
+    return folder / "dataset"
+
+
+@pytest.fixture
+def tiny(tiny_dataset: Path, tmp_path: Path) -> Tiny:
+    """The tiny dataset, with a ledger of the test's own."""
+    from support.tiny import Tiny
+
+    return Tiny(tiny_dataset, tmp_path)
+
+
+@pytest.fixture
+def simulated_gpu() -> Iterator[SimulatedGpu]:
+    """A GPU that isn't there (`support.simulated_gpu`), for as long as the test lasts."""
+    from support.simulated_gpu import SimulatedGpu
+
+    with SimulatedGpu() as gpu:
+        yield gpu
+
+
+@pytest.fixture
+def gpu(request: pytest.FixtureRequest) -> SimulatedGpu | None:
+    """The GPU of this machine, where torch and the extension can use it (then None); else a simulated one."""
+    import torch
+
+    from lazydp.kernels import ops
+
+    if torch.cuda.is_available() and ops.built_with_cuda():
+        return None
+    simulated: SimulatedGpu = request.getfixturevalue("simulated_gpu")
+    return simulated
