@@ -1,12 +1,12 @@
 """What one privacy unit adds to a statistic: rows of length at most 1, exactly, so that a sum moves by at most 1.
 
-A statistic here is a sum over privacy units of a product of two rows, target (outer) source: a sum that one unit moves by
-|target| |source| (L2). Both are brought to length 1 and then rounded towards zero to a grid of 2^-14. So
+A statistic here is a sum over privacy units of a product of two rows, target (outer) source: one unit moves it by
+|target| |source| (L2). Both rows are brought to length 1 and then rounded towards zero to a grid of 2^-14. So
 
 - the squares of a row's grid numbers, which are whole numbers, are checked to sum to at most 2^28: the bound holds in
   the arithmetic that is done, not only on paper;
-- every product is a multiple of 2^-28, and every partial sum of at most 2^25 units is one that float64 holds exactly: the
-  sum is the same in every order, and two neighbouring datasets differ by the unit's own contribution and nothing else.
+- every product is a multiple of 2^-28, and float64 holds every partial sum of at most 2^25 units exactly: the sum is
+  the same in every order, and two neighbouring datasets differ by the unit's own contribution and nothing else.
 
 Unit `user`: target and source are the same row, the items of all the user's positive training rows (not only the k that
 training keeps: the length is bounded whatever their number). In a log with time the latest weigh most. Unit `example`:
@@ -17,7 +17,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any, Literal, TypeAlias
+from typing import Any, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
@@ -25,9 +25,9 @@ from scipy import sparse
 
 from lazydp.components.features.spec import HISTORY
 from lazydp.components.ingest.dataset import TRAIN, EncodedDataset
+from lazydp.components.onepass.rules import PrivacyUnit
 from lazydp.components.shared.errors import InputError, PrivacyError
 
-PrivacyUnit: TypeAlias = Literal["example", "user"]
 Rows: TypeAlias = sparse.csr_matrix
 Matrix: TypeAlias = npt.NDArray[np.float64]
 
@@ -114,7 +114,7 @@ def refuse_too_many(units: int) -> None:
     """Beyond 2^25 units a sum of multiples of 2^-28 is no longer exact in float64."""
     if units > MOST_UNITS:
         raise InputError(
-            f"a start sums at most {MOST_UNITS} privacy units exactly, and the dataset has more: start from a part of it"
+            f"a start sums at most {MOST_UNITS} privacy units exactly, and the dataset has more: use a part of it"
         )
 
 
@@ -127,7 +127,7 @@ def history_rows(items: npt.NDArray[Any], offsets: npt.NDArray[Any], num_items: 
         num_items: of the catalogue.
         ordered: whether the order means anything; then the latest weigh most.
     """
-    weights = np.ones(len(items))
+    weights: npt.NDArray[Any] = np.ones(len(items))
     if ordered:
         lengths = np.diff(offsets)
         age = np.repeat(offsets[1:], lengths) - 1 - np.arange(len(items))
@@ -161,7 +161,7 @@ def unit_dense(rows: Matrix) -> Matrix:
     return np.asarray(whole * GRID)
 
 
-def _check(squares: Matrix, length: float) -> None:
+def _check(squares: npt.NDArray[Any], length: float) -> None:
     # Sums of squares of whole numbers below 2^14 are exact in float64.
     longest = float(squares.max()) if squares.size else 0.0
     if not longest <= (length * _UNIT) ** 2:
@@ -169,4 +169,3 @@ def _check(squares: Matrix, length: float) -> None:
             f"a contribution has the squared length {longest * GRID**2}, and {length**2} is the most that is charged: "
             "nothing is released; this is a mistake in the code that bounds contributions"
         )
-

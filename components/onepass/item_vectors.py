@@ -1,8 +1,8 @@
 """From noised statistics to one vector an item: all of it computed from what is released.
 
-G, the symmetric matrix of how much items go together, is known through a sketch B = G F (F orthonormal) or, for the most
-popular items, directly. Its leading eigenvectors, without what looks like noise, are scaled so that the dot product of
-an item's vector with the pooled vectors of a history is that history's part of a logit beside log popularity.
+G, the symmetric matrix of how much items go together, is known through a sketch B = G F (F orthonormal) or, for the
+most popular items, directly. Its leading eigenvectors, without what looks like noise, are scaled so that the dot
+product of an item's vector with the pooled vectors of a history is that history's part of a logit, beside the prior.
 """
 
 from __future__ import annotations
@@ -25,9 +25,7 @@ _SCALE = 0.5
 _REFILLS = 5
 
 
-def sketched_eigenvectors(
-    sketch: Matrix, basis: Matrix, *, std: float, rank: int
-) -> tuple[Matrix, np.ndarray]:
+def sketched_eigenvectors(sketch: Matrix, basis: Matrix, *, std: float, rank: int) -> tuple[Matrix, np.ndarray]:
     """Eigenvectors [num_items + 1, <= rank] and positive eigenvalues of G, completed from its sketch.
 
     With C = sym(F' B) the completion is B F' + F (B - F C)': exact for what F spans, and zero where F sees nothing.
@@ -50,9 +48,7 @@ def sketched_eigenvectors(
     return _shrunk(spanned @ vectors, values, edge=edge, rank=rank)
 
 
-def matrix_eigenvectors(
-    matrix: Matrix, *, std: float, rank: int, refill: bool
-) -> tuple[Matrix, np.ndarray]:
+def matrix_eigenvectors(matrix: Matrix, *, std: float, rank: int, refill: bool) -> tuple[Matrix, np.ndarray]:
     """Eigenvectors [M, <= rank] and positive eigenvalues of a noised symmetric matrix, the largest first.
 
     Args:
@@ -72,7 +68,7 @@ def matrix_eigenvectors(
 
 
 def above_noise(matrix: Matrix, *, std: float, fewest: int, most: int) -> Matrix:
-    """The leading eigenvectors [M, n] of a noised matrix: those beyond the noise's largest eigenvalue, within bounds."""
+    """The leading eigenvectors [M, n] of a noised matrix: those beyond the noise's largest, within bounds."""
     values, vectors = _leading(matrix, min(most, matrix.shape[0]))
     number = max(fewest, int((values > std * math.sqrt(2.0 * matrix.shape[0])).sum()))
     return vectors[:, :number]

@@ -13,10 +13,11 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import Literal, TypeAlias
 
-from lazydp.components.onepass.contributions import PrivacyUnit
+PrivacyUnit: TypeAlias = Literal["example", "user"]
 
-HISTOGRAM_SHARE = 0.07
+HISTOGRAM_SHARE = 0.1
 """Of the squared mu, what the histogram takes."""
 
 # Directions of public features that a sketch looks into, over sqrt(z).
@@ -32,6 +33,32 @@ _FEWEST_EIGENVECTORS, _MOST_EIGENVECTORS = 8, 64
 _MATRIX_PAYS_FROM = 6000.0
 _SHARE_BESIDE_FEATURES = 0.2
 _SHARE_WITHOUT_FEATURES = 1 / 3
+
+
+@dataclass(frozen=True, slots=True)
+class Noise:
+    """Standard deviations of the noise, each for a sensitivity of 1; 0 without privacy.
+
+    Attributes:
+        histogram: on every count.
+        statistics: of the matrix and the sketch together, were they one.
+    """
+
+    histogram: float
+    statistics: float
+
+    @classmethod
+    def of(cls, noise_multiplier: float, *, histogram_share: float) -> Noise:
+        """The division of a Gaussian mechanism of `noise_multiplier`: its squared mu is shared out."""
+        return cls(
+            histogram=noise_multiplier / math.sqrt(histogram_share),
+            statistics=noise_multiplier / math.sqrt(1.0 - histogram_share),
+        )
+
+    @property
+    def mu(self) -> float:
+        """Of both together; infinite without noise."""
+        return math.hypot(1.0 / self.histogram, 1.0 / self.statistics) if self.statistics else math.inf
 
 
 @dataclass(frozen=True, slots=True)

@@ -6,7 +6,7 @@
     sketch        how all items go with directions of public features, and of the matrix
     vectors       one an item, for a model of histories with a prior
 
-The two mechanisms that the accountant sees are the histogram and the statistics after it; `rules` says why these are one.
+The accountant sees two mechanisms, the histogram and the statistics after it; `rules` says why these are one.
 A start is computed whole or not at all: killed, it begins again, and nothing of it was seen.
 """
 
@@ -22,7 +22,8 @@ from torch import Tensor
 
 from lazydp.components.ingest.dataset import EncodedDataset
 from lazydp.components.onepass import basis, item_vectors, rules, statistics
-from lazydp.components.onepass.contributions import USER_SHARE, Matrix, PrivacyUnit, contributions
+from lazydp.components.onepass.contributions import USER_SHARE, Matrix, contributions
+from lazydp.components.onepass.rules import Noise, PrivacyUnit
 from lazydp.components.onepass.statistics import Pass
 from lazydp.kernels.noise_key import NoiseKey
 
@@ -30,32 +31,6 @@ from lazydp.kernels.noise_key import NoiseKey
 _FLOOR = 0.7
 
 _log = logging.getLogger("lazydp.onepass")
-
-
-@dataclass(frozen=True, slots=True)
-class Noise:
-    """Standard deviations of the noise, each for a sensitivity of 1; 0 without privacy.
-
-    Attributes:
-        histogram: on every count.
-        statistics: of the matrix and the sketch together, were they one.
-    """
-
-    histogram: float
-    statistics: float
-
-    @classmethod
-    def of(cls, noise_multiplier: float, *, histogram_share: float) -> Noise:
-        """The division of a Gaussian mechanism of `noise_multiplier`: its squared mu is shared out."""
-        return cls(
-            histogram=noise_multiplier / math.sqrt(histogram_share),
-            statistics=noise_multiplier / math.sqrt(1.0 - histogram_share),
-        )
-
-    @property
-    def mu(self) -> float:
-        """Of both together; infinite without noise."""
-        return math.hypot(1.0 / self.histogram, 1.0 / self.statistics) if self.statistics else math.inf
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,7 +81,7 @@ def one_pass(data: EncodedDataset, privacy_unit: PrivacyUnit, noise: Noise, key:
     vectors = _vectors(units, data, popularity, chosen, noise, key, dim=dim, refill=privacy_unit == "example")
     return Start(
         counts=_counts(histogram),
-        prior=torch.from_numpy(np.log(popularity)).float(),
+        prior=log_counts(torch.from_numpy(popularity), std=noise.histogram),
         vectors=torch.from_numpy(vectors).float(),
     )
 
@@ -123,10 +98,23 @@ def _counts(histogram: Matrix) -> Tensor:
     return torch.from_numpy(np.concatenate([[0.0], histogram[1:]])).float()
 
 
+def log_counts(counts: Tensor, *, std: float) -> Tensor:
+    """The prior that counts make, float32 [n]: the logarithm, floored where a count is lost in its noise.
+
+    Args:
+        counts: noised.
+        std: standard deviation of the noise on each.
+    """
+    return counts.double().clamp(min=_floor(std)).log().float()
+
+
+def _floor(std: float) -> float:
+    return max(1.0, _FLOOR * std)
+
+
 def _floored(histogram: Matrix, noise: Noise) -> Matrix:
-    floor = max(1.0, _FLOOR * noise.histogram)
-    popularity = np.maximum(histogram, floor)
-    popularity[0] = floor
+    popularity = np.maximum(histogram, _floor(noise.histogram))
+    popularity[0] = _floor(noise.histogram)
     return popularity
 
 

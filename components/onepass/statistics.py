@@ -56,10 +56,9 @@ def noised_matrix(units: Pass, items: np.ndarray, *, std: float, key: NoiseKey) 
     """Sum over units of target (outer) source among `items` (codes [M]), made symmetric: [M, M].
 
     Where target and source are one row x, the sum of x x' is symmetric before its noise. As x_i^2 on the diagonal and
-    sqrt(2) x_i x_j above it have the length |x|^2 <= 1 together, noise of `std` on the diagonal and std / sqrt(2) off it
-    is the Gaussian mechanism: that is what (Z + Z') / 2 is for a Z of independent noise on every entry, up to the
-    diagonal, whose noise is right. Where they differ, all entries are independent and get noise of `std`, and the sum
-    is made symmetric afterwards, which is post-processing and leaves noise of the same kind.
+    sqrt(2) x_i x_j above it have the length |x|^2 <= 1 together, noise of `std` on the diagonal and std / sqrt(2) off
+    it is the Gaussian mechanism; (Z + Z') / 2 is such noise, for a Z with `std` on every entry. Where they differ, all
+    entries are independent and get noise of `std`. That the sum is made symmetric afterwards is post-processing.
     """
     sums = np.zeros((len(items), len(items)))
     for part in units():

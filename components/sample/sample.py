@@ -1,10 +1,10 @@
 """The built-in sample: an interaction log of a bookshop that exists only here.
 
-A latent-factor model. Categories and shelves have directions in a space of tastes. A book is given a category and one of
-the category's shelves, and lies near both, at a distance of its own. A user is given an age and a region, likes a few
-categories, some ages and regions some of them more than others, and lies near those. What is told of books and users
-(category, tags, age, region) was given before where they lie, and says nothing of the distance of their own. A user
-takes books without repeats, with probability proportional to
+A latent-factor model. Categories and shelves have directions in a space of tastes. A book is given a category and one
+of the category's shelves, and lies near both, at a distance of its own. A user is given an age and a region, likes a
+few categories, some ages and regions some of them more than others, and lies near those. What is told of books and
+users (category, tags, age, region) was given before where they lie, and says nothing of the distance of their own. A
+user takes books without repeats, with probability proportional to
 
     popularity_item ^ POPULARITY_WEIGHT * exp(TASTE_WEIGHT * <user, item>),
 

@@ -29,6 +29,7 @@ from lazydp.components.train.engine.dense import DenseOptimizer
 from lazydp.components.train.engine.step import Engine
 from lazydp.components.train.run.background import BackgroundWriter
 from lazydp.components.train.run.batches import BatchMaker, batch_maker
+from lazydp.components.train.run.beginning import begin_from
 from lazydp.components.train.run.checkpoint import Checkpoint
 from lazydp.components.train.run.costs import RunCost, calibrated_noise_multiplier
 from lazydp.components.train.run.folder import RunFolder
@@ -120,7 +121,9 @@ def train(
                 sources=[data.manifest.source.digest],
                 max_examples_per_user=contribution_bound(data),
             )
-        engine = build_engine(data.spec, identity, secret, placement)
+        model = build_model(data.spec, identity.config.model)
+        tables = begin_from(model, data, identity, secret) if checkpoint is None else None
+        engine = engine_for(model, identity, secret, tables=tables, placement=placement)
         if checkpoint is None:
             folder.save(_checkpoint(engine, identity, secret, data))
         else:
@@ -238,7 +241,8 @@ def check_fits(data: EncodedDataset, config: TrainConfig) -> None:
         InputError: the message says what to change.
     """
     bound = contribution_bound(data)
-    if config.private and config.privacy_unit == "user" and bound is None:
+    # A start bounds what a user contributes by the length of a row, whatever the number of examples.
+    if config.private and config.steps and config.privacy_unit == "user" and bound is None:
         raise InputError(
             f"privacy_unit user needs a bound on the examples of a user, and dataset {data.path} has none: "
             "set max_examples_per_user in the feature spec and ingest again"
@@ -246,6 +250,11 @@ def check_fits(data: EncodedDataset, config: TrainConfig) -> None:
     if config.popularity is not None and data.spec.item is None:
         raise InputError(
             f"popularity counts items, and dataset {data.path} has none: leave it out of the configuration"
+        )
+    if config.start is not None and (data.spec.item is None or data.spec.history is None):
+        raise InputError(
+            f"a start joins items to the histories of their users, and the feature spec of dataset {data.path} has no "
+            "history: add `history: {max_length: 200}` to it and ingest again"
         )
     if config.sampling == "user" and bound is not None and bound > config.micro_batch_size:
         raise InputError(
