@@ -21,6 +21,7 @@ _COMMANDS = {
     "sample-data": ("lazydp.components.sample.cli:command", "Make the built-in sample as Parquet."),
     "ingest": ("lazydp.components.ingest.cli:command", "Parquet to an encoded dataset."),
     "train": ("lazydp.components.commands.train_cli:command", "Train a recommender with differential privacy."),
+    "plan": ("lazydp.components.plan.cli:command", "Choose a method and its settings from public numbers."),
     "export": ("lazydp.components.export.cli:command", "Flush, prove it, and release a bundle."),
     "evaluate": ("lazydp.components.evaluate.cli:command", "Measure a bundle beside popularity (private figures)."),
     "audit": ("lazydp.components.audit.cli:command", "Bound epsilon from below by one training run with canaries."),

@@ -20,8 +20,6 @@ _SHRINK = 0.3
 _RIDGE = 0.05
 # Popular items have larger entries of G than their part in a logit is.
 _POPULARITY = 0.4
-# Typical size of the history's part of a logit, for two items drawn by popularity.
-_SCALE = 0.5
 _REFILLS = 5
 
 
@@ -88,7 +86,7 @@ def _shrunk(vectors: Matrix, values: np.ndarray, *, edge: float, rank: int) -> t
 
 
 def item_vectors(
-    vectors: Matrix, values: np.ndarray, popularity: Matrix, *, items: np.ndarray | None = None, dim: int
+    vectors: Matrix, values: np.ndarray, popularity: Matrix, *, items: np.ndarray | None = None, dim: int, scale: float
 ) -> Matrix:
     """One vector an item, [num_items + 1, dim]; zero for the unknown item and for items of which nothing is known.
 
@@ -97,6 +95,7 @@ def item_vectors(
         values: their eigenvalues, positive.
         popularity: released and positive, [num_items + 1].
         items: codes.
+        scale: typical (root mean square) dot product of the vectors of two items drawn by popularity.
         dim: columns; those beyond the number of eigenvectors are zero.
     """
     codes = np.arange(len(popularity)) if items is None else items
@@ -106,6 +105,6 @@ def item_vectors(
         scaled = vectors * weights / popularity[codes, np.newaxis] ** _POPULARITY
         share = popularity[codes] / popularity[codes].sum()
         typical = math.sqrt(float(np.square(scaled.T @ (share[:, np.newaxis] * scaled)).sum()))
-        found[codes, : values.size] = scaled * math.sqrt(_SCALE / typical) if typical > 0.0 else 0.0
+        found[codes, : values.size] = scaled * math.sqrt(scale / typical) if typical > 0.0 else 0.0
     found[0] = 0.0
     return found

@@ -31,6 +31,9 @@ _MOST_ITEMS_OF_EXAMPLES = 8192
 # Eigenvectors of the matrix that become directions of the sketch.
 _FEWEST_EIGENVECTORS, _MOST_EIGENVECTORS = 8, 64
 _MATRIX_PAYS_FROM = 6000.0
+# Typical part of the history in a logit, over sqrt(z).
+_SCALE = 0.0045
+_SMALLEST_SCALE, _LARGEST_SCALE = 0.25, 1.5
 _SHARE_BESIDE_FEATURES = 0.2
 _SHARE_WITHOUT_FEATURES = 1 / 3
 
@@ -69,11 +72,13 @@ class Statistics:
         directions: most directions of public features in the sketch; 0 without features.
         matrix_items: items of the matrix, the most popular ones; 0 for no matrix.
         matrix_share: of the squared mu that is left, what the matrix takes; 1 for a matrix alone, without a sketch.
+        scale: typical size of the history's part of a logit; the surer the statistics, the larger beside the prior.
     """
 
     directions: int
     matrix_items: int
     matrix_share: float
+    scale: float
 
     @property
     def eigenvectors(self) -> tuple[int, int]:
@@ -86,17 +91,20 @@ def choose(
 ) -> Statistics:
     """The statistics for `units` privacy units (a public or released number) at a total of `mu` (inf: no noise)."""
     z = max(units, 1.0) * mu
+    scale = min(max(_SCALE * math.sqrt(z), _SMALLEST_SCALE), _LARGEST_SCALE)
     directions = _between(_DIRECTIONS, z, _FEWEST_DIRECTIONS, _MOST_DIRECTIONS) if has_features else 0
     if privacy_unit == "example" or math.isinf(mu):
         most = _MOST_ITEMS_OF_EXAMPLES
         if num_items <= most:
-            return Statistics(directions=0, matrix_items=num_items, matrix_share=1.0)
+            return Statistics(directions=0, matrix_items=num_items, matrix_share=1.0, scale=scale)
     matrix_items = min(num_items, _between(_ITEMS, z, _FEWEST_ITEMS, _MOST_ITEMS))
     if not has_features:
-        return Statistics(directions=0, matrix_items=matrix_items, matrix_share=_SHARE_WITHOUT_FEATURES)
+        return Statistics(directions=0, matrix_items=matrix_items, matrix_share=_SHARE_WITHOUT_FEATURES, scale=scale)
     if z < _MATRIX_PAYS_FROM:
-        return Statistics(directions=directions, matrix_items=0, matrix_share=0.0)
-    return Statistics(directions=directions, matrix_items=matrix_items, matrix_share=_SHARE_BESIDE_FEATURES)
+        return Statistics(directions=directions, matrix_items=0, matrix_share=0.0, scale=scale)
+    return Statistics(
+        directions=directions, matrix_items=matrix_items, matrix_share=_SHARE_BESIDE_FEATURES, scale=scale
+    )
 
 
 def _between(factor: float, z: float, fewest: int, most: int) -> int:

@@ -139,12 +139,15 @@ def _vectors(
         matrix = statistics.noised_matrix(units, items, std=std, key=key)
         if chosen.matrix_share == 1.0:
             found = item_vectors.matrix_eigenvectors(matrix, std=std, rank=dim, refill=refill)
-            return item_vectors.item_vectors(*found, popularity, items=items, dim=dim)
+            return item_vectors.item_vectors(*found, popularity, items=items, dim=dim, scale=chosen.scale)
         fewest, most = chosen.eigenvectors
         shown = item_vectors.above_noise(matrix, std=std, fewest=fewest, most=most)
         directions = basis.with_eigenvectors(directions, items, shown)
     std = noise.statistics / math.sqrt(1.0 - chosen.matrix_share)
     sketch = statistics.noised_sketch(units, directions, std=std, key=key)
     return item_vectors.item_vectors(
-        *item_vectors.sketched_eigenvectors(sketch, directions, std=std, rank=dim), popularity, dim=dim
+        *item_vectors.sketched_eigenvectors(sketch, directions, std=std, rank=dim),
+        popularity,
+        dim=dim,
+        scale=chosen.scale,
     )
