@@ -28,7 +28,7 @@ from lazydp.components.onepass.statistics import Pass
 from lazydp.kernels.noise_key import NoiseKey
 
 # A count below this many standard deviations of its noise, or below 1, says no more than that it is small.
-_FLOOR = 0.7
+_FLOOR = 1.5
 
 _log = logging.getLogger("lazydp.onepass")
 

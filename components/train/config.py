@@ -173,7 +173,8 @@ class TrainConfig(FrozenModel):
     Attributes:
         model: the recommender, with the public seed of its initial weights.
         mode: `lazydp`; `dpsgd`, the same law with noise on every row at every step; `sgd`, neither clipping nor noise.
-        privacy_unit: whose presence is hidden: an `example` (one row of the training split) or a `user` (at most k).
+        privacy_unit: whose presence is hidden: a `user`, with all that is the user's (in steps at most k examples), or an
+            `example` (one row of the training split).
         sampling: what a step draws, each with probability q: an `example`; or a `user` with all examples, clipped
             together (with privacy_unit user).
         user_gradient: with sampling user, what is clipped: the `sum` or `mean` of the gradients of a user's examples.
@@ -204,7 +205,7 @@ class TrainConfig(FrozenModel):
     format_version: Literal[1] = 1
     model: ModelConfig
     mode: Mode = "lazydp"
-    privacy_unit: PrivacyUnit = "example"
+    privacy_unit: PrivacyUnit = "user"
     sampling: Literal["example", "user"] = "example"
     user_gradient: UserGradient | None = None
     sampling_prob: Annotated[float, Field(gt=0, le=1)]

@@ -38,7 +38,7 @@ def begin_from(model: Recommender, data: EncodedDataset, identity: RunIdentity, 
         tables[ITEM] = start.vectors
         _set_prior(model, start.prior)
     elif model.has_prior:
-        counts = noised_counts(data, identity, secret)
+        counts = noised_counts(data, config, secret)
         std = noise_of_counts(data, config)
         _set_prior(model, log_counts(counts if counts is not None else exact_counts(data, config), std=std))
     return tables

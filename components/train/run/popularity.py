@@ -38,7 +38,6 @@ from lazydp.components.onepass.start import noised_counts as start_counts
 from lazydp.components.shared.errors import InputError
 from lazydp.components.shared.noise_addresses import POPULARITY_TABLE
 from lazydp.components.train.config import PrivacyUnit, TrainConfig
-from lazydp.components.train.run.identity import RunIdentity
 from lazydp.kernels import ops
 from lazydp.kernels.noise_key import NoiseKey
 
@@ -49,21 +48,23 @@ _POSITIVE = 0.5
 _AT_ONCE = 1 << 20
 
 
-def noised_counts(data: EncodedDataset, identity: RunIdentity, key: NoiseKey) -> Tensor | None:
+def noised_counts(
+    data: EncodedDataset, config: TrainConfig, key: NoiseKey, *, noise_multiplier: float | None = None
+) -> Tensor | None:
     """The counts that a run releases, float32 [num_items + 1] by item code; None where it releases none.
 
     Those of a start are the start's own (`onepass.statistics`).
 
     Args:
         data: what the run is trained on.
-        identity: of the run.
+        config: of the run.
         key: the run's noise key.
+        noise_multiplier: sigma of the run, by which a start's noise goes.
 
     Raises:
         InputError: the dataset has no items, or no users or bound on their examples where they are the unit.
     """
-    config = identity.config
-    noise = config.start_noise(identity.noise_multiplier)
+    noise = config.start_noise(noise_multiplier)
     if noise is not None:
         return start_counts(data, config.privacy_unit, noise, key) if config.private else None
     if config.popularity is None:
