@@ -1,4 +1,4 @@
-# The one image of every component and of the service. Build: docker build -t lazydp:0.1.0 .
+# The one image of every component and of the service. Build: docker build -t lazydp:VERSION .
 # For GPUs: --build-arg BASE=<a CUDA 13 devel image with Python 3.11+> --build-arg LAZYDP_CUDA=1
 ARG BASE=python:3.11-slim
 FROM ${BASE} AS build
@@ -9,6 +9,7 @@ RUN apt-get update && apt-get install -y --no-install-recommends g++ && rm -rf /
 WORKDIR /src
 COPY constraints.txt pyproject.toml setup.py README.md LICENSE ./
 RUN python3 -m venv /opt/lazydp && /opt/lazydp/bin/pip install -c constraints.txt "setuptools>=77" wheel ninja "${TORCH}"
+COPY api api
 COPY kernels kernels
 COPY components components
 COPY pipelines pipelines

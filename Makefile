@@ -6,7 +6,7 @@ PYTHON ?= python3
 TORCH  ?= torch==2.13.0
 VENV   := .venv
 BIN    := $(VENV)/bin
-EXTRAS := pipelines,postgres,ann,otel,peers,test
+EXTRAS := pipelines,postgres,ann,otel,peers,docs,test
 CSRC   := $(shell find kernels/csrc -name '*.h' -o -name '*.cpp' -o -name '*.cu' -o -name '*.cuh' -o -name '*.inc')
 NVCC   ?= $(shell command -v nvcc || ls /usr/local/cuda/bin/nvcc 2>/dev/null)
 # Two workers by default would fight the kernels for the same two cores; tests measure equality, not time.
@@ -73,8 +73,9 @@ bench: setup ## The figures of docs/benchmarks.md.
 	$(BIN)/lazydp bench flush
 	$(BIN)/lazydp bench step
 
-docs: setup ## docs/cli.md from the commands.
+docs: setup ## docs/cli.md from the commands, and the site (build/site) with warnings as errors.
 	$(BIN)/python docs/generate_cli.py
+	$(BIN)/python docs/build_site.py
 
 clean: ## Remove what was built (the environment too).
 	rm -rf $(VENV) .stamps build out *.egg-info kernels/*.so

@@ -66,6 +66,16 @@ class NoiseKey:
         derived = hmac.new(pseudorandom_key, label.encode() + b"\x01", hashlib.sha256).digest()
         return NoiseKey(derived, is_test=self._is_test)
 
+    def commitment(self) -> str:
+        """What may be published of the key: 64 hexadecimal digits that only this key has, and that tell nothing of it.
+
+        They are an HKDF-SHA256 output under a label of its own. Binding: a second key with the same output is a
+        collision of SHA-256. Hiding: the outputs of HKDF under different labels are as good as independent random
+        strings to whoever lacks the key (HMAC-SHA256 as a pseudorandom function), and the key has 256 random bits, so
+        neither the key nor the noise drawn under `derive("noise")` can be told from them, or tested by guessing.
+        """
+        return self.derive("public commitment").to_bytes().hex()
+
     def tensor(self) -> Tensor:
         """The key as the operators take it: uint8 [32] on the CPU. It shares the key's memory: `destroy` zeroes it."""
         return torch.frombuffer(self._secret(), dtype=torch.uint8)

@@ -88,7 +88,7 @@ def bench() -> None:
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Run the command line: exit status 0, 1 (failed, one line), 2 (wrong usage), 130 (interrupted)."""
+    """Run the command line: exit status 0, 1 (failed, one line), 2 (wrong usage), 130 (interrupted), 143 (SIGTERM)."""
     verbose = any(flag in (arguments or sys.argv[1:]) for flag in ("-v", "--verbose"))
     interrupts = _count_interrupts()
     prefer_huge_pages()
@@ -106,7 +106,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         click.echo(f"lazydp: {error}", err=True)
         sys.exit(1)
     except (KeyboardInterrupt, click.Abort):
-        _exit_interrupted()
+        _exit_interrupted(interrupts)
     except BrokenPipeError:
         # The reader of our output went away (`lazydp ... | head`): not an error of ours.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
@@ -115,7 +115,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         if verbose:
             raise
         if interrupts:
-            _exit_interrupted()
+            _exit_interrupted(interrupts)
         # A path that cannot be read or written, a full disk: the machine's own words say it best.
         where = f"{error.filename}: " if error.filename is not None else ""
         click.echo(f"lazydp: {where}{error.strerror or error} (--verbose shows where)", err=True)
@@ -124,12 +124,12 @@ def main(arguments: Sequence[str] | None = None) -> None:
         # A library that is interrupted while it loads may swallow the interrupt and fail later, of something else.
         if not interrupts or verbose:
             raise
-        _exit_interrupted()
+        _exit_interrupted(interrupts)
     sys.exit(status if isinstance(status, int) else 0)
 
 
 def _count_interrupts() -> list[int]:
-    """Note every Ctrl-C in the list returned, and raise KeyboardInterrupt as Python does."""
+    """Note every signal to stop in the list returned, and raise KeyboardInterrupt as Python does for Ctrl-C."""
     seen: list[int] = []
 
     def note(signum: int, frame: FrameType | None) -> None:
@@ -138,12 +138,16 @@ def _count_interrupts() -> list[int]:
 
     if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
         signal.signal(signal.SIGINT, note)
+    # By default these end the process at once, and private files that it works on stay behind.
+    for number in (signal.SIGTERM, signal.SIGHUP):
+        if signal.getsignal(number) is signal.SIG_DFL:
+            signal.signal(number, note)
     return seen
 
 
-def _exit_interrupted() -> NoReturn:
+def _exit_interrupted(signals: Sequence[int]) -> NoReturn:
     click.echo("lazydp: interrupted; nothing was left half-written", err=True)
-    sys.exit(130)
+    sys.exit(128 + (signals[-1] if signals else signal.SIGINT))
 
 
 if __name__ == "__main__":

@@ -12,11 +12,11 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, TextIO
 
-import click
 from kfp import dsl, local
 from rich.console import Console
 
-from lazydp.components.shared.errors import InputError, LazyDPError
+from lazydp.components.shared.errors import LazyDPError
+from lazydp.components.shared.files import require_local
 
 _STARTED = re.compile(r"Executing task .*'(?P<task>[\w-]+)'")
 _FINISHED = re.compile(r"Task .*'(?P<task>[\w-]+)'.* finished with status \S*?(?P<status>SUCCESS|FAILURE)")
@@ -78,6 +78,7 @@ def run_locally(
     Raises:
         PipelineFailedError: a component failed; the message is what the component said.
     """
+    require_local(folder)
     folder.mkdir(parents=True, exist_ok=True)
     # The artifacts hold the private dataset and checkpoints.
     folder.chmod(0o700)
@@ -112,17 +113,3 @@ def _quiet_root() -> Iterator[None]:
         yield
     finally:
         root.setLevel(level)
-
-
-def compile_pipeline(pipeline: Any, package: Path, *, defaults: Mapping[str, Any]) -> None:
-    """Write the pipeline as YAML for a cluster.
-
-    Raises:
-        InputError: the file's name does not end in .yaml.
-    """
-    from kfp import compiler  # noqa: PLC0415 - only needed here
-
-    if package.suffix != ".yaml":
-        raise InputError(f"the package must be named *.yaml, found {package.name}")
-    compiler.Compiler().compile(pipeline, str(package), pipeline_parameters=dict(defaults))
-    click.echo(f"wrote {package}")

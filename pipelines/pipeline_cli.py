@@ -1,11 +1,16 @@
-"""`lazydp pipeline run | compile`."""
+"""`lazydp pipeline run | compile | options`."""
 
 from __future__ import annotations
 
 import getpass
+from collections.abc import Callable
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
+
+if TYPE_CHECKING:
+    from lazydp.pipelines.cluster import Cluster
 
 
 @click.group(name="pipeline")
@@ -24,18 +29,11 @@ def _read(path: Path, what: str) -> str:
         raise InputError(f"{what} {path} is not text: {error}") from error
 
 
-def _on_one_line(path: Path, what: str) -> str:
-    """The file's YAML as JSON, which is YAML: kfp writes defaults into comments, where a line break breaks the file."""
-    import json
+def _parameter(path: Path, what: str) -> str:
+    """The file's YAML as a parameter of a package."""
+    from lazydp.pipelines.package import on_one_line
 
-    import yaml
-
-    from lazydp.components.shared.errors import InputError
-
-    try:
-        return json.dumps(yaml.safe_load(_read(path, what)), default=str)
-    except yaml.YAMLError as error:
-        raise InputError(f"{what} {path} is not YAML: {' '.join(str(error).split())}") from error
+    return on_one_line(_read(path, what), what=what, where=path)
 
 
 @command.command(
@@ -86,11 +84,12 @@ def run(
         budget_epsilon = budget_epsilon or 10.0
     if not inputs or spec is None or config is None:
         raise click.UsageError("give --input, --spec and --config, or --sample")
+    from lazydp.components.shared.locations import join_locations
     from lazydp.pipelines.show import run_and_show
 
     run_and_show(
         arguments={
-            "input_uri": ",".join(inputs),
+            "input_uri": join_locations(inputs),
             "spec": str(spec.absolute()),
             "config": _read(config, "training configuration"),
             "users_uri": users,
@@ -116,41 +115,104 @@ def _make_sample(folder: Path) -> tuple[Path, tuple[str, ...]]:
     return folder / "spec.yaml", (str((folder / "interactions.parquet").absolute()),)
 
 
+def _package_options(command: Callable[..., None]) -> Callable[..., None]:
+    """What `compile` and `submit` have in common: which pipeline, for what cluster, with what defaults."""
+    for option in reversed(
+        [
+            click.option("--spec", type=click.Path(path_type=Path), help="Feature spec that becomes the default."),
+            click.option("--config", type=click.Path(path_type=Path), help="Training configuration, likewise."),
+            click.option("--compare", is_flag=True, help="Also train and measure the same model without privacy."),
+            click.option(
+                "--cluster",
+                "cluster_file",
+                type=click.Path(path_type=Path),
+                help="cluster.yaml: image, secrets, volumes, resources. `lazydp pipeline options` lists them.",
+            ),
+            click.option("--image", help="Image of every task, instead of the cluster's."),
+            click.option("--runs-claim", help="Volume claim for run folders, likewise."),
+            click.option("--runs-mount", help="Where it is mounted, likewise."),
+            click.option("--ledger-secret", help="Secret with the ledger's `url` and `secret`, likewise."),
+            click.option("--cpu", help="CPUs for training, likewise."),
+            click.option("--memory", help="Memory for training, likewise."),
+        ]
+    ):
+        command = option(command)
+    return command
+
+
+def _cluster(
+    file: Path | None,
+    *,
+    image: str | None,
+    runs_claim: str | None,
+    runs_mount: str | None,
+    ledger_secret: str | None,
+    cpu: str | None,
+    memory: str | None,
+) -> Cluster:
+    from lazydp.pipelines.cluster import Cluster, default_cluster
+
+    changes = {
+        "image": image,
+        "runs.claim": runs_claim,
+        "runs.mount": runs_mount,
+        "ledger.secret": ledger_secret,
+        "tasks.train.cpu": cpu,
+        "tasks.train.memory": memory,
+    }
+    if file is not None:
+        return Cluster.load(file, **changes)
+    return Cluster.parse({"image": default_cluster().image}, where="of the command line", changes=changes)
+
+
+def _defaults(cluster: Cluster, spec: Path | None, config: Path | None) -> dict[str, str]:
+    defaults = {"runs_folder": cluster.runs.mount}
+    if spec is not None:
+        defaults["spec"] = _parameter(spec, "feature spec")
+    if config is not None:
+        defaults["config"] = defaults["compare_config"] = _parameter(config, "training configuration")
+    return defaults
+
+
 @command.command(
     name="compile", epilog="Example: lazydp pipeline compile --spec spec.yaml --config train.yaml --out pipeline.yaml"
 )
 @click.option("--out", type=click.Path(path_type=Path), required=True, help="The package to write, *.yaml.")
-@click.option("--spec", type=click.Path(path_type=Path), help="Feature spec that becomes the parameter's default.")
-@click.option("--config", type=click.Path(path_type=Path), help="Training configuration, likewise.")
-@click.option("--compare", is_flag=True, help="Also train and measure the same model without privacy.")
-@click.option("--runs-claim", default="lazydp-runs", show_default=True, help="Volume claim for run folders.")
-@click.option("--runs-mount", default="/mnt/runs", show_default=True, help="Where it is mounted.")
-@click.option("--ledger-secret", help="Secret with the ledger's `url` and `secret`.")
-@click.option("--cpu", default="4", show_default=True, help="CPUs for training.")
-@click.option("--memory", default="16Gi", show_default=True, help="Memory for training.")
+@click.option(
+    "--kubernetes",
+    metavar="NAMESPACE",
+    help="Write the resources Pipeline and PipelineVersion for a namespace, to be applied with kubectl.",
+)
+@_package_options
 def compile_(
     out: Path,
+    kubernetes: str | None,
     spec: Path | None,
     config: Path | None,
     compare: bool,
-    runs_claim: str,
-    runs_mount: str,
-    ledger_secret: str | None,
-    cpu: str,
-    memory: str,
+    cluster_file: Path | None,
+    **options: str | None,
 ) -> None:
     """Write the pipeline as YAML for a cluster.
 
-    The image is that of the environment variable LAZYDP_IMAGE. Spec and configuration are parameters: they may be
-    given when a run is started instead.
+    Spec and configuration are parameters: they may be given when a run is started instead.
     """
-    from lazydp.pipelines.local import compile_pipeline
-    from lazydp.pipelines.recommender import Cluster, recommender_pipeline
+    from lazydp.pipelines.package import compile_package
+    from lazydp.pipelines.recommender import recommender_pipeline
 
-    cluster = Cluster(runs_claim=runs_claim, runs_mount=runs_mount, ledger_secret=ledger_secret, cpu=cpu, memory=memory)
-    defaults = {"runs_folder": runs_mount}
-    if spec is not None:
-        defaults["spec"] = _on_one_line(spec, "feature spec")
-    if config is not None:
-        defaults["config"] = defaults["compare_config"] = _on_one_line(config, "training configuration")
-    compile_pipeline(recommender_pipeline(compare=compare, cluster=cluster), out, defaults=defaults)
+    cluster = _cluster(cluster_file, **options)
+    compile_package(
+        recommender_pipeline(compare=compare, cluster=cluster),
+        out,
+        defaults=_defaults(cluster, spec, config),
+        kubernetes=kubernetes,
+    )
+    click.echo(f"wrote {out}")
+
+
+@command.command(name="options", epilog="Example: lazydp pipeline options > cluster.yaml")
+def options_() -> None:
+    """Print every option of cluster.yaml, with its meaning and what it is where left out."""
+    from lazydp.pipelines.cluster import options_text
+
+    click.echo(options_text(), nl=False)

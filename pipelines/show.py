@@ -13,6 +13,7 @@ import pyarrow.parquet as pq
 from rich.console import Console
 from rich.table import Table
 
+from lazydp.components.shared.locations import split_locations
 from lazydp.pipelines.ask import ask_service
 from lazydp.pipelines.local import run_locally
 from lazydp.pipelines.recommender import recommender_pipeline
@@ -99,6 +100,6 @@ def _somebody(input_uri: str, bundle: Path) -> tuple[str, list[str]]:
     """A user of the data and a short history of items, to ask about."""
     spec = json.loads((bundle / "manifest.json").read_text())["features"]
     user, item = spec["user"]["column"], spec["item"]["column"]
-    rows = pq.ParquetDataset(input_uri.split(",", maxsplit=1)[0]).read(columns=[user, item]).slice(0, 1).to_pylist()
+    rows = pq.ParquetDataset(split_locations(input_uri)[0]).read(columns=[user, item]).slice(0, 1).to_pylist()
     titles = pq.read_table(bundle / "items.parquet", columns=["item"]).slice(0, _HISTORY).column(0).to_pylist()
     return str(rows[0][user]), [str(item_id) for item_id in titles]

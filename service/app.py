@@ -18,8 +18,8 @@ from lazydp.service.http.metrics import Metrics
 from lazydp.service.http.problems import Problem, on_fault, on_http_exception, on_problem, on_validation_error
 from lazydp.service.http.tracing import Tracing
 from lazydp.service.routes import health, inference_protocol, models, openapi, page, privacy, recommendations
-from lazydp.service.routes.deps import Context
 from lazydp.service.serving.budget import BudgetSource
+from lazydp.service.serving.context import Context
 from lazydp.service.serving.registry import Registry
 from lazydp.service.settings import Settings, load_settings
 

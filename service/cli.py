@@ -42,6 +42,7 @@ def _default(value: object) -> str:
     type=click.Path(path_type=Path),
     help="Bundle folder; may be given several times.",
 )
+@click.option("--name", help="Further name of the default model, such as that of a KServe InferenceService.")
 @click.option("--repository", type=click.Path(path_type=Path), help="Folder of bundles that may be loaded by name.")
 @click.option("--ledger", envvar="LAZYDP_LEDGER", help="URL of the ledger, for the budget; else the statement alone.")
 @click.option("--host", help="Address to bind; 127.0.0.1 if left out.")
@@ -52,7 +53,9 @@ def _default(value: object) -> str:
 @click.option("--allow-non-private", is_flag=True, default=None, help="Serve bundles trained without privacy.")
 @click.option("--allow-anonymous", is_flag=True, default=None, help="Bind beyond loopback without any API key.")
 @click.option(
-    "--make-key", metavar="NAME:SCOPES", help="Print a fresh API key (scopes as recommend,budget,admin) and leave."
+    "--make-key",
+    metavar="NAME:SCOPES",
+    help="Print a fresh API key (scopes as recommend,budget,metrics,admin) and leave.",
 )
 def command(config: Path | None, make_key: str | None, **options: Any) -> None:
     """Answer recommendation queries over REST, with the privacy statement of the model and the budget of its data."""

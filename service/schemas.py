@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Annotated, Any, Literal, TypeAlias
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 
 from lazydp.components.budget.statement import PrivacyStatement
-from lazydp.components.bundle.query import CategoryCap, Query, Scalar
+from lazydp.components.bundle.query import CategoryCap, Query
 
 MAX_K = 1000
 MAX_OFFSET = 100_000
@@ -16,7 +17,13 @@ MAX_ITEMS = 10_000
 MAX_BATCH = 256
 DEFAULT_K = 10
 
-Text = Annotated[str, Field(min_length=1, max_length=256)]
+# Items of all answers to one request together: what a slow reader may make the service hold.
+MAX_BATCH_ITEMS = 50_000
+# Characters of an id, and of a feature's value.
+MAX_ID = 256
+MAX_TEXT = 1024
+
+Text = Annotated[str, Field(min_length=1, max_length=MAX_ID)]
 
 
 def _integral(value: object) -> object:
@@ -27,11 +34,17 @@ def _integral(value: object) -> object:
 Integer = Annotated[int, Field(ge=-(2**63), lt=2**63), BeforeValidator(_integral)]
 Id: TypeAlias = Text | Integer
 Value: TypeAlias = (
-    Annotated[str, Field(max_length=1024)] | Integer | Annotated[float, Field(allow_inf_nan=False)] | bool
+    Annotated[str, Field(max_length=MAX_TEXT)] | Integer | Annotated[float, Field(allow_inf_nan=False)] | bool
 )
 Count = Annotated[int, Field(ge=1, le=MAX_K), BeforeValidator(_integral)]
 Extent = Annotated[int, Field(ge=0, le=MAX_ITEMS), BeforeValidator(_integral)]
 Offset = Annotated[int, Field(ge=0, le=MAX_OFFSET), BeforeValidator(_integral)]
+# Lists fail fast: a long list of garbage would take long to list every error of.
+History: TypeAlias = Annotated[list[Id], Field(fail_fast=True, max_length=MAX_HISTORY)]
+Items: TypeAlias = Annotated[list[Id], Field(fail_fast=True, max_length=MAX_ITEMS)]
+Filters: TypeAlias = Annotated[
+    dict[Text, Annotated[list[Id], Field(fail_fast=True, min_length=1, max_length=256)]], Field(max_length=32)
+]
 
 
 class _Request(BaseModel):
@@ -46,50 +59,24 @@ class Diversity(_Request):
     limit: Count
 
 
-class RecommendationQuery(_Request):
-    """Who asks, and for what. Ids may be text or integers; 5 and "5" are the same id."""
+class QueryOptions(_Request):
+    """For what somebody asks, whoever it is."""
 
-    model_config = ConfigDict(
-        json_schema_extra={
-            "examples": [
-                {"user_id": "196", "k": 5},
-                {"history": ["50", "181"], "k": 5, "filters": {"genre": ["Sci-Fi"]}, "explain": True},
-            ]
-        }
-    )
-
-    user_id: Id | None = Field(default=None, description="a user that the model was trained with")
     # Factories, because pydantic makes a deep copy of a default that can change.
-    history: Annotated[list[Id], Field(max_length=MAX_HISTORY)] = Field(
-        default_factory=list, description="items the person took, oldest first"
-    )
-    features: Annotated[
-        dict[Text, Value | Annotated[list[Value], Field(max_length=MAX_HISTORY)] | None], Field(max_length=256)
-    ] = Field(default_factory=dict, description="user and context features of the model, by name")
     k: Count = Field(default=DEFAULT_K, description="items wanted")
     offset: Offset = Field(default=0, description="items to skip: `next_offset` of the page before")
     exclude_seen: bool = Field(default=True, description="leave out the items of `history`")
-    exclude: Annotated[list[Id], Field(max_length=MAX_ITEMS)] = Field(
-        default_factory=list, description="items to leave out"
-    )
-    candidates: Annotated[list[Id], Field(max_length=MAX_ITEMS)] | None = Field(
-        default=None, description="the only items to choose from"
-    )
-    filters: Annotated[dict[Text, Annotated[list[Id], Field(min_length=1, max_length=256)]], Field(max_length=32)] = (
-        Field(
-            default_factory=dict,
-            description="item attribute -> values; an item must have one of them, for every attribute",
-        )
+    exclude: Items = Field(default_factory=list, description="items to leave out")
+    candidates: Items | None = Field(default=None, description="the only items to choose from")
+    filters: Filters = Field(
+        default_factory=dict, description="item attribute -> values; an item must have one of them, for every attribute"
     )
     diversity: Diversity | None = Field(default=None, description="bound on items of one category")
     explain: bool = Field(default=False, description="name the items of `history` that lie nearest to each answer")
 
-    def query(self) -> Query:
-        """As the scorer takes it."""
+    def asked(self) -> Query:
+        """As the scorer takes it, of nobody yet."""
         return Query(
-            user_id=None if self.user_id is None else str(self.user_id),
-            history=[str(item) for item in self.history],
-            features={name: _feature(value) for name, value in self.features.items()},
             k=self.k,
             offset=self.offset,
             exclude=[str(item) for item in self.exclude],
@@ -103,8 +90,33 @@ class RecommendationQuery(_Request):
         )
 
 
-def _feature(value: Scalar | list[Any]) -> Scalar | list[Any]:
-    return value
+class RecommendationQuery(QueryOptions):
+    """Who asks, and for what. Ids may be text or integers; 5 and "5" are the same id."""
+
+    model_config = ConfigDict(
+        json_schema_extra={
+            "examples": [
+                {"user_id": "196", "k": 5},
+                {"history": ["50", "181"], "k": 5, "filters": {"genre": ["Sci-Fi"]}, "explain": True},
+            ]
+        }
+    )
+
+    user_id: Id | None = Field(default=None, description="a user that the model was trained with")
+    history: History = Field(default_factory=list, description="items the person took, oldest first")
+    features: Annotated[
+        dict[Text, Value | Annotated[list[Value], Field(fail_fast=True, max_length=MAX_HISTORY)] | None],
+        Field(max_length=256),
+    ] = Field(default_factory=dict, description="user and context features of the model, by name")
+
+    def query(self) -> Query:
+        """As the scorer takes it."""
+        return replace(
+            self.asked(),
+            user_id=None if self.user_id is None else str(self.user_id),
+            history=[str(item) for item in self.history],
+            features=dict(self.features),
+        )
 
 
 class RecommendationBatch(_Request):
@@ -114,7 +126,7 @@ class RecommendationBatch(_Request):
         json_schema_extra={"examples": [{"queries": [{"user_id": "196", "k": 3}, {"history": ["50"], "k": 3}]}]}
     )
 
-    queries: Annotated[list[RecommendationQuery], Field(min_length=1, max_length=MAX_BATCH)]
+    queries: Annotated[list[RecommendationQuery], Field(fail_fast=True, min_length=1, max_length=MAX_BATCH)]
 
 
 class _Response(BaseModel):
@@ -250,7 +262,7 @@ class LedgerEntry(_Response):
     """One entry of the ledger."""
 
     number: int
-    kind: str = Field(description="dataset, budget, reserved, committed or voided")
+    kind: str = Field(description="dataset, budget, reserved, bound, committed or voided")
     dataset: str = Field(description="identifier in the ledger; it tells nothing of the content")
     run_id: str | None = None
     recorded_at: str = Field(description="ISO 8601, UTC")

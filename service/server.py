@@ -18,7 +18,7 @@ from lazydp.components.shared.files import write_bytes
 from lazydp.service.app import create_app
 from lazydp.service.http.connection import connections
 from lazydp.service.http.logs import configure
-from lazydp.service.routes.deps import Context
+from lazydp.service.serving.context import Context
 from lazydp.service.settings import Settings
 
 _BACKLOG = 2048

@@ -12,7 +12,8 @@ from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, Settings
 from lazydp.components.shared.errors import InputError
 from lazydp.components.shared.frozen_model import FrozenModel
 
-Scope = Literal["recommend", "budget", "admin"]
+Scope = Literal["recommend", "budget", "metrics", "admin"]
+_NAME = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$"
 
 
 class ApiKey(FrozenModel):
@@ -40,6 +41,13 @@ class Settings(BaseSettings):
         tuple[Path, ...],
         Field(description="bundle folders (or links to the version in use, which are watched); first is the default"),
     ] = ()
+    name: Annotated[
+        str | None,
+        Field(
+            description="further name of the default model, such as that of a KServe InferenceService", pattern=_NAME
+        ),
+    ] = None
+    aliases: Annotated[dict[str, str], Field(description="further names of models: name -> the model's own")] = {}
     repository: Annotated[
         Path | None, Field(description="folder whose bundles POST /v2/repository/models/{name}/load may bring in")
     ] = None
@@ -52,12 +60,17 @@ class Settings(BaseSettings):
     ledger: Annotated[str | None, Field(description="ledger URL, read only; without it the statement alone")] = None
     host: Annotated[str, Field(description="address to bind")] = "127.0.0.1"
     port: Annotated[int, Field(ge=0, le=65535, description="port to bind; 0 takes a free one and prints it")] = 8000
+    root_path: Annotated[
+        str,
+        Field(description="prefix that a proxy adds, such as /recs", pattern=r"^(/[\w.~-]+)*$"),
+    ] = ""
     port_file: Annotated[Path | None, Field(description="file to write the port to once the service is ready")] = None
     allow_test_key: Annotated[bool, Field(description="serve bundles made under a noise key for tests")] = False
     allow_non_private: Annotated[bool, Field(description="serve bundles trained without privacy")] = False
     verify: Annotated[bool, Field(description="read every byte of a bundle and compare digests")] = True
     api_keys: Annotated[
-        tuple[ApiKey, ...], Field(description="accepted keys: name, sha256 and scopes (recommend, budget, admin) each")
+        tuple[ApiKey, ...],
+        Field(description="accepted keys: name, sha256, scopes (recommend, budget, metrics, admin)"),
     ] = ()
     allow_anonymous: Annotated[bool, Field(description="bind beyond loopback without any key")] = False
     tls_certificate: Annotated[Path | None, Field(description="PEM certificate chain")] = None

@@ -69,18 +69,10 @@ def imported(source: str, *, known: Mapping[str, str]) -> list[str]:
     return found
 
 
-# An import that goes with the change of the service that is under way.
-LEAVING = {("lazydp.service.routes.openapi", "lazydp.service.app")}
-
-
 @cache
 def graph() -> Graph:
     return {
-        module: frozenset(
-            name
-            for name in imports(ROOT / file)
-            if name in files() and name != module and (module, name) not in LEAVING
-        )
+        module: frozenset(name for name in imports(ROOT / file) if name in files() and name != module)
         for module, file in files().items()
     }
 

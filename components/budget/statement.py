@@ -74,7 +74,7 @@ class StepEpsilon(FrozenModel):
 
 
 class PrivacyStatement(FrozenModel):
-    """All that design.md, section 5, promises of a release.
+    """Everything that docs/design.md, section 3, promises of a release.
 
     Where `private` is false (no clipping or no noise, or a test key) every epsilon is null: none is claimed.
     """
@@ -85,7 +85,7 @@ class PrivacyStatement(FrozenModel):
     delta: float = Field(gt=0, lt=1)
     accountant: str
     accountant_version: str
-    epsilon_rdp: float | None = Field(default=None, description="upper bound by Renyi DP, as a check")
+    epsilon_rdp: float | None = Field(default=None, description="upper bound by Renyi DP, found by another computation")
     privacy_unit: PrivacyUnit
     max_examples_per_user: int | None = Field(default=None, ge=1)
     neighbouring_relation: str = ADD_OR_REMOVE

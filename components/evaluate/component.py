@@ -1,17 +1,19 @@
 """The Kubeflow component: a bundle's metrics beside popularity. Internal: they are computed from private data."""
 
 from kfp import dsl
-from kfp.dsl import Artifact, Dataset, Input, Metrics, Model, Output
+from kfp.dsl import Artifact, Dataset, Input, Metrics, Output
 
 from lazydp.components.shared.image import IMAGE
 
 
 @dsl.component(base_image=IMAGE, install_kfp_package=False)  # type: ignore[untyped-decorator]
-def evaluate(bundle: Input[Model], dataset: Input[Dataset], metrics: Output[Metrics], report: Output[Artifact]) -> None:
+def evaluate(
+    bundle: Input[Artifact], dataset: Input[Dataset], metrics: Output[Metrics], report: Output[Artifact]
+) -> None:
     """Measure a bundle on the held-out split.
 
     Args:
-        bundle: what export released.
+        bundle: what export released, or the model without privacy.
         dataset: what the run was trained on.
         metrics: figures for Kubeflow's pages; private.
         report: the same as JSON; private.
@@ -27,5 +29,6 @@ def evaluate(bundle: Input[Model], dataset: Input[Dataset], metrics: Output[Metr
     found.save(Path(report.path))
     print(found.table())  # the log of a component is internal, like its metrics
     for name, value in found.figures().items():
-        if math.isfinite(value):  # NaN crashes Kubeflow's metadata
+        # NaN crashes Kubeflow's metadata; an exact count of users is private whoever reads it there.
+        if math.isfinite(value) and not name.endswith("_users"):
             metrics.log_metric(name, value)

@@ -1,7 +1,7 @@
-"""The Kubeflow component: a finished run to a released bundle."""
+"""The Kubeflow components: a finished run to a released bundle, and the run without privacy to one that is compared."""
 
 from kfp import dsl
-from kfp.dsl import Dataset, Input, Model, Output
+from kfp.dsl import Artifact, Dataset, Input, Model, Output
 
 from lazydp.components.shared.image import IMAGE
 
@@ -9,12 +9,12 @@ from lazydp.components.shared.image import IMAGE
 @dsl.component(base_image=IMAGE, install_kfp_package=False)  # type: ignore[untyped-decorator]
 def export(
     dataset: Input[Dataset],
-    run_folder: str,
+    runs_folder: str,
     run_id: str,
     bundle: Output[Model],
     ledger_url: str = "",
     name: str = "",
-    allow_non_private: bool = False,
+    operator: str = "",
 ) -> None:
     """Release a finished run: flush, prove, commit the budget, destroy the noise key.
 
@@ -23,33 +23,59 @@ def export(
 
     Args:
         dataset: what the run was trained on.
-        run_folder: the run's folder, on the volume that train wrote.
+        runs_folder: the folder of runs, on the volume that train wrote.
         run_id: what train returned.
         bundle: the release.
-        ledger_url: the ledger; empty for the default one.
+        ledger_url: the ledger; empty for that of LAZYDP_LEDGER.
         name: of the model in the service; empty for the feature spec's.
-        allow_non_private: release a run of mode sgd too, marked as not private.
+        operator: who runs the pipeline, for the ledger.
     """
-    import shutil
     from pathlib import Path
 
-    from lazydp.components.bundle.reader import Bundle
-    from lazydp.components.export.export import export as run
+    from lazydp.components.export.artifact import export_artifact
     from lazydp.components.shared.logs import log_to_stdout
+    from lazydp.components.shared.pipeline_run import act_as, ledger_of, run_folder
 
     log_to_stdout()
-    kept = Path(run_folder).with_name(f"{Path(run_folder).name}-bundle-{run_id}")
-    manifest = run(
-        run=Path(run_folder),
+    act_as(operator)
+    bundle.metadata |= export_artifact(
+        run=run_folder(runs_folder, run_id),
         dataset=Path(dataset.path),
-        out=kept,
+        out=Path(bundle.path),
         name=name or None,
-        ledger=ledger_url or None,
-        allow_non_private=allow_non_private,
+        ledger=ledger_of(ledger_url),
     )
-    shutil.copytree(kept, bundle.path, dirs_exist_ok=True)
-    statement = Bundle.open(Path(bundle.path), allow_test_key=True, allow_non_private=True).statement
-    # As text: numbers in Kubeflow's metadata lose digits.
-    bundle.metadata["name"] = manifest.name
-    bundle.metadata["version"] = manifest.version
-    bundle.metadata["privacy"] = statement.line()
+
+
+@dsl.component(base_image=IMAGE, install_kfp_package=False)  # type: ignore[untyped-decorator]
+def export_without_privacy(
+    dataset: Input[Dataset], runs_folder: str, run_id: str, bundle: Output[Artifact], name: str = ""
+) -> None:
+    """Write the model of a run without privacy, to be measured beside the release; private, and never a release.
+
+    Its artifact is no system.Model, and its name ends in -without-privacy: nothing that looks for models finds it.
+
+    Args:
+        dataset: what the run was trained on.
+        runs_folder: the folder of runs, on the volume that train wrote.
+        run_id: what train returned.
+        bundle: the model; as private as the dataset.
+        name: of the release that it is compared with; empty for the feature spec's.
+    """
+    from pathlib import Path
+
+    from lazydp.components.export.artifact import export_artifact
+    from lazydp.components.ingest.dataset import EncodedDataset
+    from lazydp.components.shared.logs import log_to_stdout
+    from lazydp.components.shared.pipeline_run import run_folder
+
+    log_to_stdout()
+    spec_name = EncodedDataset.open(Path(dataset.path)).spec.name
+    bundle.metadata |= export_artifact(
+        run=run_folder(runs_folder, run_id),
+        dataset=Path(dataset.path),
+        out=Path(bundle.path),
+        name=f"{(name or spec_name)[:48]}-without-privacy",
+        ledger=None,
+        allow_non_private=True,
+    )

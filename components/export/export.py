@@ -37,7 +37,13 @@ from lazydp.components.train.run.folder import RunFolder
 from lazydp.components.train.run.identity import RunIdentity
 from lazydp.components.train.run.popularity import noised_counts
 from lazydp.components.train.run.spending import UNREGISTERED, Standing, commit, standing
-from lazydp.components.train.run.train import contribution_bound, embedding_optimizer, engine_for, key_of, latest_of
+from lazydp.components.train.run.train import (
+    contribution_bound,
+    embedding_optimizer,
+    engine_for,
+    latest_of,
+    root_key_of,
+)
 from lazydp.kernels.noise_key import NoiseKey
 
 _FORMAT_VERSION = 1
@@ -81,7 +87,7 @@ def export(
         if not folder.key_destroyed():
             refuse_taken(out)
             audited = _audited(audit, identity)
-            flushed = _flush_and_prove(folder, identity, data)
+            flushed, commitment = _flush_and_prove(folder, identity, data)
             staged = out.absolute().with_name(f".{out.name}.{identity.run_id}")
             clear(staged)
             stands = standing(ledger, identity) if identity.config.private else UNREGISTERED
@@ -89,9 +95,16 @@ def export(
             manifest = stage(staged, flushed, identity, data, name=name, stands=stands, audit=audited)
             if identity.config.private:
                 bound = contribution_bound(data)
-                commit(ledger, identity, steps=manifest.step, release=manifest.version, max_examples_per_user=bound)
+                commit(
+                    ledger,
+                    identity,
+                    steps=manifest.step,
+                    release=manifest.version,
+                    max_examples_per_user=bound,
+                    key=commitment,
+                )
             write_json(run / _EXPORT, {"staged": str(staged)}, format_version=_FORMAT_VERSION, mode=PRIVATE_FILE)
-            folder.destroy_keys()
+        folder.destroy_keys()  # all of them, also where an export was killed among them
         return _publish(folder, out, identity)
 
 
@@ -159,15 +172,17 @@ def clear(staged: Path) -> None:
         shutil.rmtree(leftover, ignore_errors=True)
 
 
-def _flush_and_prove(folder: RunFolder, identity: RunIdentity, data: EncodedDataset) -> Flushed:
+def _flush_and_prove(folder: RunFolder, identity: RunIdentity, data: EncodedDataset) -> tuple[Flushed, str]:
+    """The model of a finished run without pending noise, and the public commitment to the run's root key."""
     _log.info("reading the checkpoint of run %s", identity.run_id)
     checkpoint = _finished(folder, identity, data)
-    key = key_of(checkpoint, folder)
+    root = root_key_of(checkpoint, folder, identity)
+    key = identity.noise_key(root)
     # The tables are the checkpoint's own, mapped privately from its file: a second copy would double the memory.
     mapped = {name: table["weight"] for name, table in checkpoint.state["embeddings"]["tables"].items()}
     engine = engine_for(build_model(data.spec, identity.config.model), identity, key, tables=mapped)
     engine.load_state_dict(checkpoint.state)
-    return flush_and_prove(engine, identity, key)
+    return flush_and_prove(engine, identity, key), root.commitment()
 
 
 def flush_and_prove(engine: Engine, identity: RunIdentity, key: NoiseKey) -> Flushed:

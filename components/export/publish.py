@@ -89,21 +89,26 @@ class Snapshots:
         keep()
         step = engine.steps_done
         bundle = self.folder.absolute() / f"step-{step:09d}"
+
+        def charge(release: str) -> None:
+            commit(
+                self.ledger,
+                identity,
+                steps=step,
+                release=release,
+                max_examples_per_user=contribution_bound(data),
+                key=key.commitment(),
+                final=False,
+            )
+
         if bundle.is_dir():
-            _check_own(bundle, identity)
+            charge(_own(bundle, identity).version)  # in the ledger already, if it is this run's
         else:
             staged = bundle.with_name(f".{bundle.name}")
             clear(staged)
             stands = standing(self.ledger, identity)
             manifest = stage(staged, flushed, identity, data, name=self.name, stands=stands, audit=None)
-            commit(
-                self.ledger,
-                identity,
-                steps=step,
-                release=manifest.version,
-                max_examples_per_user=contribution_bound(data),
-                final=False,
-            )
+            charge(manifest.version)
             staged.rename(bundle)
             sync_directory(bundle.parent)
             _log.info("snapshot of step %d: %s version %s", step, bundle, manifest.version)
@@ -125,9 +130,11 @@ def point(link: Path, bundle: Path) -> None:
     sync_directory(link.parent)
 
 
-def _check_own(bundle: Path, identity: RunIdentity) -> None:
-    found = BundleManifest.load(bundle).lineage.run_id
+def _own(bundle: Path, identity: RunIdentity) -> BundleManifest:
+    manifest = BundleManifest.load(bundle)
+    found = manifest.lineage.run_id
     if found != identity.run_id:
         raise InputError(
             f"{bundle} is a snapshot of run {found}, this is run {identity.run_id}: publish it into another folder"
         )
+    return manifest

@@ -14,7 +14,8 @@ import torch
 from lazydp.components.features.batch import Bags, ItemCatalogue
 from lazydp.components.features.encode import CodeLists, encode_list, refuse_text, scale_dense
 from lazydp.components.features.spec import ITEM, FeatureSpec, ListFeature
-from lazydp.components.features.vocabulary import Vocabularies, canonical_text
+from lazydp.components.features.values import canonical_text
+from lazydp.components.features.vocabulary import Vocabularies
 from lazydp.components.shared.errors import FormatError, InputError
 
 ID_COLUMN = "item"
@@ -49,7 +50,10 @@ def catalogue_table(spec: FeatureSpec, vocabularies: Vocabularies, items: pa.Tab
 
 def _rows_in_code_order(vocabularies: Vocabularies, key: pa.ChunkedArray, *, size: int) -> pa.Array:
     """The row of the items table for each code 1..size, null where it has none."""
-    codes = vocabularies[ITEM].encode(key)
+    try:
+        codes = vocabularies[ITEM].encode(key)
+    except ValueError as error:
+        raise InputError(f"items table: its key: {error}") from None
     known = np.flatnonzero(codes)
     repeated = np.flatnonzero(np.bincount(codes[known]) > 1)
     if len(repeated):

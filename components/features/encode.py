@@ -11,7 +11,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from lazydp.components.features.spec import DenseFeature, ListFeature
-from lazydp.components.features.vocabulary import Codes, Values, Vocabulary, canonical_text, to_numbers
+from lazydp.components.features.values import Values, canonical_text, to_numbers
+from lazydp.components.features.vocabulary import Codes, Vocabulary
 
 Floats: TypeAlias = np.ndarray[tuple[int], np.dtype[np.float32]]
 
@@ -54,7 +55,8 @@ def split_text(values: Values, separator: str) -> pa.Array:
 
 def is_list_type(kind: pa.DataType) -> bool:
     """Whether a column of this type holds a list a row."""
-    return bool(pa.types.is_list(kind) or pa.types.is_large_list(kind) or pa.types.is_fixed_size_list(kind))
+    tests = (pa.types.is_list, pa.types.is_large_list, pa.types.is_fixed_size_list, pa.types.is_list_view)
+    return any(test(kind) for test in (*tests, pa.types.is_large_list_view))
 
 
 def encode_list(feature: ListFeature, vocabulary: Vocabulary, values: Values) -> CodeLists:
@@ -72,7 +74,7 @@ def encode_list(feature: ListFeature, vocabulary: Vocabulary, values: Values) ->
         array = array.cast(pa.list_(pa.string()))
     if not is_list_type(array.type):
         raise ValueError(f"expected lists (or text, and a separator in the spec), found {array.type}")
-    if pa.types.is_fixed_size_list(array.type):
+    if not (pa.types.is_list(array.type) or pa.types.is_large_list(array.type)):
         array = array.cast(pa.list_(array.type.value_type))
     lengths = pc.list_value_length(array).fill_null(0).to_numpy(zero_copy_only=False).astype(np.int64)
     tokens = canonical_text(pc.list_flatten(array))

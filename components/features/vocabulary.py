@@ -1,6 +1,6 @@
 """Vocabularies at work: values to row codes, the same in ingest and in the service.
 
-A value is first put into one text form (`canonical_text`): 5, 5.0 and "5" are the same value, null and "" are missing.
+A value is first put into one text form (`values.canonical_text`): 5, 5.0 and "5" are one, null and "" are missing.
 Code 0 stands for missing and unknown values, known ones have codes 1..n.
 """
 
@@ -8,9 +8,8 @@ from __future__ import annotations
 
 import hashlib
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any, TypeAlias
 
 import numpy as np
 import pyarrow as pa
@@ -18,6 +17,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from lazydp.components.features.spec import FeatureSpec
+from lazydp.components.features.values import Values, as_array, canonical_text, to_numbers
 from lazydp.components.features.vocabulary_spec import (
     AnyVocabulary,
     BucketVocabulary,
@@ -29,82 +29,10 @@ from lazydp.components.features.vocabulary_spec import (
 from lazydp.components.shared.errors import FormatError, InputError, IntegrityError
 
 _HASH_PERSON = b"lazydp.vocab"
-_NUMBER = r"^[+-]?(\d+(\.\d*)?|\.\d+)([eE][+-]?\d+)?$"
 _INTEGER = r"^[+-]?\d{1,18}$"
 _VALUE = "value"
 
 Codes = np.ndarray[tuple[int], np.dtype[np.int64]]
-Numbers = np.ndarray[tuple[int], np.dtype[np.float64]]
-# A pyarrow Array or ChunkedArray (pyarrow carries no types), or a plain sequence.
-Values: TypeAlias = Sequence[Any] | Any
-
-
-def _as_array(values: Values) -> pa.Array:
-    try:
-        array = values if isinstance(values, (pa.Array, pa.ChunkedArray)) else pa.array(values)
-    except (pa.ArrowInvalid, pa.ArrowTypeError, OverflowError):
-        # Mixed kinds in one request, such as [5, "6"], or integers of more than 64 bits.
-        array = pa.array([None if v is None else str(v) for v in values], pa.string())
-    if isinstance(array, pa.ChunkedArray):
-        array = array.combine_chunks()
-    return array
-
-
-def is_scalar_type(kind: pa.DataType) -> bool:
-    """Whether a column of this type holds one plain value a row (text, number, boolean, date or time)."""
-    if pa.types.is_dictionary(kind):
-        return is_scalar_type(kind.value_type)
-    return not pa.types.is_nested(kind)
-
-
-def canonical_text(values: Values) -> pa.Array:
-    """The values as text [n]: integers in decimal, integral floats as integers, "" and NaN as null.
-
-    Raises:
-        ValueError: nested values, or bytes that are not UTF-8.
-    """
-    array = _as_array(values)
-    kind = array.type
-    if pa.types.is_dictionary(kind):
-        return canonical_text(array.dictionary).take(array.indices)
-    if pa.types.is_nested(kind):
-        raise ValueError(f"expected single values, found {kind}")
-    if pa.types.is_floating(kind):
-        text = _float_text(array)
-    else:
-        try:
-            text = array.cast(pa.string())
-        except (pa.ArrowInvalid, pa.ArrowNotImplementedError) as error:
-            raise ValueError(f"{kind} cannot be read as text: {error}") from None
-    return pc.if_else(pc.equal(text, ""), pa.scalar(None, pa.string()), text)
-
-
-def _float_text(array: pa.Array) -> pa.Array:
-    numbers = array.cast(pa.float64())
-    numbers = pc.if_else(pc.is_nan(numbers), pa.scalar(None, pa.float64()), numbers)
-    integral = pc.and_(pc.equal(numbers, pc.floor(numbers)), pc.less(pc.abs(numbers), 2.0**63))
-    integers = pc.if_else(integral, numbers, pa.scalar(None, pa.float64())).cast(pa.int64())
-    return pc.if_else(integral, integers.cast(pa.string()), numbers.cast(pa.string()))
-
-
-def to_numbers(values: Values) -> Numbers:
-    """The values as float64 [n]; missing values and text that is no number are NaN.
-
-    Raises:
-        ValueError: nested values.
-    """
-    array = _as_array(values)
-    kind = array.type
-    if pa.types.is_dictionary(kind):
-        return to_numbers(array.dictionary.take(array.indices))
-    if pa.types.is_nested(kind):
-        raise ValueError(f"expected numbers, found {kind}")
-    if not (pa.types.is_integer(kind) or pa.types.is_floating(kind) or pa.types.is_boolean(kind)):
-        text = canonical_text(array)
-        array = pc.if_else(pc.match_substring_regex(text, _NUMBER), text, pa.scalar(None, pa.string()))
-        array = pc.utf8_ltrim(array, "+")
-    numbers = array.cast(pa.float64(), safe=False)
-    return np.asarray(numbers.fill_null(float("nan")).to_numpy(zero_copy_only=False), dtype=np.float64)
 
 
 class _KeyedHash:
@@ -199,7 +127,7 @@ class Integers(Vocabulary):
         self._first = spec.first
 
     def encode(self, values: Values) -> Codes:
-        array = _as_array(values)
+        array = as_array(values)
         if not pa.types.is_integer(array.type) or pa.types.is_uint64(array.type):
             text = canonical_text(array)
             array = pc.if_else(pc.match_substring_regex(text, _INTEGER), text, pa.scalar(None, pa.string()))

@@ -10,11 +10,11 @@ from lazydp.components.shared.image import IMAGE
 def budget_gate(
     dataset: Input[Dataset],
     config: str,
-    run_id: str,
+    job_id: str,
     ledger_url: str = "",
     mode: str = "",
     budget_epsilon: float = 0.0,
-    budget_delta: float = 0.0,
+    budget_delta: float = 1e-5,
     operator: str = "",
 ) -> str:
     """Reserve the budget of a training run; fail, with the figures, where the dataset's budget does not admit it.
@@ -22,42 +22,47 @@ def budget_gate(
     Args:
         dataset: what ingest wrote.
         config: the training configuration, as YAML text.
-        run_id: names the run in the ledger, such as the pipeline's run id; a retry finds its own reservation.
-        ledger_url: the ledger; empty for the default one.
+        job_id: the pipeline's own run id, which names the run in the ledger; a retry finds its own reservation.
+        ledger_url: the ledger; empty for that of LAZYDP_LEDGER.
         mode: instead of the configuration's: lazydp, dpsgd or sgd.
         budget_epsilon: budget of a dataset that never had one; 0 leaves that to `lazydp budget set`.
         budget_delta: its delta.
         operator: who runs the pipeline, for the ledger.
 
     Returns:
-        The run's id, for train.
+        The run's name, for train.
     """
     from pathlib import Path
 
-    from lazydp.components.budget.gate import reserve_for_training
     from lazydp.components.ingest.dataset import EncodedDataset
     from lazydp.components.shared.logs import log_to_stdout
+    from lazydp.components.shared.pipeline_run import act_as, ledger_of, run_name
+    from lazydp.components.shared.version import code_version
     from lazydp.components.train.config import TrainConfig
-    from lazydp.components.train.run.costs import RunCost, calibrated_noise_multiplier
+    from lazydp.components.train.run.costs import calibrated_noise_multiplier
+    from lazydp.components.train.run.identity import RunIdentity
+    from lazydp.components.train.run.spending import reserve
 
     log_to_stdout()
+    act_as(operator)
+    run_id = run_name(job_id)
     settings = TrainConfig.parse_text(config, where="(parameter config)")
     if mode:
         settings = settings.with_changes(mode=mode)
     if not settings.private:
         return run_id
-    manifest = EncodedDataset.open(Path(dataset.path)).manifest
-    bound = manifest.max_examples_per_user
-    reserve_for_training(
-        ledger_url=ledger_url or None,
-        dataset_fingerprint=manifest.fingerprint,
-        dataset_name=manifest.spec["name"],
-        event=RunCost(settings, bound, calibrated_noise_multiplier(settings, bound)).of_release(),
+    data = EncodedDataset.open(Path(dataset.path))
+    identity = RunIdentity(
         run_id=run_id,
-        privacy_unit=settings.privacy_unit,
-        config_digest=settings.digest(),
-        sources=[manifest.source.digest],
+        config=settings,
+        dataset_fingerprint=data.manifest.fingerprint,
+        code_version=code_version(),
+        noise_multiplier=calibrated_noise_multiplier(settings, data.manifest.max_examples_per_user),
+    )
+    reserve(
+        ledger_of(ledger_url),
+        identity,
+        data,
         first_budget=(budget_epsilon, budget_delta) if budget_epsilon else None,
-        by=operator or None,
     )
     return run_id

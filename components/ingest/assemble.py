@@ -24,6 +24,7 @@ from lazydp.components.ingest.rows import (
     LABEL_COLUMN,
     TEST_COLUMN,
     TIME_COLUMN,
+    TIME_PART_COLUMN,
     USER_COLUMN,
     Mask,
 )
@@ -121,6 +122,8 @@ class Assembler:
         names, rank = _ranked(rows.column(USER_COLUMN))
         keys = [hashes]
         if TIME_COLUMN in rows.column_names:
+            if TIME_PART_COLUMN in rows.column_names:
+                keys.append(rows.column(TIME_PART_COLUMN).to_numpy())
             keys.append(rows.column(TIME_COLUMN).to_numpy())
         elif TEST_COLUMN in rows.column_names:
             # Without time, what is for evaluation comes after what is for training.

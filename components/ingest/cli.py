@@ -4,8 +4,12 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
+
+if TYPE_CHECKING:
+    from lazydp.components.ingest.readers import Format
 
 _UNITS = {"": 1, "k": 1 << 10, "m": 1 << 20, "g": 1 << 30, "t": 1 << 40}
 
@@ -30,7 +34,7 @@ class _Bytes(click.ParamType[int]):
     required=True,
     multiple=True,
     metavar="URI",
-    help="Parquet file, or folder of them, by path or URI (s3://...). May be given several times.",
+    help="File, folder, pattern (days/2024-*/*.parquet) or Delta table, by path or URI. May be given several times.",
 )
 @click.option("--spec", required=True, metavar="FILE", help="The feature spec (YAML), by path or URI.")
 @click.option("--out", required=True, type=click.Path(path_type=Path), help="The dataset folder to make; private.")
@@ -38,6 +42,21 @@ class _Bytes(click.ParamType[int]):
 @click.option("--items", metavar="URI", help="The items table, instead of the one that the spec names.")
 @click.option(
     "--memory", type=_Bytes(), default="1g", show_default=True, help="Memory to work in, roughly; the rest is on disk."
+)
+@click.option(
+    "--format",
+    "kind",
+    type=click.Choice(["auto", "parquet", "csv", "tsv", "jsonl", "criteo"]),
+    default="auto",
+    show_default=True,
+    help="Format of the input files: by their content and extension, or this. criteo: tabs, no header, 40 columns.",
+)
+@click.option(
+    "--max-rejected",
+    type=click.FloatRange(0, 1),
+    default=0.5,
+    show_default=True,
+    help="Share of rows that may have no usable user, item, time, label or split before it is an error.",
 )
 @click.option("--replace", is_flag=True, help="Replace the dataset where it exists.")
 def command(
@@ -47,16 +66,21 @@ def command(
     users: str | None,
     items: str | None,
     memory: int,
+    kind: Format,
+    max_rejected: float,
     replace: bool,
 ) -> None:
-    """Encode interactions from Parquet into a dataset for training.
+    """Encode interactions (Parquet, CSV, TSV, JSON lines, Delta) into a dataset for training.
 
     The data may be larger than memory. At most k examples a user are kept for training, chosen from that user's rows
     alone, and one is held out for evaluation; the feature spec says how. The dataset is as private as its input.
     """
     from lazydp.components.ingest.ingest import IngestOptions, ingest
 
-    manifest = ingest(inputs, spec, out, IngestOptions(users=users, items=items, memory_bytes=memory, replace=replace))
+    options = IngestOptions(
+        users=users, items=items, memory_bytes=memory, replace=replace, format=kind, max_rejected=max_rejected
+    )
+    manifest = ingest(inputs, spec, out, options)
     counts = manifest.counts
     click.echo(
         f"{out}: {counts.train} examples for training and {counts.test} for evaluation, "

@@ -18,8 +18,8 @@ def ingest(
     """Encode interactions into a private dataset.
 
     Args:
-        input_uri: Parquet file or folder, by path or URI; several are separated by commas. Read where it lies: the data
-            does not pass through the artifact store first.
+        input_uri: file, folder, pattern or Delta table, by path or URI; several as a JSON list. Read where it lies: the
+            data does not pass through the artifact store first.
         spec: the feature spec, as YAML text, path or URI.
         dataset: the encoded dataset.
         users_uri: the users table, where not as the spec says.
@@ -30,12 +30,13 @@ def ingest(
 
     from lazydp.components.ingest.ingest import IngestOptions
     from lazydp.components.ingest.ingest import ingest as run
+    from lazydp.components.shared.locations import split_locations
     from lazydp.components.shared.logs import log_to_stdout
 
     log_to_stdout()
     options = IngestOptions(
         users=users_uri or None, items=items_uri or None, memory_bytes=memory_mib << 20, replace=True
     )
-    locations = [location.strip() for location in input_uri.split(",")]
+    locations = split_locations(input_uri)
     # Counts and fingerprint are private and stay inside the dataset: Kubeflow's metadata is read by others.
     run(locations, spec, Path(dataset.path), options)

@@ -1,4 +1,4 @@
-"""Ingest: Parquet and a feature spec to an encoded dataset, in bounded memory.
+"""Ingest: an interaction log and a feature spec to an encoded dataset, in bounded memory.
 
 Rows are encoded a batch at a time and parted by a hash of the user into files; then the users of one part at a time are
 sorted, bounded, split and written. Only what is public (catalogue, vocabularies) is held in memory whole.
@@ -16,12 +16,19 @@ import numpy as np
 import pyarrow as pa
 
 from lazydp.components.features.spec import FeatureSpec
-from lazydp.components.features.vocabulary import canonical_text
 from lazydp.components.ingest.assemble import Assembler
 from lazydp.components.ingest.dataset import MANIFEST, DatasetManifest, Origin
 from lazydp.components.ingest.hashing import Words, hash_texts
+from lazydp.components.ingest.readers import Format
 from lazydp.components.ingest.resolve import ResolvedSpec, load_spec, resolve
-from lazydp.components.ingest.rows import HASH_COLUMN, USER_COLUMN, InteractionEncoder, encode_features, hash_rows
+from lazydp.components.ingest.rows import (
+    HASH_COLUMN,
+    USER_COLUMN,
+    InteractionEncoder,
+    encode_features,
+    hash_rows,
+    text_of,
+)
 from lazydp.components.ingest.source import RowSource
 from lazydp.components.ingest.spill import Spill, partitions_needed
 from lazydp.components.ingest.writer import DatasetWriter
@@ -40,6 +47,10 @@ _REMEDIES = {
     "bad_label": "labels are numbers from 0 to 1 (kind: column); for ratings say kind: threshold",
     "unknown_split": "does split name the values that the column has?",
 }
+# An item that the catalogue lacks may be what the spec asks for; rows without a user or a label never are.
+_NEVER_MOST = {"null_user", "null_item", "bad_timestamp", "bad_label", "unknown_split"}
+# A byte of compressed text is at most about so many of plain text.
+_MOST_COMPRESSED = 8
 _log = logging.getLogger("lazydp.ingest")
 
 _OVER_BOUND = "over_max_examples_per_user"
@@ -50,19 +61,23 @@ class IngestOptions:
     """What does not change the dataset but how it is made, and where side tables are when not where the spec says.
 
     memory_bytes: the memory that one partition may take while it is worked on, roughly.
+    format: of the interactions' files; `auto` goes by what each is.
+    max_rejected: the share of the rows that may lack a usable user, item, time, label or split; more is an error.
     """
 
     users: str | None = None
     items: str | None = None
     memory_bytes: int = DEFAULT_MEMORY_BYTES
     replace: bool = False
+    format: Format = "auto"
+    max_rejected: float = 0.5
 
 
 def ingest(inputs: Sequence[str], spec: str, out: Path, options: IngestOptions | None = None) -> DatasetManifest:
     """Encode interactions.
 
     Args:
-        inputs: Parquet files or folders, by path or URI.
+        inputs: files, folders, patterns or Delta tables, by path or URI.
         spec: the feature spec: a path, a URI, or YAML text.
         out: the folder to make; it appears when it is whole.
         options: see `IngestOptions`.
@@ -76,25 +91,24 @@ def ingest(inputs: Sequence[str], spec: str, out: Path, options: IngestOptions |
     """
     options = options or IngestOptions()
     written, base = load_spec(spec)
-    source = RowSource.open(inputs)
+    source = RowSource.open(inputs, kind=options.format)
     resolved = resolve(written, base=base, users=options.users, items=options.items)
-    encoder = InteractionEncoder(resolved.spec, resolved.vocabularies, source.schema, where=source.where)
+    encoder = InteractionEncoder(resolved.spec, resolved.vocabularies, source)
     with atomic_directory(out, mode=PRIVATE_DIRECTORY, replaces=MANIFEST if options.replace else None) as folder:
         scratch = folder / ".spill"
         scratch.mkdir(mode=PRIVATE_DIRECTORY)
-        interactions = _spill_interactions(source, encoder, resolved.spec, scratch, options.memory_bytes)
+        interactions = _spill_interactions(source, encoder, resolved.spec, scratch, options)
         users = _spill_users(resolved, scratch, interactions.num_partitions)
         with DatasetWriter(folder, resolved) as writer:
             _assemble(resolved, interactions, users, writer)
             scratch.rmdir()
-            _warn_of_loss(source.num_rows, encoder.rejected)
             rejected = encoder.rejected + Counter({_OVER_BOUND: writer.over_bound})
-            origin = Origin(locations=tuple(inputs), rows=source.num_rows, digest=encoder.source_digest.hexdigest())
+            origin = Origin(locations=tuple(inputs), rows=encoder.num_rows, digest=encoder.source_digest.hexdigest())
             return writer.finish(origin=origin, rejected=rejected)
 
 
 def _spill_interactions(
-    source: RowSource, encoder: InteractionEncoder, spec: FeatureSpec, scratch: Path, memory_bytes: int
+    source: RowSource, encoder: InteractionEncoder, spec: FeatureSpec, scratch: Path, options: IngestOptions
 ) -> Spill:
     spill: Spill | None = None
     try:
@@ -103,9 +117,10 @@ def _spill_interactions(
                 rows = encoder.encode(batch)
                 if rows.num_rows:
                     if spill is None:
-                        row_bytes = rows.nbytes / rows.num_rows
                         number = partitions_needed(
-                            num_rows=source.num_rows, row_bytes=row_bytes, memory_bytes=memory_bytes
+                            num_rows=_rows_at_most(source, batch),
+                            row_bytes=rows.nbytes / rows.num_rows,
+                            memory_bytes=options.memory_bytes,
                         )
                         spill = Spill(scratch, "interactions", number)
                     spill.add(rows, _partition_hashes(spec, rows))
@@ -114,8 +129,19 @@ def _spill_interactions(
         if spill is not None:
             spill.close()
     if spill is None:
-        raise InputError(f"no row of {source.where} can be used: {_reasons(source.num_rows, encoder.rejected)}")
+        raise InputError(f"no row of {source.where} can be used: {_reasons(encoder.num_rows, encoder.rejected)}")
+    _judge_loss(encoder.num_rows, encoder.rejected, most=options.max_rejected)
     return spill
+
+
+def _rows_at_most(source: RowSource, first: pa.RecordBatch) -> int:
+    """Rows of the source; for text, which has to be read to know, an estimate that is rather too high.
+
+    Of text only some columns are read, so that a row has more bytes in the file than in `first`.
+    """
+    if source.num_rows is not None:
+        return source.num_rows
+    return int(source.num_bytes * _MOST_COMPRESSED / (max(first.nbytes, 1) / first.num_rows))
 
 
 def _reasons(num_rows: int, rejected: Counter[str]) -> str:
@@ -124,11 +150,18 @@ def _reasons(num_rows: int, rejected: Counter[str]) -> str:
     return ", ".join(f"{reason} {count}" for reason, count in rejected.most_common())
 
 
-def _warn_of_loss(num_rows: int, rejected: Counter[str]) -> None:
-    """Say so where a reason that the spec didn't ask for took a good part of the rows: the spec may be wrong."""
+def _judge_loss(num_rows: int, rejected: Counter[str], *, most: float) -> None:
+    """Say so where a reason that the spec didn't ask for took a good part of the rows, stop where it took most.
+
+    Raises:
+        InputError: more than the share `most` of the rows has no usable user, item, time, label or split.
+    """
     for reason, count in rejected.most_common():
         if reason in _REMEDIES and count > _MUCH * num_rows:
-            _log.warning("%d of %d rows were left out (%s): %s", count, num_rows, reason, _REMEDIES[reason])
+            told = f"{count} of {num_rows} rows were left out ({reason}): {_REMEDIES[reason]}"
+            if reason in _NEVER_MOST and count > most * num_rows:
+                raise InputError(f"{told}; --max-rejected admits it")
+            _log.warning("%s", told)
 
 
 def _partition_hashes(spec: FeatureSpec, rows: pa.RecordBatch) -> Words:
@@ -148,7 +181,7 @@ def _spill_users(resolved: ResolvedSpec, scratch: Path, num_partitions: int) -> 
     spill = Spill(scratch, "users", num_partitions)
     try:
         for batch in source.batches(list(dict.fromkeys([key, *wanted]))):
-            columns = {USER_COLUMN: canonical_text(batch.column(key))}
+            columns = {USER_COLUMN: text_of(batch, key, "users.key")}
             rows = pa.record_batch(columns | encode_features(spec, resolved.vocabularies, batch, "user"))
             rows = rows.filter(rows.column(USER_COLUMN).is_valid())
             rows = rows.append_column(HASH_COLUMN, pa.array(hash_rows(rows)))

@@ -21,14 +21,8 @@ from lazydp.components.features.spec import (
 from lazydp.components.features.spec_file import parse_spec
 from lazydp.components.features.vocabulary import Vocabularies, check_values, values_digest
 from lazydp.components.features.vocabulary_spec import DeclaredVocabulary
-from lazydp.components.ingest.source import (
-    RowSource,
-    is_uri,
-    read_side_table,
-    read_text,
-    require_columns,
-    resolve_location,
-)
+from lazydp.components.ingest.locations import is_uri, read_text, resolve_location
+from lazydp.components.ingest.source import RowSource, require_columns
 from lazydp.components.shared.errors import InputError
 
 _Part = TypeVar("_Part", UserSpec, ItemSpec, SingleFeature, ListFeature)
@@ -45,7 +39,9 @@ class ResolvedSpec:
 
 
 def load_spec(source: str) -> tuple[FeatureSpec, str]:
-    """Read a spec from a path, a URI, or YAML text itself (anything with a line break).
+    """Read a spec from a path, a URI, or YAML text itself: anything with a line break, or that begins with a brace.
+
+    (A pipeline is compiled with its spec on one line, as a YAML mapping between braces.)
 
     Returns:
         The spec, and the folder that its relative paths start from (the working directory for text).
@@ -53,7 +49,7 @@ def load_spec(source: str) -> tuple[FeatureSpec, str]:
     Raises:
         InputError: it does not exist or is invalid.
     """
-    if "\n" in source:
+    if "\n" in source or source.lstrip().startswith("{"):
         return parse_spec(source, where="feature spec"), str(Path.cwd())
     text = read_text(source)
     base = source.rsplit("/", 1)[0] if is_uri(source) else str(Path(source).expanduser().absolute().parent)
@@ -74,12 +70,12 @@ def resolve(spec: FeatureSpec, *, base: str | Path, users: str | None = None, it
     """
     users_location = _side_location(spec.users, "users", users, base)
     items_location = _side_location(spec.items, "items", items, base)
-    users_source = RowSource.open_side_table(users_location) if users_location is not None else None
-    items_table = read_side_table(items_location) if items_location is not None else None
+    users_source = RowSource.open([users_location]) if users_location is not None else None
     if users_source is not None:
-        require_columns(_user_columns(spec), users_source.schema, where=f"the users table {users_location}")
-    if items_table is not None:
-        require_columns(_item_columns(spec), items_table.schema, where=f"the items table {items_location}")
+        require_columns(_user_columns(spec), users_source, where=f"the users table {users_location}")
+    items_table = None
+    if items_location is not None:
+        items_table = _read_table(items_location, _item_columns(spec), where=f"the items table {items_location}")
     lists = {}
     for table, vocabulary in spec.vocabularies().items():
         if isinstance(vocabulary, DeclaredVocabulary) and vocabulary.values is None:
@@ -87,6 +83,12 @@ def resolve(spec: FeatureSpec, *, base: str | Path, users: str | None = None, it
             lists[table] = _declared_values(table, vocabulary, items=items_table, key=key, base=base)
     resolved = _with_sizes(spec, lists)
     return ResolvedSpec(resolved, Vocabularies(resolved, lists), users_source, items_table)
+
+
+def _read_table(location: str, columns: list[tuple[str, str]], *, where: str) -> pa.Table:
+    source = RowSource.open([location])
+    require_columns(columns, source, where=where)
+    return source.table(list(dict.fromkeys(name for name, _ in columns)))
 
 
 def _side_location(side: SideTable | None, name: str, override: str | None, base: str | Path) -> str | None:
@@ -125,10 +127,10 @@ def _declared_values(
     assert vocabulary.file is not None
     location = resolve_location(vocabulary.file, base)
     if vocabulary.column is None:
-        lines = [line.strip() for line in read_text(location).splitlines()]
+        # Only line feeds end a line here: U+2028 and U+0085 may stand within a value.
+        lines = [line.strip(" \t\r") for line in read_text(location).split("\n")]
         return check_values(pa.array([line for line in lines if line], pa.string()), where=f"{where} ({location})")
-    found = read_side_table(location)
-    require_columns([(vocabulary.column, where)], found.schema, where=location)
+    found = _read_table(location, [(vocabulary.column, where)], where=location)
     return check_values(found.column(vocabulary.column), where=f"{where} ({location})")
 
 

@@ -22,13 +22,17 @@ from lazydp.components.features.spec import (
     Source,
     ThresholdLabel,
 )
-from lazydp.components.features.vocabulary import Vocabularies, canonical_text, is_scalar_type, to_numbers
+from lazydp.components.features.values import Numbers, canonical_text, is_scalar_type, to_numbers
+from lazydp.components.features.vocabulary import Vocabularies
 from lazydp.components.ingest.hashing import Words, as_words, chain, hash_lists, hash_texts, mix
-from lazydp.components.ingest.source import require_columns
+from lazydp.components.ingest.readers import Reader
+from lazydp.components.ingest.source import RowSource, require_columns
+from lazydp.components.ingest.times import Kind, encode_times, has_parts, kind_of, kind_of_text
 from lazydp.components.shared.errors import InputError
 
 USER_COLUMN = "user"
 TIME_COLUMN = "time"
+TIME_PART_COLUMN = "time_part"
 ITEM_COLUMN = "item"
 LABEL_COLUMN = "label"
 TEST_COLUMN = "test"
@@ -65,7 +69,7 @@ class InteractionEncoder:
     hash (uint64 of the row's content) and `feature:<name>` of every context feature, each where the spec has one.
     """
 
-    def __init__(self, spec: FeatureSpec, vocabularies: Vocabularies, schema: pa.Schema, *, where: str) -> None:
+    def __init__(self, spec: FeatureSpec, vocabularies: Vocabularies, source: RowSource) -> None:
         """Check that the columns are there and of a kind that the spec can read.
 
         Raises:
@@ -74,16 +78,20 @@ class InteractionEncoder:
         self._spec = spec
         self._vocabularies = vocabularies
         self.rejected: Counter[str] = Counter()
+        self.num_rows = 0
         self.source_digest = SourceDigest()
         wanted = list(_wanted_columns(spec))
-        require_columns(wanted, schema, where=where)
+        require_columns(wanted, source, where=source.where)
         self.columns = list(dict.fromkeys(name for name, _ in wanted))
-        _check_types(spec, schema, wanted, where=where)
+        _check_types(spec, source, wanted)
+        self._time_kind = _time_kind(spec.timestamp, source) if spec.timestamp is not None else "number"
+        self._time_parts = spec.timestamp is not None and any(map(has_parts, source.types(spec.timestamp)))
 
     def encode(self, batch: pa.RecordBatch) -> pa.RecordBatch:
         """The accepted rows of a batch; the others are counted in `rejected` under the first reason that applies."""
         columns: dict[str, pa.Array] = {}
         refused: list[tuple[str, Mask]] = []
+        self.num_rows += batch.num_rows
         self._encode_user(batch, columns, refused)
         self._encode_item(batch, columns, refused)
         self._encode_time(batch, columns, refused)
@@ -110,14 +118,14 @@ class InteractionEncoder:
             return hash_rows(rows)
         words = hash_texts(rows.column(USER_COLUMN))
         if self._spec.item is not None:
-            words = chain(words, hash_texts(canonical_text(batch.column(self._spec.item.column))))
+            words = chain(words, hash_texts(text_of(batch, self._spec.item.column, "item.column")))
         return words
 
     def _encode_user(
         self, batch: pa.RecordBatch, columns: dict[str, pa.Array], refused: list[tuple[str, Mask]]
     ) -> None:
         if self._spec.user is not None:
-            text = canonical_text(batch.column(self._spec.user.column))
+            text = text_of(batch, self._spec.user.column, "user.column")
             columns[USER_COLUMN] = text
             refused.append(("null_user", _mask(text.is_null())))
 
@@ -125,10 +133,10 @@ class InteractionEncoder:
         self, batch: pa.RecordBatch, columns: dict[str, pa.Array], refused: list[tuple[str, Mask]]
     ) -> None:
         if self._spec.item is not None:
-            raw = batch.column(self._spec.item.column)
-            codes = self._vocabularies[ITEM].encode(raw)
+            text = text_of(batch, self._spec.item.column, "item.column")
+            codes = self._vocabularies[ITEM].encode(text)
             columns[ITEM_COLUMN] = pa.array(codes.astype(np.int32))
-            refused.append(("null_item", _mask(canonical_text(raw).is_null())))
+            refused.append(("null_item", _mask(text.is_null())))
             refused.append(("unknown_item", codes == 0))
 
     def _encode_time(
@@ -136,16 +144,11 @@ class InteractionEncoder:
     ) -> None:
         if self._spec.timestamp is None:
             return
-        raw = batch.column(self._spec.timestamp)
-        if pa.types.is_floating(raw.type):
-            time = raw.cast(pa.float64()).fill_null(float("nan"))
-            refused.append(("bad_timestamp", ~np.isfinite(time.to_numpy(zero_copy_only=False))))
-        else:
-            if pa.types.is_date32(raw.type):
-                raw = raw.cast(pa.int32())
-            refused.append(("bad_timestamp", _mask(raw.is_null())))
-            time = raw.cast(pa.int64(), safe=False).fill_null(0)
-        columns[TIME_COLUMN] = time
+        times = encode_times(batch.column(self._spec.timestamp), self._time_kind)
+        refused.append(("bad_timestamp", ~times.valid))
+        columns[TIME_COLUMN] = pa.array(times.whole)
+        if self._time_parts:
+            columns[TIME_PART_COLUMN] = pa.array(times.part if times.part is not None else np.zeros(batch.num_rows))
 
     def _encode_label(
         self, batch: pa.RecordBatch, columns: dict[str, pa.Array], refused: list[tuple[str, Mask]]
@@ -153,11 +156,11 @@ class InteractionEncoder:
         label = self._spec.label
         match label:
             case ColumnLabel():
-                numbers = to_numbers(batch.column(label.column))
+                numbers = _numbers_of(batch, label.column)
                 # A comparison with NaN is false: what is no number is refused as well.
                 refused.append(("bad_label", ~((numbers >= 0) & (numbers <= 1))))
             case ThresholdLabel():
-                raw = to_numbers(batch.column(label.column))
+                raw = _numbers_of(batch, label.column)
                 refused.append(("bad_label", np.isnan(raw)))
                 if label.drop_below:
                     refused.append(("below_threshold", raw < label.at_least))
@@ -171,11 +174,30 @@ class InteractionEncoder:
     ) -> None:
         split = self._spec.effective_split
         if isinstance(split, ColumnSplit):
-            text = canonical_text(batch.column(split.column))
+            text = text_of(batch, split.column, "split.column")
             test = _mask(pc.equal(text, split.test).fill_null(False))
             train = _mask(pc.equal(text, split.train).fill_null(False))
             refused.append(("unknown_split", ~(test | train)))
             columns[TEST_COLUMN] = pa.array(test)
+
+
+def text_of(batch: pa.RecordBatch, column: str, field: str) -> pa.Array:
+    """The text form of a column.
+
+    Raises:
+        InputError: a value has none; the message names the column and the field of the spec.
+    """
+    try:
+        return canonical_text(batch.column(column))
+    except ValueError as error:
+        raise InputError(f"column {column!r} ({field}): {error}") from None
+
+
+def _numbers_of(batch: pa.RecordBatch, column: str) -> Numbers:
+    try:
+        return to_numbers(batch.column(column))
+    except ValueError as error:
+        raise InputError(f"column {column!r} (label.column): {error}") from None
 
 
 def encode_features(
@@ -221,7 +243,9 @@ def hash_rows(rows: pa.RecordBatch) -> Words:
             words = hash_lists(as_words(pc.list_flatten(column).to_numpy(zero_copy_only=False)), lengths)
         else:
             words = as_words(column.to_numpy(zero_copy_only=False))
-        hashes = chain(hashes, words)
+        chained = chain(hashes, words)
+        # A time without a part is the time that a column without parts has.
+        hashes = np.where(words == 0, hashes, chained) if name == TIME_PART_COLUMN else chained
     return hashes
 
 
@@ -246,20 +270,53 @@ def _wanted_columns(spec: FeatureSpec) -> Iterator[tuple[str, str]]:
             yield feature.column_name, f"feature {feature.name!r}"
 
 
-def _check_types(spec: FeatureSpec, schema: pa.Schema, wanted: list[tuple[str, str]], *, where: str) -> None:
+def _check_types(spec: FeatureSpec, source: RowSource, wanted: list[tuple[str, str]]) -> None:
     lists = {f"feature {f.name!r}" for f in spec.features if isinstance(f, ListFeature)}
     for name, field in wanted:
-        kind = schema.field(name).type
-        if field in lists:
-            expected, fits = "lists, or text with a separator in the spec", is_list_type(kind) or is_scalar_type(kind)
-        elif field == "timestamp":
-            expected, fits = "integers, floats, dates or timestamps", _is_time(kind)
-        else:
-            expected, fits = "single values", is_scalar_type(kind)
-        if not fits:
-            raise InputError(f"{where}: column {name!r} ({field}) holds {kind}; expected {expected}")
+        for kind, where in source.types(name).items():
+            if field in lists:
+                expected, fits = (
+                    "lists, or text with a separator in the spec",
+                    is_list_type(kind) or is_scalar_type(kind),
+                )
+            elif field == "timestamp":
+                expected, fits = "integers, floats, dates or timestamps", kind_of(kind) is not None
+            else:
+                expected, fits = "single values", is_scalar_type(kind)
+            if not fits:
+                raise InputError(f"{where}: column {name!r} ({field}) holds {kind}; expected {expected}")
 
 
-def _is_time(kind: pa.DataType) -> bool:
-    tests = (pa.types.is_integer, pa.types.is_floating, pa.types.is_date, pa.types.is_timestamp)
-    return any(test(kind) for test in tests)
+def _time_kind(column: str, source: RowSource) -> Kind:
+    """What the column counts, which all files have to agree in.
+
+    Raises:
+        InputError: some hold numbers and others dates, or text that is neither.
+    """
+    found: dict[Kind, str] = {}
+    for file in source.files:
+        if column not in file.schema.names:
+            continue
+        kind = kind_of(file.schema.field(column).type)
+        if kind == "text":
+            value = _first_value(file, column)
+            kind = (
+                "none" if value is None else kind_of_text(value, where=f"{file.where}: column {column!r} (timestamp)")
+            )
+        if kind in ("number", "instant"):
+            found.setdefault(kind, file.where)
+    if len(found) > 1:
+        raise InputError(
+            f"column {column!r} (timestamp) holds numbers in {found['number']} and dates in {found['instant']}: "
+            "their order cannot be told"
+        )
+    return next(iter(found), "number")
+
+
+def _first_value(file: Reader, column: str) -> str | None:
+    for batch in file.batches([column]):
+        text = canonical_text(batch.column(column)).drop_null()
+        if len(text):
+            value: str = text[0].as_py()
+            return value
+    return None

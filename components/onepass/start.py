@@ -7,7 +7,7 @@
     vectors       one an item, for a model of histories with a prior
 
 The accountant sees two mechanisms, the histogram and the statistics after it; `rules` says why these are one.
-A start is computed whole or not at all: killed, it begins again, and nothing of it was seen.
+A start is computed whole or not at all: killed, it begins again under the run's key, to the same bits.
 """
 
 from __future__ import annotations

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import hashlib
 import json
 import os
+import re
 import shutil
 import tempfile
 from collections.abc import Iterator, Mapping
@@ -18,6 +20,10 @@ PRIVATE_FILE = 0o600
 PRIVATE_DIRECTORY = 0o700
 PUBLIC_FILE = 0o644
 PUBLIC_DIRECTORY = 0o755
+_TEMPORARY = ".lazydp-partial."
+_REPLACED = "replaced"
+# As a path, whose slashes are joined, or as it was written.
+_URI = re.compile(r"^[A-Za-z][A-Za-z0-9+.-]+:/")
 
 
 def sync_directory(path: Path) -> None:
@@ -99,7 +105,8 @@ def sha256_file(path: Path) -> str:
 def atomic_directory(path: Path, *, mode: int = PUBLIC_DIRECTORY, replaces: str | None = None) -> Iterator[Path]:
     """Yield a temporary folder beside `path` that becomes `path` when the block ends well.
 
-    Every file in it is synced first; if the block raises (Ctrl-C included), nothing is left.
+    Every file in it is synced first; if the block raises (Ctrl-C included), nothing is left. What a killed process left
+    in the same place is removed by the next one that writes there.
 
     Args:
         path: the folder; an empty one may be there.
@@ -107,8 +114,9 @@ def atomic_directory(path: Path, *, mode: int = PUBLIC_DIRECTORY, replaces: str 
         replaces: a folder that holds a file of this name is one of the same kind, and is replaced; None: none is.
 
     Raises:
-        InputError: `path` exists, is not empty, and is not to be replaced.
+        InputError: `path` exists, is not empty, and is not to be replaced; or it is a URI.
     """
+    require_local(path)
     path = path.absolute()
     if path.exists() and (not path.is_dir() or any(path.iterdir())):
         if replaces is None:
@@ -119,8 +127,7 @@ def atomic_directory(path: Path, *, mode: int = PUBLIC_DIRECTORY, replaces: str 
                 "choose another output folder or remove it yourself"
             )
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = Path(tempfile.mkdtemp(dir=path.parent, prefix=f".{path.name}."))
-    try:
+    with _temporary_directory(path) as temporary:
         yield temporary
         for file in temporary.rglob("*"):
             if file.is_dir():
@@ -131,13 +138,73 @@ def atomic_directory(path: Path, *, mode: int = PUBLIC_DIRECTORY, replaces: str 
         sync_directory(temporary)
         if path.exists():
             # rename(2) replaces an empty folder only; the old one steps aside first.
-            old = Path(tempfile.mkdtemp(dir=path.parent, prefix=f".{path.name}.old."))
-            path.rename(old / "old")
-            temporary.rename(path)
-            shutil.rmtree(old)
+            with _temporary_directory(path) as aside:
+                path.rename(aside / _REPLACED)
+                try:
+                    temporary.rename(path)
+                except BaseException:
+                    (aside / _REPLACED).rename(path)
+                    raise
         else:
             temporary.rename(path)
         sync_directory(path.parent)
-    except BaseException:
+
+
+def require_local(path: Path) -> None:
+    """Refuse a URI where a folder on this machine is written: taken as a path, `s3://bucket` is a folder named `s3:`.
+
+    Raises:
+        InputError: it is one.
+    """
+    if _URI.match(str(path)):
+        raise InputError(f"{path} is a URI, and output is written to a folder on this machine: name one, and copy it")
+
+
+@contextlib.contextmanager
+def _temporary_directory(path: Path) -> Iterator[Path]:
+    """A folder beside `path` that is locked while this process works in it, and gone afterwards."""
+    parent = os.open(path.parent, os.O_RDONLY)
+    try:
+        # Nobody removes the new folder between its making and its lock.
+        _lock(parent, wait=True)
+        _remove_abandoned(path.parent)
+        temporary = Path(tempfile.mkdtemp(dir=path.parent, prefix=f"{_TEMPORARY}{path.name}."))
+        descriptor = os.open(temporary, os.O_RDONLY)
+        _lock(descriptor, wait=False)
+    finally:
+        os.close(parent)
+    try:
+        yield temporary
+    finally:
+        os.close(descriptor)
         shutil.rmtree(temporary, ignore_errors=True)
-        raise
+
+
+def _remove_abandoned(folder: Path) -> None:
+    """Remove temporary folders whose process is gone; what had stepped aside goes back where nothing replaced it."""
+    for left in folder.glob(f"{_TEMPORARY}*"):
+        try:
+            descriptor = os.open(left, os.O_RDONLY | os.O_DIRECTORY)
+        except OSError:
+            # Somebody else's, or removed meanwhile.
+            continue
+        try:
+            if _lock(descriptor, wait=False):
+                replaced, target = left / _REPLACED, folder / left.name.removeprefix(_TEMPORARY).rpartition(".")[0]
+                if replaced.exists() and not target.exists():
+                    replaced.rename(target)
+                shutil.rmtree(left, ignore_errors=True)
+        finally:
+            os.close(descriptor)
+
+
+def _lock(descriptor: int, *, wait: bool) -> bool:
+    """Lock an open folder until it is closed; the kernel lets go of it when a process dies.
+
+    False where another holds it, or the file system knows no locks: then nothing is taken for abandoned.
+    """
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+    except OSError:
+        return False
+    return True

@@ -172,9 +172,10 @@ class TrainConfig(FrozenModel):
 
     Attributes:
         model: the recommender, with the public seed of its initial weights.
-        mode: `lazydp`; `dpsgd`, the same law with noise on every row at every step; `sgd`, neither clipping nor noise.
-        privacy_unit: whose presence is hidden: a `user`, with all that is the user's (in steps at most k examples), or an
-            `example` (one row of the training split).
+        mode: `lazydp`; `dpsgd`, the same distribution, with noise on every row at every step; `sgd`, neither clipping
+            nor noise.
+        privacy_unit: whose presence is hidden: a `user`, with all that is the user's (in steps at most k examples), or
+            an `example` (one row of the training split).
         sampling: what a step draws, each with probability q: an `example`; or a `user` with all examples, clipped
             together (with privacy_unit user).
         user_gradient: with sampling user, what is clipped: the `sum` or `mean` of the gradients of a user's examples.
@@ -199,7 +200,8 @@ class TrainConfig(FrozenModel):
         log_every: steps between log lines.
         device: where the dense layers compute: `cpu`, `cuda` or `cuda:N`.
         table_device: where the tables live: with the dense layers (None), or in host memory (`cpu`). Like `device` it
-            changes no part of the mechanism; the same run on another device ends in other bits of the same law.
+            changes no part of the mechanism; the same run on another device ends in other bits, drawn from the same
+            distribution.
     """
 
     format_version: Literal[1] = 1

@@ -225,7 +225,7 @@ class PrivateTrainer:
         return StepReport.of(step, [done.losses for done in passes], [done.contributions for done in passes])
 
     def flush(self) -> None:
-        """Give every row the noise it owes: before evaluating, saving or releasing the model. Training may go on.
+        """Apply all pending noise: before evaluating, saving or releasing the model. Training may go on.
 
         Raises:
             UnfinishedStepError: a step was interrupted while it changed the weights.
@@ -235,7 +235,7 @@ class PrivateTrainer:
         self._mark_rows()
 
     def pending(self) -> int:
-        """Number of rows that owe noise."""
+        """Number of rows with pending noise."""
         return self.tables.pending()
 
     def state_dict(self) -> dict[str, Any]:
@@ -285,7 +285,7 @@ class PrivateTrainer:
     def _begin_change(self) -> None:
         # Should the change not end, the rows stay inside too: they then hold a gradient without its noise.
         for layer in self._rows:
-            layer.owes_noise = True
+            layer.has_pending_noise = True
         self._guard.begin()
 
     def _end_change(self) -> None:
@@ -294,7 +294,7 @@ class PrivateTrainer:
 
     def _mark_rows(self) -> None:
         for layer in self._rows:
-            layer.owes_noise = self.tables.owes_noise
+            layer.has_pending_noise = self.tables.has_pending_noise
 
     @contextmanager
     def _rows_kept(self) -> Iterator[None]:

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import Field
+from pydantic import AliasChoices, Field
 
 from lazydp.components.budget.accounting.tuning import Law, Metric
 from lazydp.components.shared.errors import InputError
@@ -42,7 +42,7 @@ class Sweep(FrozenModel):
     """What to try.
 
     Attributes:
-        law: of the number of trials.
+        distribution: of the number of trials. The name of this setting in lazydp 0.1, `law`, is read too.
         mean_trials: its mean.
         metric: what the trials are compared by.
         score: on what.
@@ -50,7 +50,7 @@ class Sweep(FrozenModel):
     """
 
     format_version: Literal[1] = 1
-    law: Law = "poisson"
+    distribution: Annotated[Law, Field(validation_alias=AliasChoices("distribution", "law"))] = "poisson"
     mean_trials: Annotated[float, Field(ge=1, le=10_000)]
     metric: Metric = "ndcg_at_10"
     score: Annotated[HeldOut | Public, Field(discriminator="kind")]

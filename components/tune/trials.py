@@ -30,9 +30,9 @@ def try_settings(
     data: EncodedDataset,
     scored_on: EncodedDataset,
     ledger: str | None,
-    test_key: int | None,
+    held: RunFolder,
 ) -> None:
-    """Train and score one trial, unless that was done before."""
+    """Train and score one trial, unless that was done before; `held` is the sweep's folder, with its key."""
     if (folder / _SCORE).exists():
         return
     number = int(folder.name.rpartition("-")[2])
@@ -43,8 +43,9 @@ def try_settings(
         ledger=ledger,
         resume=True,
         run_id=identity.run_id,
-        key=None if test_key is None else NoiseKey.for_tests(test_key).derive(f"trial {number}"),
+        key=held.root_key(),
         tuning=identity.tuning,
+        trial=number,
     )
     write_json(folder / _SCORE, {"score": _score(folder, scored_on)}, format_version=_FORMAT_VERSION, mode=PRIVATE_FILE)
 

@@ -1,11 +1,14 @@
 """`lazydp train --tune`: choose settings by trials, as one private mechanism (conditions: `budget.accounting.tuning`).
 
     reserve   what the whole sweep may at most spend, in the ledger, before anything is drawn or trained
-    draw      the number of trials from its law, and each one's settings uniformly; kept, so that a resumed sweep goes
-              on with them
+    draw      the number of trials from its distribution, and each one's settings uniformly; kept, so that a resumed
+              sweep goes on with them
     trials    each a run of its own key in a folder of its own, resumable like any run, then scored
     choose    the best score; the others' keys, weights and scores are destroyed
     release   `lazydp export` of the one folder that is left, charged once, as the sweep
+
+One key stands behind a sweep: the reservation is bound to it, the draws and every trial's key are derived from it, so a
+copied sweep can only repeat itself. It is destroyed at export.
 
 A trial is private together with its score: the score is noised and its noise accounted for, or it comes from public
 data. The noise of a score is a function of the trial's key, so a killed scoring repeats itself and tells nothing new.
@@ -100,27 +103,30 @@ def tune(
         if held.identity() is not None:
             raise InputError(f"{out} holds a run: name a folder of its own for the sweep")
         identity = _begin(out, data, config, tuning, resume=resume)
+        if held.root_key() is None and not (out / BEST).is_dir():
+            held.keep_root_key(NoiseKey.generate() if test_key is None else NoiseKey.for_tests(test_key))
         _check_settings(identity, sweep, data)
         if (out / BEST).is_dir():
+            held.destroy_keys()
             return _tuned(out)
-        reserve(
-            ledger,
-            identity,
-            dataset_name=data.spec.name,
-            sources=[data.manifest.source.digest],
-            max_examples_per_user=contribution_bound(data),
-        )
-        trials = _drawn(out, identity, sweep, test_key)
+        root = held.root_key()
+        assert root is not None
+        reserve(ledger, identity, data, key=root.commitment())
+        trials = _drawn(out, identity, sweep, root)
         if not trials:
-            close_without_release(ledger, identity, max_examples_per_user=contribution_bound(data))
+            bound = contribution_bound(data)
+            close_without_release(ledger, identity, max_examples_per_user=bound, key=root.commitment())
             raise PrivacyError(
-                f"sweep {identity.run_id} drew no trial (of mean {sweep.mean_trials:g}, the law {sweep.law} does so "
-                "now and then): there is nothing to release, and its charge stays; start another one in another folder"
+                f"sweep {identity.run_id} drew no trial (with mean {sweep.mean_trials:g}, the {sweep.distribution} "
+                "distribution gives 0 now and then): there is nothing to release, and its charge stays; "
+                "start another one in another folder"
             )
         for number, settings in enumerate(trials, start=1):
             _log.info("[private] trial %d of %d: %s", number, len(trials), settings)
-            try_settings(out / f"trial-{number:05d}", identity, settings, data, scored_on, ledger, test_key)
+            try_settings(out / f"trial-{number:05d}", identity, settings, data, scored_on, ledger, held)
         _choose(out, identity, len(trials))
+        root.destroy()
+        held.destroy_keys()  # the best trial's folder has it, for the export to show that the run is the sweep's
         return _tuned(out)
 
 
@@ -161,7 +167,7 @@ def _tuning(config: TrainConfig, sweep: Sweep, data: EncodedDataset, scored_on: 
         raise InputError("publish_every: the snapshots of a trial would be releases of their own; leave it out")
     told = json.dumps([config.digest(), sweep.model_dump(mode="json")], sort_keys=True)
     return Tuning(
-        law=sweep.law,
+        law=sweep.distribution,
         mean_trials=sweep.mean_trials,
         metric=sweep.metric,
         score_noise_multiplier=sweep.score.noise_multiplier if isinstance(sweep.score, HeldOut) else None,
@@ -228,13 +234,12 @@ def _identity(
     )
 
 
-def _drawn(out: Path, identity: RunIdentity, sweep: Sweep, test_key: int | None) -> list[dict[str, Any]]:
-    """The settings of every trial: drawn once, and the same ever after."""
+def _drawn(out: Path, identity: RunIdentity, sweep: Sweep, key: NoiseKey) -> list[dict[str, Any]]:
+    """The settings of every trial: drawn once from the sweep's key, and the same ever after."""
     file = out / _SWEEP
     document = read_json(file, format_version=_FORMAT_VERSION, what="sweep")
     if document["trials"] is None:
         assert identity.tuning is not None
-        key = NoiseKey.generate() if test_key is None else NoiseKey.for_tests(test_key)
         high, low = Keystream(key.derive("number of trials"), stream=0).words(2).tolist()
         number = identity.tuning.number_of_trials((high << (UNIFORM_BITS // 2)) | low)
         settings = Keystream(key.derive("settings of trials"), stream=0)
@@ -243,7 +248,6 @@ def _drawn(out: Path, identity: RunIdentity, sweep: Sweep, test_key: int | None)
             for _ in range(number)
         ]
         write_json(file, document, format_version=_FORMAT_VERSION, mode=PRIVATE_FILE)
-        key.destroy()
     found: list[dict[str, Any]] = document["trials"]
     return found
 

@@ -20,7 +20,7 @@ _SCOPES: tuple[tuple[str, frozenset[Scope]], ...] = (
     ("/v1/", frozenset({"recommend"})),
     ("/v2/repository", frozenset({"admin"})),
     ("/v2", frozenset({"recommend"})),
-    ("/metrics", frozenset({"admin"})),
+    ("/metrics", frozenset({"metrics"})),
 )
 # A person's page shows recommendations and the budget.
 _PAGE_SCOPES: frozenset[Scope] = frozenset({"recommend", "budget"})

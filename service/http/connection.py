@@ -122,4 +122,4 @@ async def _refused(
     send: Callable[[MutableMapping[str, Any]], Awaitable[None]],
 ) -> None:
     """The application, for a request that is not to reach it."""
-    await problem.response(None)(scope, receive, send)
+    await problem.response(None, path=scope["path"])(scope, receive, send)

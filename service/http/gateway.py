@@ -17,7 +17,7 @@ import structlog
 
 from lazydp.service.http.auth import OPEN_PATHS, Doorkeeper
 from lazydp.service.http.metrics import Metrics
-from lazydp.service.http.problems import MEDIA_TYPE, Problem, fault
+from lazydp.service.http.problems import Problem, fault
 from lazydp.service.http.tracing import Tracing
 from lazydp.service.settings import Settings
 
@@ -91,6 +91,10 @@ class Gateway:
         if scope["method"] == "HEAD":
             # What answers GET answers HEAD (RFC 9110, 9.3.2); the server leaves the body out by its own copy.
             scope = {**scope, "method": "GET"}
+        root = self._settings.root_path
+        if root and scope["path"].startswith(f"{root}/"):
+            # A proxy that passes its prefix on; one that takes it off is no different.
+            scope = {**scope, "path": scope["path"][len(root) :], "raw_path": scope["raw_path"][len(root) :]}
         exchange = _Exchange(scope, receive, send, max_body_bytes=self._settings.max_body_bytes)
         span = None if self._tracing is None else self._tracing.begin(exchange.headers)
         self._in_flight += 1
@@ -170,6 +174,7 @@ class _Exchange:
         self.status = 499
         self.key: str | None = None
         self.route: str | None = None
+        self._path: str = scope["path"]
         self._receive = receive
         self._send = send
         self._left = max_body_bytes
@@ -234,9 +239,10 @@ class _Exchange:
         """Answer with a problem document, where nothing was answered yet."""
         if self._begun:
             return
-        body = problem.body(self.request_id)
+        accept = self.headers.get(b"accept", b"").decode("latin-1")
+        body, media_type = problem.rendered(self.request_id, path=self._path, accept=accept)
         headers = [
-            (b"content-type", MEDIA_TYPE.encode()),
+            (b"content-type", media_type.encode()),
             (b"content-length", str(len(body)).encode()),
             (b"cache-control", b"no-store"),
             *((name.encode(), value.encode()) for name, value in problem.headers.items()),

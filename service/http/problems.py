@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import html
 from collections.abc import Mapping, Sequence
 from http import HTTPStatus
 from typing import Any
@@ -16,6 +17,11 @@ from starlette.responses import Response
 MEDIA_TYPE = "application/problem+json"
 _TYPE_PREFIX = "urn:lazydp:problem:"
 _ERRORS_SHOWN = 20
+# Clients of the Open Inference Protocol read the `error` of an application/json document.
+PROTOCOL_PATH = "/v2"
+PROTOCOL_MEDIA_TYPE = "application/json"
+# Where a person with a browser may be told in HTML.
+_PAGES = ("/", "/docs")
 
 
 class InvalidPart(BaseModel):
@@ -34,6 +40,7 @@ class ProblemDocument(BaseModel):
     detail: str | None = Field(default=None, description="what happened, and what to do")
     instance: str | None = Field(default=None, description="the request's id, as in the logs: `urn:request:...`")
     errors: list[InvalidPart] | None = None
+    error: str | None = Field(default=None, description="the detail, for clients of the Open Inference Protocol")
 
 
 class Problem(Exception):  # noqa: N818 - named after RFC 9457
@@ -69,7 +76,24 @@ class Problem(Exception):  # noqa: N818 - named after RFC 9457
         return HTTPStatus(self.status).phrase
 
     def body(self, request_id: str | None) -> bytes:
-        """The document."""
+        """The document, with the `error` that clients of the Open Inference Protocol look for."""
+        return orjson.dumps({**self._document(request_id), "error": self.detail or self.title})
+
+    def rendered(self, request_id: str | None, *, path: str, accept: str) -> tuple[bytes, str]:
+        """The document for who asked, and its media type.
+
+        Args:
+            request_id: as in the logs.
+            path: that was asked for.
+            accept: the Accept header.
+        """
+        if path.startswith(PROTOCOL_PATH):
+            return self.body(request_id), PROTOCOL_MEDIA_TYPE
+        if path in _PAGES and "text/html" in accept:
+            return self._page().encode(), "text/html; charset=utf-8"
+        return orjson.dumps(self._document(request_id)), MEDIA_TYPE
+
+    def _document(self, request_id: str | None) -> dict[str, Any]:
         document: dict[str, Any] = {
             "type": "about:blank" if self.kind is None else _TYPE_PREFIX + self.kind,
             "title": self.title,
@@ -81,12 +105,23 @@ class Problem(Exception):  # noqa: N818 - named after RFC 9457
             document["instance"] = f"urn:request:{request_id}"
         if self.errors is not None:
             document["errors"] = [{"pointer": pointer, "detail": detail} for pointer, detail in self.errors]
-        return orjson.dumps(document)
+        return document
 
-    def response(self, request_id: str | None) -> Response:
-        """The document as a response."""
-        headers = {"cache-control": "no-store", **self.headers}
-        return Response(self.body(request_id), self.status, headers=headers, media_type=MEDIA_TYPE)
+    def _page(self) -> str:
+        title = html.escape(f"{self.status} {self.title}")
+        detail = html.escape((self.detail or "").rstrip(".") + ".")
+        return (
+            f'<!doctype html><html lang="en"><head><meta charset="utf-8"><title>{title}</title></head>'
+            f"<body><header><h1>{title}</h1></header><main><p>{detail}</p>"
+            f'<p><a href="./">Back to the page</a></p></main></body></html>'
+        )
+
+    def response(self, request_id: str | None, *, path: str, accept: str = "") -> Response:
+        """The document as a response; arguments as for `rendered`."""
+        body, media_type = self.rendered(request_id, path=path, accept=accept)
+        return Response(
+            body, self.status, headers={"cache-control": "no-store", **self.headers, "content-type": media_type}
+        )
 
 
 def invalid(error: ValidationError, *, prefix: str = "") -> Problem:
@@ -120,15 +155,20 @@ def request_id(request: Request) -> str | None:
     return found if isinstance(found, str) else None
 
 
+def refusal(request: Request, problem: Problem) -> Response:
+    """What who sent `request` is told."""
+    return problem.response(request_id(request), path=request.scope["path"], accept=request.headers.get("accept", ""))
+
+
 async def on_problem(request: Request, error: Exception) -> Response:
     """Handler for `Problem`."""
     assert isinstance(error, Problem)
-    return error.response(request_id(request))
+    return refusal(request, error)
 
 
 async def on_fault(request: Request, _: Exception) -> Response:
     """Handler for everything else, in place of the framework's plain text; the gateway logs it."""
-    return fault().response(request_id(request))
+    return refusal(request, fault())
 
 
 async def on_http_exception(request: Request, error: Exception) -> Response:
@@ -138,13 +178,11 @@ async def on_http_exception(request: Request, error: Exception) -> Response:
         404: "there is nothing at this path; /docs lists what there is",
         405: "this path does not take that method; the Allow header names those it takes",
     }
-    return Problem(error.status_code, None, details.get(error.status_code), headers=error.headers).response(
-        request_id(request)
-    )
+    return refusal(request, Problem(error.status_code, None, details.get(error.status_code), headers=error.headers))
 
 
 async def on_validation_error(request: Request, error: Exception) -> Response:
     """Handler for parameters that the framework refuses."""
     assert isinstance(error, RequestValidationError)
     parts = [_part(problem["loc"][1:], problem["msg"], "") for problem in error.errors()]
-    return unprocessable([(pointer.lstrip("/"), detail) for pointer, detail in parts]).response(request_id(request))
+    return refusal(request, unprocessable([(pointer.lstrip("/"), detail) for pointer, detail in parts]))

@@ -9,8 +9,9 @@ from prometheus_client import CONTENT_TYPE_LATEST
 from starlette.responses import Response
 
 from lazydp.service import schemas
-from lazydp.service.routes.deps import Context, InContext, json_response
+from lazydp.service.routes.deps import InContext, json_response
 from lazydp.service.routes.privacy import datasets_of
+from lazydp.service.serving.context import Context
 
 router = APIRouter(tags=["operations"])
 

@@ -6,7 +6,8 @@ from fastapi import APIRouter, Request
 from starlette.responses import Response
 
 from lazydp.service import schemas
-from lazydp.service.routes.deps import Context, InContext, tagged_document
+from lazydp.service.routes.deps import InContext, tagged_document
+from lazydp.service.serving.context import Context
 from lazydp.service.serving.served_version import ServedVersion
 
 router = APIRouter(tags=["models"])

@@ -12,24 +12,24 @@ from pydantic.json_schema import models_json_schema
 
 from lazydp.service import schemas
 from lazydp.service.http.auth import OPEN_PATHS, needed_scopes
-from lazydp.service.http.problems import MEDIA_TYPE, ProblemDocument
-from lazydp.service.routes import inference_protocol
+from lazydp.service.http.problems import MEDIA_TYPE, PROTOCOL_MEDIA_TYPE, PROTOCOL_PATH, ProblemDocument
+from lazydp.service.inference.rest import InferRequest
 
 # Bodies that handlers parse themselves (see `body.describe`).
 BODIES: tuple[type[BaseModel], ...] = (
     schemas.RecommendationQuery,
     schemas.RecommendationBatch,
-    inference_protocol.InferRequest,
+    InferRequest,
     ProblemDocument,
 )
 _TEMPLATE = "#/components/schemas/{model}"
 _PROBLEMS = {
-    "400": "The body is not JSON.",
+    "400": "The body is not JSON, or not encoded as it says.",
     "401": "No API key, or one that is not known.",
     "403": "An API key of another scope.",
     "404": "No such thing: the model, user or item is not known.",
     "413": "The body is too large.",
-    "415": "The body is not application/json in UTF-8.",
+    "415": "The body is not of a media type or encoding that is taken.",
     "422": "The request is not valid.",
     "429": "Too many requests at once; see Retry-After.",
     "503": "No model is loaded yet, or the request took too long.",
@@ -81,7 +81,8 @@ def _complete(path: str, operation: dict[str, Any]) -> None:
         statuses.add("404")
     if "422" in responses:
         responses.pop("422")
-    problem = {MEDIA_TYPE: {"schema": {"$ref": "#/components/schemas/ProblemDocument"}}}
+    media_type = PROTOCOL_MEDIA_TYPE if path.startswith(PROTOCOL_PATH) else MEDIA_TYPE
+    problem = {media_type: {"schema": {"$ref": "#/components/schemas/ProblemDocument"}}}
     for status in sorted(statuses):
         if status not in responses:
             responses[status] = {"description": _PROBLEMS[status], "content": problem}

@@ -17,10 +17,11 @@ from starlette.responses import HTMLResponse, Response
 from lazydp.components.bundle import query as queries
 from lazydp.service import schemas
 from lazydp.service.http.problems import Problem
-from lazydp.service.routes.deps import Context, InContext
+from lazydp.service.routes.deps import InContext
 from lazydp.service.routes.plot import budget_bars, epsilon_curve
 from lazydp.service.routes.privacy import privacy_budget
 from lazydp.service.routes.recommendations import answered
+from lazydp.service.serving.context import Context
 from lazydp.service.serving.ranker import Ranker
 
 router = APIRouter(tags=["pages"])
@@ -143,7 +144,7 @@ async def _try(context: Context, ranker: Ranker, user_id: str, history: str, k: 
         return Trial(user_id, history, k, asked=False)
     query = queries.Query(user_id=user_id or None, history=items[: schemas.MAX_HISTORY], k=k, explain=bool(items))
     try:
-        answer = json.loads(await answered(context, ranker, query))
+        answer = json.loads((await answered(context, ranker, query)).body)
     except Problem as problem:
         return Trial(user_id, history, k, asked=True, problem=problem.detail)
     titles = ranker.served.scorer.items

@@ -6,7 +6,8 @@ from fastapi import APIRouter, Request
 from starlette.responses import Response
 
 from lazydp.service import schemas
-from lazydp.service.routes.deps import Context, InContext, tagged_document
+from lazydp.service.routes.deps import InContext, tagged_document
+from lazydp.service.serving.context import Context
 
 router = APIRouter(prefix="/v1/privacy", tags=["privacy"])
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Awaitable, Callable, Iterable
 from typing import Annotated
 
+import orjson
 from fastapi import APIRouter, Path, Query, Request
 from pydantic import TypeAdapter
 from starlette.responses import Response
@@ -15,8 +16,11 @@ from lazydp.components.shared.errors import InputError
 from lazydp.service import schemas
 from lazydp.service.http.etags import digest_of, tagged
 from lazydp.service.http.problems import Problem, unprocessable
-from lazydp.service.routes.deps import Context, InContext, json_response
-from lazydp.service.routes.request_body import describe, parse_bytes, require_json
+from lazydp.service.http.request_body import describe, json_body, parse_bytes
+from lazydp.service.routes.deps import InContext, json_response
+from lazydp.service.serving.answer_cache import Answer
+from lazydp.service.serving.checks import check_names
+from lazydp.service.serving.context import Context
 from lazydp.service.serving.ranker import Ranker
 from lazydp.service.serving.served_version import ServedVersion
 
@@ -62,16 +66,19 @@ async def recommended(
     """
     ranker = context.ranker(model)
     served = ranker.served
-    require_json(headers)
+    body = json_body(headers, body, max_bytes=context.settings.max_body_bytes)
     key = _BY_BODY + (body if ranker.retriever is None else ranker.identity.encode() + body)
-    cached = served.cache.get(key)
-    if cached is not None:
-        return cached
+    kept = served.cache.get(key)
+    if kept is not None:
+        context.metrics.answered(served.name, kept.source)
+        return kept.body
     parsed = _parse(body)
     if isinstance(parsed, schemas.RecommendationBatch):
         asked = [part.query() for part in parsed.queries]
+        if sum(query.k for query in asked) > schemas.MAX_BATCH_ITEMS:
+            raise unprocessable([("/queries", f"all k together may be {schemas.MAX_BATCH_ITEMS} at most")])
         for number, query in enumerate(asked):
-            check(served, query, pointer=f"/queries/{number}")
+            check_names(served, query, pointer=f"/queries/{number}")
         rankings = await _ranked_together(ranker, asked)
         for ranking in rankings:
             context.metrics.answered(served.name, ranking.source)
@@ -81,7 +88,7 @@ async def recommended(
         )
     answer = await answered(context, ranker, parsed.query())
     served.cache.put(key, answer)
-    return answer
+    return answer.body
 
 
 @router.get(
@@ -106,7 +113,7 @@ async def recommend_to_user(
     ranker = context.ranker(model)
     query = queries.Query(user_id=user_id, k=k, offset=offset)
     tag = digest_of(ranker.identity, "user", user_id, k, offset)
-    return await _tagged(request, ranker.served, tag, lambda: answered(context, ranker, query))
+    return await _tagged(request, context, ranker.served, tag, lambda: answered(context, ranker, query))
 
 
 @router.get(
@@ -127,24 +134,25 @@ async def similar(
     """Items whose vectors have the greatest cosine with the item's; 404 for an item that the model does not know."""
     served = context.served(model)
 
-    async def answer() -> bytes:
+    async def answer() -> Answer:
         ranking = await served.similar(item_id, k=k, offset=offset)
         if ranking is None:
             raise Problem(404, "unknown-item", "the model does not know this item")
-        return served.answer(queries.Query(k=k, offset=offset), ranking)
+        context.metrics.answered(served.name, ranking.source)
+        return Answer(served.answer(queries.Query(k=k, offset=offset), ranking), ranking.source)
 
     tag = digest_of(f"{served.name} {served.version}", "similar", item_id, k, offset)
-    return await _tagged(request, served, tag, answer)
+    return await _tagged(request, context, served, tag, answer)
 
 
-async def answered(context: Context, ranker: Ranker, query: queries.Query) -> bytes:
-    """The answer to one query as JSON.
+async def answered(context: Context, ranker: Ranker, query: queries.Query) -> Answer:
+    """The answer to one query.
 
     Raises:
         Problem: 404 where there is none, 422 for a feature or attribute that the model does not have.
     """
     served = ranker.served
-    check(served, query, pointer="")
+    check_names(served, query, pointer="")
     try:
         ranking = await ranker.rank(query)
     except InputError as error:
@@ -152,29 +160,7 @@ async def answered(context: Context, ranker: Ranker, query: queries.Query) -> by
     context.metrics.answered(served.name, ranking.source)
     if ranking.source == "none":
         raise Problem(404, "nothing-known", ranking.notice)
-    return served.answer(query, ranking, retriever=ranker.found_by(query))
-
-
-def check(served: ServedVersion, query: queries.Query, *, pointer: str) -> None:
-    """Refuse names that the model does not have.
-
-    Raises:
-        Problem: 422 that names them.
-    """
-    if not (query.filters or query.cap or query.features):
-        return
-    attributes, features = served.scorer.items.attributes, served.scorer.encoder.features
-    unknown = [(f"{pointer}/filters", attributes, name) for name in query.filters if name not in attributes]
-    unknown += [(f"{pointer}/features", features, name) for name in query.features if name not in features]
-    if query.cap is not None and query.cap.attribute not in attributes:
-        unknown.append((f"{pointer}/diversity/attribute", attributes, query.cap.attribute))
-    if unknown:
-        raise unprocessable(
-            [
-                (where, f"the model has no such name; it has: {', '.join(known) or 'none'}")
-                for where, known, _ in unknown
-            ]
-        )
+    return Answer(served.answer(query, ranking, retriever=ranker.found_by(query)), ranking.source)
 
 
 async def _ranked_together(ranker: Ranker, asked: list[queries.Query]) -> list[Ranking]:
@@ -185,23 +171,34 @@ async def _ranked_together(ranker: Ranker, asked: list[queries.Query]) -> list[R
 
 
 async def _tagged(
-    request: Request, served: ServedVersion, tag: str, answer: Callable[[], Awaitable[bytes]]
+    request: Request, context: Context, served: ServedVersion, tag: str, answer: Callable[[], Awaitable[Answer]]
 ) -> Response:
     """304 where the caller has the answer named `tag`, the one that was kept, or a new one."""
 
-    async def kept() -> bytes:
+    async def body() -> bytes:
         # Apart from the bodies of POST, which are keys of the same cache.
         key = _BY_TAG + tag.encode()
-        body = served.cache.get(key)
-        if body is None:
-            body = await answer()
-            served.cache.put(key, body)
-        return body
+        kept = served.cache.get(key)
+        if kept is None:
+            kept = await answer()
+            served.cache.put(key, kept)
+        else:
+            context.metrics.answered(served.name, kept.source)
+        return kept.body
 
-    return await tagged(request.headers.get("if-none-match"), tag, kept, cache_control=_PRIVATE)
+    return await tagged(request.headers.get("if-none-match"), tag, body, cache_control=_PRIVATE)
 
 
 def _parse(body: bytes) -> schemas.RecommendationQuery | schemas.RecommendationBatch:
-    if b'"queries"' not in body:
-        return parse_bytes(body, _QUERY)
-    return parse_bytes(body, _BATCH)
+    return parse_bytes(body, _BATCH) if _is_batch(body) else parse_bytes(body, _QUERY)
+
+
+def _is_batch(body: bytes) -> bool:
+    """Whether `queries` is a member of the body's object; the word may stand in any id too, and be spelt by escapes."""
+    if b"queries" not in body and b"\\u" not in body:
+        return False
+    try:
+        document = orjson.loads(body)
+    except orjson.JSONDecodeError:
+        return False
+    return isinstance(document, dict) and "queries" in document

@@ -3,6 +3,17 @@
 from __future__ import annotations
 
 from collections import OrderedDict
+from dataclasses import dataclass
+
+from lazydp.components.bundle.query import Source
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """An answer as JSON, and what it rests on."""
+
+    body: bytes
+    source: Source
 
 
 class AnswerCache:
@@ -15,25 +26,25 @@ class AnswerCache:
         self._entries = entries
         self._max_bytes = max_bytes
         self._bytes = 0
-        self._answers: OrderedDict[bytes, bytes] = OrderedDict()
+        self._answers: OrderedDict[bytes, Answer] = OrderedDict()
 
-    def get(self, key: bytes) -> bytes | None:
+    def get(self, key: bytes) -> Answer | None:
         """The answer kept for a request."""
         found = self._answers.get(key)
         if found is not None:
             self._answers.move_to_end(key)
         return found
 
-    def put(self, key: bytes, answer: bytes) -> None:
+    def put(self, key: bytes, answer: Answer) -> None:
         """Keep an answer, and let the oldest go; one that is larger than all may be is not kept."""
-        size = len(key) + len(answer)
+        size = len(key) + len(answer.body)
         if not self._entries or size > self._max_bytes:
             return
         before = self._answers.pop(key, None)
         if before is not None:
-            self._bytes -= len(key) + len(before)
+            self._bytes -= len(key) + len(before.body)
         self._answers[key] = answer
         self._bytes += size
         while len(self._answers) > self._entries or self._bytes > self._max_bytes:
             oldest, dropped = self._answers.popitem(last=False)
-            self._bytes -= len(oldest) + len(dropped)
+            self._bytes -= len(oldest) + len(dropped.body)

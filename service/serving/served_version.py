@@ -18,6 +18,7 @@ from lazydp.components.bundle.scoring.make import make_scorer
 from lazydp.components.bundle.scoring.two_tower import TwoTowerScorer
 from lazydp.service.serving.answer_cache import AnswerCache
 from lazydp.service.serving.batcher import Batcher
+from lazydp.service.serving.statistics import Statistics
 
 # Below this a query is ranked on the event loop; above it, other requests would notice the wait.
 _INLINE_SECONDS = 0.002
@@ -38,6 +39,7 @@ class ServedVersion:
         batcher: ranks together what arrives together.
         ranks_whole: whether a request that names no candidates is answered from the whole catalogue.
         cache: the latest answers.
+        statistics: of its inference calls.
         model: name and version as JSON.
         loaded: when it was built, ISO 8601, UTC.
     """
@@ -60,6 +62,7 @@ class ServedVersion:
         self.inline = _warm_seconds(self.scorer, whole=self.ranks_whole) < _INLINE_SECONDS
         self.batcher = Batcher(self.scorer, executor=None if self.inline else executor)
         self.cache = cache
+        self.statistics = Statistics()
         self.loaded = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
         self.model = orjson.dumps({"name": self.name, "version": self.version})
         self._head = b'{"model":' + self.model + b","

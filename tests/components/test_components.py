@@ -13,7 +13,8 @@ from kfp import dsl
 from lazydp.components.budget.ledger.ledger import Ledger
 from lazydp.components.bundle.reader import Bundle
 from lazydp.components.evaluate.component import evaluate
-from lazydp.components.export.component import export
+from lazydp.components.export.component import export, export_without_privacy
+from lazydp.components.finish.component import finish
 from lazydp.components.gate.component import budget_gate
 from lazydp.components.ingest.component import ingest
 from lazydp.components.ingest.dataset import EncodedDataset
@@ -21,6 +22,7 @@ from lazydp.components.sample import sample as sample_module
 from lazydp.components.sample.component import sample_data
 from lazydp.components.sample.sample import SampleSize
 from lazydp.components.shared.errors import InputError, NotPrivateError, PrivacyError
+from lazydp.components.shared.pipeline_run import run_folder
 from lazydp.components.train.component import train
 
 CONFIG = """
@@ -55,27 +57,29 @@ class Cluster:
     def artifact(self, kind: type[dsl.Artifact], name: str) -> Any:
         return kind(uri=str(self.folder / name))
 
-    def gate(self, run_id: str, **more: Any) -> str:
+    def gate(self, job_id: str, **more: Any) -> str:
         found: str = budget_gate.python_func(
-            dataset=self.dataset, config=CONFIG, run_id=run_id, ledger_url=self.ledger, **more
+            dataset=self.dataset, config=CONFIG, job_id=job_id, **{"ledger_url": self.ledger, **more}
         )
         return found
 
     def train(self, run_id: str, **more: Any) -> str:
-        run_folder = str(self.folder / run_id)
         found: str = train.python_func(
-            dataset=self.dataset, config=CONFIG, run_folder=run_folder, run_id=run_id, ledger_url=self.ledger, **more
+            dataset=self.dataset,
+            config=CONFIG,
+            runs_folder=str(self.folder),
+            run_id=run_id,
+            **{"ledger_url": self.ledger, **more},
         )
         return found
 
     def export(self, run_id: str, bundle: Any, **more: Any) -> None:
         export.python_func(
             dataset=self.dataset,
-            run_folder=str(self.folder / run_id),
+            runs_folder=str(self.folder),
             run_id=run_id,
             bundle=bundle,
-            ledger_url=self.ledger,
-            **more,
+            **{"ledger_url": self.ledger, **more},
         )
 
     def status(self) -> dict[str, str]:
@@ -122,31 +126,38 @@ def test_ingest_takes_its_spec_as_text_and_several_inputs(cluster: Cluster) -> N
     assert again.metadata == cluster.dataset.metadata
     with pytest.raises(InputError):
         ingest.python_func(
-            input_uri=f"{interactions}, {folder / 'none.parquet'}", spec=str(folder / "spec.yaml"), dataset=again
+            input_uri=json.dumps([interactions, str(folder / "none.parquet")]),
+            spec=str(folder / "spec.yaml"),
+            dataset=again,
         )
 
 
 def test_from_the_gate_to_the_metrics(cluster: Cluster) -> None:
     with pytest.raises(PrivacyError, match="no budget"):
         cluster.gate("one")
-    assert cluster.gate("one", budget_epsilon=20.0, budget_delta=1e-5) == "one"
-    assert cluster.status() == {"one": "reserved"}
-    assert cluster.train("one") == cluster.train("one") == "one"  # a retry does nothing more
-    assert stat.S_IMODE((cluster.folder / "one").stat().st_mode) == 0o700
+    one = cluster.gate("one", budget_epsilon=20.0)
+    assert one == "run-one"
+    assert cluster.status() == {one: "reserved"}
+    assert cluster.train(one) == cluster.train(one) == one  # a retry does nothing more
+    assert stat.S_IMODE((cluster.folder / one).stat().st_mode) == 0o700
 
     bundle = cluster.artifact(dsl.Model, "bundle")
-    cluster.export("one", bundle, name="films")
+    cluster.export(one, bundle, name="films")
     released = Bundle.open(Path(bundle.path))
     assert bundle.metadata == {
         "name": "films",
         "version": released.manifest.version,
         "privacy": released.statement.line(),
+        "run_id": one,
+        "ledger_dataset": released.manifest.lineage.dataset,
+        "code_version": released.manifest.lineage.code_version,
+        "config": released.manifest.lineage.config,
     }
-    assert cluster.status() == {"one": "committed"}
-    assert not list((cluster.folder / "one").rglob("noise.key"))
+    assert cluster.status() == {one: "committed"}
+    assert not list((cluster.folder / one).rglob("noise.key"))
     # The pod died before the artifact was stored: the retry gives the same bundle, and charges nothing.
     again = cluster.artifact(dsl.Model, "bundle-again")
-    cluster.export("one", again, name="films")
+    cluster.export(one, again, name="films")
     assert again.metadata == bundle.metadata
 
     metrics, report = cluster.artifact(dsl.Metrics, "metrics"), cluster.artifact(dsl.Artifact, "report.json")
@@ -155,17 +166,61 @@ def test_from_the_gate_to_the_metrics(cluster: Cluster) -> None:
     assert document["bundle"] == released.manifest.version
     assert metrics.metadata["model_auc"] == document["model"]["auc"]
     assert all(isinstance(value, float) for value in metrics.metadata.values())
+    assert not [name for name in metrics.metadata if name.endswith("users")], "an exact count of people"
     assert stat.S_IMODE(Path(report.path).stat().st_mode) == 0o600
 
 
 def test_a_run_without_privacy_passes_no_gate_and_is_marked(cluster: Cluster) -> None:
-    assert cluster.gate("plain", mode="sgd") == "plain"
-    assert cluster.train("plain", mode="sgd") == "plain"
-    bundle = cluster.artifact(dsl.Model, "plain-bundle")
+    plain = cluster.gate("plain", mode="sgd", ledger_url="")
+    assert plain == "run-plain"
+    assert cluster.train(plain, mode="sgd", variant="without-privacy", ledger_url="") == "run-plain-without-privacy"
     with pytest.raises(NotPrivateError, match="--allow-non-private"):
-        cluster.export("plain", bundle)
-    cluster.export("plain", bundle, allow_non_private=True)
-    assert bundle.metadata["privacy"].startswith("not private")
+        cluster.export("run-plain-without-privacy", cluster.artifact(dsl.Model, "plain-bundle"))
+    written = cluster.artifact(dsl.Artifact, "plain-artifact")
+    export_without_privacy.python_func(
+        dataset=cluster.dataset, runs_folder=str(cluster.folder), run_id="run-plain-without-privacy", bundle=written
+    )
+    assert written.metadata["privacy"].startswith("not private")
+    assert written.metadata["name"] == "sample-without-privacy"
+
+
+def test_who_started_the_pipeline_stands_in_every_entry(cluster: Cluster, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("LAZYDP_OPERATOR", "")  # put back afterwards: a component sets it for its own process
+    named = cluster.gate("named", operator="ada")
+    cluster.train(named, operator="ada")
+    cluster.export(named, cluster.artifact(dsl.Model, "named-bundle"), operator="ada")
+    with Ledger.open(cluster.ledger, read_only=True) as ledger:
+        [entry] = [release for release in ledger.releases() if release.run_id == named]
+        assert entry.released_by == ledger.state().runs[named].reserved_by == "ada"
+
+
+def test_no_ledger_is_made_for_want_of_one(cluster: Cluster, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A pod's default would be a fresh file in which nothing was ever spent, gone with the pod."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("LAZYDP_LEDGER", raising=False)
+    for step in (lambda: cluster.gate("x", ledger_url=""), lambda: cluster.train("run-x", ledger_url="")):
+        with pytest.raises(InputError, match=r"a pipeline needs a ledger.*LAZYDP_LEDGER.*ledger\.secret"):
+            step()
+    monkeypatch.setenv("KUBERNETES_SERVICE_HOST", "10.0.0.1")
+    with pytest.raises(InputError, match=r"SQLite file in a pod.*PostgreSQL"):
+        cluster.gate("x")
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("job_id", ["{{$.pipeline_job_uuid}}", "run-{{$.pipeline_job_uuid}}", "", "a/b", "../x"])
+def test_a_run_is_named_by_an_id_and_nothing_else(cluster: Cluster, job_id: str) -> None:
+    with pytest.raises(InputError, match="PIPELINE_JOB_ID_PLACEHOLDER as the whole parameter"):
+        cluster.gate(job_id)
+
+
+def test_a_folder_of_runs_that_cannot_be_written_is_refused_with_the_remedy(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("os.access", lambda *_: False)
+    with pytest.raises(InputError, match=r"not writable for uid.*deploy/volume/prepare\.yaml"):
+        run_folder(str(tmp_path), "run-x")
+    with pytest.raises(InputError, match="expected an absolute path"):
+        run_folder("runs", "run-x")
 
 
 def test_training_without_a_reservation_is_refused(cluster: Cluster, tmp_path: Path) -> None:
@@ -176,7 +231,9 @@ def test_training_without_a_reservation_is_refused(cluster: Cluster, tmp_path: P
     assert not list(tmp_path.rglob("state.safetensors"))
 
 
-@pytest.mark.parametrize("component", [sample_data, ingest, budget_gate, train, export, evaluate])
+@pytest.mark.parametrize(
+    "component", [sample_data, ingest, budget_gate, train, export, export_without_privacy, evaluate, finish]
+)
 def test_a_component_is_a_thin_shell(component: Any) -> None:
     """It runs in the image that holds this package, and installs nothing."""
     container = component.component_spec.implementation.container

@@ -90,3 +90,12 @@ def test_keys_are_not_pickled_or_copied(copied: object) -> None:
         copied(NoiseKey.generate())  # type: ignore[operator]
     with pytest.raises(TypeError, match="unhashable"):
         hash(NoiseKey.generate())
+
+
+def test_a_commitment_is_of_one_key_and_of_none_that_draws() -> None:
+    keys = [NoiseKey.for_tests(seed) for seed in range(200)]
+    commitments = {key.commitment() for key in keys}
+    assert len(commitments) == len(keys)
+    assert keys[0].commitment() == NoiseKey.from_bytes(keys[0].to_bytes(), is_test=False).commitment()
+    drawing = {key.derive(label).to_bytes().hex() for key in keys for label in ("noise", "sampling", "negatives")}
+    assert not commitments & (drawing | {key.to_bytes().hex() for key in keys})

@@ -4,14 +4,9 @@ import json
 import re
 import stat
 from pathlib import Path
-from typing import Any
 
 import pytest
-import yaml
 from click.testing import CliRunner, Result
-from google.protobuf import json_format
-from kfp.kubernetes import kubernetes_executor_config_pb2
-from kfp.pipeline_spec import pipeline_spec_pb2
 
 from lazydp.components.budget.accounting.epsilon import epsilon
 from lazydp.components.budget.accounting.events import composed, counts_event, dpsgd_event
@@ -34,40 +29,6 @@ embeddings: {learning_rate: 1.0}
 
 def invoke(*arguments: str) -> Result:
     return CliRunner().invoke(cli, arguments, standalone_mode=True)
-
-
-@pytest.fixture(scope="module")
-def compiled(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
-    folder = tmp_path_factory.mktemp("compile")
-    (folder / "train.yaml").write_text(CONFIG)
-    package = folder / "pipeline.yaml"
-    options = ["--config", str(folder / "train.yaml"), "--ledger-secret", "ledger", "--runs-claim", "runs", "--compare"]
-    result = invoke("pipeline", "compile", "--out", str(package), *options)
-    assert result.exit_code == 0, result.output
-    return list(yaml.safe_load_all(package.read_text()))
-
-
-def test_the_package_is_a_pipeline_that_kubeflow_reads(compiled: list[dict[str, Any]]) -> None:
-    spec = json_format.ParseDict(compiled[0], pipeline_spec_pb2.PipelineSpec())
-    assert set(spec.root.dag.tasks) >= {"ingest", "budget-gate", "train", "export", "evaluate"}
-    assert spec.root.dag.tasks["train"].dependent_tasks
-    for executor in compiled[0]["deploymentSpec"]["executors"].values():
-        parsed = json_format.ParseDict(executor, pipeline_spec_pb2.PipelineDeploymentConfig.ExecutorSpec())
-        # Nothing is installed at run time: the image holds this package.
-        assert "pip install" not in " ".join(parsed.container.command)
-
-
-def test_what_spends_or_releases_is_never_cached_and_finds_its_volume(compiled: list[dict[str, Any]]) -> None:
-    tasks = compiled[0]["root"]["dag"]["tasks"]
-    for name in ("budget-gate", "train", "export", "train-2", "export-2"):
-        assert not tasks[name]["cachingOptions"].get("enableCache", False), name
-    assert tasks["ingest"]["cachingOptions"]["enableCache"], "the check above can fail"
-    executors = compiled[1]["platforms"]["kubernetes"]["deploymentSpec"]["executors"]
-    for name in ("exec-train", "exec-export"):
-        config = json_format.ParseDict(executors[name], kubernetes_executor_config_pb2.KubernetesExecutorConfig())
-        assert config.pvc_mount[0].mount_path == "/mnt/runs"
-        found = {entry.secret_key: entry.env_var for entry in config.secret_as_env[0].key_to_env}
-        assert found == {"url": "LAZYDP_LEDGER", "secret": "LAZYDP_LEDGER_SECRET"}
 
 
 def test_a_package_must_be_yaml(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

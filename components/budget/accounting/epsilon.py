@@ -1,4 +1,4 @@
-"""Epsilon of a `DpEvent`: by privacy loss distributions (PLD), which is reported, and by Renyi DP, which checks it.
+"""Epsilon of a `DpEvent`: by privacy loss distributions (PLD), which is reported, and by Renyi DP beside it.
 
 Both are upper bounds for neighbours that differ by adding or removing one privacy unit, computed by Google's
 `dp-accounting`. PLD rounds losses up to a grid (connect-the-dots, pessimistic), so its answer never lies below the
@@ -65,7 +65,8 @@ def epsilon(event: DpEvent, *, delta: float, accountant: str = "pld", store: Los
     Args:
         event: what was done.
         delta: in (0, 1).
-        accountant: `pld` (reported) or `rdp` (a check, never below).
+        accountant: `pld` (reported) or `rdp`. Both are upper bounds; that of Renyi DP is most often the larger one, but
+            not always: many steps at a small sampling probability and a small delta turn them round.
         store: compositions computed before; by default those of this process only.
 
     Raises:

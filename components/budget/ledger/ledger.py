@@ -1,38 +1,28 @@
-"""The ledger: what may be spent on each dataset, what is promised, what was spent, by whom.
-
-Every method that writes reads the ledger, decides and adds one entry while it holds the database's write lock: two
-processes can never both be told that the last of the budget is theirs. Composing privacy losses takes longer than a
-lock should be held, so it is done once before taking it; what is found is kept, and under the lock the same question
-is answered from memory unless somebody else came in between.
-"""
+"""The ledger: what may be spent on each dataset, what is promised, what was spent, by whom."""
 
 from __future__ import annotations
 
-import datetime
-import getpass
 import math
-import os
-from collections.abc import Callable, Iterable, Mapping
-from dataclasses import asdict
-from types import TracebackType
-from typing import TYPE_CHECKING, Any, Self
+from collections.abc import Iterable, Mapping
+from typing import TYPE_CHECKING, Any
 
 from lazydp.components.budget.accounting.limits import SMALLEST_DELTA
+from lazydp.components.budget.ledger.reader import LedgerReader
 from lazydp.components.budget.ledger.rules import (
     check_admitted,
     check_budget_is_set,
+    check_key,
     check_same_claim,
     check_same_secret,
     check_unit,
     check_units_agree,
     checked_within_reservation,
     epsilon_alone,
+    is_recorded,
 )
-from lazydp.components.budget.ledger.state import Account, Dataset, LedgerState, Release, Run
+from lazydp.components.budget.ledger.state import Dataset, LedgerState
 from lazydp.components.budget.ledger.views import Commitment, DatasetBudget, Reservation, budget_of, reservation_of
-from lazydp.components.budget.storage.base import Storage, default_url
-from lazydp.components.budget.storage.entries import Entry, Kind, head_of, next_entry
-from lazydp.components.budget.storage.open import open_storage
+from lazydp.components.budget.ledger.writing import add
 from lazydp.components.shared.errors import InputError, PrivacyError
 from lazydp.components.shared.version import code_version as this_code_version
 
@@ -41,82 +31,10 @@ if TYPE_CHECKING:
 
 PURPOSES = ("training", "vocabulary", "metrics", "tuning")
 PRIVACY_UNITS = ("example", "user")
-OPERATOR_VARIABLE = "LAZYDP_OPERATOR"
 
 
-class Ledger:
+class Ledger(LedgerReader):
     """An open ledger; a context manager. Not to be shared between threads while writing."""
-
-    def __init__(self, storage: Storage) -> None:
-        self._storage = storage
-
-    @classmethod
-    def open(cls, url: str | None = None, *, read_only: bool = False) -> Self:
-        """Open the ledger at `url`, or the default one; make it where there is none, unless `read_only`.
-
-        Read-only, a SQLite ledger needs neither SQLAlchemy nor scipy, and answers in milliseconds.
-
-        Raises:
-            UnavailableError: the database does not answer, or is locked or full.
-            FormatError: it is no ledger, or of another schema.
-            InputError: not a URL of a database that lazydp knows.
-        """
-        return cls(open_storage(url or default_url(), read_only=read_only))
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
-
-    def close(self) -> None:
-        """Let go of connections."""
-        self._storage.close()
-
-    @property
-    def url(self) -> str:
-        """The ledger's URL without its password."""
-        return self._storage.shown
-
-    # --- reading ---------------------------------------------------------------------------------------------
-
-    def entries(self) -> tuple[Entry, ...]:
-        """Every entry, in order, as stored."""
-        return tuple(self._storage.read())
-
-    def head(self) -> str:
-        """`number:digest` of the last entry: keep it elsewhere, and `verify` finds whatever is rewritten later."""
-        entries = self._storage.read()
-        return head_of(entries[-1] if entries else None)
-
-    def state(self) -> LedgerState:
-        """What the entries amount to."""
-        return LedgerState.replayed(self._storage.read())
-
-    def budgets(self) -> tuple[DatasetBudget, ...]:
-        """The budget of every dataset, in the order in which they were registered."""
-        state = self.state()
-        return tuple(budget_of(state, identifier) for identifier in state.datasets)
-
-    def show(self, dataset: str) -> DatasetBudget:
-        """The budget of one dataset, by identifier, its first characters or its name.
-
-        Raises:
-            InputError: no such dataset.
-        """
-        state = self.state()
-        return budget_of(state, state.resolve(dataset))
-
-    def runs(self) -> tuple[Run, ...]:
-        """Every run, in the order in which they were reserved."""
-        return tuple(self.state().runs.values())
-
-    def releases(self) -> tuple[Release, ...]:
-        """Everything that left the trust boundary, in order."""
-        found = [release for run in self.runs() for release in run.releases]
-        return tuple(sorted(found, key=lambda release: release.entry))
 
     # --- datasets and budgets --------------------------------------------------------------------------------
 
@@ -167,7 +85,7 @@ class Ledger:
             shares = {"parents": list(after.parents), "sources": list(after.sources)}
             return {"name": after.name, **shares, "secret": after.secret}
 
-        _, state = self._add("dataset", lambda state: identifier, decide, by=by)
+        _, state = add(self._storage, "dataset", lambda state: identifier, decide, by=by)
         return state.datasets[identifier]
 
     def set_budget(
@@ -216,7 +134,7 @@ class Ledger:
                     )
             return {"epsilon": epsilon, "delta": delta, "privacy_unit": privacy_unit, "reason": reason.strip()}
 
-        _, state = self._add("budget", lambda state: state.resolve(dataset), decide, by=by)
+        _, state = add(self._storage, "budget", lambda state: state.resolve(dataset), decide, by=by)
         return budget_of(state, state.resolve(dataset))
 
     # --- runs ------------------------------------------------------------------------------------------------
@@ -231,6 +149,7 @@ class Ledger:
         purpose: str = "training",
         config_digest: str = "",
         code_version: str | None = None,
+        key: str = "",
         by: str | None = None,
     ) -> Reservation:
         """Claim what a run may at most spend, before it touches the data.
@@ -245,11 +164,13 @@ class Ledger:
             purpose: training, vocabulary, metrics or tuning.
             config_digest: of the run's configuration.
             code_version: of the code that runs; this one's by default.
+            key: public commitment to the run's noise key (`NoiseKey.commitment`). The first one that is presented
+                binds the reservation; the pipeline's gate, which has no key yet, presents none.
             by: who asks.
 
         Raises:
             BudgetExceededError: the budget of the dataset, or of one that shares users with it, does not admit the run.
-            PrivacyError: no budget was set, or it is of another privacy unit.
+            PrivacyError: no budget was set, or it is of another privacy unit, or the run is bound to another noise key.
             InputError: an unknown dataset or purpose, or a run_id that was used for something else.
         """
         from lazydp.components.budget.accounting.events import event_to_json  # noqa: PLC0415 - scipy is slow to import
@@ -271,19 +192,38 @@ class Ledger:
             identifier = state.resolve(dataset)
             if run_id in state.runs:
                 check_same_claim(state.runs[run_id], identifier, claim)
+                if key:
+                    check_key(state.runs[run_id], key)
                 return None
             check_budget_is_set(state, identifier, privacy_unit)
             check_admitted(state, identifier, document)
-            return {**claim, "epsilon": epsilon_alone(document, state.budgets[identifier].delta)}
+            return {**claim, "key": key, "epsilon": epsilon_alone(document, state.budgets[identifier].delta)}
 
-        entry, state = self._add("reserved", lambda state: state.resolve(dataset), decide, run_id=run_id, by=by)
+        entry, state = add(
+            self._storage, "reserved", lambda state: state.resolve(dataset), decide, run_id=run_id, by=by
+        )
+        if key and not state.runs[run_id].key and state.runs[run_id].status == "reserved":
+            state = self._bind(run_id, key, by=by)
         return reservation_of(state, run_id, entry)
 
-    def require_reservation(self, run_id: str, *, dataset: str, event: DpEvent) -> Reservation:
+    def _bind(self, run_id: str, key: str, *, by: str | None) -> LedgerState:
+        """Bind a reservation that was made before there was a key: the first key that is presented is the only one."""
+
+        def decide(state: LedgerState) -> Mapping[str, Any] | None:
+            run = state.runs[run_id]
+            check_key(run, key)
+            return None if run.key else {"key": key}
+
+        _, state = add(
+            self._storage, "bound", lambda state: self._dataset_of(state, run_id), decide, run_id=run_id, by=by
+        )
+        return state
+
+    def require_reservation(self, run_id: str, *, dataset: str, event: DpEvent, key: str = "") -> Reservation:
         """The reservation that a run must hold before its first step.
 
         Raises:
-            PrivacyError: it holds none, or one for another dataset or event, or it is closed.
+            PrivacyError: it holds none, or one for another dataset, event or noise key, or it is closed.
         """
         from lazydp.components.budget.accounting.events import event_to_json  # noqa: PLC0415 - scipy is slow to import
 
@@ -294,6 +234,7 @@ class Ledger:
             raise PrivacyError(f"run {run_id} needs a reservation in ledger {self.url} before it starts; found {found}")
         if run.dataset != state.resolve(dataset) or run.reserved_event != event_to_json(event):
             raise PrivacyError(f"run {run_id} reserved budget for another dataset or mechanism: use a new run_id")
+        check_key(run, key)
         return reservation_of(state, run_id, None)
 
     def commit(
@@ -304,13 +245,15 @@ class Ledger:
         release: str = "",
         step: int | None = None,
         final: bool = True,
+        key: str = "",
         by: str | None = None,
     ) -> Commitment:
         """Charge what is about to be released; only then release it.
 
         Several commits of one run are its snapshots: one mechanism, charged once, at the latest. Until the final
-        one the whole reservation stays charged. To commit the same event again (an export that was killed and is
-        repeated) changes nothing.
+        one the whole reservation stays charged. To commit the same release again (an export that was killed and is
+        repeated) changes nothing. Another release of the same event is recorded, without a charge, where the same
+        noise key proves that it carries the same noise, and is refused elsewhere.
 
         Args:
             run_id: holds a reservation.
@@ -318,10 +261,12 @@ class Ledger:
             release: digest or name of what is released.
             step: of a snapshot.
             final: whether the run is over; what it reserved beyond `event` is given back.
+            key: public commitment to the noise key; must be that of the reservation, where that has one.
             by: who releases.
 
         Raises:
-            PrivacyError: no reservation, or more was spent than was reserved, or less than at an earlier snapshot.
+            PrivacyError: no reservation, or more was spent than was reserved, or less than at an earlier snapshot; or
+                another noise key, or another release of a run that is closed.
         """
         from lazydp.components.budget.accounting.events import event_to_json  # noqa: PLC0415 - scipy is slow to import
 
@@ -331,15 +276,23 @@ class Ledger:
             run = state.runs.get(run_id)
             if run is None:
                 raise PrivacyError(f"run {run_id} holds no reservation in ledger {self.url}: nothing may be released")
-            if run.released_event == document and (run.status == "committed" or not final):
+            check_key(run, key)
+            if is_recorded(run, document, release=release, final=final):
                 return None
-            if run.status != "reserved":
+            closed = run.status == "committed"
+            if run.status == "voided" or (closed and run.released_event != document):
                 raise PrivacyError(f"run {run_id} was {run.status}: nothing more of it may be released")
-            spent = checked_within_reservation(state, run, document)
-            return {"event": document, "release": release, "step": step, "final": final, "epsilon": spent}
+            return {
+                "event": document,
+                "release": release,
+                "step": step,
+                "final": final or closed,
+                "key": key,
+                "epsilon": checked_within_reservation(state, run, document),
+            }
 
-        entry, state = self._add(
-            "committed", lambda state: self._dataset_of(state, run_id), decide, run_id=run_id, by=by
+        entry, state = add(
+            self._storage, "committed", lambda state: self._dataset_of(state, run_id), decide, run_id=run_id, by=by
         )
         run = state.runs[run_id]
         account = state.accounts[run.dataset]
@@ -372,7 +325,7 @@ class Ledger:
                 raise PrivacyError(f"run {run_id} holds no reservation to void: {found}")
             return {"reason": reason.strip()}
 
-        self._add("voided", lambda state: self._dataset_of(state, run_id), decide, run_id=run_id, by=by)
+        add(self._storage, "voided", lambda state: self._dataset_of(state, run_id), decide, run_id=run_id, by=by)
 
     def charge(
         self,
@@ -388,108 +341,16 @@ class Ledger:
         """Reserve and commit at once: a vocabulary or a metric that a DP mechanism is about to release.
 
         Raises:
-            As `reserve` and `commit`.
+            LazyDPError: as `reserve` and `commit`.
         """
         self.reserve(dataset=dataset, event=event, run_id=run_id, privacy_unit=privacy_unit, purpose=purpose, by=by)
         return self.commit(run_id, event=event, release=release, by=by)
-
-    # --- writing ---------------------------------------------------------------------------------------------
 
     def _dataset_of(self, state: LedgerState, run_id: str) -> str:
         run = state.runs.get(run_id)
         if run is None:
             raise PrivacyError(f"run {run_id} holds no reservation in ledger {self.url}: nothing may be released")
         return run.dataset
-
-    def _add(
-        self,
-        kind: Kind,
-        dataset: Callable[[LedgerState], str],
-        decide: Callable[[LedgerState], Mapping[str, Any] | None],
-        *,
-        run_id: str = "",
-        by: str | None = None,
-    ) -> tuple[Entry | None, LedgerState]:
-        """Add the entry that `decide` asks for, with the accounts after it; None where it asks for none.
-
-        Returns the entry and the state after it. Everything is prepared without the lock, where composing may take its
-        time; under it the entry stands if the ledger still ends where it did, and is otherwise prepared anew.
-        """
-        recorded_by = by or operator()
-
-        def prepared(entries: list[Entry]) -> tuple[Entry | None, LedgerState]:
-            state = LedgerState.replayed(entries)
-            content = decide(state)
-            if content is None:
-                return None, state
-            last = entries[-1] if entries else None
-            entry = _with_accounts(
-                state,
-                last,
-                kind=kind,
-                dataset=dataset(state),
-                run_id=run_id,
-                recorded_by=recorded_by,
-                content=content,
-            )
-            return entry, state
-
-        entries = self._storage.read()
-        entry, state = prepared(entries)
-        if entry is None:
-            return None, state
-        with self._storage.locked() as transaction:
-            if transaction.head() != entry.previous:
-                entry, state = prepared(transaction.read())
-            if entry is not None:
-                transaction.append(entry)
-        return entry, state
-
-
-def operator() -> str:
-    """Who acts: LAZYDP_OPERATOR, or the user of the operating system."""
-    named = os.environ.get(OPERATOR_VARIABLE, "").strip()
-    if named:
-        return named
-    try:
-        return getpass.getuser()
-    except (KeyError, OSError):
-        return f"uid {os.getuid()}"
-
-
-def _with_accounts(
-    state: LedgerState,
-    last: Entry | None,
-    *,
-    kind: Kind,
-    dataset: str,
-    run_id: str,
-    recorded_by: str,
-    content: Mapping[str, Any],
-) -> Entry:
-    """The next entry with the accounts that it leads to; `state` is moved past it, accounts included."""
-
-    def made(accounts: Mapping[str, Account]) -> Entry:
-        return next_entry(
-            last,
-            kind=kind,
-            dataset=dataset,
-            run_id=run_id,
-            recorded_at=now,
-            recorded_by=recorded_by,
-            content={**content, "accounts": {name: asdict(account) for name, account in accounts.items()}},
-        )
-
-    now = datetime.datetime.now(datetime.UTC).isoformat(timespec="microseconds")
-    state.apply(made({}))
-    if not any(member in state.budgets for member in state.family(dataset)):
-        return made({})
-    from lazydp.components.budget.ledger.charges import accounts_of  # noqa: PLC0415 - scipy is slow to import
-
-    accounts = accounts_of(state, dataset)
-    state.accounts.update(accounts)
-    state.updated_at.update(dict.fromkeys(accounts, now))
-    return made(accounts)
 
 
 def _union(known: Iterable[str], more: Iterable[str]) -> tuple[str, ...]:

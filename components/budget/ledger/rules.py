@@ -99,6 +99,41 @@ def check_same_claim(run: Run, identifier: str, claim: Mapping[str, Any]) -> Non
         raise PrivacyError(f"run {run.run_id} was voided ({run.void_reason}): train a new run under a new run_id")
 
 
+def check_key(run: Run, key: str) -> None:
+    """One reservation is one noise key: under a second one, the same run would be another release, charged once.
+
+    Args:
+        run: as the ledger knows it.
+        key: public commitment to the key that is presented; empty where none is.
+    """
+    if run.key and run.key != key:
+        found = f"another one ({key[:12]})" if key else "none"
+        raise PrivacyError(
+            f"run {run.run_id} is bound to one noise key (commitment {run.key[:12]}), and {found} was presented: a "
+            "copy of its folder, or another folder or volume under the same run id, began training anew. Go on in the "
+            "folder that the run began in, or train under a new run id with a reservation of its own"
+        )
+
+
+def is_recorded(run: Run, document: dict[str, Any], *, release: str, final: bool) -> bool:
+    """Whether a commit asks for what is in the ledger already.
+
+    Raises:
+        PrivacyError: the run is closed, and something else than what it released is to be released.
+    """
+    if run.released_event != document or (final and run.status == "reserved"):
+        return False
+    if any(known.release == release for known in run.releases):
+        return True
+    if run.status == "committed" and not run.key:
+        released = ", ".join(sorted({known.release for known in run.releases}))
+        raise PrivacyError(
+            f"run {run.run_id} was released as {released!r}, and {release!r} would be a second release for one charge: "
+            "nothing in the ledger proves that both carry the same noise; train a new run under a new run id"
+        )
+    return False
+
+
 def checked_within_reservation(state: LedgerState, run: Run, document: dict[str, Any]) -> float:
     """Epsilon of `document` alone, at most what was reserved and at least what was released before."""
     delta = state.budgets[run.dataset].delta

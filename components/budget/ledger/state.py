@@ -85,6 +85,7 @@ class Run:
         reserved_event: the most it may spend, as JSON.
         released_event: what its latest release spent, as JSON; None before the first.
         epsilon: of the reserved event alone, at the delta of the dataset's budget then.
+        key: public commitment to the one noise key of the run; empty until a key was presented.
     """
 
     run_id: str
@@ -99,6 +100,7 @@ class Run:
     code_version: str
     reserved_at: str
     reserved_by: str
+    key: str = ""
     void_reason: str = ""
     releases: tuple[Release, ...] = ()
 
@@ -243,11 +245,22 @@ def _apply_reserved(state: LedgerState, entry: Entry, content: dict[str, Any]) -
         code_version=content["code_version"],
         reserved_at=entry.recorded_at,
         reserved_by=entry.recorded_by,
+        key=content.get("key", ""),
     )
 
 
-def _apply_committed(state: LedgerState, entry: Entry, content: dict[str, Any]) -> None:
+def _apply_bound(state: LedgerState, entry: Entry, content: dict[str, Any]) -> None:
     run = _open_run(state, entry)
+    if run.key or not content["key"]:
+        raise ValueError(f"run {run.run_id} is bound to its noise key already, or to none now")
+    state.runs[run.run_id] = replace(run, key=content["key"])
+
+
+def _apply_committed(state: LedgerState, entry: Entry, content: dict[str, Any]) -> None:
+    run = _repeated_run(state, entry, content) or _open_run(state, entry)
+    key = content.get("key", "")
+    if run.key and key != run.key:
+        raise ValueError(f"run {run.run_id} is bound to another noise key")
     release = Release(
         entry=entry.number,
         run_id=run.run_id,
@@ -263,6 +276,7 @@ def _apply_committed(state: LedgerState, entry: Entry, content: dict[str, Any]) 
         run,
         status="committed" if content["final"] else "reserved",
         released_event=content["event"],
+        key=key,
         releases=(*run.releases, release),
     )
 
@@ -270,6 +284,15 @@ def _apply_committed(state: LedgerState, entry: Entry, content: dict[str, Any]) 
 def _apply_voided(state: LedgerState, entry: Entry, content: dict[str, Any]) -> None:
     run = _open_run(state, entry)
     state.runs[run.run_id] = replace(run, status="voided", void_reason=content["reason"])
+
+
+def _repeated_run(state: LedgerState, entry: Entry, content: dict[str, Any]) -> Run | None:
+    """The run, where the entry records another release of what it spent in full: the same noise, and no new charge."""
+    run = state.runs.get(entry.run_id)
+    if run is None or run.status != "committed" or not run.key:
+        return None
+    same = (run.dataset, run.key, run.released_event) == (entry.dataset, content.get("key"), content["event"])
+    return run if same and content["final"] else None
 
 
 def _open_run(state: LedgerState, entry: Entry) -> Run:
@@ -285,6 +308,7 @@ _APPLY = {
     "dataset": _apply_dataset,
     "budget": _apply_budget,
     "reserved": _apply_reserved,
+    "bound": _apply_bound,
     "committed": _apply_committed,
     "voided": _apply_voided,
 }

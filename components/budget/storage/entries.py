@@ -13,13 +13,14 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal, get_args
 
-Kind = Literal["dataset", "budget", "reserved", "committed", "voided"]
+Kind = Literal["dataset", "budget", "reserved", "bound", "committed", "voided"]
 KINDS: tuple[str, ...] = get_args(Kind)
 
 GENESIS = "0" * 64
 
 # Of an entry's body. 2: datasets stand under identifiers instead of hashes of their content (`identifiers`).
-FORMAT_VERSION = 2
+# 3: runs are bound to their noise key.
+FORMAT_VERSION = 3
 # Of what a digest covers; another number would make every digest written before it a wrong one.
 _DIGEST_VERSION = 1
 

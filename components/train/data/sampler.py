@@ -1,7 +1,7 @@
 """Poisson sampling of examples or users, and uniform sampling of negatives, from the secure stream.
 
 A step holds each example (or each user, with all examples) independently with probability q. Drawing a coin an
-example would cost as much as the dataset is long; the same law costs what the batch is long when the size
+example would cost as much as the dataset is long; the same distribution costs what the batch is long when the size
 M ~ Binomial(N, q) is drawn first and then a uniform subset of M members: given its size, a Poisson sample is a uniform
 subset.
 
@@ -9,10 +9,10 @@ Both draws are pure functions of (key, step): nothing is carried from step to st
 process, draws the same batch. Exactness:
 
 * the size is drawn by inversion of the binomial's distribution function in integer arithmetic of 256 bits against a
-  128-bit uniform integer: its law is within 2**-96 of the binomial in total variation;
+  128-bit uniform integer: its distribution is within 2**-96 of the binomial in total variation;
 * the members are drawn by rejection from 64-bit integers, without rounding: given the size they are exactly uniform.
 
-So a run of T steps has the law of ideal Poisson sampling up to T * 2**-96 in total variation, which adds at most
+So a run of T steps is within T * 2**-96 of ideal Poisson sampling in total variation, which adds at most
 (1 + e**epsilon) * T * 2**-96 to delta: nothing against any delta in use.
 """
 
@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from dp_accounting import DpEvent
 
 SAMPLER = "poisson"
-"""Name of the law of the batches, as the accounting knows it."""
+"""Name of the distribution of the batches, as the accounting knows it."""
 
 Sampled = Literal["example", "user"]
 """What a step draws."""
@@ -77,7 +77,7 @@ class Keystream:
         return (drawn % np.uint64(bound)).astype(np.int64)
 
 
-class BinomialLaw:
+class Binomial:
     """Binomial(trials, probability), drawn by inversion in integers.
 
     Args:
@@ -161,7 +161,7 @@ class PoissonSampler:
         self._population = population
         self._sampling_prob = sampling_prob
         self._sampled: Sampled = sampled
-        self._size = BinomialLaw(population, sampling_prob)
+        self._size = Binomial(population, sampling_prob)
 
     @property
     def population(self) -> int:

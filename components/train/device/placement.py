@@ -34,7 +34,7 @@ class Placement:
 
     Attributes:
         device: where the dense layers compute.
-        table_device: where the tables, and what each row owes, live: the same, or the CPU.
+        table_device: where the tables live, with the record of each row's pending noise: the same, or the CPU.
 
     Raises:
         InputError: tables on another GPU than the dense layers, or on a GPU with the dense layers on the CPU.

@@ -1,14 +1,14 @@
 """One step of training, private or not: read this file from top to bottom.
 
     lookups       which rows the batch reads
-    catch-up      those rows get the noise they owe
+    catch-up      their pending noise is applied
     gather        and are pooled into bags
     forward, backward       one pass; no weight gradients, no per-example gradients
     norms         of each privacy unit's gradient, over all layers and tables
     weighted products       one per layer: the sum of clipped gradients
     scatter       the same for the rows that were read
     dense noise, optimizer  the dense layers move
-    advance       the noise of this step is owed by every row
+    advance       the noise of this step is pending for every row
 
 With c_i = min(1, C / ||g_i||) for each unit (an example, or a user with all examples) and a fixed expected batch size
 b, the step follows
@@ -182,7 +182,7 @@ class Engine:
             return _Pass(losses, contributions.add(capture, tables), units.count, contributions)
 
     def flush(self) -> None:
-        """Give every row the noise it owes; needed before weights are released or evaluated. Training may go on.
+        """Apply all pending noise; needed before weights are released or evaluated. Training may go on.
 
         Raises:
             UnfinishedStepError: a step was interrupted while it changed the weights.
@@ -191,14 +191,14 @@ class Engine:
         self.tables.flush()
 
     def pending(self) -> int:
-        """Number of rows that owe noise."""
+        """Number of rows with pending noise."""
         return self.tables.pending()
 
     def table_weights(self) -> dict[str, Tensor]:
         """The weights of every table (the very tensors), once nothing is pending and everything is finite.
 
         Raises:
-            PendingNoiseError: a row owes noise; flush first.
+            PendingNoiseError: a row has pending noise; flush first.
             NonFiniteError: a weight or dense parameter is not finite.
             UnfinishedStepError: a step was interrupted while it changed the weights.
         """

@@ -19,7 +19,7 @@ def begin_from(model: Recommender, data: EncodedDataset, identity: RunIdentity, 
     """Tables that the run begins with; the prior of `model`, where it has one, is set in place.
 
     What is read of the data here is charged by the event of the run (`RunCost.of_run`). It is read again only where the
-    run was killed before its first checkpoint, then under a fresh key, and nothing of it was seen.
+    run was killed before its first checkpoint, then under the same key, and to the same bits.
 
     Args:
         model: of the run.

@@ -104,7 +104,7 @@ def has_key(folder: Path) -> bool:
 
 def destroy_key(folder: Path) -> None:
     """Overwrite and remove the noise key of a checkpoint, if it has one."""
-    _destroy(folder / _KEY)
+    destroy_file(folder / _KEY)
 
 
 def write_tensors(path: Path, tensors: dict[str, torch.Tensor]) -> str:
@@ -148,7 +148,8 @@ def _write_private(path: Path, data: bytes) -> str:
     return hashlib.sha256(data).hexdigest()
 
 
-def _destroy(path: Path) -> None:
+def destroy_file(path: Path) -> None:
+    """Overwrite a file that holds a key, and remove it; nothing happens where there is none."""
     if not path.exists():
         return
     with path.open("r+b") as file:
@@ -162,7 +163,7 @@ def _destroy(path: Path) -> None:
 def remove_checkpoint(folder: Path) -> None:
     """Remove a checkpoint, its key first."""
     for key in [*folder.glob(_KEY), *folder.glob(f"*/{_KEY}")]:
-        _destroy(key)
+        destroy_file(key)
     shutil.rmtree(folder) if folder.is_dir() else folder.unlink()
 
 

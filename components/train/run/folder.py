@@ -2,6 +2,7 @@
 
     RUN/                            mode 0700
       run.json                      which run this is: its id, configuration, dataset and code version
+      root.key                      the key that the run's reservation is bound to; of a trial, its sweep's
       lock                          held while a process trains or exports
       checkpoints/step-000000500/   see `checkpoint`
 
@@ -18,20 +19,20 @@ import os
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from lazydp.components.shared.errors import InputError, IntegrityError, LazyDPError
 from lazydp.components.shared.files import (
     PRIVATE_DIRECTORY,
     PRIVATE_FILE,
     read_json,
+    require_local,
+    write_bytes,
     write_json,
 )
-
-if TYPE_CHECKING:
-    pass
 from lazydp.components.train.run.checkpoint import (
     Checkpoint,
+    destroy_file,
     destroy_key,
     has_key,
     read_checkpoint,
@@ -39,8 +40,11 @@ from lazydp.components.train.run.checkpoint import (
     write_checkpoint,
 )
 from lazydp.components.train.run.identity import RunIdentity, difference
+from lazydp.kernels.noise_key import KEY_BYTES, NoiseKey
 
 FORMAT_VERSION = 1
+_ROOT_KEY = "root.key"
+_SECRET, _TEST = b"\x00", b"\x01"  # after the key's bytes: whether it was made for a test
 KEPT = 2
 """Checkpoints that are kept: the latest, and one before it in case that is damaged."""
 
@@ -66,6 +70,7 @@ class RunFolder:
             InputError: there is none (and not `create`), or another process holds it.
         """
         if create:
+            require_local(path)
             path.mkdir(parents=True, exist_ok=True, mode=PRIVATE_DIRECTORY)
         if not path.is_dir():
             raise InputError(f"no run at {path}: give the folder that `lazydp train --out` wrote")
@@ -85,6 +90,22 @@ class RunFolder:
     def begin(self, identity: RunIdentity) -> None:
         """Make the folder this run's."""
         write_json(self.path / "run.json", identity.to_json(), format_version=FORMAT_VERSION, mode=PRIVATE_FILE)
+
+    def root_key(self) -> NoiseKey | None:
+        """The key that the run's reservation is bound to; None before `keep_root_key`, and after the export."""
+        file = self.path / _ROOT_KEY
+        if not file.exists():
+            return None
+        found = file.read_bytes()
+        if len(found) != KEY_BYTES + 1:
+            raise IntegrityError(f"{file} is damaged: expected {KEY_BYTES + 1} bytes, found {len(found)}")
+        return NoiseKey.from_bytes(found[:KEY_BYTES], is_test=found[KEY_BYTES:] == _TEST)
+
+    def keep_root_key(self, key: NoiseKey) -> None:
+        """Keep the key before anything is promised to it: a run that is killed goes on under the same one."""
+        if not (self.path / _ROOT_KEY).exists():
+            content = key.to_bytes() + (_TEST if key.is_test else _SECRET)
+            write_bytes(self.path / _ROOT_KEY, content, mode=PRIVATE_FILE)
 
     def save(self, checkpoint: Checkpoint) -> None:
         """Write a checkpoint, whole or not at all, and drop all but the latest two."""
@@ -133,7 +154,7 @@ class RunFolder:
         return bool(self._steps())
 
     def destroy_keys(self) -> None:
-        """Overwrite and remove the noise key of every checkpoint.
+        """Overwrite and remove the noise key of the run and of every checkpoint.
 
         Overwriting reaches the blocks of a plain file system; copies that a snapshotting one or a flash disk keeps
         are out of reach, which is why a run's folder belongs on an encrypted volume.
@@ -141,6 +162,7 @@ class RunFolder:
         self._sweep()
         for folder in self._steps():
             destroy_key(folder)
+        destroy_file(self.path / _ROOT_KEY)
 
     def erase(self) -> None:
         """Destroy the keys, then remove everything."""
@@ -162,6 +184,8 @@ class RunFolder:
                 remove_checkpoint(leftover)
         for leftover in self.path.glob(".run.json.*"):
             leftover.unlink()
+        for leftover in self.path.glob(f".{_ROOT_KEY}.*"):
+            destroy_file(leftover)
 
 
 @contextlib.contextmanager

@@ -11,6 +11,7 @@ from pydantic import ValidationError
 from lazydp.components.budget.accounting.tuning import Tuning
 from lazydp.components.shared.errors import FormatError
 from lazydp.components.train.config import TrainConfig
+from lazydp.kernels.noise_key import NoiseKey
 
 if TYPE_CHECKING:
     pass
@@ -27,6 +28,7 @@ class RunIdentity:
         code_version: the lazydp that started it, sources included (`shared.version`).
         noise_multiplier: sigma, as configured or as calibrated when the run began; None without privacy.
         tuning: the sweep that the run is a trial of; all trials of a sweep share its run id.
+        trial: which trial of the sweep it is, from 1; None outside a sweep.
         selected: whether the sweep is over and kept this trial; no other trial may be released.
     """
 
@@ -36,7 +38,12 @@ class RunIdentity:
     code_version: str
     noise_multiplier: float | None
     tuning: Tuning | None = None
+    trial: int | None = None
     selected: bool = False
+
+    def noise_key(self, root: NoiseKey) -> NoiseKey:
+        """The key that the run draws under: its root key, or what a trial derives from that of its sweep."""
+        return root if self.trial is None else root.derive(f"trial {self.trial}")
 
     def differences(self, other: RunIdentity) -> list[str]:
         """`what: other's != ours` for everything in which `other` could not go on with this run."""
@@ -71,6 +78,7 @@ class RunIdentity:
             "code_version": self.code_version,
             "noise_multiplier": self.noise_multiplier,
             "tuning": None if self.tuning is None else self.tuning.model_dump(mode="json"),
+            "trial": self.trial,
             "selected": self.selected,
         }
 
@@ -89,6 +97,7 @@ class RunIdentity:
                 code_version=document["code_version"],
                 noise_multiplier=document["noise_multiplier"],
                 tuning=None if document.get("tuning") is None else Tuning.model_validate(document["tuning"]),
+                trial=document.get("trial"),
                 selected=document.get("selected", False),
             )
         except KeyError as error:

@@ -7,13 +7,14 @@ what it says of training against the sampler that draws the batches.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable
 from dataclasses import dataclass
 
 from lazydp.components.budget.accounting.events import event_to_json
 from lazydp.components.budget.ledger.identifiers import register
 from lazydp.components.budget.ledger.ledger import Ledger
+from lazydp.components.budget.ledger.views import Reservation
 from lazydp.components.budget.statement import SpentElsewhere
+from lazydp.components.ingest.dataset import EncodedDataset
 from lazydp.components.shared.errors import PrivacyError
 from lazydp.components.train.data.sampler import PoissonSampler
 from lazydp.components.train.run.costs import RunCost
@@ -21,7 +22,7 @@ from lazydp.components.train.run.identity import RunIdentity
 
 
 def check_event(sampler: PoissonSampler, identity: RunIdentity, *, max_examples_per_user: int | None) -> None:
-    """Refuse to train on batches of another law than the one that is charged; to be called before either.
+    """Refuse to train on batches of another distribution than the one that is charged; to be called before either.
 
     Args:
         sampler: draws the batches of the run.
@@ -49,11 +50,12 @@ def check_event(sampler: PoissonSampler, identity: RunIdentity, *, max_examples_
 def reserve(
     url: str | None,
     identity: RunIdentity,
+    data: EncodedDataset,
     *,
-    dataset_name: str,
-    sources: Iterable[str],
-    max_examples_per_user: int | None,
-) -> None:
+    key: str = "",
+    first_budget: tuple[float, float] | None = None,
+    by: str | None = None,
+) -> Reservation:
     """Claim what the whole run may spend; a run that holds its claim already (a retry, a resumed run) keeps it.
 
     A trial of a sweep claims what the whole sweep may spend: all its trials are that one mechanism.
@@ -61,20 +63,38 @@ def reserve(
     Args:
         url: of the ledger; None for the default one.
         identity: of the run.
-        dataset_name: for people.
-        sources: private digests of what the dataset was made from, so that datasets of the same log share one budget.
-        max_examples_per_user: the contribution bound k; None where there is none.
+        data: what it is trained on; it is registered in the ledger.
+        key: public commitment to the run's root key, which the reservation is bound to; the pipeline's gate, which has
+            no key yet, gives none.
+        first_budget: (epsilon, delta) for a dataset that never had a budget; one that has is left as it is.
+        by: who asks; the operator by default.
 
     Raises:
         BudgetExceededError: the dataset's budget does not admit the run.
-        PrivacyError: the dataset has no budget, or one of another privacy unit, or the run was closed.
+        PrivacyError: the dataset has no budget, or one of another privacy unit, or the run was closed, or is bound to
+            another key.
+        UnavailableError: the ledger does not answer.
     """
-    event = RunCost.of(identity, max_examples_per_user).of_release()
+    event = RunCost.of(identity, data.manifest.max_examples_per_user).of_release()
     with Ledger.open(url) as ledger:
         dataset = register(
-            ledger, fingerprint=identity.dataset_fingerprint, name=dataset_name, sources=sources
+            ledger,
+            fingerprint=identity.dataset_fingerprint,
+            name=data.spec.name,
+            sources=[data.manifest.source.digest],
+            by=by,
         ).identifier
-        ledger.reserve(
+        if first_budget is not None and ledger.show(dataset).epsilon is None:
+            epsilon, delta = first_budget
+            ledger.set_budget(
+                dataset,
+                epsilon=epsilon,
+                delta=delta,
+                privacy_unit=identity.config.privacy_unit,
+                by=by,
+                reason="first budget",
+            )
+        reservation = ledger.reserve(
             dataset=dataset,
             event=event,
             run_id=identity.run_id,
@@ -83,8 +103,12 @@ def reserve(
             # One for the whole sweep: which settings a trial drew is told of the best one alone.
             config_digest=identity.config.digest() if identity.tuning is None else identity.tuning.digest,
             code_version=identity.code_version,
+            key=key,
+            by=by,
         )
-        ledger.require_reservation(identity.run_id, dataset=dataset, event=event)
+        if key:
+            ledger.require_reservation(identity.run_id, dataset=dataset, event=event, key=key)
+        return reservation
 
 
 def commit(
@@ -94,6 +118,7 @@ def commit(
     steps: int,
     release: str,
     max_examples_per_user: int | None,
+    key: str,
     final: bool = True,
 ) -> None:
     """Charge what the run spent; to be called before the release can be seen. Repeated, it changes nothing.
@@ -104,19 +129,25 @@ def commit(
         steps: steps done.
         release: version of the bundle.
         max_examples_per_user: the contribution bound k.
+        key: public commitment to the run's root key.
         final: false for a snapshot of a run that goes on: what the whole run reserved stays charged.
 
     Raises:
-        PrivacyError: the run holds no reservation there.
+        PrivacyError: the run holds no reservation there, or one for another key.
     """
     event = RunCost.of(identity, max_examples_per_user).of_release(steps=steps)
     with Ledger.open(url) as ledger:
-        ledger.commit(identity.run_id, event=event, release=release, step=None if final else steps, final=final)
+        ledger.commit(
+            identity.run_id, event=event, release=release, step=None if final else steps, final=final, key=key
+        )
 
 
-def close_without_release(url: str | None, identity: RunIdentity, *, max_examples_per_user: int | None) -> None:
+def close_without_release(
+    url: str | None, identity: RunIdentity, *, max_examples_per_user: int | None, key: str
+) -> None:
     """Charge a sweep that came to nothing: another one is another mechanism, so this one's charge stays."""
-    commit(url, identity, steps=identity.config.steps, release="nothing", max_examples_per_user=max_examples_per_user)
+    steps = identity.config.steps
+    commit(url, identity, steps=steps, release="nothing", max_examples_per_user=max_examples_per_user, key=key)
 
 
 @dataclass(frozen=True, slots=True)

@@ -75,6 +75,7 @@ def train(
     run_id: str | None = None,
     key: NoiseKey | None = None,
     tuning: Tuning | None = None,
+    trial: int | None = None,
     publish: Publish | None = None,
 ) -> TrainedRun:
     """Train, or go on training, until `config.steps` steps are done.
@@ -89,15 +90,17 @@ def train(
         ledger: URL of the ledger; None for the default one.
         resume: go on with the run in `out`, if there is one, instead of refusing.
         run_id: names the run in the ledger, so that a retry elsewhere is the same run; None for a fresh name.
-        key: the noise key of a new run; None for a fresh secret one. Tests give one made for tests.
-        tuning: the sweep that this is a trial of (`tune`); `run_id` is then the sweep's.
+        key: the root key of a new run; None for a fresh secret one. Tests give one made for tests, a sweep its own.
+        tuning: the sweep that this is a trial of (`tune`); `run_id` and `key` are then the sweep's.
+        trial: which trial of the sweep it is.
         publish: releases snapshots; given exactly where the configuration has `publish_every`.
 
     Raises:
         InputError: `out` holds another run, or one that was exported, or the dataset doesn't fit the configuration.
         BudgetExceededError: the dataset's budget does not admit the run.
         UnavailableError: the configuration asks for a GPU, and there is none.
-        PrivacyError: the dataset has no budget, or the batches are not drawn as the run is charged.
+        PrivacyError: the dataset has no budget, or the batches are not drawn as the run is charged, or the run's
+            reservation is bound to another noise key.
     """
     placement = config.placement()
     if (publish is None) != (config.publish_every is None):
@@ -106,21 +109,18 @@ def train(
         )
     data = EncodedDataset.open(dataset)
     with RunFolder.locked(out, create=True) as folder:
-        identity = _begin(folder, data, config, resume=resume, run_id=run_id, tuning=tuning)
+        identity = _begin(folder, data, config, resume=resume, run_id=run_id, tuning=tuning, trial=trial)
         checkpoint = latest_of(folder, identity, data)
         if checkpoint is not None:
             _check_move(identity.config, config)
-        secret = key_of(checkpoint, folder) if checkpoint is not None else key or NoiseKey.generate()
+        root = root_key_of(checkpoint, folder, identity) if checkpoint is not None else folder.root_key() or key
+        root = root or NoiseKey.generate()
+        folder.keep_root_key(root)
+        secret = identity.noise_key(root)
         batches = batch_maker(data, config, secret)
         if config.private:
             check_event(batches.sampler, identity, max_examples_per_user=contribution_bound(data))
-            reserve(
-                ledger,
-                identity,
-                dataset_name=data.spec.name,
-                sources=[data.manifest.source.digest],
-                max_examples_per_user=contribution_bound(data),
-            )
+            reserve(ledger, identity, data, key=root.commitment())
         model = build_model(data.spec, identity.config.model)
         tables = begin_from(model, data, identity, secret) if checkpoint is None else None
         engine = engine_for(model, identity, secret, tables=tables, placement=placement)
@@ -130,6 +130,7 @@ def train(
             engine.load_state_dict(checkpoint.state)
         _loop(engine, identity, secret, data, batches, folder, publish)
         secret.destroy()
+        root.destroy()
         return TrainedRun(out, identity, engine.steps_done)
 
 
@@ -196,6 +197,7 @@ def _begin(
     resume: bool,
     run_id: str | None,
     tuning: Tuning | None,
+    trial: int | None,
 ) -> RunIdentity:
     """The run that `folder` holds, or a new one."""
     check_fits(data, config)
@@ -208,6 +210,7 @@ def _begin(
         code_version=code_version(),
         noise_multiplier=held.noise_multiplier if held is not None else None,
         tuning=tuning,
+        trial=trial,
     )
     differences = held.differences(given) if held is not None else []
     if held is not None and folder.has_checkpoint():
@@ -230,6 +233,7 @@ def _begin(
         if config.noise_multiplier is None:
             _log.info("calibrating noise for epsilon %g at delta %g", config.target_epsilon, config.target_delta)
         given = replace(given, noise_multiplier=calibrated_noise_multiplier(config, bound))
+    folder.destroy_keys()  # of another run that was refused its budget here
     folder.begin(given)
     return given
 
@@ -300,6 +304,25 @@ def key_of(checkpoint: Checkpoint, folder: RunFolder) -> NoiseKey:
     if checkpoint.key is None:
         raise InputError(_exported(folder))
     return checkpoint.key
+
+
+def root_key_of(checkpoint: Checkpoint, folder: RunFolder, identity: RunIdentity) -> NoiseKey:
+    """The key that the run's reservation is bound to, which the checkpoint's own key must come from.
+
+    Raises:
+        InputError: it was destroyed at export.
+        PrivacyError: the checkpoint was written under another key.
+    """
+    key = key_of(checkpoint, folder)
+    root = folder.root_key()
+    if root is None:
+        return key  # an older lazydp kept it in the checkpoints alone
+    if identity.noise_key(root).commitment() != key.commitment():
+        raise PrivacyError(
+            f"the checkpoint of step {checkpoint.step} in {folder.path} was written under another noise key than that "
+            f"of run {identity.run_id}: it can neither go on nor be released"
+        )
+    return root
 
 
 def _exported(folder: RunFolder) -> str:

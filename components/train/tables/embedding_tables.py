@@ -1,8 +1,8 @@
-"""Embedding tables in training: rows catch up with their noise when they are read, and owe it until then.
+"""Embedding tables in training: a row's noise is pending until the row is read, or flushed.
 
 Per step t: `group_rows` (of the batch), `catch_up` (those rows, to t - 1), `gather` (or both in one pass over the rows:
-`catch_up_and_gather`), `add_gradient`, `advance` (the noise of step t is owed, or in eager mode added to every row at
-once). See `skip_ahead` for the mathematics.
+`catch_up_and_gather`), `add_gradient`, `advance` (the noise of step t becomes pending, or in mode `dpsgd` is added to
+every row). See `skip_ahead` for the mathematics.
 """
 
 from __future__ import annotations
@@ -74,7 +74,7 @@ class GroupedLookups:
 
 
 class EmbeddingTables:
-    """Every table of a model, with what each row owes.
+    """Every table of a model, and the noise that is pending for each row.
 
     Args:
         weights: initial weights, float32 [rows, dim] by table; trained in place, never copied. They are on one device,
@@ -118,12 +118,12 @@ class EmbeddingTables:
         for number, ((name, weight), last) in enumerate(zip(weights.items(), last_of_tables, strict=True)):
             momentum = torch.zeros_like(weight) if self._skip_ahead.dimension == 2 else None
             self._tables[name] = _Table(number, weight, last, momentum)
-        self._owes_noise = False
+        self._has_pending_noise = False
 
     @property
-    def owes_noise(self) -> bool:
+    def has_pending_noise(self) -> bool:
         """Whether a step was completed after the last flush: `pending() > 0`, without a look at every row."""
-        return self._owes_noise
+        return self._has_pending_noise
 
     @property
     def step(self) -> int:
@@ -165,7 +165,7 @@ class EmbeddingTables:
             [table.last for table in tables],
             [group.rows.rows for group in groups.values()],
             self._key.tensor(),
-            **self._wake(tables),
+            **self._catch_up_arguments(tables),
         )
 
     def gather(self, reads: Mapping[str, Lookups]) -> dict[str, Tensor]:
@@ -199,12 +199,12 @@ class EmbeddingTables:
             [read.offsets for read in reads.values()],
             [groups[name].bag_of_lookup for name in reads],
             per_lookup_weights=[read.weights for read in reads.values()],
-            **self._wake(tables),
+            **self._catch_up_arguments(tables),
         )
         return dict(zip(reads, pooled, strict=True))
 
-    def _wake(self, tables: Sequence[_Table]) -> dict[str, Any]:
-        """How rows of `tables` wake now: arguments of the operators that draw noise."""
+    def _catch_up_arguments(self, tables: Sequence[_Table]) -> dict[str, Any]:
+        """Arguments of the operators that bring rows of `tables` up to the present step."""
         return {
             "tables": [table.number for table in tables],
             "momenta": [table.momentum for table in tables if table.momentum is not None],
@@ -235,9 +235,9 @@ class EmbeddingTables:
         )
 
     def advance(self) -> None:
-        """Complete the step: its noise is owed from now on, and in mode `dpsgd` paid at once by every row."""
+        """Complete the step: its noise is pending from now on; in mode `dpsgd` it is added to every row at once."""
         self._skip_ahead.advance()
-        self._owes_noise = not self._skip_ahead.is_identity
+        self._has_pending_noise = not self._skip_ahead.is_identity
         if self._mode == "dpsgd":
             self.flush()
 
@@ -257,10 +257,10 @@ class EmbeddingTables:
                 momentum=table.momentum,
                 noise=self._noise,
             )
-        self._owes_noise = False
+        self._has_pending_noise = False
 
     def pending(self) -> int:
-        """Number of rows that owe noise."""
+        """Number of rows with pending noise."""
         if self._skip_ahead.is_identity:
             return 0
         return sum(int((table.last != self.step).sum()) for table in self._tables.values())
@@ -269,13 +269,13 @@ class EmbeddingTables:
         """The weights of every table, the very tensors, for release or evaluation.
 
         Raises:
-            PendingNoiseError: a row owes noise; flush first.
+            PendingNoiseError: a row has pending noise; flush first.
             NonFiniteError: a weight is not finite.
         """
         pending = self.pending()
         if pending:
             raise PendingNoiseError(
-                f"{pending} rows still owe noise at step {self.step}: flush before weights leave training"
+                f"{pending} rows still have pending noise at step {self.step}: flush before weights leave training"
             )
         for name, table in self._tables.items():
             if not _all_finite(table.weight):
@@ -317,7 +317,7 @@ class EmbeddingTables:
             table.last.copy_(saved["last"])
             if table.momentum is not None:
                 table.momentum.copy_(saved["momentum"])
-        self._owes_noise = self.pending() > 0
+        self._has_pending_noise = self.pending() > 0
 
 
 def _all_finite(weight: Tensor) -> bool:

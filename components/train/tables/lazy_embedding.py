@@ -25,7 +25,7 @@ class LazyRows(nn.Module):
     State dicts keep its key. But its weight is neither parameter nor buffer: no optimizer of dense layers finds it, and
     nothing that goes over a model's buffers reads rows past their noise.
 
-    Rows that owe noise show which rows were read, and when. So a layer whose rows owe noise answers no call outside a
+    Rows with pending noise show which rows were read, and when. A layer with such rows answers no call outside a
     step, shows no weight and enters no state dict, pickle or copy: it raises PendingNoiseError until the trainer has
     flushed. Keep no other reference to the weight: what is read through one has no noise, and its gradient is lost.
 
@@ -43,7 +43,7 @@ class LazyRows(nn.Module):
         self._include_last_offset = isinstance(layer, nn.EmbeddingBag) and layer.include_last_offset
         self.read: Read | None = None
         """Set while a step runs; None where rows are read as they are."""
-        self.owes_noise = False
+        self.has_pending_noise = False
         """Whether a step was taken after the last flush; a plain flag, so that a pickled layer drags no key along."""
         self.kept_by_trainer = False
         """Whether state dicts leave the rows out: true while the trainer, which keeps them itself, reads or writes."""
@@ -55,7 +55,7 @@ class LazyRows(nn.Module):
         Raises:
             InputError: during a step: rows that the layer was not called for have not caught up with their noise, and
                 no gradient comes back to them.
-            PendingNoiseError: rows owe noise.
+            PendingNoiseError: rows have pending noise.
         """
         if self.read is not None:
             raise InputError(
@@ -78,7 +78,7 @@ class LazyRows(nn.Module):
 
         Raises:
             InputError: 1-D indices without offsets, or weights that the layer cannot take or that are trained.
-            PendingNoiseError: outside a step, rows owe noise.
+            PendingNoiseError: outside a step, rows have pending noise.
         """
         if self.read is None:
             self._refuse_pending("is read outside a step")
@@ -124,10 +124,10 @@ class LazyRows(nn.Module):
                 self._weight.copy_(loaded)
 
     def _refuse_pending(self, what: str) -> None:
-        if self.owes_noise:
+        if self.has_pending_noise:
             raise PendingNoiseError(
-                f"embedding layer {self.name!r} {what} while its rows owe noise: call the trainer's flush() first; to "
-                "stop and go on later, save the trainer's state_dict(), which is private"
+                f"embedding layer {self.name!r} {what} while its rows have pending noise: call the trainer's flush() "
+                "first; to stop and go on later, save the trainer's state_dict(), which is private"
             )
 
     def _rows(self, indices: Tensor) -> Tensor:

@@ -1,4 +1,4 @@
-"""What a row owes after sleeping: the skip-ahead table, exact for SGD with schedules, weight decay and momentum.
+"""The pending noise of a row: the skip-ahead table, exact for SGD with schedules, weight decay and momentum.
 
 One step of SGD without a gradient is linear in the row's state s and in the step's noise z ~ N(0, I):
 
@@ -138,7 +138,7 @@ class SkipAhead:
 
     @property
     def is_identity(self) -> bool:
-        """Whether sleeping never changes a row: no noise, no weight decay, no momentum."""
+        """Whether a row that is not read never changes: no noise, no weight decay, no momentum."""
         return self._noise_scale == 0.0 and not self._optimizer.momentum and not self._optimizer.weight_decay
 
     @property

@@ -131,7 +131,8 @@ void normal_(const Tensor& out, const Tensor& key, int64_t table, int64_t first_
 std::tuple<Tensors, Tensors, Tensors> foreach_group_rows(const Tensors& indices, const std::vector<int64_t>& num_rows) {
   const Call call(first_of(indices, "indices"));
   check_count(num_rows, "num_rows", indices.size());
-  Tensors rows, order, starts;
+  Tensors rows, order, starts, workspaces;
+  std::vector<GroupRows> jobs;
   for_each_table(indices.size(), [&](size_t j) {
     call(indices[j], "indices", ScalarType::Long, 1);
     const int64_t lookups = indices[j].size(0);
@@ -140,11 +141,15 @@ std::tuple<Tensors, Tensors, Tensors> foreach_group_rows(const Tensors& indices,
     rows.push_back(torch::stable::new_empty(indices[j], {lookups}));
     order.push_back(torch::stable::new_empty(indices[j], {lookups}));
     starts.push_back(torch::stable::new_empty(indices[j], {lookups + 1}));
-    Tensor workspace = torch::stable::new_empty(indices[j], {static_cast<int64_t>(bytes)}, ScalarType::Byte);
-    check_launch(group_rows({read<int64_t>(indices[j]), write<int64_t>(rows[j]), write<int64_t>(order[j]),
-                             write<int64_t>(starts[j]), write<uint8_t>(workspace), bytes, lookups, num_rows[j]},
-                            call.stream()));
+    void* workspace = nullptr;
+    if (bytes > 0) {
+      workspaces.push_back(torch::stable::new_empty(indices[j], {static_cast<int64_t>(bytes)}, ScalarType::Byte));
+      workspace = write<uint8_t>(workspaces.back());
+    }
+    jobs.push_back({read<int64_t>(indices[j]), write<int64_t>(rows[j]), write<int64_t>(order[j]), write<int64_t>(starts[j]),
+                    workspace, bytes, lookups, num_rows[j]});
   });
+  check_launch(group_rows(jobs, call.stream()));
   return {rows, order, starts};
 }
 

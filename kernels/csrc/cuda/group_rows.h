@@ -3,6 +3,7 @@
 
 #include <cstddef>
 #include <cstdint>
+#include <span>
 
 #include "cuda/rows.h"
 #include "cuda/stream.h"
@@ -14,12 +15,12 @@ struct GroupRows {
   int64_t* rows;           // [lookups]: distinct rows, ascending, then kNoRow
   int64_t* order;          // [lookups]: positions sorted by row, stable
   int64_t* starts;         // [lookups + 1]
-  void* workspace;         // group_rows_workspace bytes, aligned to 256
+  void* workspace;         // group_rows_workspace bytes, aligned to 256; none where that is 0
   size_t workspace_bytes;
   int64_t lookups;
   int64_t num_rows;
 };
 cudaError_t group_rows_workspace(int64_t lookups, int64_t num_rows, size_t* bytes);
-cudaError_t group_rows(const GroupRows& job, cudaStream_t stream);
+cudaError_t group_rows(std::span<const GroupRows> jobs, cudaStream_t stream);
 
 }  // namespace lazydp::cuda

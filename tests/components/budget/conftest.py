@@ -15,7 +15,7 @@ from pathlib import Path
 import psycopg
 import pytest
 
-from lazydp.components.budget.accounting.epsilon import loss_store
+from lazydp.components.budget.accounting import loss_store
 from lazydp.components.budget.ledger.ledger import Ledger
 
 IDENTIFIER = "a" * 64

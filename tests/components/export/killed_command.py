@@ -46,7 +46,7 @@ STEPS: list[tuple[Any, str]] = [
     (BundleManifest, "save"),
     (export, "commit"),
     (export, "write_json"),
-    (checkpoint, "_destroy"),  # a key on disk
+    (checkpoint, "destroy_file"),  # a key on disk
 ]
 
 

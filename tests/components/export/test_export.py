@@ -197,7 +197,7 @@ def test_a_key_half_destroyed_is_destroyed_wholly(tiny: Any, run: Path, monkeypa
     from lazydp.components.train.run import checkpoint
 
     destroyed: list[Path] = []
-    original = checkpoint._destroy
+    original = checkpoint.destroy_file
 
     def once(path: Path) -> None:
         if destroyed:
@@ -206,7 +206,7 @@ def test_a_key_half_destroyed_is_destroyed_wholly(tiny: Any, run: Path, monkeypa
         original(path)
 
     with monkeypatch.context() as patch:
-        patch.setattr(checkpoint, "_destroy", once)
+        patch.setattr(checkpoint, "destroy_file", once)
         with pytest.raises(Killed):
             release(tiny)
     assert len(list(run.rglob("noise.key"))) == 1

@@ -28,7 +28,7 @@ PROGRAM = Path(__file__).with_name("killed_command.py")
 SETTINGS = {"steps": 3, "checkpoint_every": 2, "log_every": 100}
 # Where a kill would do most harm if the order were wrong; the slow tests take every point there is.
 DURING_TRAIN = ("before append 2", "after append 2", "before rename 2", "after step 2", "after destroy 1")
-DURING_EXPORT = ("before save 1", "after append 1", "after commit 1", "before _destroy 2", "before rename 2")
+DURING_EXPORT = ("before save 1", "after append 1", "after commit 1", "before destroy_file 2", "before rename 2")
 PRELOADED = [
     "torch._dynamo",
     "lazydp.components.export.export",

@@ -10,15 +10,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from lazydp.components.features.spec_file import parse_spec
-from lazydp.components.features.vocabulary import (
-    Vocabularies,
-    canonical_text,
-    check_values,
-    hash_code,
-    make_vocabulary,
-    to_numbers,
-    values_digest,
-)
+from lazydp.components.features.values import canonical_text, to_numbers
+from lazydp.components.features.vocabulary import Vocabularies, check_values, hash_code, make_vocabulary, values_digest
 from lazydp.components.features.vocabulary_spec import (
     BucketVocabulary,
     DeclaredVocabulary,

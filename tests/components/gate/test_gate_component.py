@@ -36,28 +36,29 @@ def dataset(tmp_path_factory: pytest.TempPathFactory) -> SimpleNamespace:
     return SimpleNamespace(path=str(folder / "dataset"))
 
 
-def test_the_gate(dataset: SimpleNamespace, sqlite_url: str) -> None:
+def test_the_gate(dataset: SimpleNamespace, sqlite_url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("LAZYDP_OPERATOR", "")  # put back afterwards: the gate sets it for its own process
     common = {"dataset": dataset, "config": CONFIG, "ledger_url": sqlite_url}
     with pytest.raises(PrivacyError, match="has no budget"):
-        budget_gate.python_func(run_id="one", **common)
+        budget_gate.python_func(job_id="one", **common)
     first = {"budget_epsilon": 1.0, "budget_delta": 1e-5, "operator": "pipeline"}
-    assert budget_gate.python_func(run_id="one", **common, **first) == "one"
+    assert budget_gate.python_func(job_id="one", **common, **first) == "run-one"
     # A retry is the same run, and the budget of a dataset that has one is left as it is.
-    assert budget_gate.python_func(run_id="one", **common, **(first | {"budget_epsilon": 100.0})) == "one"
+    assert budget_gate.python_func(job_id="one", **common, **(first | {"budget_epsilon": 100.0})) == "run-one"
     with Ledger.open(sqlite_url, read_only=True) as ledger:
         [shown] = ledger.budgets()
         [run] = ledger.runs()
     assert (shown.epsilon, shown.reserved_runs, run.reserved_by) == (1.0, 1, "pipeline")
     with pytest.raises(BudgetExceededError):
-        budget_gate.python_func(run_id="two", **(common | {"config": CONFIG.replace("50", "5000")}))
+        budget_gate.python_func(job_id="two", **(common | {"config": CONFIG.replace("50", "5000")}))
     # Without privacy there is nothing to reserve; export marks what comes of it.
-    assert budget_gate.python_func(run_id="three", **common, mode="sgd") == "three"
+    assert budget_gate.python_func(job_id="three", **common, mode="sgd") == "run-three"
 
 
 def test_the_ledger_holds_no_more_than_it_should(dataset: SimpleNamespace, sqlite_url: str) -> None:
     """No path, no user, no count of examples: the ledger is public."""
     budget_gate.python_func(
-        dataset=dataset, config=CONFIG, run_id="one", ledger_url=sqlite_url, budget_epsilon=1.0, budget_delta=1e-5
+        dataset=dataset, config=CONFIG, job_id="one", ledger_url=sqlite_url, budget_epsilon=1.0, budget_delta=1e-5
     )
     text = Path(sqlite_url.removeprefix("sqlite:///")).read_bytes().decode(errors="replace")
     for secret in (dataset.path, "u000", "interactions.parquet"):

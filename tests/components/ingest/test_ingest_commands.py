@@ -121,6 +121,17 @@ def test_a_spec_that_loses_many_rows_is_warned_of(
     assert ("does the item vocabulary cover the catalogue?" in caplog.text) is warns
 
 
+@pytest.mark.parametrize(("more", "status"), [([], 1), (["--max-rejected", "1"], 0)])
+def test_ratings_as_labels_are_refused(folder: Path, more: list[str], status: int) -> None:
+    pq.write_table(pa.table({"u": [1, 2, 3, 4], "i": [0] * 4, "r": [1, 4, 5, 3]}), folder / "log.parquet")
+    (folder / "spec.yaml").write_text(SPEC.replace("{kind: implicit}", "{kind: column, column: r}"))
+    result = CliRunner().invoke(command, [*arguments_for(folder), *more])
+    assert result.exit_code == status
+    assert (folder / "d").exists() is (status == 0)
+    if status:
+        assert "3 of 4 rows were left out (bad_label): labels are numbers from 0 to 1" in str(result.exception)
+
+
 @pytest.mark.parametrize(("values", "refused"), [(["M", "F"] * 20, True), (["1", "F"] * 20, False)])
 def test_text_is_no_dense_feature(tmp_path: Path, values: list[str], refused: bool) -> None:
     pq.write_table(pa.table({"u": list(range(40)), "i": [1] * 40, "g": values}), tmp_path / "log.parquet")

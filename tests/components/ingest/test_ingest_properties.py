@@ -133,7 +133,8 @@ def made(rows: list[dict[str, Any]], spec: str, *, cuts: int = 1, memory_bytes: 
         folder.mkdir()
         for number, part in enumerate(np.array_split(np.arange(len(rows)), cuts)):
             pq.write_table(table_of([rows[i] for i in part]), folder / f"{number}.parquet")
-        manifest = ingest([str(folder)], spec, Path(name) / "out", IngestOptions(memory_bytes=memory_bytes))
+        options = IngestOptions(memory_bytes=memory_bytes, max_rejected=1)
+        manifest = ingest([str(folder)], spec, Path(name) / "out", options)
         dataset = EncodedDataset.open(Path(name) / "out")
         return manifest, examples_of(dataset, "train"), examples_of(dataset, "test")
 

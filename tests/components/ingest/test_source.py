@@ -10,7 +10,8 @@ import pytest
 
 from lazydp.components.ingest.dataset import DatasetManifest, EncodedDataset
 from lazydp.components.ingest.ingest import IngestOptions, ingest
-from lazydp.components.ingest.source import RowSource, open_location, read_side_table, resolve_location
+from lazydp.components.ingest.locations import open_location, resolve_location
+from lazydp.components.ingest.source import RowSource
 from lazydp.components.shared.errors import InputError
 
 SPEC = """
@@ -60,9 +61,9 @@ def test_a_spec_may_be_text(folder: Path, tmp_path: Path) -> None:
 
 def test_side_tables_are_read_as_text_with_their_types_left_out(tmp_path: Path) -> None:
     (tmp_path / "u.user").write_text('user_id:token\tage:float\tname:token_seq\n007\t3.0\t"Q\n8\t\tR S\n')
-    table = read_side_table(tmp_path / "u.user")
+    source = RowSource.open([str(tmp_path / "u.user")])
+    table = source.table(source.column_names)
     assert table.to_pydict() == {"user_id": ["007", "8"], "age": ["3.0", None], "name": ['"Q', "R S"]}
-    assert RowSource.open_side_table(str(tmp_path / "u.user")).schema.names == ["user_id", "age", "name"]
 
 
 def test_relative_paths_start_from_the_spec() -> None:
@@ -88,7 +89,7 @@ def test_mistakes_about_the_input_are_told_in_one_line(folder: Path) -> None:
     nowhere = str(folder / "nowhere")
     assert mistaken(folder, inputs=[nowhere]) == f"{nowhere} does not exist"
     (folder / "empty").mkdir()
-    assert "holds no *.parquet file" in mistaken(folder, inputs=[str(folder / "empty")])
+    assert "holds no data file" in mistaken(folder, inputs=[str(folder / "empty")])
     assert "cannot be opened" in mistaken(folder, inputs=["gopher://x/y"])
     (folder / "torn.parquet").write_bytes((folder / "log.parquet").read_bytes()[:-20])
     assert "Parquet" in mistaken(folder, inputs=[str(folder / "torn.parquet")])
@@ -100,7 +101,7 @@ def test_mistakes_about_columns_name_them_and_what_is_there(folder: Path) -> Non
     message = mistaken(folder, spec=SPEC.replace("column: user,", "column: usr,"))
     assert "has no column 'usr', which user.column of the feature spec names; it has: user, item" in message
     message = mistaken(folder, spec=SPEC + "timestamp: item\n")
-    assert "column 'item' (timestamp) holds string; expected integers, floats, dates or timestamps" in message
+    assert "column 'item' (timestamp): expected times as numbers or as 2024-01-31 12:00:00" in message
     message = mistaken(folder, log=LOG.set_column(0, "user", pa.array([[1]] * 5)))
     assert "column 'user' (user.column) holds list<" in message
     message = mistaken(folder, log=LOG.slice(0, 0))

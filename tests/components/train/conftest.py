@@ -203,7 +203,7 @@ def evidence_against_poisson(batches: list[Members], *, population: int, probabi
     overlap = (included[1:] * included[:-1]).sum()
     return {
         "rate": from_normal(sizes.sum(), steps * population, probability),
-        # the law of the size: cells of about equal probability
+        # the distribution of the size: cells of about equal probability
         "size": _chi2_of_sizes(sizes, population, probability),
         "inclusion of each example": two_sided(
             float(((per_example - steps * probability) ** 2 / (steps * variance)).sum()), population
@@ -217,9 +217,9 @@ def evidence_against_poisson(batches: list[Members], *, population: int, probabi
 
 
 def _chi2_of_sizes(sizes: Members, population: int, probability: float) -> float:
-    law = stats.binom(population, probability)
-    edges = np.unique(law.ppf(np.linspace(0.1, 0.9, 9)))
-    cumulative = np.concatenate([[0.0], law.cdf(edges), [1.0]])
+    binomial = stats.binom(population, probability)
+    edges = np.unique(binomial.ppf(np.linspace(0.1, 0.9, 9)))
+    cumulative = np.concatenate([[0.0], binomial.cdf(edges), [1.0]])
     observed = np.bincount(np.searchsorted(edges, sizes), minlength=edges.size + 1)
     return float(stats.chisquare(observed, np.diff(cumulative) * sizes.size).pvalue)
 

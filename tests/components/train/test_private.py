@@ -189,7 +189,7 @@ def test_rows_that_owe_noise_stay_inside() -> None:
         model(ids_of(0))
 
 
-def test_nothing_owes_noise_where_every_row_gets_it_at_once() -> None:
+def test_nothing_is_pending_where_every_row_gets_it_at_once() -> None:
     model = fresh()
     trainer_of(model, noise_multiplier=1.0, mode="dpsgd").step(losses_of(model, ids_of(0)))
     model.state_dict()
@@ -248,7 +248,7 @@ def test_no_weight_shows_rows_that_owe_noise() -> None:
     trainer = trainer_of(model, noise_multiplier=1.0)
     before = model.rows.weight.clone()
     trainer.step(losses_of(model, ids_of(0)))
-    with pytest.raises(PendingNoiseError, match=r"'rows' shows its weight while its rows owe noise"):
+    with pytest.raises(PendingNoiseError, match=r"'rows' shows its weight while its rows have pending noise"):
         _ = model.rows.weight
     with pytest.raises(PendingNoiseError):
         model(ids_of(0)) @ model.rows.weight.t()

@@ -34,7 +34,7 @@ from lazydp.components.tune.tune import tune
 
 RATES = [0.001, 0.5, 2.0]
 SWEEP: dict[str, Any] = {
-    "law": "geometric",
+    "distribution": "geometric",
     "mean_trials": 2.0,
     "metric": "auc",
     "score": {"kind": "held_out", "noise_multiplier": 5.0},
@@ -48,6 +48,13 @@ class Killed(BaseException):
 
 def sweep(**changes: Any) -> Sweep:
     return Sweep.model_validate({**SWEEP, **changes})
+
+
+def test_a_sweep_file_of_the_first_version_is_read() -> None:
+    before = {("law" if name == "distribution" else name): value for name, value in SWEEP.items()}
+    assert Sweep.model_validate(before) == sweep()
+    with pytest.raises(ValueError, match="law"):
+        Sweep.model_validate({**SWEEP, "law": "poisson"})  # both at once
 
 
 @pytest.fixture
@@ -76,12 +83,12 @@ def statuses(tiny: Any) -> list[tuple[str, str]]:
 # --- the mechanism ---------------------------------------------------------------------------------------------
 
 
-def law(name: str, mean: float) -> Tuning:
+def tuning_of(name: str, mean: float) -> Tuning:
     return Tuning(law=name, mean_trials=mean, metric="auc", score_noise_multiplier=1.0, digest="")
 
 
 def probabilities(name: str, mean: float) -> dict[int, float]:
-    """The laws as the paper writes them, from gammas found on a grid."""
+    """The distributions as the paper writes them, from gammas found on a grid."""
     if name == "poisson":
         return {k: math.exp(k * math.log(mean) - mean - math.lgamma(k + 1)) for k in range(60)}
     if name == "geometric":
@@ -92,7 +99,7 @@ def probabilities(name: str, mean: float) -> dict[int, float]:
 
 
 @pytest.mark.parametrize("name", ["poisson", "geometric", "logarithmic"])
-def test_the_number_of_trials_has_its_law(name: str) -> None:
+def test_the_number_of_trials_has_its_distribution(name: str) -> None:
     """By its distribution function: inverting at every step of it gives the next number, and not before."""
     below = 0.0
     mean = 3.5
@@ -100,16 +107,16 @@ def test_the_number_of_trials_has_its_law(name: str) -> None:
         if weight < 1e-3:
             break
         just_in, just_out = below + 0.01 * weight, below + 0.99 * weight
-        assert law(name, mean).number_of_trials(int(just_in * 2**128)) == k
-        assert law(name, mean).number_of_trials(int(just_out * 2**128)) == k
+        assert tuning_of(name, mean).number_of_trials(int(just_in * 2**128)) == k
+        assert tuning_of(name, mean).number_of_trials(int(just_out * 2**128)) == k
         below += weight
-    assert law(name, mean).number_of_trials(0) == (0 if name == "poisson" else 1)
-    assert 10 < law(name, mean).number_of_trials(2**128 - 1) < 1000
+    assert tuning_of(name, mean).number_of_trials(0) == (0 if name == "poisson" else 1)
+    assert 10 < tuning_of(name, mean).number_of_trials(2**128 - 1) < 1000
 
 
 def test_the_mean_is_the_one_accounted_for() -> None:
     dice = random.Random(3)
-    drawn = [law("geometric", 6.0).number_of_trials(dice.getrandbits(128)) for _ in range(4000)]
+    drawn = [tuning_of("geometric", 6.0).number_of_trials(dice.getrandbits(128)) for _ in range(4000)]
     assert np.mean(drawn) == pytest.approx(6.0, abs=4 * math.sqrt(30 / 4000))
 
 
@@ -129,8 +136,8 @@ def test_what_a_sweep_costs() -> None:
         ),
         None,
     ).of_run()
-    noised = law("poisson", 8).event(training)
-    public = law("poisson", 8).model_copy(update={"score_noise_multiplier": None}).event(training)
+    noised = tuning_of("poisson", 8).event(training)
+    public = tuning_of("poisson", 8).model_copy(update={"score_noise_multiplier": None}).event(training)
     one = epsilon(training, delta=1e-5)
     # More than one training, far less than the eight it may be; and the score's noise has its price.
     assert one < epsilon(public, delta=1e-5) < epsilon(noised, delta=1e-5)
@@ -335,7 +342,7 @@ def test_a_sweep_without_a_trial_is_charged_all_the_same(tiny: Any, monkeypatch:
     tiny.ledger()
     monkeypatch.setattr(Tuning, "number_of_trials", lambda self, uniform: 0)
     with pytest.raises(PrivacyError, match="drew no trial"):
-        tune(**given(tiny, sweep=sweep(law="poisson")))
+        tune(**given(tiny, sweep=sweep(distribution="poisson")))
     assert statuses(tiny) == [("tuning", "committed")]
 
 

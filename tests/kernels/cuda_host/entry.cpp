@@ -112,6 +112,6 @@ int64_t host_group_rows_workspace(int64_t lookups, int64_t num_rows) {
 }
 
 const char* host_group_rows(const GroupRows* job) {
-  return guarded([&] { return group_rows(*job, {}); });
+  return guarded([&] { return group_rows({job, 1}, {}); });
 }
 }

@@ -103,6 +103,22 @@ def test_flush(shape: tuple[int, int, int, int], momentum: bool, noise: Any) -> 
     assert_equal(found, expected)
 
 
+@pytest.mark.parametrize("num_rows", [1, 2, 3000, 1 << 20, (1 << 32) - 2, 1 << 33])
+def test_groups_of_many_tables_of_every_size(num_rows: int) -> None:
+    """Small tables are grouped together in one launch, large ones each by itself; the border lies at 4096 lookups."""
+    sizes = [0, 1, 2, 31, 257, 4095, 4096, 4097, 9000, *[40] * 40]
+    indices = [torch.randint(0, num_rows, (size,)) for size in sizes]
+    found = ops.foreach_group_rows([one.cuda() for one in indices], num_rows=[num_rows] * len(sizes))
+    for one, groups in zip(indices, found, strict=True):
+        expected, trimmed = ops.group_rows(one, num_rows=num_rows), unpadded(groups)
+        assert torch.equal(trimmed.rows.cpu(), expected.rows)
+        assert torch.equal(trimmed.order.cpu(), expected.order)
+        assert torch.equal(trimmed.starts.cpu(), expected.starts)
+        count = expected.rows.numel()
+        assert (groups.rows[count:] == NO_ROW).all()
+        assert (groups.starts[count:] == one.numel()).all()
+
+
 def test_groups(shape: tuple[int, int, int, int]) -> None:
     batch = make_batch(*shape, weighted=False)
     expected = ops.group_rows(batch.indices, num_rows=batch.num_rows)

@@ -18,7 +18,7 @@ from lazydp.service.settings import ApiKey, Settings, load_settings
 
 OPEN = {"/healthz", "/readyz", "/v2/health/live", "/v2/health/ready"}
 PATHS = [*sorted(document()["paths"]), "/openapi.json", "/assets/page.css", "/nothing"]
-KEYS = {scope: auth.make_key() for scope in ("recommend", "budget", "admin")}
+KEYS = {scope: auth.make_key() for scope in ("recommend", "budget", "metrics", "admin")}
 SCOPES = {
     "/v1/recommendations": "recommend",
     "/v1/users/{user_id}/recommendations": "recommend",
@@ -26,7 +26,7 @@ SCOPES = {
     "/v1/models": "recommend",
     "/v1/privacy/budget": "budget",
     "/v1/privacy/releases": "budget",
-    "/metrics": "admin",
+    "/metrics": "metrics",
     "/v2/repository/index": "admin",
     "/v2/repository/models/{name}/load": "admin",
     "/v2/models/{name}/infer": "recommend",
@@ -143,7 +143,7 @@ def test_keys_are_compared_in_constant_time_and_all_of_them(monkeypatch: pytest.
     keys = [ApiKey(name=scope, sha256=digest, scopes=frozenset({"recommend"})) for scope, (_, digest) in KEYS.items()]
     headers = {b"authorization": f"Bearer {KEYS['recommend'][0]}".encode()}
     assert auth.Doorkeeper(keys).admit("/v1/models", headers) == "recommend"
-    assert len(compared) == 3
+    assert len(compared) == len(KEYS)
 
 
 def test_a_door_is_not_left_open_by_accident() -> None:

@@ -19,12 +19,16 @@ from lazydp.service.serving.served_version import ServedVersion
 
 RECOMMEND = "/v1/recommendations"
 JSON = {"content-type": "application/json"}
+GZIPPED = gzip.compress(b"{}", mtime=0)
 
 
 def assert_problem(response: httpx.Response, status: int) -> dict[str, Any]:
     assert response.status_code == status, response.text
-    assert response.headers["content-type"] == "application/problem+json"
     document: dict[str, Any] = response.json()
+    # Clients of the Open Inference Protocol read the member `error` of a plain JSON document.
+    protocol = response.request.url.path.startswith("/v2")
+    assert response.headers["content-type"] == ("application/json" if protocol else "application/problem+json")
+    assert ("error" in document) == protocol
     assert document["status"] == status
     assert {"type", "title", "instance"} <= document.keys()
     assert document["instance"] == f"urn:request:{response.headers['x-request-id']}"
@@ -53,7 +57,13 @@ def assert_problem(response: httpx.Response, status: int) -> dict[str, Any]:
         ("POST", RECOMMEND, b"{}", {}, 415),
         ("POST", RECOMMEND, b"user_id=7", {"content-type": "application/x-www-form-urlencoded"}, 415),
         ("POST", RECOMMEND, b"{}", {"content-type": "application/json; charset=utf-16"}, 415),
-        ("POST", RECOMMEND, gzip.compress(b"{}", mtime=0), {**JSON, "content-encoding": "gzip"}, 415),
+        ("POST", RECOMMEND, b"{}", {**JSON, "content-encoding": "br"}, 415),
+        ("POST", RECOMMEND, b"{}", {**JSON, "content-encoding": "gzip"}, 400),
+        ("POST", RECOMMEND, GZIPPED[:-3], {**JSON, "content-encoding": "gzip"}, 400),
+        ("POST", RECOMMEND, GZIPPED + b"x", {**JSON, "content-encoding": "gzip"}, 400),
+        ("POST", RECOMMEND, GZIPPED, {**JSON, "content-encoding": "gzip"}, 404),
+        ("POST", RECOMMEND, gzip.compress(b" " * 2_000_000, mtime=0), {**JSON, "content-encoding": "gzip"}, 413),
+        ("POST", RECOMMEND, b'{"features": {' + b",".join(b'"%d":1' % n for n in range(3000)) + b"}}", JSON, 422),
         ("POST", RECOMMEND, b" " * 1_100_000, JSON, 413),
         ("GET", "/v1/users/7/recommendations?k=0", None, {}, 422),
         ("GET", "/v1/users/7/recommendations?k=many", None, {}, 422),

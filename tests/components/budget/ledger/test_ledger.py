@@ -8,7 +8,8 @@ import pytest
 from dp_accounting import dp_event
 from dp_accounting.pld import PLDAccountant
 
-from lazydp.components.budget.accounting.epsilon import epsilon, loss_store
+from lazydp.components.budget.accounting import loss_store
+from lazydp.components.budget.accounting.epsilon import epsilon
 from lazydp.components.budget.accounting.events import (
     composed,
     dpsgd_event,
@@ -19,6 +20,7 @@ from lazydp.components.budget.accounting.events import (
 from lazydp.components.budget.ledger.charges import account_of
 from lazydp.components.budget.ledger.ledger import Ledger
 from lazydp.components.budget.ledger.state import LedgerState
+from lazydp.components.budget.ledger.verify import verify
 from lazydp.components.budget.storage.entries import Entry, Kind, next_entry
 from lazydp.components.shared.errors import BudgetExceededError, FormatError, InputError, PrivacyError, UnavailableError
 
@@ -378,3 +380,54 @@ def test_read_only(ledger_url: str) -> None:
     with Ledger.open(ledger_url, read_only=True) as ledger:
         assert [budget.name for budget in ledger.budgets()] == ["shop"]
         assert ledger.show("shop").epsilon is None
+
+
+KEY, SECOND = "1" * 64, "2" * 64
+
+
+def test_a_reservation_is_one_key(ledger: Ledger) -> None:
+    reserve(ledger, "one", gaussian(), key=KEY)
+    for attempt in (
+        lambda: reserve(ledger, "one", gaussian(), key=SECOND),
+        lambda: ledger.require_reservation("one", dataset="shop", event=gaussian(), key=SECOND),
+        lambda: ledger.require_reservation("one", dataset="shop", event=gaussian()),
+        lambda: ledger.commit("one", event=gaussian(), release="bundle", key=SECOND),
+        lambda: ledger.commit("one", event=gaussian(), release="bundle"),
+        lambda: ledger.commit("one", event=gaussian(), step=3, final=False, release="snapshot", key=SECOND),
+    ):
+        with pytest.raises(PrivacyError, match="bound to one noise key"):
+            attempt()
+    assert reserve(ledger, "one", gaussian(), key=KEY).existing
+    assert not ledger.commit("one", event=gaussian(), release="bundle", key=KEY).existing
+
+
+def test_a_second_release_for_one_charge_needs_the_same_key(ledger: Ledger) -> None:
+    reserve(ledger, "keyed", gaussian(), key=KEY)
+    first = ledger.commit("keyed", event=gaussian(), release="bundle", key=KEY)
+    assert ledger.commit("keyed", event=gaussian(), release="bundle", key=KEY).existing
+    again = ledger.commit("keyed", event=gaussian(), release="the same, staged later", key=KEY)
+    assert not again.existing
+    assert again.charged_epsilon == first.charged_epsilon
+    with pytest.raises(PrivacyError, match="bound to one noise key"):
+        ledger.commit("keyed", event=gaussian(), release="another model", key=SECOND)
+    # Nothing proves anything where no key was ever presented.
+    reserve(ledger, "plain", gaussian())
+    ledger.commit("plain", event=gaussian(), release="bundle")
+    with pytest.raises(PrivacyError, match="second release for one charge"):
+        ledger.commit("plain", event=gaussian(), release="another model")
+    assert [release.release for release in ledger.releases()] == ["bundle", "the same, staged later", "bundle"]
+    assert not verify(ledger.entries()).problems
+
+
+def test_the_first_key_binds_a_reservation_without_one(ledger: Ledger) -> None:
+    reserve(ledger, "one", gaussian())
+    assert ledger.runs()[0].key == ""
+    reserve(ledger, "one", gaussian(), key=KEY)
+    assert ledger.runs()[0].key == KEY
+    entries = len(ledger.entries())
+    reserve(ledger, "one", gaussian(), key=KEY)
+    reserve(ledger, "one", gaussian())  # the gate, repeated
+    assert len(ledger.entries()) == entries
+    with pytest.raises(PrivacyError, match="bound to one noise key"):
+        reserve(ledger, "one", gaussian(), key=SECOND)
+    assert not verify(ledger.entries()).problems

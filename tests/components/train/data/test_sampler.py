@@ -1,4 +1,4 @@
-"""The sampler has the law of Poisson sampling, exactly, and samplers that haven't are told apart from it."""
+"""The sampler is exactly Poisson, and samplers that are not are told apart from it."""
 
 from collections.abc import Callable
 
@@ -8,7 +8,7 @@ import pytest
 from scipy import stats
 
 from lazydp.components.train.data.sampler import (
-    BinomialLaw,
+    Binomial,
     Keystream,
     NegativeSampler,
     PoissonSampler,
@@ -71,13 +71,13 @@ def test_other_samplers_are_told_apart(impostor: Callable[[], list[Batch]], evid
     ("trials", "probability"), [(0, 0.5), (1, 0.3), (10, 1.0), (10, 0.5), (1000, 0.999), (10**5, 1e-3), (10**9, 2e-6)]
 )
 def test_binomial_law_is_exact(trials: int, probability: float) -> None:
-    law = BinomialLaw(trials, probability)
-    sizes = np.arange(law._first, law._first + len(law._thresholds))
-    found = np.array([threshold / 2**128 for threshold in law._thresholds])
+    binomial = Binomial(trials, probability)
+    sizes = np.arange(binomial._first, binomial._first + len(binomial._thresholds))
+    found = np.array([threshold / 2**128 for threshold in binomial._thresholds])
     # the log-gammas of scipy, not ours, lose digits at a billion trials
     np.testing.assert_allclose(found, stats.binom(trials, probability).cdf(sizes), rtol=0, atol=1e-6)
-    assert law._thresholds[-1] == 2**128
-    assert law._first == 0 or probability == 1 or found[0] < 1e-38
+    assert binomial._thresholds[-1] == 2**128
+    assert binomial._first == 0 or probability == 1 or found[0] < 1e-38
 
 
 def test_binomial_law_against_rationals() -> None:
@@ -86,12 +86,12 @@ def test_binomial_law_against_rationals() -> None:
 
     probability = 0.37
     q = Fraction(probability)
-    law = BinomialLaw(40, probability)
+    binomial = Binomial(40, probability)
     cumulative = Fraction(0)
-    for size in range(law._first + len(law._thresholds)):
+    for size in range(binomial._first + len(binomial._thresholds)):
         cumulative += comb(40, size) * q**size * (1 - q) ** (40 - size)
-        if size >= law._first:
-            threshold = Fraction(law._thresholds[size - law._first], 2**128)
+        if size >= binomial._first:
+            threshold = Fraction(binomial._thresholds[size - binomial._first], 2**128)
             assert abs(threshold - cumulative) < Fraction(1, 2**100)
 
 

@@ -336,7 +336,7 @@ def test_pending_rows_do_not_leave_training(world: Any) -> None:
     assert engine.pending() == 0
     engine.step(made.examples(4, seed=0))
     assert engine.pending() == 6 + 10 + 4
-    with pytest.raises(PendingNoiseError, match="20 rows still owe noise at step 1"):
+    with pytest.raises(PendingNoiseError, match="20 rows still have pending noise at step 1"):
         engine.table_weights()
     engine.flush()
     assert engine.pending() == 0

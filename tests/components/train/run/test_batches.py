@@ -144,7 +144,7 @@ def test_users_without_a_training_example_add_nothing(tiny: Any, monkeypatch: py
     assert sum(len(examples.user_sizes) for examples in make(1)) == more - 40  # type: ignore[arg-type]
 
 
-# --- the law of what is really read ------------------------------------------------------------------------------
+# --- the distribution of what is really read ---------------------------------------------------------------------
 
 STEPS, Q = 1000, 0.05
 Members = npt.NDArray[np.int64]
@@ -177,7 +177,7 @@ def units_read(data: EncodedDataset, make: Callable[[int], Any], *, users: bool)
         assert np.unique(read).size == read.size
         if users:
             owners = np.unique(split.user_index[read])
-            # whole users, or the law of users says nothing about what was read of them
+            # whole users, or the distribution of users says nothing about what was read of them
             assert read.tolist() == np.flatnonzero(np.isin(split.user_index, owners)).tolist()
             read = owners
         found.append(read)

@@ -1,4 +1,4 @@
-"""Counts of items: what is counted, how far one privacy unit moves it, and the law and the addresses of its noise."""
+"""Counts of items: what is counted, how far one unit moves it, and the distribution and addresses of its noise."""
 
 from __future__ import annotations
 
@@ -202,7 +202,7 @@ def faults(z: Array) -> set[str]:
     found = {
         "mean": abs(z.mean()) > 6 / math.sqrt(size),
         "variance": abs((z**2).mean() - 1) > 6 * math.sqrt(2 / size),
-        "law": stats.kstest(z, "norm").pvalue < 1e-6,
+        "distribution": stats.kstest(z, "norm").pvalue < 1e-6,
         "neighbouring items": abs((z[1:] * z[:-1]).mean()) > 6 / math.sqrt(size),
     }
     return {name for name, wrong in found.items() if wrong}
@@ -225,8 +225,8 @@ def test_every_item_gets_noise_in_proportion_to_the_sensitivity(unit: Any, rows:
     # Nobody's items, which are nearly all, have it as well; and the controls: other scales, or none for these.
     assert faults(z[exact[1:] == 0]) == set()
     for wrong in (2 / 3, 3 / 2):
-        assert faults(z * wrong) >= {"variance", "law"}
-    assert faults(np.where(exact[1:] > 0, z, 0.0)) >= {"variance", "law"}
+        assert faults(z * wrong) >= {"variance", "distribution"}
+    assert faults(np.where(exact[1:] > 0, z, 0.0)) >= {"variance", "distribution"}
     assert "neighbouring items" in faults(np.repeat(z[::2], 2))
 
 

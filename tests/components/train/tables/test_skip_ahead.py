@@ -87,7 +87,7 @@ def test_plain_sgd_is_the_formula_of_the_design() -> None:
 @given(rates=rates, decay=decays, momentum=momenta, seed=st.integers(0, 1000))
 @settings(max_examples=60, deadline=None)
 def test_gradients_applied_early_give_torch_sgd(rates: list[float], decay: float, momentum: float, seed: int) -> None:
-    """A row that gets a gradient at some steps and sleeps at others ends where torch.optim.SGD takes it."""
+    """A row that gets a gradient at some steps and none at others ends where torch.optim.SGD takes it."""
     generator = torch.Generator().manual_seed(seed)
     gradients = torch.randn(len(rates), generator=generator, dtype=torch.float64)
     awake = torch.rand(len(rates), generator=generator) < 0.5

@@ -1,0 +1,83 @@
+"""The repository extension of the Open Inference Protocol: what is served, brought in and taken out."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import BaseModel, Field
+
+from lazydp.components.shared.errors import LazyDPError, UnavailableError
+from lazydp.service.http.problems import Problem
+from lazydp.service.serving.context import Context
+
+
+class RepositoryModel(BaseModel):
+    """Open Inference Protocol, repository extension: one model."""
+
+    name: str
+    version: str
+    state: Literal["READY", "UNAVAILABLE"]
+    reason: str
+
+
+class LoadedModel(BaseModel):
+    """What POST /v2/repository/models/{name}/load brought in, or .../unload took out."""
+
+    name: str
+    version: str
+    durable: bool = Field(description="whether it holds after a restart too; otherwise set state_file")
+
+
+def index(context: Context) -> list[RepositoryModel]:
+    """Models being served, and bundles of the repository that could be."""
+    served = {version.name: version for version in context.registry.versions()}
+    found = [
+        RepositoryModel(name=name, version=version.version, state="READY", reason=context.registry.refused(name) or "")
+        for name, version in served.items()
+    ]
+    found += [
+        RepositoryModel(name=name, version=version, state="UNAVAILABLE", reason="not loaded")
+        for name, version in context.registry.repository_names()
+        if name not in served
+    ]
+    return found
+
+
+async def load(context: Context, name: str) -> LoadedModel:
+    """Load what the repository holds under `name`, or else what the configured path of the model points at now.
+
+    Raises:
+        Problem: 404 for a model that is nowhere, 422 for a bundle that is refused, 503 where it cannot be remembered.
+    """
+    name = context.model_called(name)
+    paths = context.registry.paths(name)
+    path = context.registry.in_repository(name) or (paths[0] if paths else None)
+    if path is None:
+        raise Problem(404, "unknown-model", "neither the repository nor the configuration has a model of this name")
+    try:
+        fresh = await context.registry.load(path, expected_name=name)
+    except UnavailableError as error:
+        raise _not_remembered(error) from None
+    except LazyDPError as error:
+        raise Problem(422, "bundle-refused", str(error)) from None
+    return LoadedModel(name=fresh.name, version=fresh.version, durable=context.registry.remembers(path))
+
+
+async def unload(context: Context, name: str) -> LoadedModel:
+    """Take a model out.
+
+    Raises:
+        Problem: 404 for a model that is not served, 409 for the default one, 503 where it cannot be remembered.
+    """
+    served = context.served(name)
+    try:
+        unloaded = await context.registry.unload(served.name)
+    except UnavailableError as error:
+        raise _not_remembered(error) from None
+    if not unloaded:
+        raise Problem(409, "default-model", "the default model cannot be unloaded: load another version instead")
+    return LoadedModel(name=served.name, version=served.version, durable=context.settings.state_file is not None)
+
+
+def _not_remembered(error: UnavailableError) -> Problem:
+    return Problem(503, "not-remembered", str(error), headers={"retry-after": "1"})

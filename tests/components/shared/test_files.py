@@ -1,0 +1,120 @@
+"""Folders that are whole or absent, whatever happens to the process that writes them."""
+
+from __future__ import annotations
+
+import contextlib
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from lazydp.components.shared.errors import InputError
+from lazydp.components.shared.files import atomic_directory
+
+_WORKS = """
+import sys, time
+from pathlib import Path
+from lazydp.components.shared.files import atomic_directory
+
+with atomic_directory(Path(sys.argv[1]), replaces="mark") as folder:
+    (folder / "private").write_text("rows")
+    (folder / "mark").write_text("new")
+    print("working", flush=True)
+    time.sleep(60)
+"""
+
+
+@contextlib.contextmanager
+def working(path: Path) -> Iterator[None]:
+    """A process that works on `path`; killed at the end of the block."""
+    with subprocess.Popen([sys.executable, "-c", _WORKS, str(path)], stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline() == "working\n"
+        yield
+        process.kill()
+
+
+def write(path: Path) -> None:
+    with atomic_directory(path) as folder:
+        (folder / "x").write_text("x")
+
+
+def test_what_a_killed_process_left_is_removed_by_the_next(tmp_path: Path) -> None:
+    with working(tmp_path / "a"):
+        pass
+    left = list(tmp_path.rglob("private"))
+    assert len(left) == 1  # the negative control: there is something to remove
+    write(tmp_path / "b")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["b"]
+
+
+def test_what_a_living_process_works_on_stays(tmp_path: Path) -> None:
+    with working(tmp_path / "a"):
+        write(tmp_path / "b")
+        assert len(list(tmp_path.rglob("private"))) == 1
+
+
+def test_a_folder_that_had_stepped_aside_comes_back(tmp_path: Path) -> None:
+    aside = tmp_path / ".lazydp-partial.data.set.abcd1234"
+    (aside / "replaced").mkdir(parents=True)
+    (aside / "replaced" / "mark").write_text("old")
+    write(tmp_path / "b")
+    assert (tmp_path / "data.set" / "mark").read_text() == "old"
+    assert not aside.exists()
+
+
+def test_a_failed_replacement_keeps_the_old(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "a").mkdir()
+    (tmp_path / "a" / "mark").write_text("old")
+    rename = Path.rename
+
+    def failing(self: Path, target: Path) -> Path:
+        if Path(target) == tmp_path / "a" and self.name != "replaced":
+            raise OSError("disk")
+        return rename(self, target)
+
+    monkeypatch.setattr(Path, "rename", failing)
+    with pytest.raises(OSError, match="disk"), atomic_directory(tmp_path / "a", replaces="mark") as folder:
+        (folder / "mark").write_text("new")
+    assert (tmp_path / "a" / "mark").read_text() == "old"
+    assert [path.name for path in tmp_path.iterdir()] == ["a"]
+
+
+@pytest.mark.parametrize("text", ["s3://bk/out", "gs://bk", "file:///tmp/x", "abfs://c@a/x"])
+def test_a_uri_is_no_folder(text: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(InputError, match="is a URI"):
+        write(Path(text))
+    assert list(tmp_path.iterdir()) == []
+
+
+_COMMAND = """
+import sys, types
+import click
+from lazydp.pipelines import cli
+
+module = types.ModuleType("writes")
+module.command = click.command()(lambda: exec(compile(sys.stdin.read(), "writes", "exec"), {}))
+sys.modules["writes"] = module
+cli._COMMANDS["write"] = ("writes:command", "")
+cli.main(["write"])
+"""
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP, signal.SIGINT])
+def test_a_command_that_is_told_to_stop_leaves_nothing(tmp_path: Path, number: signal.Signals) -> None:
+    pipes = dict.fromkeys(("stdin", "stdout", "stderr"), subprocess.PIPE)
+    with subprocess.Popen([sys.executable, "-c", _COMMAND], text=True, **pipes) as process:
+        assert process.stdin is not None
+        assert process.stdout is not None
+        assert process.stderr is not None
+        process.stdin.write(_WORKS.replace("sys.argv[1]", repr(str(tmp_path / "a"))))
+        process.stdin.close()
+        assert process.stdout.readline() == "working\n"
+        process.send_signal(number)
+        assert process.stderr.read().strip() == "lazydp: interrupted; nothing was left half-written"
+        assert process.wait(timeout=30) == 128 + number
+    assert list(tmp_path.iterdir()) == []

@@ -1,0 +1,113 @@
+"""A cluster for the tests of compiled packages, and the data that its pipelines read."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pyarrow.parquet as pq
+import pytest
+import yaml
+from click.testing import CliRunner
+
+from lazydp.pipelines.cli import cli
+from support.kfp_backend import Backend, BackendRun, PodHost
+
+# What pods import; the server of pods has it ready.
+_PRELOAD = (
+    "lazydp.components.ingest.ingest",
+    "lazydp.components.export.artifact",
+    "lazydp.components.evaluate.evaluate",
+    "lazydp.components.finish.finish",
+    "lazydp.components.train.run.train",
+    "lazydp.components.budget.storage.sql",
+    "sqlalchemy.dialects.sqlite",
+    "pyarrow.dataset",
+    "pyarrow.pandas_compat",
+    "torch._dynamo",
+)
+CONFIG = {
+    "model": {"kind": "two_tower", "embedding_dim": 8},
+    "sampling_prob": 0.1,
+    "expected_batch_size": 32,
+    "steps": 4,
+    "noise_multiplier": 4.0,
+    "target_delta": 1e-5,
+    "checkpoint_every": 1,
+    "negatives": 2,
+}
+
+
+@dataclass
+class TinyCluster:
+    """A backend with a claim, a secret and a compiled pipeline, and a sample to run it on."""
+
+    folder: Path
+    backend: Backend
+    parameters: dict[str, Any]
+    packages: dict[str, Path] = field(default_factory=dict)
+
+    @property
+    def ledger(self) -> str:
+        """URL of the ledger that the secret names."""
+        return f"sqlite:///{self.folder / 'ledger.db'}"
+
+    def compiled(self, *options: str, cluster: dict[str, Any] | None = None) -> Path:
+        """The package that `lazydp pipeline compile` writes; compiled once for the same options."""
+        key = repr((options, cluster))
+        if key not in self.packages:
+            package = self.folder / f"pipeline-{len(self.packages)}.yaml"
+            file = self.folder / "cluster.yaml"
+            file.write_text(yaml.safe_dump({"runs": {"mount": str(self.folder / "mnt/runs")}, **(cluster or {})}))
+            arguments = ["pipeline", "compile", "--out", str(package), "--cluster", str(file), *options]
+            result = CliRunner().invoke(cli, arguments)
+            assert result.exit_code == 0, result.output
+            self.packages[key] = package
+        return self.packages[key]
+
+    def run(self, package: Path, **more: Any) -> BackendRun:
+        """Run it on the sample."""
+        kill = more.pop("kill", None)
+        return self.backend.run(package, {**self.parameters, **more}, kill=kill)
+
+
+@pytest.fixture(scope="session")
+def pod_host(tmp_path_factory: pytest.TempPathFactory) -> Iterator[PodHost]:
+    """Starts the processes of pods."""
+    with PodHost(tmp_path_factory.mktemp("pods"), preload=_PRELOAD) as host:
+        yield host
+
+
+@pytest.fixture(scope="session")
+def tiny_sample(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """60 users, 40 items, 600 interactions."""
+    from lazydp.components.sample.sample import SampleSize, make_sample
+
+    folder = tmp_path_factory.mktemp("sample") / "sample"
+    make_sample(folder, size=SampleSize(users=60, items=40, interactions=600))
+    return folder
+
+
+@pytest.fixture
+def cluster(pod_host: PodHost, tiny_sample: Path, tmp_path: Path) -> TinyCluster:
+    """An empty cluster: nothing was run there."""
+    secrets = {"lazydp-ledger": {"url": f"sqlite:///{tmp_path / 'ledger.db'}", "secret": "0123456789abcdef" * 4}}
+    backend = Backend(tmp_path / "backend", pod_host, claims=("lazydp-runs",), secrets=secrets)
+    spec = yaml.safe_load((tiny_sample / "spec.yaml").read_text()) | {"max_examples_per_user": 4}
+    for table in ("users", "items"):
+        if table in spec:
+            spec[table] = {**spec[table], "path": str(tiny_sample / f"{table}.parquet")}
+    (tmp_path / "spec.yaml").write_text(yaml.safe_dump(spec))
+    (tmp_path / "train.yaml").write_text(yaml.safe_dump(CONFIG))
+    parameters = {
+        "input_uri": str(tiny_sample / "interactions.parquet"),
+        "budget_epsilon": 20.0,
+        "operator": "nightly",
+    }
+    return TinyCluster(tmp_path, backend, parameters)
+
+
+def shifted(source: Path, target: Path, *, rows: int) -> Path:
+    """The log of the next night: the same, without its oldest `rows` interactions."""
+    pq.write_table(pq.read_table(source).slice(rows), target)
+    return target

@@ -1,0 +1,193 @@
+"""The compiled package as a cluster runs it: the interpreter of `tests/support/kfp_backend` in place of Kubeflow."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from lazydp.components.budget.ledger.ledger import Ledger
+from lazydp.components.bundle.reader import Bundle
+from support.kfp_backend import BackendRun
+
+TASKS = {"ingest", "budget-gate", "train", "export", "evaluate", "finish"}
+
+
+def options(cluster: Any) -> tuple[str, ...]:
+    return ("--spec", str(cluster.folder / "spec.yaml"), "--config", str(cluster.folder / "train.yaml"))
+
+
+def succeeded(run: BackendRun) -> BackendRun:
+    assert run.state == "SUCCEEDED", run.failed()
+    return run
+
+
+def statuses(cluster: Any) -> dict[str, str]:
+    with Ledger.open(cluster.ledger, read_only=True) as ledger:
+        return {run.run_id: run.status for run in ledger.runs()}
+
+
+def test_twice_in_a_row(cluster: Any) -> None:
+    package = cluster.compiled(*options(cluster))
+    runs = [succeeded(cluster.run(package)) for _ in range(2)]
+    names = [f"run-{run.run_id}" for run in runs]
+    assert statuses(cluster) == dict.fromkeys(names, "committed")
+    bundles = [run.tasks["export"].artifacts["bundle"] for run in runs]
+    assert [bundle["metadata"]["run_id"] for bundle in bundles] == names
+    assert bundles[0]["metadata"]["version"] != bundles[1]["metadata"]["version"]
+    for run, bundle in zip(runs, bundles, strict=True):
+        assert set(run.tasks) >= TASKS
+        assert all(task.state == "SUCCEEDED" and task.attempts <= 1 for task in run.tasks.values())
+        assert Bundle.open(cluster.backend.stored(bundle["uri"])).manifest.version == bundle["metadata"]["version"]
+    with Ledger.open(cluster.ledger, read_only=True) as ledger:
+        assert {run.reserved_by for run in ledger.runs()} == {"nightly"}
+        assert {release.released_by for release in ledger.releases()} == {"nightly"}
+    # What is private went with the runs: no checkpoint, no key, no second copy of the bundle.
+    assert not any(cluster.backend.volume("lazydp-runs").rglob("*"))
+
+
+def with_old_names(package: Path) -> Path:
+    """The package as it was: the run's name made of a placeholder inside a longer text."""
+    old = package.with_name("old.yaml")
+    text = package.read_text()
+    assert text.count("'{{$.pipeline_job_uuid}}'") == 2
+    old.write_text(text.replace("'{{$.pipeline_job_uuid}}'", "'run-{{$.pipeline_job_uuid}}'"))
+    return old
+
+
+def partial_placeholders(package: Path) -> list[str]:
+    """Constants of the IR that hold a placeholder and more."""
+    spec = next(yaml.safe_load_all(package.read_text()))
+    found = []
+
+    def visit(node: Any) -> None:
+        if isinstance(node, dict):
+            text = node.get("runtimeValue", {}).get("constant", "") if "runtimeValue" in node else ""
+            if (
+                isinstance(text, str)
+                and "{{$" in text
+                and not (text.startswith("{{$") and text.find("}}") == len(text) - 2)
+            ):
+                found.append(text)
+            for child in node.values():
+                visit(child)
+        elif isinstance(node, list):
+            for child in node:
+                visit(child)
+
+    visit(spec["root"])
+    visit(spec["components"])
+    return found
+
+
+def test_no_placeholder_inside_a_longer_text(cluster: Any) -> None:
+    package = cluster.compiled(*options(cluster), "--compare")
+    assert partial_placeholders(package) == []
+    old = with_old_names(package)
+    assert partial_placeholders(old) == ["run-{{$.pipeline_job_uuid}}"] * 2, "the check above can fail"
+    run = cluster.run(old)
+    assert run.state == "FAILED"
+    assert run.tasks["budget-gate"].state == "FAILED"
+    assert "found 'run-{{$.pipeline_job_uuid}}'" in run.failed()
+
+
+def test_killed_midway_and_retried(cluster: Any) -> None:
+    """A pod that dies is the same run again: the same bits as one that was never disturbed, charged once."""
+    package = cluster.compiled(*options(cluster))
+    runs = cluster.backend.volume("lazydp-runs")
+
+    def kill(task: str, attempt: int, _pod: Path) -> bool:
+        return task == "train" and attempt == 1 and any(runs.glob("*/checkpoints/step-00000000[23]"))
+
+    run = succeeded(cluster.run(package, kill=kill))
+    assert run.tasks["train"].attempts == 2
+    assert statuses(cluster) == {f"run-{run.run_id}": "committed"}
+    with Ledger.open(cluster.ledger, read_only=True) as ledger:
+        [budget] = ledger.budgets()
+        assert len(ledger.releases()) == 1
+    assert budget.committed_runs == 1
+    assert budget.reserved_runs == 0
+
+
+def test_a_refused_budget_is_not_tried_again(cluster: Any) -> None:
+    package = cluster.compiled(*options(cluster))
+    run = cluster.run(package, budget_epsilon=0.001)
+    assert run.state == "FAILED"
+    assert {name: task.state for name, task in run.tasks.items() if name != "exit-handler-1"} == {
+        "ingest": "SUCCEEDED",
+        "budget-gate": "FAILED",
+        "train": "SKIPPED",
+        "export": "SKIPPED",
+        "evaluate": "SKIPPED",
+        "finish": "SUCCEEDED",
+    }
+    assert run.tasks["budget-gate"].attempts == 1
+    assert "does not admit the run: epsilon 0.001" in run.failed()
+    assert "reserved nothing" in run.tasks["finish"].parameters["Output"]
+    assert statuses(cluster) == {}
+
+
+def test_a_failed_run_is_kept_or_voided(cluster: Any) -> None:
+    kill_all = lambda task, _attempt, _pod: task == "train"  # noqa: E731
+    kept = cluster.run(cluster.compiled(*options(cluster)), kill=kill_all)
+    assert kept.tasks["train"].attempts == 3
+    assert kept.tasks["export"].state == "SKIPPED"
+    assert "retry the run in Kubeflow" in kept.tasks["finish"].parameters["Output"]
+    voided = cluster.run(cluster.compiled(*options(cluster), cluster={"on_failure": "void"}), kill=kill_all)
+    assert "voided" in voided.tasks["finish"].parameters["Output"]
+    assert statuses(cluster) == {f"run-{kept.run_id}": "reserved", f"run-{voided.run_id}": "voided"}
+
+
+def test_tasks_get_what_they_need_and_no_more(cluster: Any) -> None:
+    package = cluster.compiled(
+        *options(cluster),
+        "--compare",
+        cluster={"data": {"secret": "s3"}, "environment": {"LAZYDP_EXAMPLE": "yes"}},
+    )
+    cluster.backend.add_secret("s3", {"access_key": "A", "secret_key": "B"})
+    run = succeeded(cluster.run(package))
+    given = {name: set(task.environment) for name, task in run.tasks.items() if task.environment}
+    ledger = {"LAZYDP_LEDGER", "LAZYDP_LEDGER_SECRET", "LAZYDP_EXAMPLE"}
+    assert given == {
+        "ingest": {"AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "LAZYDP_EXAMPLE"},
+        "budget-gate": ledger,
+        "train": ledger,
+        "export": ledger,
+        "finish": ledger,
+        "evaluate": {"LAZYDP_EXAMPLE"},
+        "train-2": {"LAZYDP_EXAMPLE"},
+        "export-without-privacy": {"LAZYDP_EXAMPLE"},
+        "evaluate-2": {"LAZYDP_EXAMPLE"},
+    }
+    plain = run.tasks["export-without-privacy"].artifacts["bundle"]
+    assert plain["type"]["schemaTitle"] == "system.Artifact"
+    assert plain["metadata"]["name"] == "sample-without-privacy"
+    assert plain["metadata"]["privacy"].startswith("not private")
+    metrics = run.tasks["evaluate"].artifacts["metrics"]["metadata"]
+    assert "model_auc" in metrics
+    assert not [name for name in metrics if name.endswith("users")]
+
+
+def test_without_the_ledgers_secret_nothing_starts(cluster: Any) -> None:
+    """A task without its ledger would make one of its own, in which nothing was ever spent."""
+    run = cluster.run(cluster.compiled(*options(cluster), cluster={"ledger": {"secret": "other"}}))
+    assert run.tasks["budget-gate"].state == "FAILED"
+    assert "secret, key or claim 'other' does not exist" in run.failed()
+    assert not Path(cluster.ledger.removeprefix("sqlite:///")).exists()
+
+
+def test_a_url_with_new_content_is_read_again(cluster: Any, tiny_sample: Path) -> None:
+    """Kubeflow compares the text of a URI, which is enough only where the operator says that its content stays."""
+    log = cluster.folder / "log.parquet"
+    log.write_bytes((tiny_sample / "interactions.parquet").read_bytes())
+    given = {"input_uri": str(log), "budget_epsilon": 0.001}
+    for immutable, expected in ((False, "SUCCEEDED"), (True, "CACHED")):
+        package = cluster.compiled(*options(cluster), cluster={"input_is_immutable": immutable})
+        cluster.run(package, **given)
+        assert cluster.run(package, **given).tasks["ingest"].state == expected
+
+
+def test_a_volume_for_each_run(cluster: Any) -> None:
+    run = succeeded(cluster.run(cluster.compiled(*options(cluster), cluster={"runs": {"size": "1Gi"}})))
+    assert statuses(cluster) == {f"run-{run.run_id}": "committed"}
+    assert json.dumps(run.tasks["train"].inputs["runs_folder"])
