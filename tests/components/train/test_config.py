@@ -21,6 +21,8 @@ MINIMAL: dict[str, Any] = {
     "target_delta": 1e-5,
 }
 
+HISTORY_MODEL = {"kind": "two_tower", "embedding_dim": 8, "user": "history", "prior": True}
+
 
 def parse(**changes: Any) -> TrainConfig:
     return TrainConfig.parse({**MINIMAL, **changes}, where="train.yaml")
@@ -30,7 +32,18 @@ def parse(**changes: Any) -> TrainConfig:
     ("changes", "message"),
     [
         ({"stepz": 3}, "stepz: there is no such field; did you mean 'steps'?"),
-        ({"steps": 0}, "steps: Input should be greater than 0, found 0"),
+        ({"steps": -1}, "steps: Input should be greater than or equal to 0, found -1"),
+        ({"steps": 0, "start": None}, "steps: 0 trains nothing"),
+        ({"steps": 0}, "start makes item vectors for a model of histories"),
+        ({"start": {"noise_multiplier": 9}}, "start makes item vectors for a model of histories"),
+        ({"start": {}, "model": HISTORY_MODEL}, "start.noise_multiplier is missing"),
+        ({"steps": 0, "start": {"noise_multiplier": 9}, "model": HISTORY_MODEL}, "without steps it is the run's"),
+        (
+            {"start": {"noise_multiplier": 9}, "model": HISTORY_MODEL, "popularity": {"noise_multiplier": 9}},
+            "a start releases counts itself",
+        ),
+        ({"model": {**HISTORY_MODEL, "user": "features"}}, "model.prior needs counts"),
+        ({"model": {**HISTORY_MODEL, "user_widths": [8]}}, "user: history has no towers"),
         ({"sampling_prob": 1.5}, "sampling_prob: Input should be less than or equal to 1, found 1.5"),
         ({"model": {"kind": "transformer"}}, "model"),
         ({"noise_multiplier": None}, "give one of noise_multiplier and target_epsilon"),
@@ -231,3 +244,25 @@ def test_the_event_follows_from_what_is_sampled() -> None:
         RunCost(parse(noise_multiplier=2.0, max_grad_norm={"dense": 1, "embeddings": 9}), None).of_run()
         == RunCost(plain, None).of_run()
     )
+
+
+def test_an_epsilon_alone_is_a_whole_configuration() -> None:
+    alone = TrainConfig.parse({"target_epsilon": 3}, where="train.yaml")
+    assert (alone.privacy_unit, alone.steps, alone.target_delta) == ("user", 0, 1e-5)
+    assert alone.start is not None
+    assert alone.model.model_dump(exclude_defaults=True) == {"embedding_dim": 48, "user": "history", "prior": True}
+    # Said in full it is the same configuration; and what is said wins over what is filled in.
+    said = alone.model_dump(exclude={"sampling_prob", "expected_batch_size"})
+    assert TrainConfig.parse(said, where="train.yaml").digest() == alone.digest()
+    assert TrainConfig.parse({"target_epsilon": 3, "target_delta": 1e-7}, where="").target_delta == 1e-7
+    # The control: who says something of sampling is asked for the rest.
+    with pytest.raises(InputError, match="steps: the field is missing"):
+        TrainConfig.parse({key: value for key, value in MINIMAL.items() if key != "steps"}, where="train.yaml")
+
+
+def test_without_steps_or_towers_an_older_configuration_keeps_its_digest() -> None:
+    assert set(parse()._deciding()["model"]) == {
+        "kind", "embedding_dim", "embedding_init_std", "seed", "user_widths", "item_widths", "temperature", "loss",
+    }  # fmt: skip
+    assert not {"start", "popularity"} & set(parse()._deciding())
+    assert parse(model={**HISTORY_MODEL, "prior": False}).digest() != parse().digest()
