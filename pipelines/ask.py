@@ -40,7 +40,8 @@ def running_service(bundle: Path, ledger_url: str) -> Iterator[str]:
         try:
             yield _wait_until_ready(process, port_file, log)
         finally:
-            process.send_signal(signal.SIGTERM)
+            # No load balancer stands before it, so it need not go on accepting for a while.
+            process.send_signal(signal.SIGINT)
             try:
                 process.wait(_STOP_TIMEOUT_S)
             except subprocess.TimeoutExpired:

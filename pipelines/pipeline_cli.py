@@ -1,4 +1,4 @@
-"""`lazydp pipeline run | compile | options`."""
+"""`lazydp pipeline run | compile | submit | options`."""
 
 from __future__ import annotations
 
@@ -208,6 +208,95 @@ def compile_(
         kubernetes=kubernetes,
     )
     click.echo(f"wrote {out}")
+
+
+@command.command(
+    name="submit",
+    epilog="Example: lazydp pipeline submit --host https://kubeflow.example/pipeline --namespace recs "
+    "--token-file token --spec spec.yaml --config train.yaml --parameter input_uri=s3://logs/interactions/ --wait",
+)
+@click.option("--host", required=True, envvar="LAZYDP_KUBEFLOW_HOST", help="URL of the API of Kubeflow Pipelines.")
+@click.option("--namespace", default="", envvar="LAZYDP_KUBEFLOW_NAMESPACE", help="Profile; empty with one user only.")
+@click.option(
+    "--token-file",
+    type=click.Path(path_type=Path),
+    help="File with a bearer token, read again for each request.  [default: LAZYDP_KUBEFLOW_TOKEN, the token itself]",
+)
+@click.option("--in-cluster", is_flag=True, help="Use the token that Kubeflow mounted in this pod.")
+@click.option("--certificate", type=click.Path(path_type=Path), help="Authority that signed the host's certificate.")
+@click.option("--experiment", default="Default", show_default=True, help="Experiment of the run.")
+@click.option("--create-experiment", is_flag=True, help="Make the experiment where there is none.")
+@click.option("--run-name", help="Name of the run.  [default: the pipeline's, and the time]")
+@click.option("--parameter", "given", multiple=True, metavar="NAME=VALUE", help="Of the run; may be repeated.")
+@click.option("--service-account", help="Kubernetes service account that the run's pods use.")
+@click.option("--schedule", metavar="CRON", help="Start a recurring run instead, such as '30 2 * * *'.")
+@click.option("--wait", is_flag=True, help="Wait for the end; status 1 where the run fails, with the task's last line.")
+@click.option("--poll", type=click.FloatRange(min=0.01), default=5.0, show_default=True, help="Seconds between looks.")
+@_package_options
+def submit(
+    host: str,
+    namespace: str,
+    token_file: Path | None,
+    in_cluster: bool,
+    certificate: Path | None,
+    experiment: str,
+    create_experiment: bool,
+    run_name: str | None,
+    given: tuple[str, ...],
+    service_account: str | None,
+    schedule: str | None,
+    wait: bool,
+    poll: float,
+    spec: Path | None,
+    config: Path | None,
+    compare: bool,
+    cluster_file: Path | None,
+    **options: str | None,
+) -> None:
+    """Compile the pipeline, upload it to Kubeflow, and start it.
+
+    The package is the one that `compile` writes. A version of the same content is not uploaded twice.
+    """
+    import datetime
+    import os
+    import tempfile
+
+    import yaml
+
+    from lazydp.pipelines.kubeflow import Kubeflow, Order, cron_of, token_of
+    from lazydp.pipelines.package import compile_package
+    from lazydp.pipelines.parameters import parse_parameters
+    from lazydp.pipelines.recommender import NAME, recommender_pipeline
+
+    if schedule is not None:
+        if wait:
+            raise click.UsageError("--schedule starts a run each time, and --wait waits for one: give either")
+        cron_of(schedule)
+    cluster = _cluster(cluster_file, **options)
+    token = token_of(file=token_file, in_cluster=in_cluster, environment=os.environ)
+    with (
+        tempfile.TemporaryDirectory(prefix="lazydp-submit-") as folder,
+        Kubeflow(host, namespace=namespace, token=token, certificate=certificate) as kubeflow,
+    ):
+        package = Path(folder) / "pipeline.yaml"
+        pipeline = recommender_pipeline(compare=compare, cluster=cluster)
+        compile_package(pipeline, package, defaults=_defaults(cluster, spec, config))
+        compiled = next(yaml.safe_load_all(package.read_text()))
+        parameters = parse_parameters(given, compiled, defaults={"operator": getpass.getuser()})
+        experiment_id = kubeflow.experiment(experiment, create=create_experiment)
+        uploaded = kubeflow.upload(package, name=NAME)
+        click.echo(f"pipeline {NAME}, version {uploaded.version}")
+        name = run_name or f"{NAME} {datetime.datetime.now():%Y-%m-%d %H:%M}"
+        order = Order(experiment_id, name, parameters, service_account)
+        if schedule is not None:
+            recurring = kubeflow.schedule(uploaded, order, cron=schedule)
+            click.echo(f"recurring run {recurring} ({cron_of(schedule)}): {host}/#/recurringrun/details/{recurring}")
+            return
+        run_id = kubeflow.start(uploaded, order)
+        click.echo(f"run {run_id}: {kubeflow.link(run_id)}")
+        if wait:
+            kubeflow.wait(run_id, show=lambda line: click.echo(f"  {line}"), poll_s=poll)
+            click.echo(f"run {run_id} succeeded")
 
 
 @command.command(name="options", epilog="Example: lazydp pipeline options > cluster.yaml")

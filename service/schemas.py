@@ -234,16 +234,23 @@ class DatasetBudget(_Response):
     epsilon_reserved: float | None = Field(description="what runs under way may add to it at most")
     epsilon_remaining: float | None = Field(description="budget less spent and reserved")
     releases: int
+    family: list[str] = Field(
+        default=[], description="identifiers of other datasets made of the same data, whose runs count here too"
+    )
 
 
 class ModelStatement(_Response):
-    """The privacy statement of a model being served."""
+    """The privacy statement of a model being served, and the budget of its own dataset."""
 
     name: str
     version: str
     dataset: str
     run_id: str
     statement: PrivacyStatement
+    budget: DatasetBudget | None = Field(
+        default=None, description="of the model's own dataset, by the ledger; null where the ledger does not say"
+    )
+    notice: str | None = Field(default=None, description="why there is no budget")
 
 
 class PrivacyBudget(_Response):
@@ -266,6 +273,7 @@ class LedgerEntry(_Response):
     dataset: str = Field(description="identifier in the ledger; it tells nothing of the content")
     run_id: str | None = None
     recorded_at: str = Field(description="ISO 8601, UTC")
+    recorded_by: str | None = Field(default=None, description="who did it")
     content: dict[str, Any]
     digest: str | None = Field(default=None, description="SHA-256 that chains the entry to the one before")
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import signal
 import socket
 import ssl
 import sys
@@ -128,7 +129,8 @@ class _Server(uvicorn.Server):
         first = not self._context.draining
         self._context.draining = True
         delay = self._settings.drain_delay_s
-        if first and delay:
+        # Whoever presses Ctrl-C waits for no load balancer.
+        if first and delay and sig != signal.SIGINT:
             _log.info("draining", seconds=delay)
             loop = asyncio.get_running_loop()
             loop.call_later(delay, super().handle_exit, sig, frame)

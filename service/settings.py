@@ -99,15 +99,18 @@ class Settings(BaseSettings):
         PositiveFloat,
         Field(description="seconds a request may take, its body included, once its head came, which may take as long"),
     ] = 10
-    drain_s: Annotated[PositiveInt, Field(description="seconds that requests under way have after SIGTERM")] = 30
+    drain_s: Annotated[PositiveInt, Field(description="seconds that requests under way have after that")] = 20
     drain_delay_s: Annotated[
-        float, Field(ge=0, description="seconds between not being ready and not accepting, for load balancers")
-    ] = 0
+        float, Field(ge=0, description="seconds from SIGTERM, when /readyz turns 503, to not accepting any more")
+    ] = 5
     poll_s: Annotated[PositiveFloat, Field(description="seconds between looks for a new version of a bundle")] = 2
     cache_entries: Annotated[int, Field(ge=0, description="answers kept per model version; 0 keeps none")] = 4096
     cache_bytes: Annotated[int, Field(ge=0, description="bytes that they and the requests they answer may take")] = (
         2**26
     )
+    epsilon_warning: Annotated[
+        PositiveFloat, Field(description="epsilon per person above which the page shows a warning")
+    ] = 10
     access_log: Annotated[bool, Field(description="one log line a request (never with ids of users or items)")] = True
     tracing: Annotated[
         bool, Field(description="OpenTelemetry spans, sent where OTEL_EXPORTER_OTLP_ENDPOINT says (extra: otel)")

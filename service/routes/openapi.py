@@ -51,6 +51,7 @@ def build(app: FastAPI) -> dict[str, Any]:
         summary="Differentially private recommendations",
         description=_DESCRIPTION,
         routes=app.routes,
+        servers=[{"url": app.state.context.settings.root_path}] if app.state.context.settings.root_path else None,
         license_info={"name": "Apache-2.0", "identifier": "Apache-2.0"},
     )
     _, extra = models_json_schema([(body, "validation") for body in BODIES], ref_template=_TEMPLATE)

@@ -6,23 +6,28 @@ import datetime
 import functools
 import importlib.metadata
 import json
-from dataclasses import dataclass
+import re
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated, Any
+from urllib.parse import parse_qs
 
 from fastapi import APIRouter, Query, Request
 from jinja2 import DictLoader, Environment, StrictUndefined
+from markupsafe import Markup, escape
+from pydantic import ValidationError
 from starlette.responses import HTMLResponse, Response
 
-from lazydp.components.bundle import query as queries
 from lazydp.service import schemas
-from lazydp.service.http.problems import Problem
+from lazydp.service.http.problems import Problem, invalid
 from lazydp.service.routes.deps import InContext
-from lazydp.service.routes.plot import budget_bars, epsilon_curve
+from lazydp.service.routes.plot import epsilon_curve
 from lazydp.service.routes.privacy import privacy_budget
+from lazydp.service.routes.privacy_view import privacy_view
 from lazydp.service.routes.recommendations import answered
 from lazydp.service.serving.context import Context
 from lazydp.service.serving.ranker import Ranker
+from lazydp.service.serving.served_version import ServedVersion
 
 router = APIRouter(tags=["pages"])
 
@@ -31,7 +36,13 @@ _ICON = (
     b'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 16 16"><rect width="16" height="16" rx="3" fill="#0b57a4"/>'
     b'<path d="M4 3v9h8" fill="none" stroke="#fff" stroke-width="2"/></svg>'
 )
+# Fields of the form, digits of a number in it, and entries of the ledger that are shown.
+_DEFAULT_K = "10"
+_MOST_FIELDS = 16
+_MOST_DIGITS = 6
+_MOST_ENTRIES = 20
 _DAY = "private, max-age=86400"
+_BACKTICKS = re.compile(r"`([^`]+)`")
 # What an answer rests on, to a person.
 _RESTS_ON: dict[schemas.Source, str] = {
     "user": "by the user",
@@ -54,56 +65,94 @@ def _templates() -> Environment:
         loader=DictLoader(_texts()), autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )
     found.filters["moment"] = _moment
+    found.filters["code"] = _code
     return found
 
 
 @dataclass(frozen=True, slots=True)
 class Trial:
-    """What a person tried on the page, and what came of it."""
+    """What a person tried on the page, as typed, and what came of it."""
 
-    user_id: str
-    history: str
-    k: int
-    asked: bool
+    user_id: str = ""
+    history: str = ""
+    k: str = _DEFAULT_K
+    asked: bool = False
     answer: dict[str, Any] | None = None
     problem: str | None = None
+
+
+_FORM: dict[str, Any] = {
+    "requestBody": {
+        "required": True,
+        "content": {
+            "application/x-www-form-urlencoded": {
+                "schema": {
+                    "type": "object",
+                    "properties": {
+                        "user_id": {"type": "string", "description": "user to try"},
+                        "history": {"type": "string", "description": "items to try, separated by commas"},
+                        "k": {"type": "string", "description": "items wanted, 1 to 100"},
+                        "model": {"type": "string", "description": "model to ask; the default one if left out"},
+                    },
+                }
+            }
+        },
+    }
+}
 
 
 @router.get("/", response_class=HTMLResponse, summary="The page")
 async def page(
     context: InContext,
-    user_id: Annotated[str | None, Query(max_length=256, description="user to try")] = None,
-    history: Annotated[str | None, Query(max_length=4096, description="items to try, separated by commas")] = None,
-    k: Annotated[int, Query(ge=1, le=100, description="items wanted")] = 10,
     model: Annotated[str | None, Query(max_length=64, description="model to show; the default one if left out")] = None,
 ) -> HTMLResponse:
-    """The model served, the budget, and recommendations for the user or history given."""
-    ranker = context.ranker(model)
+    """The model served, what it cost in privacy, and a box to try it."""
+    return await _page(context, context.ranker(model), Trial())
+
+
+# Ids of users and items travel in the body: paths and queries are kept in histories of browsers and logs of proxies.
+@router.post("/", response_class=HTMLResponse, openapi_extra=_FORM, summary="Try a user or a history on the page")
+async def try_on_page(request: Request, context: InContext) -> HTMLResponse:
+    """The page with recommendations for the user or history of its form."""
+    form = parse_qs((await request.body()).decode("utf-8", "replace"), max_num_fields=_MOST_FIELDS)
+    given = {name: values[0].strip() for name, values in form.items()}
+    ranker = context.ranker(given.get("model") or None)
+    trial = Trial(given.get("user_id", ""), given.get("history", ""), given.get("k", _DEFAULT_K))
+    return await _page(context, ranker, await _tried(context, ranker, trial))
+
+
+async def _page(context: Context, ranker: Ranker, trial: Trial) -> HTMLResponse:
     served = ranker.served
     budget = await privacy_budget(context)
-    asked = user_id is not None or history is not None
-    tried = await _try(context, ranker, (user_id or "").strip(), (history or "").strip(), k, asked=asked)
-    statement = served.bundle.statement
+    views = [privacy_view(model, warn_above=context.settings.epsilon_warning) for model in budget.models]
     text = (
         _templates()
         .get_template("page.html")
         .render(
+            root=context.settings.root_path,
             version=importlib.metadata.version("lazydp"),
             served=served,
-            models=[version.name for version in context.registry.versions()],
             kind=served.bundle.model.config.kind.replace("_", "-"),
             lineage=served.bundle.manifest.lineage,
-            statement=statement,
-            budget=budget,
-            bars=[budget_bars(dataset) for dataset in budget.datasets],
-            curve=epsilon_curve(statement),
-            tried=tried,
+            statement=served.bundle.statement,
+            views=views,
+            view=next(view for view in views if view.model.name == served.name),
+            releases=await _releases(context, served),
+            curve=epsilon_curve(served.bundle.statement),
+            tried=trial,
             rests_on=_RESTS_ON,
             item_hint=", ".join(served.scorer.items.ids[:3]),
             answers_unknown_users=served.bundle.popularity is not None,
         )
     )
-    return HTMLResponse(text, headers={"cache-control": "no-store"})
+    return HTMLResponse(text, 422 if trial.problem else 200, headers={"cache-control": "no-store"})
+
+
+async def _releases(context: Context, served: ServedVersion) -> list[schemas.LedgerEntry]:
+    """The latest entries of the ledger on the served model's dataset, latest first."""
+    entries = await context.budget.entries() or []
+    dataset = served.bundle.manifest.lineage.dataset
+    return [entry for entry in reversed(entries) if entry.dataset == dataset][:_MOST_ENTRIES]
 
 
 @router.get("/docs", response_class=HTMLResponse, summary="The documentation of the interface")
@@ -119,7 +168,12 @@ async def docs(request: Request) -> HTMLResponse:
         _templates()
         .get_template("docs.html")
         .render(
-            document=document, by_tag=by_tag, schemas=document["components"]["schemas"], dump=_pretty, type_of=type_name
+            root=request.app.state.context.settings.root_path,
+            document=document,
+            by_tag=by_tag,
+            schemas=document["components"]["schemas"],
+            dump=_pretty,
+            type_of=type_name,
         )
     )
     return HTMLResponse(text, headers={"cache-control": _DAY})
@@ -137,26 +191,42 @@ async def icon() -> Response:
     return Response(_ICON, media_type="image/svg+xml", headers={"cache-control": _DAY})
 
 
-async def _try(context: Context, ranker: Ranker, user_id: str, history: str, k: int, *, asked: bool) -> Trial:
-    items = [item.strip() for item in history.split(",") if item.strip()]
-    of_nobody = not user_id and not items
-    if not asked or (of_nobody and ranker.served.bundle.popularity is None):
-        return Trial(user_id, history, k, asked=False)
-    query = queries.Query(user_id=user_id or None, history=items[: schemas.MAX_HISTORY], k=k, explain=bool(items))
+async def _tried(context: Context, ranker: Ranker, trial: Trial) -> Trial:
+    """`trial` with its answer, or with what is wrong with it."""
+    items = [item.strip() for item in trial.history.split(",") if item.strip()]
+    of_nobody = not trial.user_id and not items
+    if of_nobody and ranker.served.bundle.popularity is None:
+        return trial
     try:
-        answer = json.loads((await answered(context, ranker, query)).body)
+        asked = schemas.RecommendationQuery(
+            user_id=trial.user_id or None,
+            history=list(items),
+            k=int(trial.k) if trial.k.isdecimal() and len(trial.k) < _MOST_DIGITS else 0,
+            explain=bool(items),
+        )
+        answer = json.loads((await answered(context, ranker, asked.query())).body)
+    except ValidationError as error:
+        return replace(trial, asked=True, problem=invalid(error).detail)
     except Problem as problem:
-        return Trial(user_id, history, k, asked=True, problem=problem.detail)
+        return replace(trial, asked=True, problem=problem.detail)
     titles = ranker.served.scorer.items
     for item in answer["items"]:
         because = item.get("because") or []
         item["because"] = [titles.title(titles.code(near)) or near for near in because]
-    return Trial(user_id, history, k, asked=True, answer=answer)
+    return replace(trial, asked=True, answer=answer)
 
 
 def _moment(iso: str) -> str:
     """A time of ISO 8601 to the minute, in UTC."""
     return datetime.datetime.fromisoformat(iso).astimezone(datetime.UTC).strftime("%Y-%m-%d %H:%M UTC")
+
+
+def _code(text: str) -> Markup:
+    """Text with what stands between backticks as code."""
+    parts = _BACKTICKS.split(text)
+    return Markup("").join(
+        Markup("<code>{}</code>").format(part) if number % 2 else escape(part) for number, part in enumerate(parts)
+    )
 
 
 def _pretty(value: Any) -> str:

@@ -12,6 +12,7 @@ from lazydp.service.serving.context import Context
 router = APIRouter(prefix="/v1/privacy", tags=["privacy"])
 
 # Figures of the ledger may change at any time; an answer a minute old is still true enough for a cache to show.
+_NOT_IN_LEDGER = "the ledger does not know this model's dataset: what else was spent on it cannot be told"
 _CACHE = "private, max-age=5, must-revalidate"
 
 
@@ -64,6 +65,8 @@ async def datasets_of(context: Context) -> list[schemas.DatasetBudget] | None:
 async def privacy_budget(context: Context) -> schemas.PrivacyBudget:
     """The document of GET /v1/privacy/budget."""
     datasets = await datasets_of(context)
+    known = {budget.dataset: budget for budget in datasets or []}
+    missing = context.budget.notice if datasets is None else _NOT_IN_LEDGER
     models = [
         schemas.ModelStatement(
             name=served.name,
@@ -71,6 +74,8 @@ async def privacy_budget(context: Context) -> schemas.PrivacyBudget:
             dataset=served.bundle.manifest.lineage.dataset,
             run_id=served.bundle.manifest.lineage.run_id,
             statement=served.bundle.statement,
+            budget=known.get(served.bundle.manifest.lineage.dataset),
+            notice=None if served.bundle.manifest.lineage.dataset in known else missing,
         )
         for served in context.registry.versions()
     ]
@@ -78,7 +83,9 @@ async def privacy_budget(context: Context) -> schemas.PrivacyBudget:
         return schemas.PrivacyBudget(
             source="statement", notice=context.budget.notice, datasets=_from_statements(models), models=models
         )
-    return schemas.PrivacyBudget(source="ledger", notice=None, datasets=datasets, models=models)
+    unknown = ", ".join(model.name for model in models if model.budget is None)
+    notice = f"the ledger does not know the dataset of: {unknown}" if unknown else None
+    return schemas.PrivacyBudget(source="ledger", notice=notice, datasets=datasets, models=models)
 
 
 def _from_statements(models: list[schemas.ModelStatement]) -> list[schemas.DatasetBudget]:

@@ -118,6 +118,7 @@ def _datasets(ledger: Ledger) -> list[schemas.DatasetBudget]:
             epsilon_reserved=budget.reserved_epsilon,
             epsilon_remaining=budget.remaining_epsilon,
             releases=budget.releases,
+            family=list(budget.family),
         )
         for budget in ledger.budgets()
     ]
@@ -131,6 +132,7 @@ def _entries(ledger: Ledger) -> list[schemas.LedgerEntry]:
             dataset=entry.dataset,
             run_id=entry.run_id or None,
             recorded_at=entry.recorded_at,
+            recorded_by=entry.recorded_by or None,
             content=entry.content(),
             digest=entry.digest,
         )

@@ -110,14 +110,15 @@ def tab(request: pytest.FixtureRequest, browser: Any) -> Iterator[Any]:
     context.close()
 
 
-def looked_over(tab: Any, client: httpx.Client) -> None:
+def looked_over(tab: Any, client: httpx.Client, *, complaints: int = 0) -> None:
     assert tab.evaluate(CHECKS) == []
-    assert tab.complaints == []
+    # A browser complains of the status of a page that says what is wrong.
+    assert len(tab.complaints) == complaints
     assert all(url.startswith((str(client.base_url), "data:")) for url in tab.asked)
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
-@pytest.mark.parametrize("path", ["/", "/?user_id=7&history=1,2,zz&k=5", "/?user_id=nobody", "/docs"])
+@pytest.mark.parametrize("path", ["/", "/?model=dlrm", "/docs"])
 def test_pages_are_accessible(tab: Any, client: httpx.Client, path: str, scheme: str) -> None:
     tab.emulate_media(color_scheme=scheme)
     tab.goto(f"{client.base_url}{path}")
@@ -144,18 +145,21 @@ def test_somebody_tries_a_user_by_keyboard(tab: Any, client: httpx.Client) -> No
     tab.keyboard.type("1, 2")
     tab.keyboard.press("Enter")
     tab.wait_for_selector("table")
-    rows = tab.query_selector_all("tbody tr")
+    rows = tab.query_selector_all("[aria-labelledby=answer] tbody tr")
     assert len(rows) == 10
     best = client.post("/v1/recommendations", json={"user_id": "7", "history": ["1", "2"]}).json()["items"][0]
     assert best["title"] in rows[0].inner_text()
     assert "near to Title of item" in rows[0].query_selector("small").inner_text()
     assert tab.input_value("#user_id") == "7"
+    assert "?" not in tab.url
     looked_over(tab, client)
 
 
 def test_somebody_chooses_another_model(tab: Any, client: httpx.Client) -> None:
-    tab.goto(f"{client.base_url}/?user_id=7&k=3")
+    tab.goto(f"{client.base_url}/")
     assert tab.inner_text("h1") == "untrained"
+    tab.fill("#user_id", "7")
+    tab.fill("#k", "3")
     tab.select_option("#model", "dlrm")
     tab.click("button")
     tab.wait_for_selector("h1:text('dlrm')")
@@ -166,12 +170,40 @@ def test_somebody_chooses_another_model(tab: Any, client: httpx.Client) -> None:
     looked_over(tab, client)
 
 
-def test_the_page_of_an_unknown_model_is_a_404(client: httpx.Client) -> None:
-    assert client.get("/", params={"model": "other"}).status_code == 404
+def test_what_is_wrong_is_said_in_html_to_a_person_and_in_json_to_a_program(client: httpx.Client) -> None:
+    for method, model in (("GET", {"params": {"model": "other"}}), ("POST", {"data": {"model": "other"}})):
+        page = client.request(method, "/", headers={"accept": "text/html,*/*"}, **model)
+        assert page.status_code == 404
+        assert page.headers["content-type"].startswith("text/html")
+        assert "no such model is served" in page.text
+        assert "default-src 'none'" in page.headers["content-security-policy"]
+        program = client.request(method, "/", **model)
+        assert program.headers["content-type"] == "application/problem+json"
+    for wrong in ("0", "-1", "many", "101000", "9" * 5000):
+        page = client.post("/", data={"user_id": "7", "k": wrong}, headers={"accept": "text/html"})
+        assert page.status_code == 422
+        assert "No recommendations" in page.text
+
+
+def test_pages_know_the_prefix_of_a_proxy(start: Any, bundles: dict[str, Path]) -> None:
+    with start(bundles["towers"], root_path="/recs") as client:
+        for prefix in ("", "/recs"):
+            for path in ("/", "/docs"):
+                links = re.findall(r'(?:href|action)="(/[^"]*)"', client.get(prefix + path).text)
+                assert links
+                assert all(link.startswith("/recs/") for link in links)
+            assert client.get(f"{prefix}/v1/models").status_code == 200
+        assert client.get("/openapi.json").json()["servers"] == [{"url": "/recs"}]
+        assert client.get("/recsx/v1/models").status_code == 404
 
 
 def test_somebody_unknown_is_told_so(tab: Any, client: httpx.Client) -> None:
-    tab.goto(f"{client.base_url}/?user_id=nobody")
+    tab.goto(f"{client.base_url}/")
+    tab.fill("#user_id", "nobody")
+    tab.click("button")
+    tab.wait_for_selector("[role=status]")
+    assert "nobody" not in tab.url
+    looked_over(tab, client, complaints=1)
     assert "does not know this user" in tab.inner_text("[role=status]")
 
 
@@ -183,7 +215,7 @@ def test_nobody_gets_what_is_popular_where_it_was_released(tab: Any, start: Any,
         tab.click("button[type=submit]")
         assert "the most popular" in tab.inner_text("#answer")
         asked = client.post("/v1/recommendations", json={"k": 10}).json()
-        assert tab.locator("tbody tr").count() == len(asked["items"]) == 10
+        assert tab.locator("[aria-labelledby=answer] tbody tr").count() == len(asked["items"]) == 10
 
 
 def test_nobody_gets_nothing_where_nothing_was_released(tab: Any, client: httpx.Client) -> None:
@@ -194,9 +226,13 @@ def test_nobody_gets_nothing_where_nothing_was_released(tab: Any, client: httpx.
 
 
 def test_what_is_typed_stays_text(tab: Any, client: httpx.Client) -> None:
-    tab.goto(f"{client.base_url}/?user_id=%3Cscript%3Ealert(1)%3C/script%3E&history=%22%3E%3Cimg%20src=x%3E")
+    tab.goto(f"{client.base_url}/")
+    tab.fill("#user_id", "<script>alert(1)</script>")
+    tab.fill("#history", '"><img src=x>')
+    tab.click("button")
+    tab.wait_for_selector("[role=status]")
     assert tab.query_selector("main script, main img") is None
-    assert tab.complaints == []
+    assert tab.input_value("#user_id") == "<script>alert(1)</script>"
 
 
 def test_pages_have_no_outside_assets(client: httpx.Client) -> None:
@@ -205,6 +241,12 @@ def test_pages_have_no_outside_assets(client: httpx.Client) -> None:
         assert response.status_code == 200
         assert re.findall(r"(?:src|href|url\()=?[\"'(]?(https?:|//)", response.text) == []
     assert "default-src 'none'" in client.get("/").headers["content-security-policy"]
+
+
+def test_docs_show_code_as_code(client: httpx.Client) -> None:
+    text = client.get("/docs").text
+    assert "`" not in re.sub(r"(?s)<pre.*?</pre>", "", text)
+    assert "<code>next_offset</code>" in text
 
 
 def test_docs_name_every_path(client: httpx.Client) -> None:

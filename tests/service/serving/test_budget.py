@@ -11,13 +11,14 @@ import pytest
 
 from lazydp.components.budget.accounting.events import dpsgd_event
 from lazydp.components.budget.ledger.ledger import Ledger
+from lazydp.components.bundle.untrained import DATASET
 from lazydp.service.serving import budget as budget_module
 
 
 def ledger_with_a_release(url: str) -> None:
     event = dpsgd_event(noise_multiplier=2.0, sampling_prob=0.01, steps=10)
     with Ledger.open(url) as ledger:
-        ledger.register_dataset("f" * 64, name="films")
+        ledger.register_dataset(DATASET, name="films")
         ledger.set_budget("films", epsilon=3.0, delta=1e-5)
         ledger.reserve(dataset="films", event=event, run_id="one")
         ledger.commit("one", event=event, release="abc")
@@ -80,7 +81,7 @@ def test_metrics_read_the_ledger_themselves(start: Any, bundles: dict[str, Path]
         spent = ledger.show("films").committed_epsilon
     with start(bundles["towers"], ledger=url) as client:
         text = client.get("/metrics").text
-    assert f'lazydp_dataset_epsilon_spent{{dataset="{"f" * 64}"}} {spent}' in text
+    assert f'lazydp_dataset_epsilon_spent{{dataset="{DATASET}"}} {spent}' in text
     assert "lazydp_ledger_up 1.0" in text
     with start(bundles["towers"], ledger=f"sqlite:///{tmp_path / 'nothing.db'}") as client:
         assert "lazydp_ledger_up 0.0" in client.get("/metrics").text

@@ -39,7 +39,7 @@ class Process:
         self.url = f"http://127.0.0.1:{self.port}"
         self._command = [sys.executable, "-m", "lazydp.pipelines.cli", "serve", "--bundle", str(bundle)]
         self._command += ["--port", str(self.port), "--allow-test-key"]
-        named = {f"LAZYDP_SERVE_{name.upper()}": str(value) for name, value in settings.items()}
+        named = {f"LAZYDP_SERVE_{name.upper()}": str(value) for name, value in {"drain_delay_s": 0, **settings}.items()}
         self._environment = {**os.environ, "LAZYDP_SERVE_ACCESS_LOG": "false", **named}
         self.start()
 

@@ -1,0 +1,203 @@
+"""An API server of Kubeflow Pipelines on loopback, which checks every request against the models of kfp-server-api."""
+
+from __future__ import annotations
+
+import json
+import threading
+from dataclasses import dataclass, field
+from email import message_from_bytes
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from types import SimpleNamespace
+from typing import Any, Self
+from urllib.parse import parse_qs, urlsplit
+
+import kfp_server_api as api
+import yaml
+from google.protobuf import json_format
+from kfp.pipeline_spec import pipeline_spec_pb2
+
+NOW = "2026-01-01T00:00:00Z"
+
+
+@dataclass
+class ApiServer:
+    """A server with one experiment, `Default`; use it as a context.
+
+    Attributes:
+        token: what a request must bear.
+        requests: method, path and checked body of each request.
+        outcome: the state that runs end in.
+        log: of the task that fails.
+    """
+
+    token: str = "good"
+    outcome: str = "SUCCEEDED"
+    log: str = ""
+    requests: list[tuple[str, str, Any]] = field(default_factory=list)
+    experiments: dict[str, str] = field(default_factory=lambda: {"Default": "e-1"})
+    pipelines: dict[str, dict[str, Any]] = field(default_factory=dict)
+    looks: int = 0
+
+    def __enter__(self) -> Self:
+        owner = self
+
+        class Handler(_Handler):
+            server_state = owner
+
+        self._server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+        self.url = f"http://127.0.0.1:{self._server.server_port}"
+        self._thread = threading.Thread(target=self._server.serve_forever)
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._server.shutdown()
+        self._server.server_close()
+        self._thread.join()
+
+    def bodies(self, path: str) -> list[Any]:
+        """The bodies that were posted to a path."""
+        return [body for method, where, body in self.requests if method == "POST" and where == path]
+
+
+def strictly(model: str, document: Any) -> Any:
+    """The document as the model, with no field that the model does not know.
+
+    Raises:
+        ValueError: a field is unknown or of another type.
+    """
+    client = api.ApiClient()
+    found = client.deserialize(SimpleNamespace(data=json.dumps(document)), model)
+    if client.sanitize_for_serialization(found) != document:
+        raise ValueError(f"not a {model}: {document}")
+    return document
+
+
+class _Handler(BaseHTTPRequestHandler):
+    server_state: ApiServer
+
+    def log_message(self, *_: Any) -> None:
+        """Say nothing."""
+
+    def do_GET(self) -> None:
+        self._answer("GET")
+
+    def do_POST(self) -> None:
+        self._answer("POST")
+
+    def _answer(self, method: str) -> None:
+        url = urlsplit(self.path)
+        query = {name: values[0] for name, values in parse_qs(url.query).items()}
+        raw = self.rfile.read(int(self.headers.get("Content-Length") or 0))
+        if self.headers.get("Authorization") != f"Bearer {self.server_state.token}":
+            self._send(401, {"error": "Unauthenticated: token is not valid"})
+            return
+        try:
+            status, document = self._route(method, url.path, query, raw)
+        except ValueError as error:
+            status, document = 400, {"error": str(error)}
+        self._send(status, document)
+
+    def _route(  # noqa: PLR0911 - one line for each path
+        self, method: str, path: str, query: dict[str, str], raw: bytes
+    ) -> tuple[int, Any]:
+        state = self.server_state
+        place = path.removeprefix("/apis/v2beta1/")
+        if (method, place) == ("POST", "runs"):
+            body = strictly("V2beta1Run", self._json(path, raw))
+            self._check_reference(body["pipeline_version_reference"])
+            return 200, {**body, "run_id": "run-1", "created_at": NOW}
+        if (method, place) == ("POST", "recurringruns"):
+            body = strictly("V2beta1RecurringRun", self._json(path, raw))
+            self._check_reference(body["pipeline_version_reference"])
+            return 200, {**body, "recurring_run_id": "rec-1", "created_at": NOW}
+        if (method, place) == ("POST", "experiments"):
+            body = strictly("V2beta1Experiment", self._json(path, raw))
+            state.experiments[body["display_name"]] = "e-2"
+            return 200, {**body, "experiment_id": "e-2"}
+        if place == "experiments":
+            name = _wanted(query)
+            found = (
+                [{"experiment_id": state.experiments[name], "display_name": name}] if name in state.experiments else []
+            )
+            return 200, {"experiments": found}
+        if place == "pipelines":
+            name = _wanted(query)
+            return 200, {"pipelines": [state.pipelines[name]["pipeline"]] if name in state.pipelines else []}
+        if place in {"pipelines/upload", "pipelines/upload_version"}:
+            return 200, self._upload(path, query, raw)
+        if place.startswith("pipelines/") and place.endswith("/versions"):
+            [pipeline] = [found for found in state.pipelines.values() if found["id"] == place.split("/")[1]]
+            versions = pipeline["versions"]
+            if "filter" in query:
+                versions = [version for version in versions if version["display_name"] == _wanted(query)]
+            return 200, {"pipeline_versions": versions}
+        if place == "runs/run-1":
+            return 200, self._run()
+        if path == "/apis/v1alpha1/runs/run-1/nodes/pod-of-train/log":
+            return 200, state.log
+        return 404, {"error": f"no such path: {path}"}
+
+    def _json(self, path: str, raw: bytes) -> Any:
+        body = json.loads(raw)
+        self.server_state.requests.append(("POST", path, body))
+        return body
+
+    def _check_reference(self, reference: dict[str, str]) -> None:
+        for pipeline in self.server_state.pipelines.values():
+            versions = [version["pipeline_version_id"] for version in pipeline["versions"]]
+            if reference["pipeline_id"] == pipeline["id"] and reference["pipeline_version_id"] in versions:
+                return
+        raise ValueError(f"no such version: {reference}")
+
+    def _upload(self, path: str, query: dict[str, str], raw: bytes) -> Any:
+        """A package: multipart, with a pipeline that the backend's own message reads."""
+        message = message_from_bytes(b"Content-Type: " + self.headers["Content-Type"].encode() + b"\r\n\r\n" + raw)
+        [part] = message.get_payload()
+        assert part.get_param("name", header="content-disposition") == "uploadfile"
+        spec = next(yaml.safe_load_all(part.get_payload(decode=True)))
+        json_format.ParseDict(spec, pipeline_spec_pb2.PipelineSpec())
+        self.server_state.requests.append(("POST", path, query))
+        pipelines = self.server_state.pipelines
+        if path.endswith("/upload"):
+            name, number = query["name"], f"p-{len(pipelines) + 1}"
+            pipelines[name] = {
+                "id": number,
+                "pipeline": {"pipeline_id": number, "display_name": name, "namespace": query.get("namespace", "")},
+                "versions": [{"pipeline_id": number, "pipeline_version_id": "v-1", "display_name": name}],
+            }
+            return pipelines[name]["pipeline"]
+        [pipeline] = [found for found in pipelines.values() if found["id"] == query["pipelineid"]]
+        version = {
+            "pipeline_id": pipeline["id"],
+            "pipeline_version_id": f"v-{len(pipeline['versions']) + 1}",
+            "display_name": query["name"],
+        }
+        pipeline["versions"].append(version)
+        return version
+
+    def _run(self) -> Any:
+        """One look: the first finds the run running, the second finds it at its end."""
+        self.server_state.looks += 1
+        over = self.server_state.looks > 1
+        states = {"ingest": "SUCCEEDED", "train": self.server_state.outcome if over else "RUNNING"}
+        tasks = [
+            {"task_id": name, "run_id": "run-1", "display_name": name, "state": state, "pod_name": f"pod-of-{name}"}
+            for name, state in states.items()
+        ]
+        state = self.server_state.outcome if over else "RUNNING"
+        return {"run_id": "run-1", "state": state, "run_details": {"task_details": tasks}}
+
+    def _send(self, status: int, document: Any) -> None:
+        raw = document.encode() if isinstance(document, str) else json.dumps(document).encode()
+        self.send_response(status)
+        self.send_header("Content-Type", "application/json")
+        self.send_header("Content-Length", str(len(raw)))
+        self.end_headers()
+        self.wfile.write(raw)
+
+
+def _wanted(query: dict[str, str]) -> str:
+    [predicate] = strictly("V2beta1Filter", json.loads(query["filter"]))["predicates"]
+    assert predicate["key"] == "display_name"
+    return str(predicate["string_value"])
