@@ -35,6 +35,10 @@ _BENCHES = {
     "noise": ("lazydp.components.bench.cli:noise", "Drawing normals, against torch and numpy."),
     "flush": ("lazydp.components.bench.cli:flush", "Flushing a table, against copying and scaling it."),
     "ingest": ("lazydp.components.bench.cli:ingest", "Reading Parquet into a dataset, against plain reading."),
+    "quality": (
+        "lazydp.components.bench.cli:quality",
+        "Ranking held-out items, private and not, against EASE and iALS.",
+    ),
     "serve": ("lazydp.service.bench.cli:command", "Answering requests, against a bare route and a bare product."),
 }
 

@@ -33,7 +33,9 @@ _FEWEST_EIGENVECTORS, _MOST_EIGENVECTORS = 8, 64
 _MATRIX_PAYS_FROM = 6000.0
 # Typical part of the history in a logit, over sqrt(z).
 _SCALE = 0.0045
-_SMALLEST_SCALE, _LARGEST_SCALE = 0.25, 1.5
+_SMALLEST_SCALE, _LARGEST_SCALE = 0.25, 0.5
+# In a large catalogue of which nothing public is known, where histories say far more than counts.
+_LARGEST_SCALE_WITHOUT_FEATURES = 1.5
 _SHARE_BESIDE_FEATURES = 0.2
 _SHARE_WITHOUT_FEATURES = 1 / 3
 
@@ -91,12 +93,12 @@ def choose(
 ) -> Statistics:
     """The statistics for `units` privacy units (a public or released number) at a total of `mu` (inf: no noise)."""
     z = max(units, 1.0) * mu
-    scale = min(max(_SCALE * math.sqrt(z), _SMALLEST_SCALE), _LARGEST_SCALE)
+    whole = num_items <= _MOST_ITEMS_OF_EXAMPLES and (privacy_unit == "example" or math.isinf(mu))
+    largest = _LARGEST_SCALE if has_features or whole else _LARGEST_SCALE_WITHOUT_FEATURES
+    scale = min(max(_SCALE * math.sqrt(z), _SMALLEST_SCALE), largest)
     directions = _between(_DIRECTIONS, z, _FEWEST_DIRECTIONS, _MOST_DIRECTIONS) if has_features else 0
-    if privacy_unit == "example" or math.isinf(mu):
-        most = _MOST_ITEMS_OF_EXAMPLES
-        if num_items <= most:
-            return Statistics(directions=0, matrix_items=num_items, matrix_share=1.0, scale=scale)
+    if whole:
+        return Statistics(directions=0, matrix_items=num_items, matrix_share=1.0, scale=scale)
     matrix_items = min(num_items, _between(_ITEMS, z, _FEWEST_ITEMS, _MOST_ITEMS))
     if not has_features:
         return Statistics(directions=0, matrix_items=matrix_items, matrix_share=_SHARE_WITHOUT_FEATURES, scale=scale)
