@@ -1,13 +1,13 @@
 """How good recommendations are: every contestant under one protocol, in one run, on one encoded dataset.
 
 Every test example is ranked among the items that its user has not taken in training, over the whole catalogue, as
-`lazydp evaluate` ranks. A private contestant is a start under a fresh noise key for each seed: what `lazydp train` makes
-of a configuration that names an epsilon and no steps, and what `lazydp export` would release. Nothing is released here,
-so no budget is spent; and so the figures are private.
+`lazydp evaluate` ranks. A private contestant is a start under a fresh noise key for each seed: what `lazydp train`
+makes of a configuration that names an epsilon and no steps, and what `lazydp export` would release. Nothing is released
+here, so no budget is spent; and so the figures are private.
 
-Contestants without privacy: `popularity`; `pure_svd` (Cremonesi et al., RecSys 2010), rank 64; `ease` (Steck, WWW 2019),
-where the catalogue is small enough for its matrix; `ials` (Hu et al., ICDM 2008; the package `implicit`), where that is
-installed; `start`, ours without noise. With privacy: `dp_popularity`, the prior of a start alone; `start`.
+Contestants without privacy: `popularity`; `pure_svd` (Cremonesi et al., RecSys 2010), rank 64; `ease` (Steck, WWW
+2019), where the catalogue is small enough for its matrix; `ials` (Hu et al., ICDM 2008; the package `implicit`), where
+that is installed; `start`, ours without noise. With privacy: `dp_popularity`, the prior of a start alone; `start`.
 """
 
 from __future__ import annotations
