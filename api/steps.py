@@ -24,6 +24,7 @@ from lazydp.components.export.publish import Snapshots, point
 from lazydp.components.ingest.dataset import EncodedDataset
 from lazydp.components.ingest.ingest import DEFAULT_MEMORY_BYTES, IngestOptions
 from lazydp.components.ingest.ingest import ingest as ingest_rows
+from lazydp.components.ingest.readers import Format
 from lazydp.components.shared.errors import InputError
 from lazydp.components.train.config import TrainConfig
 from lazydp.components.train.run.train import TrainedRun
@@ -44,17 +45,21 @@ def ingest(
     users: AnyPath | None = None,
     items: AnyPath | None = None,
     memory: int = DEFAULT_MEMORY_BYTES,
+    format: Format = "auto",
+    max_rejected: float = 0.5,
     replace: bool = False,
 ) -> EncodedDataset:
-    """Encode interactions from Parquet into a dataset for training, as `lazydp ingest` does.
+    """Encode interactions (Parquet, CSV, TSV, JSON lines, Delta) into a dataset for training, as `lazydp ingest` does.
 
     Args:
-        input: a Parquet file or folder of them, by path or URI, or several.
+        input: a file, folder, pattern or Delta table, by path or URI, or several.
         spec: the feature spec: a YAML file, a URI, or YAML text.
         out: the dataset folder to make; private; it appears when it is whole.
         users: the users table, instead of the one that the spec names.
         items: the items table, instead of the one that the spec names.
         memory: bytes to work in, roughly; the rest is on disk.
+        format: of the input: `auto`, by content and extension; `parquet`, `csv`, `tsv`, `jsonl` or `criteo`.
+        max_rejected: share of rows that may have no usable user, item, time, label or split before it is an error.
         replace: replace the dataset where it exists.
 
     Returns:
@@ -65,7 +70,14 @@ def ingest(
         UnavailableError: a store does not answer.
     """
     inputs = [input] if isinstance(input, str | os.PathLike) else input
-    options = IngestOptions(users=_text(users), items=_text(items), memory_bytes=memory, replace=replace)
+    options = IngestOptions(
+        users=_text(users),
+        items=_text(items),
+        memory_bytes=memory,
+        format=format,
+        max_rejected=max_rejected,
+        replace=replace,
+    )
     ingest_rows([os.fspath(one) for one in inputs], os.fspath(spec), Path(out), options)
     return EncodedDataset.open(Path(out))
 

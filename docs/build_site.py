@@ -20,7 +20,7 @@ ROOT = Path(__file__).resolve().parents[1]
 PAGES = ROOT / "build" / "docs"
 SITE = ROOT / "build" / "site"
 # Pages, and what pages show or link to.
-COPIED = ("*.md", "*.png", "*.svg", "*.yaml", "*.cff", "LICENSE")
+COPIED = ("*.md", "examples/*.py", "*.png", "*.svg", "*.yaml", "*.cff", "LICENSE")
 NOT_COPIED = ("tests/", ".github/")
 
 

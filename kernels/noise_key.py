@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 KEY_BYTES = 32
+_NONCE_BYTES = 16
 _TEST_SALT = b"lazydp test key, not private"
 _DERIVE_SALT = b"lazydp noise key v1"
 
@@ -26,7 +27,7 @@ class NoiseKey:
     into the bundle's manifest.
     """
 
-    __slots__ = ("_bytes", "_is_test")
+    __slots__ = ("_bytes", "_is_test", "_of_trainers", "_trainers")
 
     def __init__(self, secret: bytes, *, is_test: bool) -> None:
         """Use `generate`, `for_tests` or `from_bytes`.
@@ -39,6 +40,8 @@ class NoiseKey:
             raise ValueError("a noise key must not be all zero: that is what a destroyed key leaves behind")
         self._bytes: bytearray | None = bytearray(secret)
         self._is_test = is_test
+        self._trainers = 0
+        self._of_trainers: list[NoiseKey] = []
 
     @classmethod
     def generate(cls) -> NoiseKey:
@@ -76,6 +79,20 @@ class NoiseKey:
         """
         return self.derive("public commitment").to_bytes().hex()
 
+    def new_nonce(self) -> bytes:
+        """16 bytes that no other trainer has: random, or for a test key the number of trainers that it serves."""
+        self._trainers += 1
+        return self._trainers.to_bytes(_NONCE_BYTES, "big") if self._is_test else os.urandom(_NONCE_BYTES)
+
+    def for_trainer(self, nonce: bytes) -> NoiseKey:
+        """The key of one trainer. Two trainers under one key would draw the same noise, which can then be subtracted.
+
+        It is destroyed together with this key.
+        """
+        derived = self.derive(f"trainer {nonce.hex()}")
+        self._of_trainers.append(derived)
+        return derived
+
     def tensor(self) -> Tensor:
         """The key as the operators take it: uint8 [32] on the CPU. It shares the key's memory: `destroy` zeroes it."""
         return torch.frombuffer(self._secret(), dtype=torch.uint8)
@@ -85,10 +102,12 @@ class NoiseKey:
         return bytes(self._secret())
 
     def destroy(self) -> None:
-        """Overwrites the bytes, those of `tensor()` included. Any later use raises ValueError."""
+        """Overwrites the bytes, also those of `tensor()` and `for_trainer()`. Any later use raises ValueError."""
         if self._bytes is not None:
             self._bytes[:] = bytes(KEY_BYTES)
             self._bytes = None
+        for derived in self._of_trainers:
+            derived.destroy()
 
     def __repr__(self) -> str:
         state = "destroyed" if self._bytes is None else "test key" if self._is_test else "secret"

@@ -76,7 +76,7 @@ def test_the_source_distribution_holds_every_tracked_file(tmp_path: Path) -> Non
 
 def test_the_version_is_written_in_one_place() -> None:
     version = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["version"]
-    places = ["Dockerfile", "CITATION.cff", "setup.py", "components/shared/image.py", "api/__init__.py", "README.md"]
+    places = ["Containerfile", "CITATION.cff", "setup.py", "components/shared/image.py", "api/__init__.py", "README.md"]
     assert [place for place in places if version in (ROOT / place).read_text()] == []
 
 

@@ -30,8 +30,9 @@ from lazydp.components.train.data.loader import Prefetcher
 from lazydp.components.train.run.batches import batch_maker
 from lazydp.components.train.run.costs import RunCost, calibrated_noise_multiplier
 from lazydp.components.train.run.identity import RunIdentity
+from lazydp.components.train.run.settings_check import contribution_bound
 from lazydp.components.train.run.spending import check_event
-from lazydp.components.train.run.train import contribution_bound, embedding_optimizer, engine_for
+from lazydp.components.train.run.train import embedding_optimizer, engine_for
 from lazydp.kernels.noise_key import NoiseKey
 
 FEWEST_CANARIES = 100

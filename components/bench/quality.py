@@ -214,11 +214,14 @@ def _ease(taken: sparse.csr_matrix) -> Score:
 def _ials(taken: sparse.csr_matrix) -> Score | None:
     try:
         from implicit.als import AlternatingLeastSquares  # noqa: PLC0415 - an optional peer
+        from threadpoolctl import threadpool_limits  # noqa: PLC0415 - comes with it
     except ImportError:
         _log.warning("ials is left out: `pip install implicit` adds it")
         return None
-    model = AlternatingLeastSquares(random_state=0, num_threads=torch.get_num_threads(), **_IALS)
-    model.fit(taken, show_progress=False)
+    # It computes with threads of its own; those of BLAS beside them make it many times slower.
+    with threadpool_limits(1, "blas"):
+        model = AlternatingLeastSquares(random_state=0, num_threads=torch.get_num_threads(), **_IALS)
+        model.fit(taken, show_progress=False)
     users, items = torch.from_numpy(model.user_factors), torch.from_numpy(model.item_factors)
 
     def score(batch: Batch) -> Tensor:

@@ -22,6 +22,10 @@ if TYPE_CHECKING:
 _LEDGER = click.option(
     "--ledger", envvar="LAZYDP_LEDGER", help="URL of the ledger.  [default: sqlite:///lazydp-ledger.db]"
 )
+_BUDGET_COLUMNS = (
+    *("dataset", "family", "identifier", "unit", "delta", "budget"),
+    *("committed", "reserved", "remaining", "runs", "releases"),
+)
 _JSON = click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 _BY = click.option("--by", envvar="LAZYDP_OPERATOR", help="Your name, for the ledger.")
 _DATASET = click.option("--dataset", help="One dataset: identifier, its first characters, or name.")
@@ -44,7 +48,7 @@ def show(ledger: str | None, dataset: str | None, as_json: bool) -> None:
         _print_json([asdict(budget) for budget in budgets])
         return
     _print_table(
-        ["dataset", "identifier", "unit", "delta", "budget", "committed", "reserved", "remaining", "runs", "releases"],
+        list(_BUDGET_COLUMNS),
         [_budget_row(budget) for budget in budgets],
         title="epsilon, composed by PLD: committed by releases; reserved: what open runs may add; and what remains",
         empty="no dataset yet: `lazydp budget set` registers one",
@@ -66,7 +70,14 @@ def show(ledger: str | None, dataset: str | None, as_json: bool) -> None:
     help="Whose presence the budget bounds.",
 )
 @click.option("--name", help="Name of a dataset that is new to the ledger.")
+@click.option("--family", help="Name of the population it is of, where its feature spec declares none.")
 @click.option("--parent", "parents", multiple=True, help="A dataset of the ledger that shares users with it.")
+@click.option(
+    "--other-people",
+    default="",
+    help="Why its people have no budget yet, though the ledger knows its name, user column or source from a family "
+    "that has one; the ledger keeps your words.",
+)
 @_BY
 @click.option("--reason", default="", help="Why; must be given to raise a budget.")
 def set_(
@@ -76,16 +87,26 @@ def set_(
     delta: float,
     privacy_unit: str,
     name: str | None,
+    family: str | None,
     parents: tuple[str, ...],
+    other_people: str,
     by: str | None,
     reason: str,
 ) -> None:
-    """Set what may be spent on a dataset; to raise it takes a name and a reason."""
+    """Set what may be spent on a dataset and its family; to raise it takes a name and a reason."""
     with _open(ledger) as opened:
-        named = _register(opened, dataset, name=name, parents=parents, by=by)
-        budget = opened.set_budget(named, epsilon=epsilon, delta=delta, privacy_unit=privacy_unit, by=by, reason=reason)
+        named = _register(opened, dataset, name=name, family=family, parents=parents, by=by)
+        budget = opened.set_budget(
+            named,
+            epsilon=epsilon,
+            delta=delta,
+            privacy_unit=privacy_unit,
+            by=by,
+            reason=reason,
+            other_people=other_people,
+        )
     click.echo(
-        f"{budget.name}: epsilon {budget.epsilon:g} at delta {budget.delta:g} per {budget.privacy_unit}; "
+        f"{_called(budget)}: epsilon {budget.epsilon:g} at delta {budget.delta:g} per {budget.privacy_unit}; "
         f"charged {budget.charged_epsilon:.4g}, remaining {budget.remaining_epsilon:.4g}"
     )
 
@@ -203,32 +224,55 @@ def _verified(entries: Sequence[Entry], expect_head: str | None) -> Verification
         return verify(entries, expect_head=expect_head, progress=progress.advance)
 
 
-def _register(ledger: Ledger, dataset: str, *, name: str | None, parents: tuple[str, ...], by: str | None) -> str:
+def _called(budget: DatasetBudget) -> str:
+    return f"{budget.name} (family {budget.declared_family})" if budget.declared_family else budget.name
+
+
+def _register(
+    ledger: Ledger, dataset: str, *, name: str | None, family: str | None, parents: tuple[str, ...], by: str | None
+) -> str:
     """The identifier of `dataset`: a folder, what the ledger knows, or a fingerprint given together with a name."""
+    from lazydp.components.budget.ledger.identifiers import register
+
     manifest = Path(dataset) / "dataset.json"
     if manifest.is_file():
-        try:
-            document = json.loads(manifest.read_bytes())
-            fingerprint, called = document["fingerprint"], name or document["spec"]["name"]
-            sources = [document["source"]["digest"]]
-        except (OSError, ValueError, KeyError, TypeError) as error:
-            raise InputError(f"{manifest} is no dataset of lazydp: {error!r}") from error
-        return _named(ledger, fingerprint, name=called, sources=sources, parents=parents, by=by)
+        known_by = _read(manifest, name=name, family=family)
+        return register(ledger, parents=parents, by=by, **known_by).identifier
     known = ledger.state()
     if name is not None and dataset not in known.datasets:
-        return _named(ledger, dataset, name=name, sources=[], parents=parents, by=by)
+        fingerprint = dataset
+        return register(
+            ledger, fingerprint=fingerprint, name=name, family=family or "", parents=parents, by=by
+        ).identifier
     identifier = known.resolve(dataset)
-    if parents:
-        ledger.register_dataset(identifier, name=known.datasets[identifier].name, parents=parents, by=by)
+    if parents or family:
+        named = known.datasets[identifier].name
+        ledger.register_dataset(identifier, name=named, family=family or "", parents=parents, by=by)
     return identifier
 
 
-def _named(
-    ledger: Ledger, fingerprint: str, *, name: str, sources: list[str], parents: tuple[str, ...], by: str | None
-) -> str:
-    from lazydp.components.budget.ledger.identifiers import register
-
-    return register(ledger, fingerprint=fingerprint, name=name, sources=sources, parents=parents, by=by).identifier
+def _read(manifest: Path, *, name: str | None, family: str | None) -> dict[str, Any]:
+    """What the ledger is told of the dataset that ingest wrote."""
+    try:
+        document = json.loads(manifest.read_bytes())
+        spec, source = document["spec"], document["source"]
+        declared = spec.get("family", "")
+        if family and declared and family != declared:
+            raise InputError(
+                f"{manifest.parent} declares family {declared} in its feature spec, and --family says {family}: "
+                "leave --family out"
+            )
+        return {
+            "fingerprint": document["fingerprint"],
+            "name": name or spec["name"],
+            "sources": [source["digest"]],
+            "family": family or declared,
+            "default_family": document.get("family") or "",
+            "user_column": spec.get("user", {}).get("column", ""),
+            "places": source.get("locations", ()),
+        }
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise InputError(f"{manifest} is not a dataset of lazydp: {error!r}") from error
 
 
 def _budget_row(budget: DatasetBudget) -> list[str]:
@@ -237,6 +281,7 @@ def _budget_row(budget: DatasetBudget) -> list[str]:
 
     return [
         budget.name,
+        budget.declared_family or "-",
         budget.dataset[:12],
         budget.privacy_unit or "-",
         "-" if budget.delta is None else f"{budget.delta:g}",
@@ -264,9 +309,11 @@ def _entry_row(entry: Entry) -> list[str]:
 
 def _what(kind: str, content: dict[str, Any]) -> str:
     if kind == "dataset":
-        return f"{content['name']}; parents: {', '.join(name[:12] for name in content['parents']) or 'none'}"
+        parents = ", ".join(name[:12] for name in content["parents"]) or "none"
+        return f"{content['name']}; family: {content.get('family') or 'none declared'}; parents: {parents}"
     if kind == "budget":
         why = f": {content['reason']}" if content["reason"] else ""
+        why += f"; other people: {content['other_people']}" if content.get("other_people") else ""
         return f"epsilon {content['epsilon']:g} at delta {content['delta']:g} per {content['privacy_unit']}{why}"
     if kind == "reserved":
         return f"{content['purpose']}, epsilon {content['epsilon']:.4g} alone"

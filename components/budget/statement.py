@@ -38,6 +38,16 @@ class SpentElsewhere(FrozenModel):
     epsilon: float = Field(ge=0)
 
 
+class Family(FrozenModel):
+    """The population that the dataset is of, as its operator declared it: nothing proves who is in it."""
+
+    name: str
+    declaration: str
+    other_people: str = Field(
+        default="", description="the operator's words for why these people are in no other family, where it asked"
+    )
+
+
 class AuditResult(FrozenModel):
     """A lower bound on epsilon that an audit of the real training path found."""
 
@@ -102,6 +112,9 @@ class PrivacyStatement(FrozenModel):
     popularity: PopularityRelease | None = None
     start: StartRelease | None = None
     guarantee: str = MODEL_GUARANTEE
+    family: Family | None = Field(
+        default=None, description="whose budget the release was charged to; null where the dataset declared no family"
+    )
     assumed_public: tuple[str, ...]
     not_covered: tuple[str, ...]
     spent_elsewhere: tuple[SpentElsewhere, ...] = ()
@@ -134,6 +147,10 @@ DEFAULT_PUBLIC = (
     "the model's architecture, the feature specification and the declared bounds",
     "hashed and declared vocabularies, and the item catalogue",
     "the initial weights",
+)
+FAMILY_DECLARATION = (
+    "every dataset that declares this family draws on one budget; that its people are in no other family is the "
+    "operator's declaration"
 )
 CHOICE_OF_SETTINGS = "the choice of hyper-parameters"
 DEFAULT_NOT_COVERED = (

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,6 +21,8 @@ from lazydp.components.ingest.dataset import EncodedDataset, Split
 from lazydp.components.shared.errors import InputError
 from lazydp.components.shared.files import PRIVATE_FILE, write_json
 from lazydp.components.shared.progress import Progress
+
+_log = logging.getLogger("lazydp.evaluate")
 
 FORMAT_VERSION = 1
 PRIVATE = "private: computed from private data without noise; internal use only, not a release"
@@ -74,6 +77,8 @@ class Evaluation:
 
     def table(self) -> str:
         """For people."""
+        if self.examples == 0:
+            return "no metrics: the dataset has no held-out examples"
         lines = [f"metrics ({PRIVATE})"]
         if self.model is not None and self.popularity is not None:
             lines += [
@@ -98,10 +103,10 @@ def evaluate(*, bundle: Path, dataset: Path) -> Evaluation:
 
     Args:
         bundle: an exported model; one for tests or without privacy is accepted too, since nothing is released here.
-        dataset: the encoded dataset with a test split.
+        dataset: the encoded dataset; without held-out examples nothing is measured, and the log says so.
 
     Raises:
-        InputError: the bundle was made for other features, or the dataset has no test examples.
+        InputError: the bundle was made for other features.
     """
     released = Bundle.open(bundle, allow_test_key=True, allow_non_private=True)
     data = EncodedDataset.open(dataset)
@@ -111,7 +116,8 @@ def evaluate(*, bundle: Path, dataset: Path) -> Evaluation:
         )
     test = data.split("test")
     if len(test) == 0:
-        raise InputError(f"dataset {dataset} has no test examples: ingest it with a split")
+        _log.warning("dataset %s has no held-out examples, so nothing is measured: ingest it with a split", dataset)
+        return _nothing(released)
     observed, labels = _observed(released, test)
     found = None
     if released.catalogue is not None:
@@ -125,6 +131,12 @@ def evaluate(*, bundle: Path, dataset: Path) -> Evaluation:
         epsilon=released.statement.epsilon,
         bundle=released.manifest.version,
     )
+
+
+def _nothing(released: Bundle) -> Evaluation:
+    """What is known of a bundle without held-out examples."""
+    epsilon, version = released.statement.epsilon, released.manifest.version
+    return Evaluation(model=None, popularity=None, label_auc=None, examples=0, epsilon=epsilon, bundle=version)
 
 
 def _rank_both(scorer: Scorer, data: EncodedDataset, test: Split) -> tuple[RankingMetrics, RankingMetrics]:

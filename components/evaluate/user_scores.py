@@ -41,14 +41,23 @@ def user_scores(data: EncodedDataset, *, model: Recommender, tables: Mapping[str
     Raises:
         InputError: nothing is held out, or a ranking metric without items.
     """
+    check_scorable(data, metric)
     test = data.split("test")
-    if len(test) == 0:
-        raise InputError(f"dataset {data.path} has no test examples to score trials on: ingest it with a split")
-    if metric != "brier" and data.spec.item is None:
-        raise InputError(f"metric {metric} ranks items, and dataset {data.path} has none: use brier")
     scored = _brier(data, model, tables) if metric == "brier" else _ranked(data, model, tables, metric)
     users = np.arange(len(test)) if test.user_index is None else np.asarray(test.user_index)
     return mean_by_user(scored, users)
+
+
+def check_scorable(data: EncodedDataset, metric: Metric) -> None:
+    """Refuse a dataset that has nothing to score by `metric`.
+
+    Raises:
+        InputError: nothing is held out, or a ranking metric without items.
+    """
+    if len(data.split("test")) == 0:
+        raise InputError(f"dataset {data.path} has no test examples to score trials on: ingest it with a split")
+    if metric != "brier" and data.spec.item is None:
+        raise InputError(f"metric {metric} ranks items, and dataset {data.path} has none: use brier")
 
 
 def mean_by_user(scores: Floats, users: npt.NDArray[np.int64]) -> Floats:

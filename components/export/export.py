@@ -36,9 +36,9 @@ from lazydp.components.train.run.checkpoint import Checkpoint
 from lazydp.components.train.run.folder import RunFolder
 from lazydp.components.train.run.identity import RunIdentity
 from lazydp.components.train.run.popularity import noised_counts
+from lazydp.components.train.run.settings_check import contribution_bound
 from lazydp.components.train.run.spending import UNREGISTERED, Standing, commit, standing
 from lazydp.components.train.run.train import (
-    contribution_bound,
     embedding_optimizer,
     engine_for,
     latest_of,
@@ -251,6 +251,7 @@ def stage(
             steps=engine.steps_done,
             test_key=test_key,
             spent_elsewhere=stands.spent_elsewhere,
+            family=stands.family,
             audit=audit,
         ),
         lineage=Lineage(

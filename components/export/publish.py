@@ -45,8 +45,8 @@ from lazydp.components.shared.errors import InputError
 from lazydp.components.shared.files import sync_directory
 from lazydp.components.train.engine.step import Engine
 from lazydp.components.train.run.identity import RunIdentity
+from lazydp.components.train.run.settings_check import contribution_bound
 from lazydp.components.train.run.spending import commit, standing
-from lazydp.components.train.run.train import contribution_bound
 from lazydp.kernels.noise_key import NoiseKey
 
 POINTER = "current"

@@ -18,6 +18,7 @@ from lazydp.components.budget.statement import (
     MODEL_GUARANTEE,
     START_FLOATING_POINT,
     AuditResult,
+    Family,
     PopularityRelease,
     PrivacyStatement,
     SpentElsewhere,
@@ -51,6 +52,7 @@ def statement_of(
     steps: int,
     test_key: bool,
     spent_elsewhere: tuple[SpentElsewhere, ...] = (),
+    family: Family | None = None,
     audit: AuditResult | None = None,
 ) -> PrivacyStatement:
     """The statement of a run that is about to be released.
@@ -62,6 +64,7 @@ def statement_of(
         steps: steps really done.
         test_key: whether the noise key was made for tests.
         spent_elsewhere: what other releases of the dataset cost.
+        family: that the dataset declared, as the ledger knows it.
         audit: lower bound that an audit of this run's configuration found.
     """
     config = identity.config
@@ -117,6 +120,7 @@ def statement_of(
         guarantee=JOINT_GUARANTEE if _reads_histories_alone(config) else MODEL_GUARANTEE,
         assumed_public=(*DEFAULT_PUBLIC, *_public(identity)),
         not_covered=(*DEFAULT_NOT_COVERED, *_not_covered(identity, spec)),
+        family=family,
         spent_elsewhere=spent_elsewhere,
         tuning=identity.tuning,
         test_key=test_key,

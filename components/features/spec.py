@@ -211,6 +211,8 @@ class FeatureSpec(FrozenModel):
 
     format_version: Literal[1] = 1
     name: Name
+    # Whose data it is: every dataset of one family draws on one privacy budget. The name, where it is left out.
+    family: Name | None = None
     user: UserSpec | None = None
     item: ItemSpec | None = None
     label: Annotated[ImplicitLabel | ColumnLabel | ThresholdLabel, Field(discriminator="kind")]

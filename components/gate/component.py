@@ -41,6 +41,7 @@ def budget_gate(
     from lazydp.components.train.config import TrainConfig
     from lazydp.components.train.run.costs import calibrated_noise_multiplier
     from lazydp.components.train.run.identity import RunIdentity
+    from lazydp.components.train.run.settings_check import check_fits
     from lazydp.components.train.run.spending import reserve
 
     log_to_stdout()
@@ -52,6 +53,7 @@ def budget_gate(
     if not settings.private:
         return run_id
     data = EncodedDataset.open(Path(dataset.path))
+    check_fits(data, settings)
     identity = RunIdentity(
         run_id=run_id,
         config=settings,

@@ -85,12 +85,15 @@ class DatasetManifest(FrozenModel):
     fingerprint: SHA-256 of the encoded content: equal content, whatever the order or the files it came from. Who knows
         all of the content but one user's can tell by it whether that user is in: it never leaves the private folders.
         Elsewhere the dataset goes by the identifier that `budget.ledger.identifiers` makes of it.
+    family: the population that the rows are of, as declared: the spec's `family`, or its name; None where an older
+        lazydp wrote the dataset, which is then a family of its own.
     max_examples_per_user: the contribution bound that holds for training, None where the spec states none.
     rejected: reason -> rows of the input that became no example.
     source: where the interactions came from, and what tells one log from another.
     """
 
     spec: dict[str, Any]
+    family: str | None = None
     fingerprint: str
     max_examples_per_user: int | None
     counts: Counts

@@ -165,6 +165,7 @@ class DatasetWriter:
         self._resolved.vocabularies.save(self._folder / VOCABULARY_FOLDER)
         manifest = DatasetManifest(
             spec=spec.document(),
+            family=spec.family or spec.name,
             fingerprint=_fingerprint(spec, parts),
             max_examples_per_user=spec.max_examples_per_user,
             counts=Counts(
@@ -217,6 +218,7 @@ def _fingerprint(spec: FeatureSpec, parts: Mapping[str, str]) -> str:
     Where files lay does not count, only what was in them.
     """
     document = spec.document()
+    document.pop("family", None)  # a declaration about the rows, none of them
     for part in ("users", "items"):
         document.get(part, {}).pop("path", None)
     text = json.dumps({"spec": _without_files(document), "columns": dict(parts)}, sort_keys=True)

@@ -7,7 +7,8 @@
         trainer.step(lambda: criterion(model(batch.x), batch.y))      # one loss an example, [B]
     trainer.flush()                                         # before the model is evaluated, saved or released
 
-Embedding layers become `LazyRows`; every other layer with parameters needs a rule for per-example norms (`norm_rules`).
+Embedding layers read rows with their noise from then on (`LazyRows`); every other layer with parameters needs a rule
+for per-example norms (`norm_rules`).
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from functools import partial
 from typing import Any
+from weakref import WeakSet
 
 import torch
 from torch import Tensor, nn
@@ -30,12 +32,15 @@ from lazydp.components.train.engine.report import StepReport
 from lazydp.components.train.mechanism.capture import Capture
 from lazydp.components.train.mechanism.contributions import Contributions, units_of
 from lazydp.components.train.mechanism.coupling import CouplingCheck, Disturbance
+from lazydp.components.train.mechanism.gradient_check import GradientCheck, Reading, ReadRows
 from lazydp.components.train.mechanism.layers import Layers, trained_layers
+from lazydp.components.train.mechanism.moved_buffers import MovedBuffers
 from lazydp.components.train.mechanism.parameters import GroupNorms, PrivacyParameters
 from lazydp.components.train.mechanism.step_guard import StepGuard
+from lazydp.components.train.mechanism.units import Units
 from lazydp.components.train.tables import schedules
 from lazydp.components.train.tables.embedding_tables import EmbeddingTables, Mode, TableGradient
-from lazydp.components.train.tables.lazy_embedding import LazyRows, replace_embeddings
+from lazydp.components.train.tables.lazy_embedding import LazyRows, replaced, trained_embeddings
 from lazydp.components.train.tables.lookups import Lookups, join, join_lookups
 from lazydp.components.train.tables.skip_ahead import EmbeddingSgd
 from lazydp.kernels.arguments import Distribution
@@ -70,71 +75,85 @@ def make_private(
     steps: int | None = None,
     mode: Mode = "lazydp",
     noise: Distribution = "gaussian",
+    allow_moving_buffers: bool = False,
+    allow_unrepeatable_losses: bool = False,
 ) -> PrivateTrainer:
     """Prepare `model` for private training, in place.
 
     Training computes where the model is: call `model.to("cuda")` before. Embedding layers may stay in host memory with
     every other layer on a GPU, if the model's `forward` moves the rows that it read.
 
+    A model is prepared once. What is refused leaves it as it was.
+
     Args:
-        model: its embedding layers are replaced by `LazyRows`, which behave alike; batch-first throughout.
+        model: its embedding layers become `LazyRows`, which behave alike; batch-first throughout.
         privacy: noise, clipping and the fixed divisor of the mechanism.
         embeddings: optimizer of the embedding tables (linear, so that noise can be delayed).
         dense: optimizer of every other layer.
-        key: noise key, such as `NoiseKey.generate()`.
+        key: noise key, such as `NoiseKey.generate()`. Each trainer draws under a key of its own, derived from it and
+            from a nonce that its state carries, and destroyed with it.
         steps: T, the number of steps that the noise multiplier was calibrated for: step T + 1 is refused. None leaves
             it to you to stop, and to account for `PrivateTrainer.steps_done`.
         mode: `lazydp` or `dpsgd`.
         noise: `ones` for tests of exactness.
+        allow_moving_buffers: train although the forward pass changes buffers (running statistics). They take in raw
+            examples without clipping and noise, and no epsilon covers what they tell.
+        allow_unrepeatable_losses: train although the losses of one batch cannot be computed twice alike (negatives of a
+            generator of your own). What the first steps look for is then not looked for: examples that depend on each
+            other by a value, weights used past their layer's call, tables read past their noise.
 
     Raises:
-        InputError: a layer or option that cannot be trained privately, by name, or layers on several GPUs; nothing has
-            been trained then.
+        InputError: a layer, parameter or option that cannot be trained privately, by name, layers on several GPUs, or a
+            model that has a trainer already; nothing has changed then.
         UnavailableError: the model is on a GPU, and the extension was built without CUDA.
     """
     if mode == "sgd":
         raise InputError("make_private trains with privacy: for a plain run train the model itself")
     if steps is not None and steps < 1:
         raise InputError(f"steps must be at least 1, found {steps}")
-    rows = replace_embeddings(model)
-    layers = trained_layers(model)
-    return PrivateTrainer(
-        model,
-        layers=layers,
-        placement=_placement_of(layers, rows),
-        rows=tuple(rows.values()),
-        tables=EmbeddingTables(
-            {name: layer.weight for name, layer in rows.items()},
-            mode=mode,
-            optimizer=embeddings,
-            noise_scale=privacy.noise_scale("embeddings"),
+    embedding_layers = trained_embeddings(model)
+    if model in _prepared:
+        raise InputError(
+            "the model has a trainer already: make_private takes a model once; train on with the trainer that it gave, "
+            "or build the model anew"
+        )
+    layers = trained_layers(model, without=embedding_layers.values())
+    placement = _placement_of(layers, embedding_layers)
+    with replaced(embedding_layers) as rows:
+        trainer = PrivateTrainer(
+            model,
+            layers=layers,
+            placement=placement,
+            rows=rows,
             key=key,
+            privacy=privacy,
+            embeddings=embeddings,
+            dense=dense,
+            mode=mode,
+            steps=steps,
             noise=noise,
-        ),
-        dense=DenseLayers(model, optimizer=dense, noise_scale=privacy.noise_scale("dense"), key=key, noise=noise),
-        privacy=privacy,
-        mode=mode,
-        steps=steps,
-    )
+            allow_moving_buffers=allow_moving_buffers,
+            allow_unrepeatable_losses=allow_unrepeatable_losses,
+        )
+    _prepared.add(model)
+    return trainer
 
 
-def _placement_of(layers: Layers, rows: Mapping[str, LazyRows]) -> Placement:
+_prepared: WeakSet[nn.Module] = WeakSet()
+
+
+def _placement_of(layers: Layers, embedding_layers: Mapping[str, nn.Module]) -> Placement:
     """Where the model already is."""
     of_layers = {getattr(module, name).device for module, names in layers.values() for name in names}
-    of_rows = {layer.weight.device for layer in rows.values()}
+    of_rows = {device for layer in embedding_layers.values() for device in _devices(layer)}
     for what, devices in (("dense layers", of_layers), ("embedding layers", of_rows)):
         if len(devices) > 1:
             raise InputError(f"{what} are trained on one device, found {', '.join(sorted(map(str, devices)))}")
     return Placement.of(*(of_layers or of_rows or {CPU}), *(of_rows or of_layers or {CPU}))
 
 
-@dataclass(slots=True)
-class _Reading:
-    """One read of a table within a micro-batch: what was looked up and the pooled rows handed out."""
-
-    table: str
-    lookups: Lookups
-    pooled: Tensor
+def _devices(layer: nn.Module) -> set[torch.device]:
+    return {parameter.device for parameter in layer.parameters(recurse=False)}
 
 
 @dataclass(frozen=True, slots=True)
@@ -155,25 +174,42 @@ class PrivateTrainer:
         *,
         layers: Layers,
         placement: Placement,
-        rows: Sequence[LazyRows],
-        tables: EmbeddingTables,
-        dense: DenseLayers,
+        rows: Mapping[str, LazyRows],
+        key: NoiseKey,
         privacy: PrivacyParameters,
+        embeddings: EmbeddingSgd,
+        dense: DenseOptimizer,
         mode: Mode,
         steps: int | None,
+        noise: Distribution,
+        allow_moving_buffers: bool,
+        allow_unrepeatable_losses: bool,
     ) -> None:
         keep_freed_memory()
         self.model = model
-        self.tables = tables
-        self.dense = dense
         self.privacy = privacy
         self.mode: Mode = mode
         self.steps = steps
+        self._key = key
+        self._nonce = key.new_nonce()
+        own = key.for_trainer(self._nonce)
+        tables = {name: layer.weight for name, layer in rows.items()}
+        self.tables = EmbeddingTables(
+            tables,
+            mode=mode,
+            optimizer=embeddings,
+            noise_scale=privacy.noise_scale("embeddings"),
+            key=own,
+            noise=noise,
+        )
+        self.dense = DenseLayers(model, optimizer=dense, noise_scale=privacy.noise_scale("dense"), key=own, noise=noise)
         self._layers = layers
         self._placement = placement
-        self._rows = rows
-        self._readings: list[_Reading] = []
-        self._coupling = CouplingCheck()
+        self._rows = tuple(rows.values())
+        self._readings: list[Reading] = []
+        self._coupling = CouplingCheck(allow_unrepeatable=allow_unrepeatable_losses)
+        self._gradients = GradientCheck(layers, tables)
+        self._buffers = None if allow_moving_buffers else MovedBuffers(model, without=self._rows)
         self._guard = StepGuard()
 
     @property
@@ -196,7 +232,8 @@ class PrivateTrainer:
 
         Args:
             micro_batches: each gives the losses [B] of its examples; all sum to one step. In each of the first three
-                steps one is called up to four times, to find examples that depend on each other (`coupling`).
+                steps one is called five times, to find examples that depend on each other (`coupling`) and weights that
+                are used past their layers (`gradient_check`).
             user_sizes: with `PrivacyParameters.user_gradient`, for each micro-batch how many of its examples each user
                 has, int64 [U]: a user's examples lie side by side, and all in one micro-batch.
 
@@ -209,6 +246,8 @@ class PrivateTrainer:
         self._guard.refuse_unfinished()
         self._refuse_step_beyond_the_last()
         self.dense.zero_gradients()
+        if self._buffers is not None:
+            self._buffers.begin()
         sizes = [None] * len(micro_batches) if user_sizes is None else user_sizes
         if len(sizes) != len(micro_batches):
             raise InputError(f"{len(micro_batches)} micro-batches came with the user_sizes of {len(sizes)}")
@@ -254,6 +293,7 @@ class PrivateTrainer:
             "mode": self.mode,
             "steps": self.steps,
             "privacy": asdict(self.privacy),
+            "nonce": self._nonce.hex(),
             "dense": dense,
             "embeddings": self.tables.state_dict(),
         }
@@ -268,7 +308,12 @@ class PrivateTrainer:
         for what, ours in (("mode", self.mode), ("steps", self.steps), ("privacy", asdict(self.privacy))):
             if state[what] != ours:
                 raise FormatError(f"the state's {what} is {state[what]!r}, this trainer's {ours!r}")
+        nonce = _nonce_of(state)
+        own = self._key.for_trainer(nonce)
         self._begin_change()
+        self._nonce = nonce
+        self.tables.draw_under(own)
+        self.dense.draw_under(own)
         self.tables.load_state_dict(state["embeddings"])
         with self._rows_kept():
             self.dense.load_state_dict(state["dense"])
@@ -308,32 +353,55 @@ class PrivateTrainer:
 
     def _pass(self, losses_of: Losses, user_sizes: Tensor | None) -> _Pass:
         self._readings.clear()
-        self._coupling.begin(self.tables.step + 1)
-        for layer in self._rows:
-            layer.read = self._read
+        step = self.tables.step + 1
+        self._coupling.begin(step)
         try:
-            with Capture(self._layers, self._placement.device) as capture:
+            with self._reading(self._read), Capture(self._layers, self._placement.device) as capture:
                 losses = losses_of()
                 if losses.dim() != 1:
                     raise InputError(f"expected one loss an example, [B], found {list(losses.shape)}: no reduction")
                 units = units_of(losses.shape[0], user_sizes, self.privacy)
                 self._refuse_other_sizes(losses.shape[0])
                 looks = self._coupling.looks_at(losses, units)
+                looks = looks and (units.count > 1 or self._gradients.looks_at(losses, step=step))
                 if looks:
                     pooled = [(reading.table, reading.pooled) for reading in self._readings]
                     self._coupling.refuse_gradients(capture, losses, pooled, units)
                 losses.sum().backward()  # type: ignore[no-untyped-call]
+            of_dense = capture.sq_norms(units)
             if looks:
-                again = partial(self._losses_again, losses_of)
-                self._coupling.refuse_values(again, losses.detach(), units, step=self.tables.step + 1)
+                self._look(losses_of, losses.detach(), units, capture, step=step)
+        finally:
+            if self._buffers is not None:
+                self._buffers.refuse()
+        tables = self._joined()
+        losses, of_dense = moved([losses.detach(), of_dense], self._placement.table_device)
+        contributions = Contributions.of(of_dense, tables, units, self.privacy)
+        return _Pass(losses, contributions.add(capture, tables), contributions)
+
+    def _look(self, losses_of: Losses, losses: Tensor, units: Units, capture: Capture, *, step: int) -> None:
+        """Compute the losses again, and refuse what should not change them or their gradients."""
+        readings = tuple(self._readings)
+        repeats = self._coupling.refuse_values(partial(self._losses_again, losses_of), losses, units, step=step)
+        if repeats and self._gradients.looks_at(losses, step=step):
+            self._gradients.refuse(
+                capture, readings, losses, partial(self._losses_from, losses_of), units=units, step=step
+            )
+
+    @contextmanager
+    def _reading(self, read: ReadRows) -> Iterator[None]:
+        """Calls of embedding layers are answered by `read`."""
+        for layer in self._rows:
+            layer.read = read
+        try:
+            yield
         finally:
             for layer in self._rows:
                 layer.read = None
-        tables = self._joined()
-        beside = [losses.detach(), capture.sq_norms(units)]
-        losses, of_dense = moved(beside, self._placement.table_device)
-        contributions = Contributions.of(of_dense, tables, units, self.privacy)
-        return _Pass(losses, contributions.add(capture, tables), contributions)
+
+    def _losses_from(self, losses_of: Losses, read: ReadRows) -> Tensor:
+        with self._reading(read), self._coupling.replayed():
+            return losses_of()
 
     def _losses_again(self, losses_of: Losses, disturbance: Disturbance) -> Tensor:
         """The losses once more, with what tables and layers give disturbed; for a look at them and nothing else."""
@@ -344,18 +412,17 @@ class PrivateTrainer:
         def disturb(layer: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> Tensor:
             return disturbance.of_outputs(output)
 
-        for rows in self._rows:
-            rows.read = read
         handles = [layer.register_forward_hook(disturb) for layer, _ in self._layers.values()]
         try:
-            return losses_of()
+            with self._reading(read):
+                return losses_of()
         finally:
             for handle in handles:
                 handle.remove()
 
     def _read(self, table: str, lookups: Lookups) -> Tensor:
         pooled = self._pooled(table, lookups).requires_grad_()
-        self._readings.append(_Reading(table, lookups, pooled))
+        self._readings.append(Reading(table, lookups, pooled))
         return pooled
 
     def _pooled(self, table: str, lookups: Lookups) -> Tensor:
@@ -372,15 +439,24 @@ class PrivateTrainer:
 
     def _joined(self) -> dict[str, tuple[Lookups, Tensor]]:
         """All reads of each table as one, with their gradients: equal rows must meet before the norm is taken."""
-        by_table: dict[str, list[_Reading]] = {}
+        by_table: dict[str, list[Reading]] = {}
         for reading in self._readings:
             by_table.setdefault(reading.table, []).append(reading)
         self._readings.clear()
         return {name: _join_readings(readings) for name, readings in by_table.items()}
 
 
-def _join_readings(readings: Sequence[_Reading]) -> tuple[Lookups, Tensor]:
+def _join_readings(readings: Sequence[Reading]) -> tuple[Lookups, Tensor]:
     width = sum(reading.lookups.bags_per_example for reading in readings)
     lookups = join_lookups([reading.lookups for reading in readings], bags_per_example=width)
     gradients = [r.pooled.grad if r.pooled.grad is not None else torch.zeros_like(r.pooled) for r in readings]
     return lookups, join(gradients)
+
+
+def _nonce_of(state: Mapping[str, Any]) -> bytes:
+    try:
+        return bytes.fromhex(state["nonce"])
+    except (KeyError, TypeError, ValueError) as error:
+        raise FormatError(
+            f"the state lacks the nonce of its trainer's noise: {error}; it was not written whole"
+        ) from error

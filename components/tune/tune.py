@@ -28,6 +28,7 @@ from pathlib import Path
 from typing import Any
 
 from lazydp.components.budget.accounting.tuning import UNIFORM_BITS, Tuning
+from lazydp.components.evaluate.user_scores import check_scorable
 from lazydp.components.ingest.dataset import EncodedDataset
 from lazydp.components.shared.errors import InputError, PrivacyError
 from lazydp.components.shared.files import PRIVATE_FILE, read_json, sync_directory, write_json
@@ -37,8 +38,8 @@ from lazydp.components.train.data.sampler import Keystream
 from lazydp.components.train.run.costs import RunCost, calibrated_noise_multiplier
 from lazydp.components.train.run.folder import RunFolder
 from lazydp.components.train.run.identity import RunIdentity
+from lazydp.components.train.run.settings_check import check_fits, contribution_bound
 from lazydp.components.train.run.spending import close_without_release, reserve
-from lazydp.components.train.run.train import check_fits, contribution_bound
 from lazydp.components.tune.sweep import HeldOut, Public, Sweep, with_settings
 from lazydp.components.tune.trials import score_of, try_settings
 from lazydp.kernels.noise_key import NoiseKey
@@ -146,6 +147,7 @@ def _scored_on(data: EncodedDataset, sweep: Sweep) -> EncodedDataset:
                 "training's privacy does not cover them, so a sweep that compares them exactly is not private; give "
                 "noise (for example 20), or score on a public dataset (score: {kind: public, dataset: ...})"
             )
+        check_scorable(data, sweep.metric)
         return data
     public = EncodedDataset.open(sweep.score.dataset)
     same = public.manifest.fingerprint == data.manifest.fingerprint
@@ -156,6 +158,7 @@ def _scored_on(data: EncodedDataset, sweep: Sweep) -> EncodedDataset:
         )
     if public.spec.document() != data.spec.document():
         raise InputError(f"score.dataset {sweep.score.dataset} has another feature spec than dataset {data.path}")
+    check_scorable(public, sweep.metric)
     return public
 
 

@@ -82,7 +82,7 @@ class LedgerSecret:
         """Which secret it is, 16 hexadecimal digits: tells two apart and nothing of either."""
         return self._hashed("which secret", "")[:_NAME_DIGITS]
 
-    def identifier(self, kind: Literal["dataset", "source"], digest: str) -> str:
+    def identifier(self, kind: Literal["dataset", "source", "user column", "place"], digest: str) -> str:
         """What stands for a private digest where others may read it: 64 hexadecimal digits."""
         return self._hashed(kind, digest)
 
@@ -97,6 +97,10 @@ def register(
     name: str,
     sources: Iterable[str] = (),
     parents: Iterable[str] = (),
+    family: str = "",
+    default_family: str = "",
+    user_column: str = "",
+    places: Iterable[str] = (),
     by: str | None = None,
 ) -> Dataset:
     """Make a dataset known to the ledger, or find it there; to be used wherever its content is at hand.
@@ -107,6 +111,10 @@ def register(
         name: for people.
         sources: digests of what it was made from, private; datasets with a common one share users.
         parents: datasets of the ledger that share users with this one.
+        family: the declared name of its population; public.
+        default_family: that of a dataset for which nobody declared one, here or before.
+        user_column: name of the column that says who a row is about.
+        places: where its rows were read from.
         by: who registers it; the operator by default.
 
     Returns:
@@ -114,7 +122,8 @@ def register(
 
     Raises:
         InputError: the ledger's secret is missing, or an unknown parent.
-        PrivacyError: the secret is not the one that the ledger's datasets were registered under.
+        PrivacyError: the secret is not the one that the ledger's datasets were registered under, or the ledger knows
+            the dataset under another family.
     """
     datasets = ledger.state().datasets.values()
     secret = LedgerSecret.of(ledger.url, create=not any(dataset.secret for dataset in datasets))
@@ -131,6 +140,10 @@ def register(
         parents=[*parents, *older],
         sources=[secret.identifier("source", source) for source in sources],
         secret=secret.name,
+        family=family,
+        default_family=default_family,
+        user_column=secret.identifier("user column", user_column) if user_column else "",
+        places=[secret.identifier("place", place) for place in places],
         by=by,
     )
 

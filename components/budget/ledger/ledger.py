@@ -12,7 +12,9 @@ from lazydp.components.budget.ledger.rules import (
     check_admitted,
     check_budget_is_set,
     check_key,
+    check_other_people,
     check_same_claim,
+    check_same_family,
     check_same_secret,
     check_unit,
     check_units_agree,
@@ -46,6 +48,10 @@ class Ledger(LedgerReader):
         parents: Iterable[str] = (),
         sources: Iterable[str] = (),
         secret: str = "",
+        family: str = "",
+        default_family: str = "",
+        user_column: str = "",
+        places: Iterable[str] = (),
         by: str | None = None,
     ) -> Dataset:
         """Make a dataset known; repeated, it adds parents and sources and changes nothing else.
@@ -58,11 +64,15 @@ class Ledger(LedgerReader):
             parents: datasets, known to the ledger, that share users with this one (a month before, a superset).
             sources: identifiers of what it was made from; datasets with a common one share users.
             secret: which secret the identifiers were made under.
+            family: the declared name of its population, public; datasets of one family have one budget.
+            default_family: that of a dataset for which nobody declared one, here or before.
+            user_column: identifier of its user column.
+            places: identifiers of where its rows were read from.
             by: who registers it; the operator by default.
 
         Raises:
             InputError: an unknown parent, or an empty identifier or name.
-            PrivacyError: the ledger's datasets were registered under another secret.
+            PrivacyError: the ledger's datasets were registered under another secret, or this one with another family.
         """
         if not identifier or not name:
             raise InputError(f"a dataset needs an identifier and a name, found {identifier!r} and {name!r}")
@@ -71,6 +81,7 @@ class Ledger(LedgerReader):
             check_same_secret(state, secret)
             known = state.datasets.get(identifier)
             before = known or Dataset(identifier, name, (), ())
+            check_same_family(before, family)
             named = tuple(state.resolve(parent) for parent in parents)
             after = Dataset(
                 identifier,
@@ -78,12 +89,22 @@ class Ledger(LedgerReader):
                 _union(before.parents, (parent for parent in named if parent != identifier)),
                 _union(before.sources, sources),
                 secret or before.secret,
+                family or before.family or default_family,
+                user_column or before.user_column,
+                _union(before.places, places),
             )
             if after == known:
                 return None
             check_units_agree(state, after)
-            shares = {"parents": list(after.parents), "sources": list(after.sources)}
-            return {"name": after.name, **shares, "secret": after.secret}
+            return {
+                "name": after.name,
+                "parents": list(after.parents),
+                "sources": list(after.sources),
+                "secret": after.secret,
+                "family": after.family,
+                "user_column": after.user_column,
+                "places": list(after.places),
+            }
 
         _, state = add(self._storage, "dataset", lambda state: identifier, decide, by=by)
         return state.datasets[identifier]
@@ -97,8 +118,11 @@ class Ledger(LedgerReader):
         privacy_unit: str = "example",
         by: str | None = None,
         reason: str = "",
+        other_people: str = "",
     ) -> DatasetBudget:
-        """Set what may be spent on a dataset. To raise it takes a name and a reason, which the ledger keeps.
+        """Set what may be spent on a dataset, or on its whole family where it declares one.
+
+        To raise it takes a name and a reason, which the ledger keeps.
 
         Args:
             dataset: identifier, its first characters, or name.
@@ -107,9 +131,12 @@ class Ledger(LedgerReader):
             privacy_unit: `example` or `user`; one for a whole family, fixed by the first run.
             by: who sets it; must be given where it is raised.
             reason: why; must be given where it is raised.
+            other_people: why its people have no budget yet, though the ledger knows its name, user column or source
+                from another family; must be given for a first budget then.
 
         Raises:
             InputError: a value out of range, a raise without name or reason, or another unit than the family's.
+            PrivacyError: a first budget for people who look like others that have one, without `other_people`.
         """
         if not (epsilon > 0 and math.isfinite(epsilon)):
             raise InputError(f"the budget's epsilon must be a finite number above 0, found {epsilon}")
@@ -121,8 +148,10 @@ class Ledger(LedgerReader):
         def decide(state: LedgerState) -> Mapping[str, Any] | None:
             identifier = state.resolve(dataset)
             check_unit(state, identifier, privacy_unit)
-            before = state.budgets.get(identifier)
-            if before is not None:
+            before = state.budget(identifier)
+            if before is None:
+                check_other_people(state, identifier, other_people)
+            else:
                 if (before.epsilon, before.delta, before.privacy_unit) == (epsilon, delta, privacy_unit):
                     return None
                 raised = epsilon > before.epsilon or delta > before.delta
@@ -132,9 +161,16 @@ class Ledger(LedgerReader):
                         f"{before.delta:g}; to raise it to {epsilon:g} at {delta:g}, give a name and a reason "
                         "(--by, --reason)"
                     )
-            return {"epsilon": epsilon, "delta": delta, "privacy_unit": privacy_unit, "reason": reason.strip()}
+            words = other_people.strip() or (before.other_people if before else "")
+            return {
+                "epsilon": epsilon,
+                "delta": delta,
+                "privacy_unit": privacy_unit,
+                "reason": reason.strip(),
+                "other_people": words,
+            }
 
-        _, state = add(self._storage, "budget", lambda state: state.resolve(dataset), decide, by=by)
+        _, state = add(self._storage, "budget", lambda state: state.holder(state.resolve(dataset)), decide, by=by)
         return budget_of(state, state.resolve(dataset))
 
     # --- runs ------------------------------------------------------------------------------------------------
@@ -197,7 +233,11 @@ class Ledger(LedgerReader):
                 return None
             check_budget_is_set(state, identifier, privacy_unit)
             check_admitted(state, identifier, document)
-            return {**claim, "key": key, "epsilon": epsilon_alone(document, state.budgets[identifier].delta)}
+            return {
+                **claim,
+                "key": key,
+                "epsilon": epsilon_alone(document, state.budgets[state.holder(identifier)].delta),
+            }
 
         entry, state = add(
             self._storage, "reserved", lambda state: state.resolve(dataset), decide, run_id=run_id, by=by
@@ -295,7 +335,7 @@ class Ledger(LedgerReader):
             self._storage, "committed", lambda state: self._dataset_of(state, run_id), decide, run_id=run_id, by=by
         )
         run = state.runs[run_id]
-        account = state.accounts[run.dataset]
+        account = state.accounts[state.holder(run.dataset)]
         return Commitment(
             run_id=run_id,
             dataset=run.dataset,

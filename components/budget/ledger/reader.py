@@ -6,7 +6,7 @@ from types import TracebackType
 from typing import Self
 
 from lazydp.components.budget.ledger.state import LedgerState, Release, Run
-from lazydp.components.budget.ledger.views import DatasetBudget, budget_of
+from lazydp.components.budget.ledger.views import DatasetBudget, budget_of, holders
 from lazydp.components.budget.storage.base import Storage, default_url
 from lazydp.components.budget.storage.entries import Entry, head_of
 from lazydp.components.budget.storage.open import open_storage
@@ -62,9 +62,9 @@ class LedgerReader:
         return LedgerState.replayed(self._storage.read())
 
     def budgets(self) -> tuple[DatasetBudget, ...]:
-        """The budget of every dataset, in the order in which they were registered."""
+        """The budgets, in the order in which their datasets were registered; one for each declared family."""
         state = self.state()
-        return tuple(budget_of(state, identifier) for identifier in state.datasets)
+        return tuple(budget_of(state, identifier) for identifier in holders(state))
 
     def show(self, dataset: str) -> DatasetBudget:
         """The budget of one dataset, by identifier, its first characters or its name.

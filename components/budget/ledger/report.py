@@ -16,7 +16,7 @@ import jinja2
 
 from lazydp.components.budget.ledger.state import LedgerState, Release, Run
 from lazydp.components.budget.ledger.verify import Verification
-from lazydp.components.budget.ledger.views import DatasetBudget, budget_of
+from lazydp.components.budget.ledger.views import DatasetBudget, budget_of, holders
 from lazydp.components.budget.storage.entries import Entry
 
 _TEMPLATE = Path(__file__).with_name("report.html")
@@ -96,7 +96,7 @@ def report(entries: Sequence[Entry], *, ledger: str, verification: Verification)
         made_at=datetime.datetime.now(datetime.UTC).strftime("%Y-%m-%d %H:%M UTC"),
         version=importlib.metadata.version("lazydp"),
         verification=verification,
-        sections=[_section(state, identifier, moments.get(identifier, [])) for identifier in state.datasets],
+        sections=[_section(state, identifier, moments.get(identifier, [])) for identifier in holders(state)],
         width=_WIDTH,
         height=_HEIGHT,
     )

@@ -23,7 +23,8 @@ def check_unit(state: LedgerState, identifier: str, privacy_unit: str) -> None:
     """One unit for a family: an epsilon per example and one per user do not compose."""
     family = state.family(identifier)
     units = {run.privacy_unit for run in state.runs_of(family)}
-    units |= {state.budgets[name].privacy_unit for name in family if name in state.budgets and name != identifier}
+    holder = state.holder(identifier)
+    units |= {state.budgets[name].privacy_unit for name in family if name in state.budgets and name != holder}
     if units - {privacy_unit}:
         raise InputError(
             f"dataset {state.datasets[identifier].name} and those that share its users are accounted per "
@@ -55,10 +56,10 @@ def check_units_agree(state: LedgerState, dataset: Dataset) -> None:
 
 def check_budget_is_set(state: LedgerState, identifier: str, privacy_unit: str) -> None:
     name = state.datasets[identifier].name
-    budget = state.budgets.get(identifier)
+    budget = state.budget(identifier)
     if budget is None:
         raise PrivacyError(
-            f"dataset {name} ({identifier[:12]}) has no budget: set one with "
+            f"dataset {name} ({identifier[:12]}{_family(state, identifier)}) has no budget: set one with "
             f"`lazydp budget set --dataset {identifier[:12]} --epsilon E --delta D --privacy-unit {privacy_unit}`"
         )
     if budget.privacy_unit != privacy_unit:
@@ -67,6 +68,53 @@ def check_budget_is_set(state: LedgerState, identifier: str, privacy_unit: str) 
             f"train with privacy_unit {budget.privacy_unit}, or use a ledger of its own for this unit (--ledger)"
         )
     check_unit(state, identifier, privacy_unit)
+
+
+def _family(state: LedgerState, identifier: str) -> str:
+    family = state.datasets[identifier].family
+    return f", family {family}" if family else ""
+
+
+def check_same_family(known: Dataset, family: str) -> None:
+    """A dataset belongs to one declared family for good: under another one its rows would have a fresh budget."""
+    if known.family and family and known.family != family:
+        raise PrivacyError(
+            f"dataset {known.name} ({known.identifier[:12]}) belongs to family {known.family}, and {family} was "
+            f"declared: its rows are the same people whatever they are called; declare family {known.family}"
+        )
+
+
+def check_other_people(state: LedgerState, identifier: str, other_people: str) -> None:
+    """A first budget is for people who have none yet; where the ledger knows them by something, words are needed.
+
+    Datasets that are linked to this one are not asked for: their runs count against its budget in full anyway.
+    """
+    own = state.datasets[identifier]
+    linked = set(state.family(identifier))
+    found = []
+    for other in state.datasets.values():
+        if other.identifier in linked or state.budget(other.identifier) is None:
+            continue
+        common = [
+            what
+            for what, same in (
+                ("name", own.name in {other.name, other.family} or own.family == other.name),
+                ("user column", bool(own.user_column) and own.user_column == other.user_column),
+                ("source", not set(own.places).isdisjoint(other.places)),
+            )
+            if same
+        ]
+        if common:
+            called = f"family {other.family}" if other.family else f"dataset {other.name} ({other.identifier[:12]})"
+            found.append(f"{called} (same {' and '.join(common)})")
+    if found and not other_people.strip():
+        mine = f"family {own.family}" if own.family else f"dataset {own.name} ({identifier[:12]})"
+        raise PrivacyError(
+            f"{mine} is new to the ledger, and looks like people who have a budget there: "
+            f"{', '.join(dict.fromkeys(found))}. If they are the same people, declare their family (`family:` in the "
+            "feature spec, or `lazydp budget set --family`); if they are others, say in words why "
+            '(`lazydp budget set --other-people "..."`), which the ledger keeps'
+        )
 
 
 def check_admitted(state: LedgerState, identifier: str, document: dict[str, Any]) -> None:
@@ -136,7 +184,7 @@ def is_recorded(run: Run, document: dict[str, Any], *, release: str, final: bool
 
 def checked_within_reservation(state: LedgerState, run: Run, document: dict[str, Any]) -> float:
     """Epsilon of `document` alone, at most what was reserved and at least what was released before."""
-    delta = state.budgets[run.dataset].delta
+    delta = state.budgets[state.holder(run.dataset)].delta
     spent = epsilon_alone(document, delta)
     if document == run.reserved_event:
         return spent

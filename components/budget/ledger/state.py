@@ -2,10 +2,11 @@
 
 There is no other state: a table of balances beside the entries could contradict them.
 
-**Families.** A run on a dataset is a run on its users, wherever else their data is. Datasets that name each other as
-parents, through any number of steps, or that share a source file form a family, and every run on one of them counts
-in full against every other: against parents and children, and also between two children of one parent, for nothing
-here proves that their users are not the same people. This overcounts disjoint subsets; it never undercounts.
+**Families.** A run on a dataset is a run on its users, wherever else their data is. Datasets that declare one family,
+name each other as parents, through any number of steps, or share a source are linked, and every run on one of them
+counts in full against every other: against parents and children, and also between two children of one parent, for
+nothing here proves that their users are not the same people. This overcounts disjoint subsets; it never undercounts.
+Datasets of one declared family have one budget: that of the first member that has one (`LedgerState.holder`).
 """
 
 from __future__ import annotations
@@ -27,6 +28,9 @@ class Dataset:
     Attributes:
         sources: identifiers of what it was made from.
         secret: which secret identifiers were made under (`identifiers`); empty where they came from elsewhere.
+        family: the declared name of its population; empty where none was declared, and it is a family of its own.
+        user_column: identifier of the name of its user column; empty where that is not known.
+        places: identifiers of where its rows were read from.
     """
 
     identifier: str
@@ -34,17 +38,26 @@ class Dataset:
     parents: tuple[str, ...]
     sources: tuple[str, ...]
     secret: str = ""
+    family: str = ""
+    user_column: str = ""
+    places: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
 class Budget:
-    """What may be spent on a dataset, and who said so."""
+    """What may be spent on a dataset or a declared family, and who said so.
+
+    Attributes:
+        other_people: the operator's words for why its people are in no other family that looks like it; empty where
+            none looked like it.
+    """
 
     epsilon: float
     delta: float
     privacy_unit: str
     set_by: str
     reason: str
+    other_people: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -158,15 +171,35 @@ class LedgerState:
 
     def family(self, identifier: str) -> tuple[str, ...]:
         """The dataset and all that it shares users with, in the order in which they came."""
+        linked: dict[tuple[str, str], list[str]] = {}
+        for other in self.datasets.values():
+            for link in _links(other):
+                linked.setdefault(link, []).append(other.identifier)
         found = {identifier}
         frontier = [identifier]
         while frontier:
-            here = self.datasets[frontier.pop()]
-            for other in self.datasets.values():
-                if other.identifier not in found and _related(here, other):
-                    found.add(other.identifier)
-                    frontier.append(other.identifier)
+            for link in _links(self.datasets[frontier.pop()]):
+                fresh = [other for other in linked.pop(link, ()) if other not in found]
+                found.update(fresh)
+                frontier += fresh
         return tuple(name for name in self.datasets if name in found)
+
+    def declared(self, identifier: str) -> tuple[str, ...]:
+        """The dataset and those that declare the same family, in the order in which they came."""
+        family = self.datasets[identifier].family
+        if not family:
+            return (identifier,)
+        return tuple(other.identifier for other in self.datasets.values() if other.family == family)
+
+    def holder(self, identifier: str) -> str:
+        """The dataset whose budget is that of `identifier`: itself, or the first of its declared family with one."""
+        if identifier in self.budgets:
+            return identifier
+        return next((other for other in self.declared(identifier) if other in self.budgets), identifier)
+
+    def budget(self, identifier: str) -> Budget | None:
+        """The budget that a dataset has, of its own or of its declared family."""
+        return self.budgets.get(self.holder(identifier))
 
     def runs_of(self, family: Iterable[str]) -> Iterator[Run]:
         """The runs on any dataset of a family."""
@@ -174,7 +207,9 @@ class LedgerState:
         return (run for run in self.runs.values() if run.dataset in members)
 
     def resolve(self, dataset: str) -> str:
-        """The identifier that `dataset` names: itself, the start of one (six characters or more), or a name.
+        """The identifier that `dataset` names: itself, the start of one (six characters or more), a name or a family.
+
+        What names several datasets of one declared family names the one that holds the family's budget.
 
         Raises:
             InputError: none fits, or more than one.
@@ -184,10 +219,13 @@ class LedgerState:
         fitting = [
             known.identifier
             for known in self.datasets.values()
-            if known.name == dataset or (len(dataset) >= 6 and known.identifier.startswith(dataset))
+            if dataset in (known.name, known.family) or (len(dataset) >= 6 and known.identifier.startswith(dataset))
         ]
         if len(fitting) == 1:
             return fitting[0]
+        families = {self.datasets[identifier].family for identifier in fitting}
+        if len(families) == 1 and "" not in families:
+            return self.holder(fitting[0])
         if fitting:
             listed = ", ".join(name[:12] for name in fitting)
             raise InputError(f"dataset {dataset!r} names {len(fitting)} datasets ({listed}): give the identifier")
@@ -197,12 +235,11 @@ class LedgerState:
         )
 
 
-def _related(one: Dataset, other: Dataset) -> bool:
-    return (
-        one.identifier in other.parents
-        or other.identifier in one.parents
-        or not set(one.sources).isdisjoint(other.sources)
-    )
+def _links(dataset: Dataset) -> list[tuple[str, str]]:
+    """What a dataset has in common with those that it is linked to: two datasets with a common link share users."""
+    links = [("dataset", name) for name in (dataset.identifier, *dataset.parents)]
+    links += [("source", source) for source in dataset.sources]
+    return links + ([("family", dataset.family)] if dataset.family else [])
 
 
 def _apply_dataset(state: LedgerState, entry: Entry, content: dict[str, Any]) -> None:
@@ -212,6 +249,9 @@ def _apply_dataset(state: LedgerState, entry: Entry, content: dict[str, Any]) ->
         parents=tuple(content["parents"]),
         sources=tuple(content["sources"]),
         secret=content.get("secret", ""),
+        family=content.get("family", ""),
+        user_column=content.get("user_column", ""),
+        places=tuple(content.get("places", ())),
     )
 
 
@@ -224,6 +264,7 @@ def _apply_budget(state: LedgerState, entry: Entry, content: dict[str, Any]) -> 
         privacy_unit=content["privacy_unit"],
         set_by=entry.recorded_by,
         reason=content["reason"],
+        other_people=content.get("other_people", ""),
     )
 
 

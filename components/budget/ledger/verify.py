@@ -179,7 +179,7 @@ def _account_problems(state: LedgerState, entry: Entry, recorded: dict[str, Any]
 
 
 def _alone_problems(state: LedgerState, entry: Entry, content: dict[str, Any]) -> Iterator[Problem]:
-    budget = state.budgets.get(entry.dataset)
+    budget = state.budget(entry.dataset)
     if budget is None:
         yield Problem(entry.number, f"it is {entry.kind} on a dataset without a budget")
         return

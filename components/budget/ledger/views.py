@@ -22,6 +22,8 @@ class DatasetBudget:
         remaining_epsilon: epsilon less charged_epsilon. As losses compose to less than their sum, a run of that
             epsilon or a little more may still be admitted.
         family: identifiers of the other datasets whose runs count here.
+        declared_family: the name of its population, as its operator declared it; empty where none was declared.
+        other_people: the operator's words for why these people have no other budget in the ledger, where it asked.
         reserved_runs: runs that hold a reservation.
         committed_runs: runs that are closed with a release.
         updated_at: when the figures last changed.
@@ -43,6 +45,8 @@ class DatasetBudget:
     committed_runs: int
     releases: int
     updated_at: str | None
+    declared_family: str = ""
+    other_people: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,9 +88,16 @@ class Commitment:
     existing: bool
 
 
+def holders(state: LedgerState) -> list[str]:
+    """The datasets with a budget of their own, and of each declared family without one the first."""
+    first = {state.holder(state.declared(identifier)[0]) for identifier in state.datasets}
+    return [identifier for identifier in state.datasets if identifier in first or identifier in state.budgets]
+
+
 def budget_of(state: LedgerState, identifier: str) -> DatasetBudget:
-    budget = state.budgets.get(identifier)
-    account = state.accounts.get(identifier)
+    holder = state.holder(identifier)
+    budget = state.budgets.get(holder)
+    account = state.accounts.get(holder)
     family = state.family(identifier)
     runs = list(state.runs_of(family))
     charged = 0.0 if account is None else account.epsilon
@@ -108,20 +119,23 @@ def budget_of(state: LedgerState, identifier: str) -> DatasetBudget:
         reserved_runs=sum(run.status == "reserved" for run in runs),
         committed_runs=sum(run.status == "committed" for run in runs),
         releases=sum(len(run.releases) for run in runs),
-        updated_at=state.updated_at.get(identifier),
+        updated_at=state.updated_at.get(holder),
+        declared_family=state.datasets[identifier].family,
+        other_people=budget.other_people if budget else "",
     )
 
 
 def reservation_of(state: LedgerState, run_id: str, entry: Entry | None) -> Reservation:
     run = state.runs[run_id]
-    account = state.accounts[run.dataset]
+    holder = state.holder(run.dataset)
+    account = state.accounts[holder]
     return Reservation(
         run_id=run_id,
         dataset=run.dataset,
         status=run.status,
         epsilon=run.epsilon,
         charged_epsilon=account.epsilon,
-        budget_epsilon=state.budgets[run.dataset].epsilon,
+        budget_epsilon=state.budgets[holder].epsilon,
         delta=account.delta,
         entry=None if entry is None else entry.number,
         existing=entry is None,

@@ -102,6 +102,10 @@ class DenseLayers:
         """What follows the privatised gradients, for a scheduler of `torch.optim`; None without dense parameters."""
         return self._optimizer
 
+    def draw_under(self, key: NoiseKey) -> None:
+        """Draw noise under `key` from now on."""
+        self._key = key
+
     def zero_gradients(self) -> None:
         """Empty the gradient buffers of the coming step, keeping their memory where nobody took it away."""
         for parameter in self._parameters.values():

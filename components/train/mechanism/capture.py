@@ -157,7 +157,7 @@ class Capture:
         for calls in self._calls:
             for name in calls.names:
                 getattr(calls.layer, name).requires_grad_(False)
-            self._handles.append(calls.layer.register_forward_hook(self._hook(calls)))
+            self._handles.append(calls.layer.register_forward_hook(self._hook(calls), with_kwargs=True))
         return self
 
     def __exit__(
@@ -170,8 +170,8 @@ class Capture:
                 getattr(calls.layer, name).requires_grad_(True)
 
     def _hook(self, calls: _Calls) -> Any:
-        def keep(layer: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> Tensor:
-            return calls.keep(inputs[0], output, self._anchor)
+        def keep(layer: nn.Module, inputs: tuple[Tensor, ...], named: dict[str, Tensor], output: Tensor) -> Tensor:
+            return calls.keep(inputs[0] if inputs else next(iter(named.values())), output, self._anchor)
 
         return keep
 
@@ -215,6 +215,24 @@ class Capture:
         self._pairs = [
             (calls, without(inputs, examples), without(grads, examples)) for calls, inputs, grads in self._pairs
         ]
+
+    def sums(self, scale: Tensor) -> dict[str, Tensor]:
+        """sum_i scale[i] g_i for every parameter, by its name; zeros where no gradient came back."""
+        (scale,) = moved([scale], self._device)
+        found = {
+            calls.name: {name: torch.zeros_like(getattr(calls.layer, name)) for name in calls.names}
+            for calls in self._calls
+        }
+        for calls, inputs, grads in self._pairs:
+            calls.rule.add_weighted(calls.layer, inputs, grads, scale, found[calls.name])
+        return {f"{layer}.{name}": total for layer, totals in found.items() for name, total in totals.items()}
+
+    def sizes(self, scale: Tensor) -> Iterator[Tensor]:
+        """For each layer a norm, [B], that no example's gradient times `scale` exceeds, whatever cancels in it."""
+        (scale,) = moved([scale], self._device)
+        for _, inputs, grads in self._pairs:
+            positions = [part.flatten(2).double().norm(dim=2) for part in (inputs, grads)]
+            yield scale * (positions[1] * (1.0 + positions[0])).sum(dim=1)
 
     def add_weighted(self, scale: Tensor) -> None:
         """Add sum_i scale[i] g_i to the `.grad` of every parameter (which must exist)."""

@@ -10,7 +10,8 @@ one has the first and not the second: about log2(units) + 2 backward passes see 
 **At values.** What a loss takes from others without a gradient (`detach`, ranks, a count) shows in its value alone. So
 the losses are computed again while the outputs of all trained layers are disturbed in one half of the units, then in
 the other: those of the half left alone must stay. A run before disturbs nothing: losses that differ even then (from
-negatives of a generator of one's own, or batches taken from an iterator) cannot be compared, and a warning says so.
+negatives of a generator of one's own, or batches taken from an iterator) cannot be compared, and are refused unless the
+caller gives this look up.
 
 **What neither sees**: what is computed from the data alone, above any trained layer. Inputs normalised by statistics of
 the batch, or losses weighted by them, couple examples all the same. Nor is anything seen that couples later steps only.
@@ -71,9 +72,14 @@ LossesAgain = Callable[[Disturbance], Tensor]
 
 
 class CouplingCheck:
-    """Looks at the first steps of one trainer, at one micro-batch of each."""
+    """Looks at the first steps of one trainer, at one micro-batch of each.
 
-    def __init__(self) -> None:
+    Args:
+        allow_unrepeatable: go on, with a warning, where losses cannot be computed again alike.
+    """
+
+    def __init__(self, *, allow_unrepeatable: bool = False) -> None:
+        self._allow_unrepeatable = allow_unrepeatable
         self._left = STEPS_LOOKED_AT
         self._step: int | None = None
         self._state: RandomState | None = None
@@ -85,7 +91,7 @@ class CouplingCheck:
 
     def looks_at(self, losses: Tensor, units: Units) -> bool:
         """Whether this micro-batch with these losses [B] is looked at; then both of the following are called."""
-        return self._state is not None and units.count > 1 and bool(torch.isfinite(losses).all())
+        return self._state is not None and units.count > 0 and bool(torch.isfinite(losses).all())
 
     def refuse_gradients(
         self, capture: Capture, losses: Tensor, pooled: Sequence[tuple[str, Tensor]], units: Units
@@ -113,7 +119,7 @@ class CouplingCheck:
                         "compute each example's loss from that example alone"
                     )
 
-    def refuse_values(self, run: LossesAgain, losses: Tensor, units: Units, *, step: int) -> None:
+    def refuse_values(self, run: LossesAgain, losses: Tensor, units: Units, *, step: int) -> bool:
         """Look at values, after the backward pass.
 
         Args:
@@ -122,43 +128,61 @@ class CouplingCheck:
             units: of the micro-batch.
             step: number of the step.
 
+        Returns:
+            Whether the losses can be computed again; false only where that was allowed.
+
         Raises:
-            InputError: losses change with what other units' examples are.
+            InputError: losses change with what other units' examples are, or cannot be computed again alike.
         """
-        self._left -= 1
-        self._step = step
+        if units.count > 1:  # one unit alone depends on no other; whether its losses repeat is told all the same
+            self._left -= 1
+            self._step = step
         generator = torch.Generator().manual_seed(self._left)
         half = torch.randperm(units.count, generator=generator) % 2 == 0
         nobody, some, others = (units.per_example(part) for part in (half & ~half, half, ~half))
         again = self._again(run, [nobody, some, others], generator)
         if again is None or not _stayed(again[0], losses, ~nobody):
-            self._warn()
-        elif not (_stayed(again[1], losses, others) and _stayed(again[2], losses, some)):
+            self._unrepeatable()
+            return False
+        if not (_stayed(again[1], losses, others) and _stayed(again[2], losses, some)):
             raise InputError(
                 "the loss of one example changes with what layers give for other examples, in its value if not in its "
                 "gradient (a detached mean of the batch, ranks): compute each example's loss from that example alone"
             )
+        return True
+
+    @contextmanager
+    def replayed(self) -> Iterator[None]:
+        """Torch's generators as they were before the forward pass, so that dropout drops the same."""
+        assert self._state is not None
+        with _replayed(self._state):
+            yield
 
     def _again(self, run: LossesAgain, disturbed: Sequence[Tensor], generator: torch.Generator) -> list[Tensor] | None:
         """The losses with each set of examples disturbed; None where the function cannot be called again."""
         again = []
         for examples in disturbed:
-            assert self._state is not None
             try:
-                with _replayed(self._state):
+                with self.replayed():
                     again.append(run(Disturbance(examples, generator)).detach())
             except Exception:  # whatever the user's function raises: an iterator at its end, a check of its values
                 return None
         return again
 
-    def _warn(self) -> None:
+    def _unrepeatable(self) -> None:
+        what = (
+            "the losses of one batch cannot be computed again alike, so that neither examples that depend on each "
+            "other by a value, nor weights and tables that are used past their layers, can be told: give step() a "
+            "function that repeats itself, with what is random drawn by torch's default generator, or before the step"
+        )
+        if not self._allow_unrepeatable:
+            raise InputError(
+                f"{what}. make_private(..., allow_unrepeatable_losses=True) trains all the same; that nothing of the "
+                "kind happens is then your word alone"
+            )
         if not self._warned:
             self._warned = True
-            _log.warning(
-                "the losses of one batch cannot be computed again alike, so that only gradients can tell whether "
-                "examples depend on each other: give step() a function that repeats itself, with what is random drawn "
-                "by torch's default generator, or before the step"
-            )
+            _log.warning("%s", what)
 
 
 def halves(units: int, generator: torch.Generator) -> Iterator[Tensor]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 
 from torch import nn
 
@@ -17,13 +17,18 @@ Layers = Mapping[str, tuple[nn.Module, tuple[str, ...]]]
 _COUPLING = (nn.modules.batchnorm._BatchNorm, nn.modules.instancenorm._InstanceNorm)
 
 
-def trained_layers(model: nn.Module) -> Layers:
+def trained_layers(model: nn.Module, *, without: Collection[nn.Module] = ()) -> Layers:
     """Every layer with parameters to train: its module and the names of those parameters, by the module's name.
 
     Parameters frozen by `requires_grad=False` are constants, neither clipped nor given noise.
 
+    Args:
+        model: whose layers.
+        without: layers that are trained in another way: tables.
+
     Raises:
-        InputError: a layer without a rule, a layer that couples examples, or a parameter shared by two layers.
+        InputError: a layer without a rule, a parameter that its rule does not name, a layer that couples examples, or a
+            parameter shared by two layers.
     """
     found: dict[str, tuple[nn.Module, tuple[str, ...]]] = {}
     owners: dict[int, str] = {}
@@ -34,12 +39,21 @@ def trained_layers(model: nn.Module) -> Layers:
                 f"{what} computes statistics over the batch, which couples examples: use LayerNorm instead"
             )
         names = tuple(key for key, parameter in module.named_parameters(recurse=False) if parameter.requires_grad)
-        if not names:
+        if not names or module in without:
             continue
-        if rule_of(module) is None:
+        rule = rule_of(module)
+        if rule is None:
             raise InputError(
                 f"{what} has parameters {list(names)} and no rule for per-example norms: supported are "
                 f"{', '.join(supported_layers())}; register_rule adds a layer of your own"
+            )
+        strange = [key for key in names if key not in rule.parameters]
+        if strange:
+            raise InputError(
+                f"parameter {strange[0]!r} of {what} is not one of {', '.join(rule.parameters)}, for which norms are "
+                "known: reparametrised layers (weight_norm, spectral_norm, pruning) and parameters added to a layer "
+                "cannot be trained privately; remove the reparametrisation, or freeze the parameter by "
+                "requires_grad_(False)"
             )
         for key in names:
             owner = owners.setdefault(id(getattr(module, key)), f"{name}.{key}")

@@ -13,10 +13,13 @@ from __future__ import annotations
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
+from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
+
+from lazydp.components.shared.errors import InputError
 
 _CHUNK_BYTES = 1 << 24
 
@@ -31,7 +34,13 @@ class NormRule(ABC):
     `inputs` and `grads`, the layer's input and output gradient, [B, P, ...] where P counts the positions of an
     example that the layer saw (1, or the candidates, or several calls). Where users are clipped, `sq_norms` is
     called with a user's examples as the positions of one example: its norms have to be those of sums over positions.
+
+    Attributes:
+        parameters: names of the layer's own parameters that the rule gives norms for. A layer with another trained
+            parameter is refused.
     """
+
+    parameters: ClassVar[tuple[str, ...]]
 
     @abstractmethod
     def sq_norms(self, layer: nn.Module, names: Sequence[str], inputs: Tensor, grads: Tensor) -> Tensor:
@@ -50,6 +59,8 @@ class LinearRule(NormRule):
     One position: ||g||^2 = ||a||^2 ||e||^2. Several: sum_pq (a_p . a_q)(e_p . e_q) by Gram matrices, or the gradient
     itself, formed in small chunks of examples, where that is cheaper.
     """
+
+    parameters = ("weight", "bias")
 
     def sq_norms(self, layer: nn.Module, names: Sequence[str], inputs: Tensor, grads: Tensor) -> Tensor:
         total = grads.new_zeros(grads.shape[0])
@@ -152,6 +163,8 @@ def _norms(rows: Tensor) -> Tensor:
 class LayerNormRule(NormRule):
     """`nn.LayerNorm`: its parameters are as small as its output, so their per-example gradients are formed."""
 
+    parameters = ("weight", "bias")
+
     def sq_norms(self, layer: nn.Module, names: Sequence[str], inputs: Tensor, grads: Tensor) -> Tensor:
         total = grads.new_zeros(grads.shape[0])
         for terms in self._terms(layer, names, inputs, grads).values():
@@ -180,7 +193,16 @@ _rules: dict[type[nn.Module], NormRule] = {nn.Linear: LinearRule(), nn.LayerNorm
 
 
 def register_rule(layer_type: type[nn.Module], rule: NormRule) -> None:
-    """Let layers of exactly `layer_type` (not its subclasses: they may compute something else) be trained privately."""
+    """Let layers of exactly `layer_type` (not its subclasses: they may compute something else) be trained privately.
+
+    Raises:
+        InputError: the rule does not state the names of the parameters that it gives norms for.
+    """
+    if not getattr(rule, "parameters", ()):
+        raise InputError(
+            f"{type(rule).__name__} does not state its `parameters`: name those of {layer_type.__name__} that it gives "
+            'norms for, such as parameters = ("weight", "bias")'
+        )
     _rules[layer_type] = rule
 
 

@@ -13,7 +13,7 @@ from lazydp.components.budget.accounting.events import event_to_json
 from lazydp.components.budget.ledger.identifiers import register
 from lazydp.components.budget.ledger.ledger import Ledger
 from lazydp.components.budget.ledger.views import Reservation
-from lazydp.components.budget.statement import SpentElsewhere
+from lazydp.components.budget.statement import FAMILY_DECLARATION, Family, SpentElsewhere
 from lazydp.components.ingest.dataset import EncodedDataset
 from lazydp.components.shared.errors import PrivacyError
 from lazydp.components.train.data.sampler import PoissonSampler
@@ -54,6 +54,7 @@ def reserve(
     *,
     key: str = "",
     first_budget: tuple[float, float] | None = None,
+    other_people: str = "",
     by: str | None = None,
 ) -> Reservation:
     """Claim what the whole run may spend; a run that holds its claim already (a retry, a resumed run) keeps it.
@@ -66,7 +67,8 @@ def reserve(
         data: what it is trained on; it is registered in the ledger.
         key: public commitment to the run's root key, which the reservation is bound to; the pipeline's gate, which has
             no key yet, gives none.
-        first_budget: (epsilon, delta) for a dataset that never had a budget; one that has is left as it is.
+        first_budget: (epsilon, delta) for a family that never had a budget; one that has is left as it is.
+        other_people: why these people have no budget yet, where they look like others that have one; for the ledger.
         by: who asks; the operator by default.
 
     Raises:
@@ -82,6 +84,10 @@ def reserve(
             fingerprint=identity.dataset_fingerprint,
             name=data.spec.name,
             sources=[data.manifest.source.digest],
+            family=data.spec.family or "",
+            default_family=data.manifest.family or "",
+            user_column=data.spec.user.column if data.spec.user is not None else "",
+            places=data.manifest.source.locations,
             by=by,
         ).identifier
         if first_budget is not None and ledger.show(dataset).epsilon is None:
@@ -93,6 +99,7 @@ def reserve(
                 privacy_unit=identity.config.privacy_unit,
                 by=by,
                 reason="first budget",
+                other_people=other_people,
             )
         reservation = ledger.reserve(
             dataset=dataset,
@@ -157,10 +164,12 @@ class Standing:
     Attributes:
         dataset: the identifier under which the ledger publishes the run's dataset.
         spent_elsewhere: what else was released from the dataset, or from one that shares users with it.
+        family: that the dataset declared; None where it declared none.
     """
 
     dataset: str
     spent_elsewhere: tuple[SpentElsewhere, ...]
+    family: Family | None = None
 
 
 UNREGISTERED = Standing("unregistered", ())
@@ -174,6 +183,9 @@ def standing(url: str | None, identity: RunIdentity) -> Standing:
     own = state.runs.get(identity.run_id)
     if own is None:
         return UNREGISTERED
+    family = state.datasets[own.dataset].family
+    budget = state.budget(own.dataset)
+    words = budget.other_people if budget is not None else ""
     others = (run for run in state.runs_of(state.family(own.dataset)) if run.run_id != own.run_id)
     return Standing(
         own.dataset,
@@ -182,4 +194,5 @@ def standing(url: str | None, identity: RunIdentity) -> Standing:
             for run in others
             if run.releases and run.releases[-1].epsilon is not None
         ),
+        Family(name=family, declaration=FAMILY_DECLARATION, other_people=words) if family else None,
     )

@@ -35,6 +35,7 @@ from lazydp.components.train.run.costs import RunCost, calibrated_noise_multipli
 from lazydp.components.train.run.folder import RunFolder
 from lazydp.components.train.run.identity import RunIdentity
 from lazydp.components.train.run.private_log import PrivateLog
+from lazydp.components.train.run.settings_check import check_fits, contribution_bound, warn_of_settings
 from lazydp.components.train.run.spending import check_event, reserve
 from lazydp.components.train.tables.skip_ahead import EmbeddingSgd
 from lazydp.kernels.noise_key import NoiseKey
@@ -108,6 +109,7 @@ def train(
             "publish_every says how often snapshots are released, --publish-to where: give both or neither"
         )
     data = EncodedDataset.open(dataset)
+    warn_of_settings(data, config)
     with RunFolder.locked(out, create=True) as folder:
         identity = _begin(folder, data, config, resume=resume, run_id=run_id, tuning=tuning, trial=trial)
         checkpoint = latest_of(folder, identity, data)
@@ -238,42 +240,8 @@ def _begin(
     return given
 
 
-def check_fits(data: EncodedDataset, config: TrainConfig) -> None:
-    """Refuse a configuration that asks for what the dataset doesn't have.
-
-    Raises:
-        InputError: the message says what to change.
-    """
-    bound = contribution_bound(data)
-    # A start bounds what a user contributes by the length of a row, whatever the number of examples.
-    if config.private and config.steps and config.privacy_unit == "user" and bound is None:
-        raise InputError(
-            f"privacy_unit user needs a bound on the examples of a user, and dataset {data.path} has none: "
-            "set max_examples_per_user in the feature spec and ingest again"
-        )
-    if config.popularity is not None and data.spec.item is None:
-        raise InputError(
-            f"popularity counts items, and dataset {data.path} has none: leave it out of the configuration"
-        )
-    if config.start is not None and (data.spec.item is None or data.spec.history is None):
-        raise InputError(
-            f"a start joins items to the histories of their users, and the feature spec of dataset {data.path} has no "
-            "history: add `history: {max_length: 200}` to it and ingest again"
-        )
-    if config.sampling == "user" and bound is not None and bound > config.micro_batch_size:
-        raise InputError(
-            f"micro_batch_size {config.micro_batch_size} is below max_examples_per_user {bound} of {data.path}, "
-            f"and sampling user never parts a user's examples: set micro_batch_size to {bound} or more"
-        )
-
-
 def _new_run_id() -> str:
     return f"run-{uuid.uuid4().hex[:16]}"
-
-
-def contribution_bound(data: EncodedDataset) -> int | None:
-    """k, the most examples that any user has in training, where ingest enforced one."""
-    return data.manifest.max_examples_per_user
 
 
 def latest_of(folder: RunFolder, identity: RunIdentity, data: EncodedDataset) -> Checkpoint | None:

@@ -135,6 +135,10 @@ class EmbeddingTables:
         """Names of the tables, in the order of their numbers."""
         return tuple(self._tables)
 
+    def draw_under(self, key: NoiseKey) -> None:
+        """Draw noise under `key` from now on."""
+        self._key = key
+
     def group_rows(self, reads: Sequence[Mapping[str, Lookups]]) -> dict[str, GroupedLookups]:
         """The distinct rows that the micro-batches `reads` read, found once for catching up and for the gradient."""
         joined = {}

@@ -363,6 +363,41 @@ def test_a_resumed_trainer_ends_in_the_same_bits(flushed: bool) -> None:
     assert all(torch.equal(ends[0][name], ends[1][name]) for name in ends[0])
 
 
+def test_a_state_brings_the_nonce_of_its_noise() -> None:
+    """Another trainer under the same key goes on to the same bits; under its own nonce it would not (the control)."""
+    key = NoiseKey.generate()
+
+    def trained(steps: range, saved: dict[str, Any] | None) -> tuple[Model, PrivateTrainer]:
+        model = fresh()
+        trainer: PrivateTrainer = make_private(
+            model,
+            privacy=PrivacyParameters(noise_multiplier=0.7, max_grad_norm=1.0, expected_batch_size=4.0),
+            embeddings=EmbeddingSgd(schedules.constant(0.1)),
+            dense=DenseOptimizer.named("sgd", learning_rate=schedules.constant(0.1)),
+            key=key,
+        )
+        if saved is not None:
+            trainer.load_state_dict(saved)
+        for step in steps:
+            trainer.step(losses_of(model, ids_of(step)))
+        return model, trainer
+
+    half = copy.deepcopy(trained(range(2), None)[1].state_dict())
+    ends = []
+    for saved in (half, half, {**half, "nonce": "00"}):
+        model, trainer = trained(range(2, 4), saved)
+        trainer.flush()
+        ends.append(state(model))
+    assert all(torch.equal(ends[0][name], ends[1][name]) for name in ends[0])
+    assert not any(torch.equal(ends[0][name], ends[2][name]) for name in ends[0])
+    for nonce in ({}, {"nonce": "no number"}):
+        with pytest.raises(FormatError, match="lacks the nonce"):
+            trained(range(0), {**{name: value for name, value in half.items() if name != "nonce"}, **nonce})
+    key.destroy()
+    with pytest.raises(ValueError, match="destroyed"):
+        trainer.step()
+
+
 def test_indices_may_be_views() -> None:
     model = nn.Sequential(nn.EmbeddingBag(ROWS, DIM, mode="sum"), nn.Linear(DIM, 1), nn.Flatten(0))
     wide = torch.randint(0, ROWS, (LENGTH, 2))

@@ -405,10 +405,10 @@ def test_settings_that_are_refused(settings: dict[str, Any], says: str, tiny: An
 
 
 def test_a_dataset_without_a_bound_has_no_users_to_protect(tiny: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    from lazydp.components.train.run import train as runs
+    from lazydp.components.train.run import settings_check
 
     tiny.ledger(privacy_unit="user")
-    monkeypatch.setattr(runs, "contribution_bound", lambda data: None)
+    monkeypatch.setattr(settings_check, "contribution_bound", lambda data: None)
     with pytest.raises(InputError, match="max_examples_per_user"):
         tune(**given(tiny, config=tiny.config(privacy_unit="user")))
 

@@ -106,6 +106,21 @@ def test_every_parameter_has_noise_of_its_own() -> None:
     assert all(correlation(noises[name], again[name]) > LIMIT for name in noises)
 
 
+@pytest.mark.parametrize("make", [NoiseKey.generate, lambda: NoiseKey.for_tests(0)], ids=["secret", "test"])
+def test_two_trainers_under_one_key_share_no_noise(
+    make: Callable[[], NoiseKey], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Else a difference of their weights is free of noise, whatever their sigmas: w1 - 2 w2, say."""
+    key = make()
+    noises, others = drawn(key), drawn(key)
+    assert faults(noises) == faults(others) == set()
+    assert all(abs(correlation(noises[name], others[name])) < LIMIT for name in noises)
+    # The control: the key itself, as it was used before.
+    monkeypatch.setattr(NoiseKey, "for_trainer", lambda self, nonce: self)
+    noises, others = drawn(key), drawn(key)
+    assert all(torch.allclose(noises[name], others[name], atol=1e-3) for name in noises)
+
+
 def dense_noise(
     *,
     address: Callable[[int], int] = lambda number: MAX_TABLES + number,

@@ -315,6 +315,8 @@ class Scale(nn.Module):
 
 
 class ScaleRule(NormRule):
+    parameters = ("factor",)
+
     def sq_norms(self, layer: nn.Module, names: Any, inputs: Tensor, grads: Tensor) -> Tensor:
         return (inputs * grads).sum(dim=1).square().sum(dim=1)
 
@@ -328,6 +330,12 @@ def test_a_registered_rule_makes_a_layer_private(monkeypatch: pytest.MonkeyPatch
     model = nn.Sequential(nn.Linear(4, 3), Scale(3), nn.Linear(3, 2))
     with pytest.raises(InputError, match="Scale"):
         trained_layers(model)
+
+    class Unnamed(ScaleRule):
+        parameters = ()
+
+    with pytest.raises(InputError, match="Unnamed does not state its `parameters`: name those of Scale"):
+        register_rule(Scale, Unnamed())
     register_rule(Scale, ScaleRule())
     check(model, torch.randn(6, 4))
 

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from lazydp.components.shared.errors import InputError
 from lazydp.components.train.mechanism import coupling
 from lazydp.components.train.mechanism.coupling import CouplingCheck, halves
+from lazydp.components.train.mechanism.gradient_check import GradientCheck
 from lazydp.components.train.private import (
     DenseOptimizer,
     EmbeddingSgd,
@@ -45,13 +46,14 @@ class Scores(nn.Module):
         return self.top(self.hidden(self.bags(ids) * self.bags(ids[:, :1]))).squeeze(1)
 
 
-def trainer_of(model: nn.Module, **more: Any) -> PrivateTrainer:
+def trainer_of(model: nn.Module, *, allow_unrepeatable_losses: bool = False, **more: Any) -> PrivateTrainer:
     return make_private(
         model,
         privacy=PrivacyParameters(noise_multiplier=0.5, max_grad_norm=1.0, expected_batch_size=4.0, **more),
         embeddings=EmbeddingSgd(schedules.constant(0.5)),
         dense=DenseOptimizer.named("sgd", learning_rate=schedules.constant(0.1)),
         key=NoiseKey.for_tests(0),
+        allow_unrepeatable_losses=allow_unrepeatable_losses,
     )
 
 
@@ -132,6 +134,7 @@ def test_either_look_misses_what_the_other_sees(monkeypatch: pytest.MonkeyPatch)
         return names
 
     assert accepted() == set()
+    monkeypatch.setattr(GradientCheck, "refuse", lambda *arguments, **options: None)
     with monkeypatch.context() as patch:
         patch.setattr(CouplingCheck, "refuse_values", lambda *arguments, **options: None)
         assert accepted() == {"a detached mean", "the one before, detached", "the rank", "a count"}
@@ -173,7 +176,7 @@ def test_a_look_leaves_no_trace(monkeypatch: pytest.MonkeyPatch) -> None:
     """The same bits as without it, dropout included, and as few calls of the function as were promised."""
     ends, calls = [], []
     for looks in (True, False):
-        if not looks:
+        if not looks:  # no look at examples, hence none at gradients
             monkeypatch.setattr(coupling, "STEPS_LOOKED_AT", 0)
         model = fresh()
         trainer = trainer_of(model)
@@ -190,24 +193,37 @@ def test_a_look_leaves_no_trace(monkeypatch: pytest.MonkeyPatch) -> None:
         ends.append({name: value.clone() for name, value in model.state_dict().items()})
         calls.append(called)
     assert all(torch.equal(ends[0][name], ends[1][name]) for name in ends[0])
-    assert calls == [10 + 3 * 3, 10]
+    assert calls == [10 + 3 * 4, 10]
 
 
-def test_a_function_that_does_not_repeat_itself_is_told_of(caplog: pytest.LogCaptureFixture) -> None:
+def test_a_function_that_does_not_repeat_itself_is_refused(caplog: pytest.LogCaptureFixture) -> None:
+    """Or told of, where the caller gives the look up."""
     caplog.set_level(logging.WARNING, "lazydp.train")
-    numbers = itertools.count()
-    model = fresh()
-    trainer = trainer_of(model)
-    for _ in range(3):
-        trainer.step(lambda: next(numbers) * model(ids_of(0)))
-    assert [record.message[:55] for record in caplog.records] == [
-        "the losses of one batch cannot be computed again alike,"
-    ]
-    batches = iter([ids_of(0)])
-    trainer = trainer_of(model := fresh())
-    trainer.step(lambda: model(next(batches)).square())
-    assert trainer.steps_done == 1
-    assert len(caplog.records) == 2
+
+    def counting() -> tuple[nn.Module, Callable[[], Tensor]]:
+        numbers, model = itertools.count(), fresh()
+        return model, lambda: next(numbers) * model(ids_of(0))
+
+    def exhausted() -> tuple[nn.Module, Callable[[], Tensor]]:
+        batches, model = iter([ids_of(0)]), fresh()
+        return model, lambda: model(next(batches)).square()
+
+    for made, steps in ((counting, 3), (exhausted, 1)):
+        model, losses = made()
+        trainer = trainer_of(model)
+        with pytest.raises(InputError, match=r"cannot be computed again alike.*allow_unrepeatable_losses=True"):
+            trainer.step(losses)
+        assert trainer.steps_done == 0
+        assert not caplog.records
+        model, losses = made()
+        trainer = trainer_of(model, allow_unrepeatable_losses=True)
+        for _ in range(steps):
+            trainer.step(losses)
+        assert trainer.steps_done == steps
+        assert [record.message[:55] for record in caplog.records] == [
+            "the losses of one batch cannot be computed again alike,"
+        ]
+        caplog.clear()
 
 
 @given(units=st.integers(0, 70), seed=st.integers(0, 1000))

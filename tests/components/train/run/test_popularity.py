@@ -30,7 +30,8 @@ from lazydp.components.train.engine import dense
 from lazydp.components.train.engine.dense import DenseLayers, DenseOptimizer
 from lazydp.components.train.run import popularity as module
 from lazydp.components.train.run.popularity import item_histogram, noised_counts, sensitivity
-from lazydp.components.train.run.train import check_fits, train
+from lazydp.components.train.run.settings_check import check_fits
+from lazydp.components.train.run.train import train
 from lazydp.components.train.tables import schedules
 from lazydp.kernels import ops, reference
 from lazydp.kernels.noise_key import NoiseKey
