@@ -134,7 +134,7 @@ def run(
             for seed in range(seeds):
                 key = NoiseKey.generate() if key_of_seed is None else key_of_seed(seed)
                 start = _start(data, config, key)
-                popular.append(_measure(data, rows, lambda batch, start=start: start.prior.expand(batch.size, -1)))
+                popular.append(_measure(data, rows, _by_prior(start)))
                 started.append(_measure(data, rows, _scored_by(data, config, start)))
             yield result("dp_popularity", popular, unit, epsilon)
             yield result("start", started, unit, epsilon)
@@ -161,6 +161,10 @@ def _scored_by(data: EncodedDataset, config: TrainConfig, start: Start) -> Score
         return model.user_vector(pooled, batch.dense) @ items.T / model.config.temperature
 
     return score
+
+
+def _by_prior(start: Start) -> Score:
+    return lambda batch: start.prior.expand(batch.size, -1)
 
 
 def _without_privacy(data: EncodedDataset) -> Iterator[tuple[str, Score]]:

@@ -61,11 +61,16 @@ def contribution_bound(data: EncodedDataset) -> int | None:
 
 
 def warn_of_settings(data: EncodedDataset, config: TrainConfig) -> None:
-    """Log where the batch is far from what the settings say, and where the bound drops a large part of the rows."""
+    """Log where the batch is far from what the settings say, and where the bound drops a large part of the rows.
+
+    Without steps neither matters: no batch is drawn, and a start reads the whole of a history (unit `user`).
+    """
+    if config.steps == 0 and config.privacy_unit == "user":
+        return
     counts = data.manifest.counts
     units, noun = (counts.users, "users") if config.sampling == "user" else (counts.train, "examples")
     drawn = config.sampling_prob * units
-    if not 1 / _FAR <= drawn / config.expected_batch_size <= _FAR:
+    if config.steps and not 1 / _FAR <= drawn / config.expected_batch_size <= _FAR:
         _log.warning(
             "[private] a batch has about %.4g %s (sampling_prob times what the dataset has), and expected_batch_size "
             "is %g: gradients are %s than meant",

