@@ -64,7 +64,7 @@ def _wait_until_ready(process: subprocess.Popen[bytes], port_file: Path, log: Pa
 
 
 def ask_service(bundle: Path, ledger_url: str, *, user_id: str, history: list[str], console: Console) -> None:
-    """Ask what a user, a history and, where counts were released, a stranger gets, and for the budget; print it all."""
+    """Ask what a user, a history and (where counts were released) an unknown user gets, and for the budget."""
     with running_service(bundle, ledger_url) as url, httpx.Client(base_url=url, timeout=30) as client:
         console.rule("the service answers")
         questions: list[tuple[str, str, dict[str, Any] | None]] = [

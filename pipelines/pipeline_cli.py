@@ -119,6 +119,13 @@ def _package_options(command: Callable[..., None]) -> Callable[..., None]:
     """What `compile` and `submit` have in common: which pipeline, for what cluster, with what defaults."""
     for option in reversed(
         [
+            click.option(
+                "--pipeline",
+                type=click.Choice(["train-and-release", "retrain"]),
+                default="train-and-release",
+                show_default=True,
+                help="retrain opens no budget: it stops where the family's has no room.",
+            ),
             click.option("--spec", type=click.Path(path_type=Path), help="Feature spec that becomes the default."),
             click.option("--config", type=click.Path(path_type=Path), help="Training configuration, likewise."),
             click.option("--compare", is_flag=True, help="Also train and measure the same model without privacy."),
@@ -187,6 +194,7 @@ def _defaults(cluster: Cluster, spec: Path | None, config: Path | None) -> dict[
 def compile_(
     out: Path,
     kubernetes: str | None,
+    pipeline: str,
     spec: Path | None,
     config: Path | None,
     compare: bool,
@@ -198,11 +206,11 @@ def compile_(
     Spec and configuration are parameters: they may be given when a run is started instead.
     """
     from lazydp.pipelines.package import compile_package
-    from lazydp.pipelines.recommender import recommender_pipeline
+    from lazydp.pipelines.recommender import PIPELINES
 
     cluster = _cluster(cluster_file, **options)
     compile_package(
-        recommender_pipeline(compare=compare, cluster=cluster),
+        PIPELINES[pipeline](compare=compare, cluster=cluster),
         out,
         defaults=_defaults(cluster, spec, config),
         kubernetes=kubernetes,
@@ -247,6 +255,7 @@ def submit(
     schedule: str | None,
     wait: bool,
     poll: float,
+    pipeline: str,
     spec: Path | None,
     config: Path | None,
     compare: bool,
@@ -266,7 +275,7 @@ def submit(
     from lazydp.pipelines.kubeflow import Kubeflow, Order, cron_of, token_of
     from lazydp.pipelines.package import compile_package
     from lazydp.pipelines.parameters import parse_parameters
-    from lazydp.pipelines.recommender import NAME, recommender_pipeline
+    from lazydp.pipelines.recommender import PIPELINES
 
     if schedule is not None:
         if wait:
@@ -279,14 +288,14 @@ def submit(
         Kubeflow(host, namespace=namespace, token=token, certificate=certificate) as kubeflow,
     ):
         package = Path(folder) / "pipeline.yaml"
-        pipeline = recommender_pipeline(compare=compare, cluster=cluster)
-        compile_package(pipeline, package, defaults=_defaults(cluster, spec, config))
+        made = PIPELINES[pipeline](compare=compare, cluster=cluster)
+        compile_package(made, package, defaults=_defaults(cluster, spec, config))
         compiled = next(yaml.safe_load_all(package.read_text()))
         parameters = parse_parameters(given, compiled, defaults={"operator": getpass.getuser()})
         experiment_id = kubeflow.experiment(experiment, create=create_experiment)
-        uploaded = kubeflow.upload(package, name=NAME)
-        click.echo(f"pipeline {NAME}, version {uploaded.version}")
-        name = run_name or f"{NAME} {datetime.datetime.now():%Y-%m-%d %H:%M}"
+        uploaded = kubeflow.upload(package, name=f"lazydp-{pipeline}")
+        click.echo(f"pipeline lazydp-{pipeline}, version {uploaded.version}")
+        name = run_name or f"lazydp-{pipeline} {datetime.datetime.now():%Y-%m-%d %H:%M}"
         order = Order(experiment_id, name, parameters, service_account)
         if schedule is not None:
             recurring = kubeflow.schedule(uploaded, order, cron=schedule)

@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 from kfp import dsl
 from kfp.dsl import Artifact, Metrics, Model
 
-from lazydp.components.evaluate.component import evaluate
+from lazydp.components.evaluate.component import evaluate, evaluate_without_privacy
 from lazydp.components.export.component import export, export_without_privacy
 from lazydp.components.finish.component import finish
 from lazydp.components.gate.component import budget_gate
@@ -23,6 +23,7 @@ from lazydp.pipelines.cluster import Cluster
 from lazydp.pipelines.placement import place
 
 NAME = "lazydp-train-and-release"
+RETRAIN_NAME = "lazydp-retrain"
 
 
 class Outputs(NamedTuple):
@@ -43,7 +44,7 @@ class ComparedOutputs(NamedTuple):
 
 
 def recommender_pipeline(*, compare: bool = False, cluster: Cluster | None = None) -> Callable[..., Any]:
-    """The pipeline.
+    """The pipeline of a first model: its data may get its first budget.
 
     Args:
         compare: also train the same model without privacy, and measure it; its bundle is marked not private.
@@ -68,67 +69,146 @@ def recommender_pipeline(*, compare: bool = False, cluster: Cluster | None = Non
         items_uri: str = "",
         budget_epsilon: float = 0.0,
         budget_delta: float = 1e-5,
+        family: str = "",
+        other_people: str = "",
         operator: str = "",
         name: str = "",
         compare_config: str = "",
     ) -> outputs:  # type: ignore[valid-type]
-        folder = run_volume(runs_folder, cluster)
-
-        def steps() -> tuple[Any, ...]:
-            encoded = ingest(input_uri=input_uri, spec=spec, users_uri=users_uri, items_uri=items_uri)
-            place(encoded, "ingest", cluster, needs=("data",))
-            data = encoded.outputs["dataset"]
-            reserved = budget_gate(
-                dataset=data,
-                config=config,
-                job_id=dsl.PIPELINE_JOB_ID_PLACEHOLDER,
-                ledger_url=ledger_url,
-                budget_epsilon=budget_epsilon,
-                budget_delta=budget_delta,
-                operator=operator,
-            )
-            place(reserved, "budget-gate", cluster, needs=("ledger",))
-            run_id = reserved.outputs["Output"]
-            common = {"dataset": data, "runs_folder": folder, "ledger_url": ledger_url, "operator": operator}
-            trained = train(config=config, run_id=run_id, **common)
-            place(trained, "train", cluster, needs=("runs", "ledger"))
-            released = export(run_id=trained.outputs["Output"], name=name, **common)
-            place(released, "export", cluster, needs=("runs", "ledger"))
-            measured = evaluate(bundle=released.outputs["bundle"], dataset=data)
-            place(measured, "evaluate", cluster)
-            found = (released.outputs["bundle"], measured.outputs["metrics"], measured.outputs["report"])
-            if not compare:
-                return found
-            return *found, _without_privacy(data, compare_config, folder, run_id, name, cluster)
-
-        if cluster is None:
-            return (ComparedOutputs if compare else Outputs)(*steps())
-        last = finish(
-            job_id=dsl.PIPELINE_JOB_ID_PLACEHOLDER,
-            runs_folder=folder,
-            ledger_url=ledger_url,
-            on_failure=cluster.on_failure,
-            operator=operator,
+        budget = {"budget_epsilon": budget_epsilon, "budget_delta": budget_delta, "other_people": other_people}
+        return _whole(  # type: ignore[no-any-return]
+            cluster,
+            compare_config if compare else None,
+            data={"input_uri": input_uri, "spec": spec, "users_uri": users_uri, "items_uri": items_uri},
+            gate={"family": family, **budget},
+            config=config,
+            name=name,
+            shared={"runs_folder": runs_folder, "ledger_url": ledger_url, "operator": operator},
         )
-        place(last, "finish", cluster, needs=("runs", "ledger"))
-        with dsl.ExitHandler(last, name="run"):
-            steps()
-        return None
 
     return recommender  # type: ignore[no-any-return]
 
 
-def _without_privacy(data: Any, config: Any, folder: Any, run_id: Any, name: Any, cluster: Cluster | None) -> Any:
-    """The report of the same model with neither clipping nor noise, for comparison."""
+def retrain_pipeline(*, compare: bool = False, cluster: Cluster | None = None) -> Callable[..., Any]:
+    """The pipeline of the next model, on newer data of the same people.
+
+    It opens no budget: where the family's budget does not admit the run, or the data is of another family, the gate
+    stops it, with the figures, before anything is trained.
+
+    Args:
+        compare: as `recommender_pipeline`.
+        cluster: as `recommender_pipeline`.
+    """
+    outputs = None if cluster is not None else ComparedOutputs if compare else Outputs
+
+    @dsl.pipeline(  # type: ignore[untyped-decorator]
+        name=RETRAIN_NAME,
+        description="A model on newer data of a family that has a budget, if the budget admits it.",
+        pipeline_config=workspace(cluster),
+    )
+    def retrain(
+        input_uri: str,
+        spec: str,
+        config: str,
+        runs_folder: str,
+        family: str,
+        ledger_url: str = "",
+        users_uri: str = "",
+        items_uri: str = "",
+        operator: str = "",
+        name: str = "",
+        compare_config: str = "",
+    ) -> outputs:  # type: ignore[valid-type]
+        return _whole(  # type: ignore[no-any-return]
+            cluster,
+            compare_config if compare else None,
+            data={"input_uri": input_uri, "spec": spec, "users_uri": users_uri, "items_uri": items_uri},
+            gate={"family": family},
+            config=config,
+            name=name,
+            shared={"runs_folder": runs_folder, "ledger_url": ledger_url, "operator": operator},
+        )
+
+    return retrain  # type: ignore[no-any-return]
+
+
+PIPELINES = {"train-and-release": recommender_pipeline, "retrain": retrain_pipeline}
+"""The pipelines by the name that the command line gives them."""
+
+
+def _whole(
+    cluster: Cluster | None,
+    compare_config: Any,
+    *,
+    data: dict[str, Any],
+    gate: dict[str, Any],
+    config: Any,
+    name: Any,
+    shared: dict[str, Any],
+) -> Any:
+    """The tasks of either pipeline: on this machine with outputs, on a cluster inside an exit handler."""
+    shared = shared | {"runs_folder": run_volume(shared["runs_folder"], cluster)}
+
+    def steps() -> tuple[Any, ...]:
+        return _steps(cluster, compare_config, data=data, gate=gate, config=config, name=name, shared=shared)
+
+    if cluster is None:
+        return (Outputs if compare_config is None else ComparedOutputs)(*steps())
+    last = finish(job_id=dsl.PIPELINE_JOB_ID_PLACEHOLDER, on_failure=cluster.on_failure, **shared)
+    place(last, "finish", cluster, needs=("runs", "ledger"))
+    with dsl.ExitHandler(last, name="run"):
+        steps()
+    return None
+
+
+def _steps(
+    cluster: Cluster | None,
+    compare_config: Any,
+    *,
+    data: dict[str, Any],
+    gate: dict[str, Any],
+    config: Any,
+    name: Any,
+    shared: dict[str, Any],
+) -> tuple[Any, ...]:
+    encoded = ingest(**data)
+    place(encoded, "ingest", cluster, needs=("data",))
+    dataset = encoded.outputs["dataset"]
+    ledger = {"ledger_url": shared["ledger_url"], "operator": shared["operator"]}
+    reserved = budget_gate(dataset=dataset, config=config, job_id=dsl.PIPELINE_JOB_ID_PLACEHOLDER, **gate, **ledger)
+    place(reserved, "budget-gate", cluster, needs=("ledger",))
+    run_id = reserved.outputs["Output"]
+    trained = train(dataset=dataset, config=config, run_id=run_id, **shared)
+    place(trained, "train", cluster, needs=("runs", "ledger"))
+    released = export(dataset=dataset, run_id=trained.outputs["Output"], name=name, **shared)
+    place(released, "export", cluster, needs=("runs", "ledger"))
+    measured = evaluate(bundle=released.outputs["bundle"], dataset=dataset)
+    place(measured, "evaluate", cluster)
+    report = measured.outputs["report"]
+    found = (released.outputs["bundle"], measured.outputs["metrics"], report)
+    if compare_config is None:
+        return found
+    return *found, _without_privacy(dataset, compare_config, shared["runs_folder"], run_id, name, report, cluster)
+
+
+def _without_privacy(
+    dataset: Any, config: Any, runs_folder: Any, run_id: Any, name: Any, release: Any, cluster: Cluster | None
+) -> Any:
+    """The report of the same model with neither clipping nor noise, for comparison with that of the release."""
     trained = train(
-        dataset=data, config=config, runs_folder=folder, run_id=run_id, mode="sgd", variant="without-privacy"
+        dataset=dataset,
+        config=config,
+        runs_folder=runs_folder,
+        run_id=run_id,
+        mode="sgd",
+        variant="without-privacy",
     )
     trained.set_display_name("train-without-privacy")
     place(trained, "train", cluster, needs=("runs",))
-    written = export_without_privacy(dataset=data, runs_folder=folder, run_id=trained.outputs["Output"], name=name)
+    run = trained.outputs["Output"]
+    written = export_without_privacy(dataset=dataset, runs_folder=runs_folder, run_id=run, name=name)
     place(written, "export", cluster, needs=("runs",))
-    measured = evaluate(bundle=written.outputs["bundle"], dataset=data)
-    measured.set_display_name("evaluate-without-privacy")
+    measured = evaluate_without_privacy(bundle=written.outputs["bundle"], dataset=dataset, release=release)
     place(measured, "evaluate", cluster)
     return measured.outputs["report"]
 

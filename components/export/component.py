@@ -1,7 +1,7 @@
 """The Kubeflow components: a finished run to a released bundle, and the run without privacy to one that is compared."""
 
 from kfp import dsl
-from kfp.dsl import Artifact, Dataset, Input, Model, Output
+from kfp.dsl import HTML, Artifact, Dataset, Input, Metrics, Model, Output
 
 from lazydp.components.shared.image import IMAGE
 
@@ -12,6 +12,8 @@ def export(
     runs_folder: str,
     run_id: str,
     bundle: Output[Model],
+    page: Output[HTML],
+    metrics: Output[Metrics],
     ledger_url: str = "",
     name: str = "",
     operator: str = "",
@@ -26,13 +28,17 @@ def export(
         runs_folder: the folder of runs, on the volume that train wrote.
         run_id: what train returned.
         bundle: the release.
+        page: its privacy card; public.
+        metrics: what it spent, for Kubeflow's pages; public.
         ledger_url: the ledger; empty for that of LAZYDP_LEDGER.
         name: of the model in the service; empty for the feature spec's.
         operator: who runs the pipeline, for the ledger.
     """
     from pathlib import Path
 
+    from lazydp.components.bundle.reader import Bundle
     from lazydp.components.export.artifact import export_artifact
+    from lazydp.components.export.card import privacy_card
     from lazydp.components.shared.logs import log_to_stdout
     from lazydp.components.shared.pipeline_run import act_as, ledger_of, run_folder
 
@@ -45,6 +51,11 @@ def export(
         name=name or None,
         ledger=ledger_of(ledger_url),
     )
+    released = Bundle.open(Path(bundle.path), allow_test_key=True, allow_non_private=True)
+    Path(page.path).write_text(privacy_card(released.manifest, released.statement))
+    if released.statement.epsilon is not None:
+        metrics.log_metric("epsilon", released.statement.epsilon)
+        metrics.log_metric("delta", released.statement.delta)
 
 
 @dsl.component(base_image=IMAGE, install_kfp_package=False)  # type: ignore[untyped-decorator]

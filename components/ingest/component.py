@@ -1,7 +1,7 @@
 """The Kubeflow component: Parquet by URI to an encoded dataset."""
 
 from kfp import dsl
-from kfp.dsl import Dataset, Output
+from kfp.dsl import HTML, Dataset, Output
 
 from lazydp.components.shared.image import IMAGE
 
@@ -11,6 +11,7 @@ def ingest(
     input_uri: str,
     spec: str,
     dataset: Output[Dataset],
+    page: Output[HTML],
     users_uri: str = "",
     items_uri: str = "",
     memory_mib: int = 1024,
@@ -22,12 +23,14 @@ def ingest(
             data does not pass through the artifact store first.
         spec: the feature spec, as YAML text, path or URI.
         dataset: the encoded dataset.
+        page: its data card; private.
         users_uri: the users table, where not as the spec says.
         items_uri: the items table, where not as the spec says.
         memory_mib: memory to work in, roughly.
     """
     from pathlib import Path
 
+    from lazydp.components.ingest.card import data_card
     from lazydp.components.ingest.ingest import IngestOptions
     from lazydp.components.ingest.ingest import ingest as run
     from lazydp.components.shared.locations import split_locations
@@ -39,4 +42,5 @@ def ingest(
     )
     locations = split_locations(input_uri)
     # Counts and fingerprint are private and stay inside the dataset: Kubeflow's metadata is read by others.
-    run(locations, spec, Path(dataset.path), options)
+    manifest = run(locations, spec, Path(dataset.path), options)
+    Path(page.path).write_text(data_card(manifest))

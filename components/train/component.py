@@ -1,7 +1,7 @@
 """The Kubeflow component: an encoded dataset to a trained run, private."""
 
 from kfp import dsl
-from kfp.dsl import Dataset, Input
+from kfp.dsl import HTML, Dataset, Input, Output
 
 from lazydp.components.shared.image import IMAGE
 
@@ -12,6 +12,7 @@ def train(
     config: str,
     runs_folder: str,
     run_id: str,
+    page: Output[HTML],
     ledger_url: str = "",
     mode: str = "",
     operator: str = "",
@@ -27,6 +28,7 @@ def train(
         runs_folder: where the run's folder goes, on a volume that outlives the pod and that export mounts too. It
             holds checkpoints and the noise key, so it never passes through the artifact store.
         run_id: the run's name, which the gate returned.
+        page: loss and epsilon over the steps; private.
         ledger_url: the ledger; empty for that of LAZYDP_LEDGER.
         mode: instead of the configuration's: lazydp, dpsgd or sgd.
         operator: who runs the pipeline, for the ledger.
@@ -40,6 +42,7 @@ def train(
     from lazydp.components.shared.logs import log_to_stdout
     from lazydp.components.shared.pipeline_run import act_as, ledger_of, run_folder
     from lazydp.components.train.config import TrainConfig
+    from lazydp.components.train.run.history import History, history_page
     from lazydp.components.train.run.train import train as run
 
     log_to_stdout()
@@ -48,12 +51,15 @@ def train(
     if mode:
         settings = settings.with_changes(mode=mode)
     name = f"{run_id}-{variant}" if variant else run_id
-    done = run(
-        dataset=Path(dataset.path),
-        config=settings,
-        out=run_folder(runs_folder, name),
-        ledger=ledger_of(ledger_url) if settings.private else None,
-        resume=True,
-        run_id=name,
-    )
+    folder = run_folder(runs_folder, name)
+    with History(folder):
+        done = run(
+            dataset=Path(dataset.path),
+            config=settings,
+            out=folder,
+            ledger=ledger_of(ledger_url) if settings.private else None,
+            resume=True,
+            run_id=name,
+        )
+    Path(page.path).write_text(history_page(folder, done.identity))
     return done.identity.run_id

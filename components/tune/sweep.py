@@ -8,7 +8,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import AliasChoices, Field
 
-from lazydp.components.budget.accounting.tuning import Law, Metric
+from lazydp.components.budget.accounting.tuning import Metric, TrialDistribution
 from lazydp.components.shared.errors import InputError
 from lazydp.components.shared.frozen_model import FrozenModel
 from lazydp.components.shared.validation import read_yaml
@@ -50,7 +50,7 @@ class Sweep(FrozenModel):
     """
 
     format_version: Literal[1] = 1
-    distribution: Annotated[Law, Field(validation_alias=AliasChoices("distribution", "law"))] = "poisson"
+    distribution: Annotated[TrialDistribution, Field(validation_alias=AliasChoices("distribution", "law"))] = "poisson"
     mean_trials: Annotated[float, Field(ge=1, le=10_000)]
     metric: Metric = "ndcg_at_10"
     score: Annotated[HeldOut | Public, Field(discriminator="kind")]

@@ -170,7 +170,7 @@ def _tuning(config: TrainConfig, sweep: Sweep, data: EncodedDataset, scored_on: 
         raise InputError("publish_every: the snapshots of a trial would be releases of their own; leave it out")
     told = json.dumps([config.digest(), sweep.model_dump(mode="json")], sort_keys=True)
     return Tuning(
-        law=sweep.distribution,
+        distribution=sweep.distribution,
         mean_trials=sweep.mean_trials,
         metric=sweep.metric,
         score_noise_multiplier=sweep.score.noise_multiplier if isinstance(sweep.score, HeldOut) else None,

@@ -57,9 +57,16 @@ class Cluster:
     def artifact(self, kind: type[dsl.Artifact], name: str) -> Any:
         return kind(uri=str(self.folder / name))
 
+    def page(self, task: str) -> Any:
+        return self.artifact(dsl.HTML, f"{task}-page")
+
     def gate(self, job_id: str, **more: Any) -> str:
         found: str = budget_gate.python_func(
-            dataset=self.dataset, config=CONFIG, job_id=job_id, **{"ledger_url": self.ledger, **more}
+            dataset=self.dataset,
+            config=CONFIG,
+            job_id=job_id,
+            page=self.page("gate"),
+            **{"ledger_url": self.ledger, **more},
         )
         return found
 
@@ -69,6 +76,7 @@ class Cluster:
             config=CONFIG,
             runs_folder=str(self.folder),
             run_id=run_id,
+            page=self.page("train"),
             **{"ledger_url": self.ledger, **more},
         )
         return found
@@ -79,6 +87,8 @@ class Cluster:
             runs_folder=str(self.folder),
             run_id=run_id,
             bundle=bundle,
+            page=self.page("export"),
+            metrics=self.artifact(dsl.Metrics, "spent"),
             **{"ledger_url": self.ledger, **more},
         )
 
@@ -101,7 +111,10 @@ def cluster(tmp_path_factory: pytest.TempPathFactory) -> Cluster:
         sample_data.python_func(sample=made.sample, seed=3)
     folder = Path(made.sample.path)
     ingest.python_func(
-        input_uri=str(folder / "interactions.parquet"), spec=str(folder / "spec.yaml"), dataset=made.dataset
+        input_uri=str(folder / "interactions.parquet"),
+        spec=str(folder / "spec.yaml"),
+        dataset=made.dataset,
+        page=made.page("ingest"),
     )
     return made
 
@@ -120,6 +133,7 @@ def test_ingest_takes_its_spec_as_text_and_several_inputs(cluster: Cluster) -> N
         input_uri=interactions,
         spec=(folder / "spec.yaml").read_text(),
         dataset=again,
+        page=cluster.page("again"),
         users_uri=str(folder / "users.parquet"),
         items_uri=str(folder / "items.parquet"),
     )
@@ -129,6 +143,7 @@ def test_ingest_takes_its_spec_as_text_and_several_inputs(cluster: Cluster) -> N
             input_uri=json.dumps([interactions, str(folder / "none.parquet")]),
             spec=str(folder / "spec.yaml"),
             dataset=again,
+            page=cluster.page("again"),
         )
 
 
@@ -161,7 +176,9 @@ def test_from_the_gate_to_the_metrics(cluster: Cluster) -> None:
     assert again.metadata == bundle.metadata
 
     metrics, report = cluster.artifact(dsl.Metrics, "metrics"), cluster.artifact(dsl.Artifact, "report.json")
-    evaluate.python_func(bundle=bundle, dataset=cluster.dataset, metrics=metrics, report=report)
+    evaluate.python_func(
+        bundle=bundle, dataset=cluster.dataset, metrics=metrics, report=report, page=cluster.page("evaluate")
+    )
     document = json.loads(Path(report.path).read_text())
     assert document["bundle"] == released.manifest.version
     assert metrics.metadata["model_auc"] == document["model"]["auc"]

@@ -5,7 +5,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import pyarrow.parquet as pq
 import pytest
 import yaml
 from click.testing import CliRunner
@@ -105,9 +104,3 @@ def cluster(pod_host: PodHost, tiny_sample: Path, tmp_path: Path) -> TinyCluster
         "operator": "nightly",
     }
     return TinyCluster(tmp_path, backend, parameters)
-
-
-def shifted(source: Path, target: Path, *, rows: int) -> Path:
-    """The log of the next night: the same, without its oldest `rows` interactions."""
-    pq.write_table(pq.read_table(source).slice(rows), target)
-    return target

@@ -4,6 +4,8 @@ import json
 from pathlib import Path
 from typing import Any
 
+import pyarrow.parquet as pq
+import pytest
 import yaml
 
 from lazydp.components.budget.ledger.ledger import Ledger
@@ -42,8 +44,41 @@ def test_twice_in_a_row(cluster: Any) -> None:
     with Ledger.open(cluster.ledger, read_only=True) as ledger:
         assert {run.reserved_by for run in ledger.runs()} == {"nightly"}
         assert {release.released_by for release in ledger.releases()} == {"nightly"}
+    shown = {name for name, task in runs[0].tasks.items() if "page" in task.artifacts}
+    assert shown == {"ingest", "budget-gate", "train", "export", "evaluate"}
+    for name in shown:
+        found = runs[0].tasks[name].artifacts["page"]
+        assert found["type"]["schemaTitle"] == "system.HTML"
+        assert cluster.backend.stored(found["uri"]).read_text().startswith("<!doctype html>")
     # What is private went with the runs: no checkpoint, no key, no second copy of the bundle.
     assert not any(cluster.backend.volume("lazydp-runs").rglob("*"))
+
+
+def test_a_nightly_pair_shares_one_budget(cluster: Any, tiny_sample: Path) -> None:
+    """The log of the next night is another dataset of the same people: `retrain` charges it to their budget."""
+    nights = [str(tiny_sample / "interactions.parquet"), str(cluster.folder / "next.parquet")]
+    log = pq.read_table(nights[0])
+    pq.write_table(log.slice(20), nights[1])
+    family = {"family": "sample"}
+    first = succeeded(
+        cluster.run(cluster.compiled(*options(cluster)), input_uri=nights[0], budget_epsilon=0.3, **family)
+    )
+    retrain = cluster.compiled("--pipeline", "retrain", *options(cluster))
+    given = {name: value for name, value in cluster.parameters.items() if name != "budget_epsilon"}
+    second = succeeded(cluster.backend.run(retrain, {**given, **family, "input_uri": nights[1]}))
+    assert statuses(cluster) == {f"run-{run.run_id}": "committed" for run in (first, second)}
+    with Ledger.open(cluster.ledger, read_only=True) as ledger:
+        [budget] = ledger.budgets()
+    assert (budget.committed_runs, budget.declared_family) == (2, "sample")
+    assert budget.charged_epsilon > 0.25, "both nights count"
+    # There is room for no third: it stops with the figures, before anything is trained.
+    third = cluster.backend.run(retrain, {**given, **family, "input_uri": nights[0]})
+    assert third.tasks["budget-gate"].state == "FAILED"
+    assert third.tasks["train"].state == "SKIPPED"
+    assert "does not admit the run: epsilon 0.3" in third.failed()
+    # Nor does another family open a budget by this pipeline.
+    other = cluster.backend.run(retrain, {**given, "family": "others", "input_uri": nights[1]})
+    assert "is of family sample, and the pipeline is for family others" in other.failed()
 
 
 def with_old_names(package: Path) -> Path:
@@ -138,6 +173,7 @@ def test_a_failed_run_is_kept_or_voided(cluster: Any) -> None:
     assert statuses(cluster) == {f"run-{kept.run_id}": "reserved", f"run-{voided.run_id}": "voided"}
 
 
+@pytest.mark.slow
 def test_tasks_get_what_they_need_and_no_more(cluster: Any) -> None:
     package = cluster.compiled(
         *options(cluster),
@@ -157,7 +193,7 @@ def test_tasks_get_what_they_need_and_no_more(cluster: Any) -> None:
         "evaluate": {"LAZYDP_EXAMPLE"},
         "train-2": {"LAZYDP_EXAMPLE"},
         "export-without-privacy": {"LAZYDP_EXAMPLE"},
-        "evaluate-2": {"LAZYDP_EXAMPLE"},
+        "evaluate-without-privacy": {"LAZYDP_EXAMPLE"},
     }
     plain = run.tasks["export-without-privacy"].artifacts["bundle"]
     assert plain["type"]["schemaTitle"] == "system.Artifact"
@@ -176,6 +212,7 @@ def test_without_the_ledgers_secret_nothing_starts(cluster: Any) -> None:
     assert not Path(cluster.ledger.removeprefix("sqlite:///")).exists()
 
 
+@pytest.mark.slow
 def test_a_url_with_new_content_is_read_again(cluster: Any, tiny_sample: Path) -> None:
     """Kubeflow compares the text of a URI, which is enough only where the operator says that its content stays."""
     log = cluster.folder / "log.parquet"
@@ -187,6 +224,7 @@ def test_a_url_with_new_content_is_read_again(cluster: Any, tiny_sample: Path) -
         assert cluster.run(package, **given).tasks["ingest"].state == expected
 
 
+@pytest.mark.slow
 def test_a_volume_for_each_run(cluster: Any) -> None:
     run = succeeded(cluster.run(cluster.compiled(*options(cluster), cluster={"runs": {"size": "1Gi"}})))
     assert statuses(cluster) == {f"run-{run.run_id}": "committed"}

@@ -31,7 +31,7 @@ def dpsgd_event(
 ) -> DpEvent:
     """The event of `steps` steps of DP-SGD in which each privacy unit contributes at most one clipped gradient.
 
-    The sampler says itself how it drew the batches, for the law of the batches is what amplifies. `lazydp train` draws
+    The sampler says itself how it drew the batches: their distribution is what amplifies. `lazydp train` draws
     `poisson` and no other (ARCHITECTURE.md says why); the others are for loops of one's own around `make_private`:
 
     - `poisson`: each unit independently with `sampling_prob`.
@@ -159,7 +159,8 @@ def tuning_event(trial: DpEvent, *, mean_trials: float, shape: float) -> DpEvent
     Args:
         trial: the event of one trial, its score included.
         mean_trials: expected number of trials, at least 1.
-        shape: law of their number: `math.inf` Poisson, 1 geometric, 0 logarithmic, else truncated negative binomial.
+        shape: distribution of their number: `math.inf` Poisson, 1 geometric, 0 logarithmic, else truncated negative
+            binomial.
 
     Raises:
         InputError: a value out of range.
@@ -167,7 +168,7 @@ def tuning_event(trial: DpEvent, *, mean_trials: float, shape: float) -> DpEvent
     if not (mean_trials >= 1 and math.isfinite(mean_trials)):
         raise InputError(f"mean_trials must be a finite number of at least 1, found {mean_trials}")
     if math.isnan(shape) or shape < 0:
-        raise InputError(f"the shape of the law of trials must be 0 or more (inf: Poisson), found {shape}")
+        raise InputError(f"the shape of the distribution of trials must be 0 or more (inf: Poisson), found {shape}")
     return dp_event.RepeatAndSelectDpEvent(trial, float(mean_trials), float(shape))
 
 

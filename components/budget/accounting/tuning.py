@@ -2,8 +2,8 @@
 
 Papernot and Steinke (arXiv 2110.03620, theorems 2 and 6) bound what choosing the best of K runs costs, where
 
-1. K is drawn beforehand from one of the laws below, apart from the data, and is not told: what comes out is the best
-   trial alone (its settings, its model, its score), never how many there were or how the others did;
+1. K is drawn beforehand from one of the distributions below, apart from the data, and is not told: what comes out is
+   the best trial alone (its settings, its model, its score), never how many there were or how the others did;
 2. every trial is the same mechanism, settings drawn at random included, and is private **together with its score**.
 
 A score on held-out rows of the users who are protected is no part of what training accounts for: taken as it is, it may
@@ -18,21 +18,21 @@ import math
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Annotated, Literal
 
-from pydantic import Field
+from pydantic import AliasChoices, Field
 
 from lazydp.components.shared.frozen_model import FrozenModel
 
 if TYPE_CHECKING:
     from dp_accounting.dp_event import DpEvent
 
-Law = Literal["poisson", "geometric", "logarithmic"]
+TrialDistribution = Literal["poisson", "geometric", "logarithmic"]
 Metric = Literal["auc", "hit_at_10", "ndcg_at_10", "brier"]
 
 UNIFORM_BITS = 128
 """Bits of the uniform integer from which a number of trials is drawn."""
 
-# Shape of the truncated negative binomial law; infinity stands for Poisson.
-_SHAPES: dict[Law, float] = {"poisson": math.inf, "geometric": 1.0, "logarithmic": 0.0}
+# Shape of the truncated negative binomial distribution; infinity stands for Poisson.
+_SHAPES: dict[TrialDistribution, float] = {"poisson": math.inf, "geometric": 1.0, "logarithmic": 0.0}
 _DIGITS = decimal.Context(prec=80, Emin=-decimal.MAX_EMAX, Emax=decimal.MAX_EMAX)
 
 
@@ -40,8 +40,8 @@ class Tuning(FrozenModel):
     """The mechanism of one sweep.
 
     Attributes:
-        law: of the number of trials: `poisson` (may be none at all), `geometric`, or `logarithmic` (cheapest in
-            privacy for its mean, with the longest tail).
+        distribution: of the number of trials: `poisson` (may be none at all), `geometric`, or `logarithmic` (cheapest
+            in privacy for its mean, with the longest tail). Files of lazydp 0.1 call it `law`.
         mean_trials: its mean.
         metric: what scores a trial.
         score_noise_multiplier: standard deviation of the noise on the sum over users of scores in [0, 1], a sum of
@@ -50,7 +50,7 @@ class Tuning(FrozenModel):
         digest: SHA-256 of every setting of the sweep, what may be drawn included, and of nothing else: it is published.
     """
 
-    law: Law = "poisson"
+    distribution: Annotated[TrialDistribution, Field(validation_alias=AliasChoices("distribution", "law"))] = "poisson"
     mean_trials: Annotated[float, Field(ge=1, le=10_000)]
     metric: Metric
     score_noise_multiplier: Annotated[float, Field(gt=0)] | None
@@ -66,21 +66,21 @@ class Tuning(FrozenModel):
         trial = training
         if self.score_noise_multiplier is not None:
             trial = composed([training, GaussianDpEvent(self.score_noise_multiplier)])
-        return tuning_event(trial, mean_trials=self.mean_trials, shape=_SHAPES[self.law])
+        return tuning_event(trial, mean_trials=self.mean_trials, shape=_SHAPES[self.distribution])
 
     def number_of_trials(self, uniform: int) -> int:
         """K, by inversion of its distribution function in 80 digits.
 
         Args:
-            uniform: uniform over 0 .. 2**128 - 1; the law is met to 2**-120 in total variation.
+            uniform: uniform over 0 .. 2**128 - 1; the distribution is met to 2**-120 in total variation.
         """
         with decimal.localcontext(_DIGITS):
             mean = decimal.Decimal(self.mean_trials)
-            if self.law == "poisson":
+            if self.distribution == "poisson":
                 return _invert(uniform, first=0, weight=(-mean).exp(), ratio=lambda k: mean / (k + 1))
             if mean == 1:
                 return 1
-            shape = decimal.Decimal(_SHAPES[self.law])
+            shape = decimal.Decimal(_SHAPES[self.distribution])
             success = success_probability(mean, shape)
             fail = 1 - success
             return _invert(
@@ -92,7 +92,7 @@ class Tuning(FrozenModel):
 
 
 def success_probability(mean: decimal.Decimal, shape: decimal.Decimal) -> decimal.Decimal:
-    """gamma of the truncated negative binomial law of this mean (paper, definition 1), not below the true one.
+    """gamma of the truncated negative binomial distribution of this mean (paper, definition 1), not below the true one.
 
     A larger gamma is a smaller mean: what is drawn costs no more than what is accounted for.
     """

@@ -261,7 +261,7 @@ def test_another_law_of_batches_is_refused_beside_counts_as_well(tiny: Any) -> N
 def test_every_trial_of_a_sweep_is_charged_with_its_counts(tiny: Any) -> None:
     sweep = Sweep.model_validate(
         {
-            "law": "geometric",
+            "distribution": "geometric",
             "mean_trials": 1.5,
             "metric": "auc",
             "score": {"kind": "held_out", "noise_multiplier": 5.0},

@@ -9,7 +9,7 @@ from lazydp.components.budget.ledger.ledger import Ledger
 from lazydp.components.gate.component import budget_gate
 from lazydp.components.ingest.ingest import ingest
 from lazydp.components.sample.sample import SampleSize, make_sample
-from lazydp.components.shared.errors import BudgetExceededError, PrivacyError
+from lazydp.components.shared.errors import BudgetExceededError, InputError, PrivacyError
 
 CONFIG = """
 model: {kind: two_tower, embedding_dim: 8}
@@ -36,13 +36,15 @@ def dataset(tmp_path_factory: pytest.TempPathFactory) -> SimpleNamespace:
     return SimpleNamespace(path=str(folder / "dataset"))
 
 
-def test_the_gate(dataset: SimpleNamespace, sqlite_url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_gate(dataset: SimpleNamespace, sqlite_url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("LAZYDP_OPERATOR", "")  # put back afterwards: the gate sets it for its own process
-    common = {"dataset": dataset, "config": CONFIG, "ledger_url": sqlite_url}
+    page = SimpleNamespace(path=str(tmp_path / "page"))
+    common = {"dataset": dataset, "config": CONFIG, "ledger_url": sqlite_url, "page": page}
     with pytest.raises(PrivacyError, match="has no budget"):
         budget_gate.python_func(job_id="one", **common)
     first = {"budget_epsilon": 1.0, "budget_delta": 1e-5, "operator": "pipeline"}
     assert budget_gate.python_func(job_id="one", **common, **first) == "run-one"
+    assert "stay for others" in (tmp_path / "page").read_text()
     # A retry is the same run, and the budget of a dataset that has one is left as it is.
     assert budget_gate.python_func(job_id="one", **common, **(first | {"budget_epsilon": 100.0})) == "run-one"
     with Ledger.open(sqlite_url, read_only=True) as ledger:
@@ -51,14 +53,22 @@ def test_the_gate(dataset: SimpleNamespace, sqlite_url: str, monkeypatch: pytest
     assert (shown.epsilon, shown.reserved_runs, run.reserved_by) == (1.0, 1, "pipeline")
     with pytest.raises(BudgetExceededError):
         budget_gate.python_func(job_id="two", **(common | {"config": CONFIG.replace("50", "5000")}))
+    with pytest.raises(InputError, match="of family sample, and the pipeline is for family others"):
+        budget_gate.python_func(job_id="two", **common, family="others")
     # Without privacy there is nothing to reserve; export marks what comes of it.
     assert budget_gate.python_func(job_id="three", **common, mode="sgd") == "run-three"
 
 
-def test_the_ledger_holds_no_more_than_it_should(dataset: SimpleNamespace, sqlite_url: str) -> None:
+def test_the_ledger_holds_no_more_than_it_should(dataset: SimpleNamespace, sqlite_url: str, tmp_path: Path) -> None:
     """No path, no user, no count of examples: the ledger is public."""
     budget_gate.python_func(
-        dataset=dataset, config=CONFIG, job_id="one", ledger_url=sqlite_url, budget_epsilon=1.0, budget_delta=1e-5
+        dataset=dataset,
+        config=CONFIG,
+        job_id="one",
+        page=SimpleNamespace(path=str(tmp_path / "page")),
+        ledger_url=sqlite_url,
+        budget_epsilon=1.0,
+        budget_delta=1e-5,
     )
     text = Path(sqlite_url.removeprefix("sqlite:///")).read_bytes().decode(errors="replace")
     for secret in (dataset.path, "u000", "interactions.parquet"):

@@ -84,7 +84,7 @@ def statuses(tiny: Any) -> list[tuple[str, str]]:
 
 
 def tuning_of(name: str, mean: float) -> Tuning:
-    return Tuning(law=name, mean_trials=mean, metric="auc", score_noise_multiplier=1.0, digest="")
+    return Tuning(distribution=name, mean_trials=mean, metric="auc", score_noise_multiplier=1.0, digest="")
 
 
 def probabilities(name: str, mean: float) -> dict[int, float]:

@@ -192,14 +192,14 @@ def test_several_tables_at_once(momentum: bool) -> None:
         groups = ops.foreach_group_rows(indices, num_rows=[batch.num_rows for batch in batches])
         counts = [batch.indices.numel() for batch in batches]
         assert all(map(torch.equal, ops.foreach_bag_ids(offsets, num_lookups=counts), bags))
-        wake: dict[str, Any] = {
+        settings: dict[str, Any] = {
             "tables": [4, 0, 9],
             "momenta": [table["momentum"] for table in own] if momentum else None,
             **{name: move(value) for name, value in skip.items()},
         }
         last = [table["last"] for table in own]
         sums = ops.foreach_catch_up_bag_sum_(
-            tables, last, groups, KEY, indices, offsets, bags, step=STEP, per_lookup_weights=weights, **wake
+            tables, last, groups, KEY, indices, offsets, bags, step=STEP, per_lookup_weights=weights, **settings
         )
         again = ops.foreach_bag_sum(tables, indices, offsets, weights)
         norms = ops.foreach_bag_sq_norms(indices, offsets, [move(grad)[None] for grad in grads], weights)
