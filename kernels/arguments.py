@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Literal
 
@@ -25,3 +26,18 @@ class RowGroups:
     rows: Tensor
     order: Tensor
     starts: Tensor
+
+
+_GRIDS_PER_BOUND = 38
+
+
+def exact_grid(bound: float) -> float:
+    """What the terms of an exact sum are rounded to: 2^-38 of the least power of two that is not below `bound`.
+
+    Raises:
+        ValueError: a bound that is not a normal float32: the coefficients of the terms are.
+    """
+    if not 2.0**-126 <= bound <= 2.0**126:
+        raise ValueError(f"bound: expected 2^-126 <= bound <= 2^126, found {bound}")
+    mantissa, exponent = math.frexp(bound)
+    return math.ldexp(1.0, exponent - _GRIDS_PER_BOUND - (mantissa == 0.5))

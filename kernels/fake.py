@@ -30,7 +30,7 @@ def _bag_ids(offsets: list[Tensor]) -> list[Tensor]:
 
 
 def _bag_sq_norms(indices: list[Tensor], offsets: list[Tensor], grads: list[Tensor], *_: object) -> Tensor:
-    return grads[0].new_empty(grads[0].shape[1])
+    return grads[0].new_empty(grads[0].shape[1], dtype=torch.float64)
 
 
 def _chacha_words(key: Tensor, stream: int, counter: int, n: int) -> Tensor:

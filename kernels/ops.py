@@ -19,7 +19,7 @@ from torch import Tensor
 
 import lazydp.kernels._C  # noqa: F401  (loading it registers the operators)
 from lazydp.kernels import fake  # noqa: F401  (shapes without data, for torch.compile and opcheck)
-from lazydp.kernels.arguments import Distribution, RowGroups
+from lazydp.kernels.arguments import Distribution, RowGroups, exact_grid
 
 __all__ = [
     "Distribution",
@@ -33,6 +33,7 @@ __all__ = [
     "catch_up_bag_sum_",
     "chacha20_blocks",
     "chacha_words",
+    "exact_grid",
     "flush_",
     "foreach_bag_ids",
     "foreach_bag_sq_norms",
@@ -292,8 +293,11 @@ def bag_sq_norms(indices: Tensor, offsets: Tensor, grad: Tensor, per_lookup_weig
         grad: float32 [F, B, D].
         per_lookup_weights: float32 [N], or None for ones.
 
+    Never below the norm of what `scatter_add_` with a bound adds for the example: what float64 may have rounded away
+    is added, and where terms w_i grad cancel, 2^-12 of the largest of them is left.
+
     Returns:
-        float32 [B], accumulated in float64.
+        float64 [B].
     """
     return foreach_bag_sq_norms([indices], [offsets], [grad], [per_lookup_weights])
 
@@ -309,7 +313,7 @@ def foreach_bag_sq_norms(
     Tables may differ in F and D, not in B; there must be one at least.
 
     Returns:
-        float32 [B]; on the CPU accumulated over the tables in float64 too.
+        float64 [B].
     """
     if not grads:
         raise ValueError("grads: expected one table at least, found none")
@@ -326,10 +330,16 @@ def scatter_add_(
     *,
     alpha: float,
     per_lookup_weights: Tensor | None = None,
+    bound: float | None = None,
 ) -> None:
     """weight[r] += alpha * sum over lookups j of row r of  w_j scale[bag_of_lookup[j]] grad[bag_of_lookup[j]].
 
     One owner per row and a fixed order of addition: deterministic, no atomics.
+
+    With a `bound` the sum is exact: every term is formed in float64 and rounded once to a multiple of
+    `exact_grid(bound)`, so that what one term adds depends neither on the other terms nor on their order, and the bits
+    are the same on every device. The sum is then multiplied by alpha and added to the row in float64, and rounded once.
+    Without a bound everything is float32.
 
     Args:
         weight: float32 [R, D].
@@ -339,9 +349,18 @@ def scatter_add_(
         scale: float32 [G], each bag's clipping factor.
         alpha: common factor, such as -learning_rate / expected_batch_size.
         per_lookup_weights: float32 [N], or None for ones.
+        bound: what the terms of one privacy unit add up to at most, in norm; no term may exceed 2^12 bounds, and fewer
+            than 2^24 units may send one bound each (`bag_sq_norms` and the clipping that follows see to the first).
     """
     foreach_scatter_add_(
-        [weight], [groups], [bag_of_lookup], [grad], [scale], alpha=alpha, per_lookup_weights=[per_lookup_weights]
+        [weight],
+        [groups],
+        [bag_of_lookup],
+        [grad],
+        [scale],
+        alpha=alpha,
+        per_lookup_weights=[per_lookup_weights],
+        bound=bound,
     )
 
 
@@ -354,13 +373,21 @@ def foreach_scatter_add_(
     *,
     alpha: float,
     per_lookup_weights: Sequence[Tensor | None] | None = None,
+    bound: float | None = None,
 ) -> None:
-    """`scatter_add_` of several tables, all different, with one `alpha`."""
+    """`scatter_add_` of several tables, all different, with one `alpha` and one `bound`."""
     if not weights:
         return
     _refuse_several_devices(weights)
     _lazydp.foreach_scatter_add_(
-        weights, *_parts(groups), bag_of_lookup, grads, scales, alpha, _or_ones(per_lookup_weights, weights)
+        weights,
+        *_parts(groups),
+        bag_of_lookup,
+        grads,
+        scales,
+        alpha,
+        _or_ones(per_lookup_weights, weights),
+        0.0 if bound is None else exact_grid(bound),
     )
 
 

@@ -11,7 +11,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from lazydp.kernels.arguments import Distribution, RowGroups
+from lazydp.kernels.arguments import Distribution, RowGroups, exact_grid
 
 Words = npt.NDArray[np.uint32]
 
@@ -220,8 +220,9 @@ def bag_sq_norms(indices: Tensor, offsets: Tensor, grad: Tensor, per_lookup_weig
         distinct, position = torch.unique(indices[of_example], return_inverse=True)
         rows = torch.zeros(distinct.numel(), columns, dtype=torch.float64)
         sent = weights[of_example, None].double() * grad[bags[of_example] // examples, i].double()
-        out[i] = rows.index_add_(0, position, sent).square().sum()
-    return out.float()
+        largest = sent.abs().max() if sent.numel() else sent.new_zeros(())
+        out[i] = torch.maximum(rows.index_add_(0, position, sent).square().sum(), (largest / 4096).square())
+    return out
 
 
 def scatter_add_(
@@ -233,15 +234,20 @@ def scatter_add_(
     *,
     alpha: float,
     per_lookup_weights: Tensor | None = None,
+    bound: float | None = None,
 ) -> None:
     """See `ops.scatter_add_`."""
-    sent = scale[bag_of_lookup, None].double() * grad[bag_of_lookup].double()
+    factor = scale[bag_of_lookup, None].double()
     if per_lookup_weights is not None:
-        sent = sent * per_lookup_weights[:, None].double()
+        factor = factor * per_lookup_weights[:, None].double()
+    sent = factor * grad[bag_of_lookup].double()
+    if bound is not None:
+        sent = (sent / exact_grid(bound)).round().to(torch.int64)
     group_of_sorted = torch.repeat_interleave(torch.arange(groups.rows.numel()), groups.starts.diff())
-    sums = torch.zeros(groups.rows.numel(), weight.shape[1], dtype=torch.float64)
+    sums = torch.zeros(groups.rows.numel(), weight.shape[1], dtype=sent.dtype)
     sums.index_add_(0, group_of_sorted, sent[groups.order])
-    weight[groups.rows] = (weight[groups.rows].double() + alpha * sums).float()
+    step = alpha if bound is None else alpha * exact_grid(bound)
+    weight[groups.rows] = (weight[groups.rows].double() + step * sums.double()).float()
 
 
 def bag_ids(offsets: Tensor, *, num_lookups: int | None = None) -> Tensor:

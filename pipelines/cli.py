@@ -19,7 +19,9 @@ from lazydp.components.shared.huge_pages import prefer_huge_pages
 # name -> (where the click command lives, its line in `lazydp --help`)
 _COMMANDS = {
     "sample-data": ("lazydp.components.sample.cli:command", "Make the built-in sample as Parquet."),
-    "ingest": ("lazydp.components.ingest.cli:command", "Parquet to an encoded dataset."),
+    "init": ("lazydp.components.commands.init_cli:command", "First spec and configuration for a log of your own."),
+    "ingest": ("lazydp.components.ingest.cli:command", "A log to an encoded dataset."),
+    "dataset": ("lazydp.components.commands.dataset_cli:command", "Show what a dataset holds (private)."),
     "train": ("lazydp.components.commands.train_cli:command", "Train a recommender with differential privacy."),
     "plan": ("lazydp.components.plan.cli:command", "Choose a method and its settings from public numbers."),
     "export": ("lazydp.components.export.cli:command", "Flush, prove it, and release a bundle."),

@@ -17,7 +17,7 @@ from lazydp.components.models.layout import FeatureLayout
 from lazydp.components.train.data.examples import Examples
 from lazydp.components.train.device.placement import CPU
 from lazydp.components.train.engine.transfers import send_lookups
-from lazydp.components.train.mechanism.clip import clip_coefficients
+from lazydp.components.train.mechanism.clip import clip_coefficients, rounded
 from lazydp.components.train.mechanism.contributions import sq_norms_of_tables
 from lazydp.components.train.mechanism.units import Units
 from lazydp.components.train.tables import schedules
@@ -78,6 +78,7 @@ class OurEmbeddings:
             optimizer=EmbeddingSgd(schedules.constant(LEARNING_RATE)),
             noise_scale=1.0 / self._divisor if self._private else 0.0,
             key=NoiseKey.generate(),
+            bound=1.0 / self._divisor if self._private else None,
         )
         self._gradients = _Gradients(device)
 
@@ -105,4 +106,4 @@ class OurEmbeddings:
         if not self._private:
             return torch.ones(size, device=self._device)
         sent = [(read, gradients[name]) for name, read in reads.items()]
-        return clip_coefficients(sq_norms_of_tables(sent, Units.examples(size)), max_grad_norm=1.0)
+        return rounded(clip_coefficients(sq_norms_of_tables(sent, Units.examples(size)), max_grad_norm=1.0))

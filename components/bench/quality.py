@@ -27,7 +27,8 @@ from torch import Tensor
 from lazydp.components.evaluate.metrics import RankingMetrics, Ranks, ranking_metrics, ranks
 from lazydp.components.features.batch import Batch
 from lazydp.components.features.spec import ITEM
-from lazydp.components.ingest.dataset import TEST, EncodedDataset
+from lazydp.components.ingest.dataset import EncodedDataset
+from lazydp.components.ingest.manifest import TEST
 from lazydp.components.models.build import build_model
 from lazydp.components.models.recommender import Recommender, pool
 from lazydp.components.models.two_tower import TwoTower

@@ -152,8 +152,9 @@ def void(run_id: str, ledger: str | None, by: str | None, reason: str) -> None:
 @command.command(name="verify", epilog="Example: lazydp budget verify --expect-head 41:0f3c...")
 @_LEDGER
 @click.option("--expect-head", help="NUMBER:DIGEST that an earlier verify printed: it must still be there.")
+@click.option("--remember", is_flag=True, help="Where everything holds: decide from now on from where the ledger ends.")
 @_JSON
-def verify_(ledger: str | None, expect_head: str | None, as_json: bool) -> None:
+def verify_(ledger: str | None, expect_head: str | None, remember: bool, as_json: bool) -> None:
     """Recompute the chain of entries and every epsilon; exit status 1 where anything does not hold."""
     with _open(ledger, read_only=True) as opened:
         entries = opened.entries()
@@ -167,6 +168,10 @@ def verify_(ledger: str | None, expect_head: str | None, as_json: bool) -> None:
     if found.problems:
         more = f" and {len(found.problems) - 1} more" if len(found.problems) > 1 else ""
         raise IntegrityError(f"the ledger does not verify: {found.problems[0].line()}{more}")
+    if remember:
+        with _open(ledger) as opened:
+            head = opened.remember()
+        click.echo(f"decisions go on from head {head}", err=as_json)
 
 
 @command.command(epilog="Example: lazydp budget export --html budget.html")
@@ -318,7 +323,7 @@ def _what(kind: str, content: dict[str, Any]) -> str:
     if kind == "reserved":
         return f"{content['purpose']}, epsilon {content['epsilon']:.4g} alone"
     if kind == "bound":
-        return f"to noise key {content['key'][:12]}"
+        return f"to noise key {content['key'][:12] or 'none yet'}"
     if kind == "committed":
         step = "" if content["step"] is None else f" at step {content['step']}"
         return f"{'release' if content['final'] else 'snapshot'}{step}, epsilon {content['epsilon']:.4g} alone"

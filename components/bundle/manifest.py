@@ -73,6 +73,8 @@ class Lineage(FrozenModel):
         config: digest of the training configuration.
         code_version: of lazydp.
         created: time of the export, ISO 8601, UTC.
+        ledger_head: `number:digest` of the ledger's last entry when the bundle was written: a ledger without that entry
+            is older than the bundle, or was rewritten. Empty where the run had no ledger.
     """
 
     run_id: str
@@ -80,6 +82,7 @@ class Lineage(FrozenModel):
     config: str
     code_version: str
     created: str
+    ledger_head: str = ""
 
 
 class BundleManifest(FrozenModel):

@@ -25,7 +25,7 @@ from lazydp.components.bundle.writer import (
     WEIGHT,
 )
 from lazydp.components.features.batch import ItemCatalogue
-from lazydp.components.features.catalogue import item_catalogue
+from lazydp.components.features.item_tensors import item_catalogue
 from lazydp.components.features.spec import ITEM, FeatureSpec
 from lazydp.components.features.vocabulary import Vocabularies
 from lazydp.components.models.build import build_model

@@ -25,7 +25,7 @@ from lazydp.components.budget.statement import (
     StartRelease,
     StepEpsilon,
 )
-from lazydp.components.features.spec import FeatureSpec
+from lazydp.components.features.spec import FeatureSpec, LeaveLastOut
 from lazydp.components.models.config import TwoTowerConfig
 from lazydp.components.train.config import TrainConfig
 from lazydp.components.train.data.sampler import sampler_name
@@ -37,10 +37,6 @@ from lazydp.components.train.run.popularity import sensitivity
 _NO_DELTA = 1e-5
 
 _NO_SAMPLER = "none: no step was taken"
-_HISTORIES = (
-    "an interaction beyond its own training example: it also stands in the histories of its user's later examples; "
-    "privacy_unit user covers a whole person"
-)
 _SEEN_ITEMS = "that a user's items are left out of that user's own recommendations"
 
 
@@ -119,7 +115,7 @@ def statement_of(
         start=_start(identity),
         guarantee=JOINT_GUARANTEE if _reads_histories_alone(config) else MODEL_GUARANTEE,
         assumed_public=(*DEFAULT_PUBLIC, *_public(identity)),
-        not_covered=(*DEFAULT_NOT_COVERED, *_not_covered(identity, spec)),
+        not_covered=(*DEFAULT_NOT_COVERED, *_not_covered(identity, spec, max_examples_per_user)),
         family=family,
         spent_elsewhere=spent_elsewhere,
         tuning=identity.tuning,
@@ -196,9 +192,24 @@ def _public(identity: RunIdentity) -> list[str]:
     return [f"dataset {identity.tuning.public_dataset[:12]}, on which the trials of the sweep were scored"]
 
 
-def _not_covered(identity: RunIdentity, spec: FeatureSpec) -> list[str]:
+def _not_covered(identity: RunIdentity, spec: FeatureSpec, max_examples_per_user: int | None) -> list[str]:
     found = [CHOICE_OF_SETTINGS] if identity.tuning is None else []
     found += [_SEEN_ITEMS] if spec.user is not None and spec.item is not None else []
-    if identity.config.privacy_unit == "example" and spec.history is not None:
-        found.append(_HISTORIES)
+    if identity.config.privacy_unit == "example":
+        found += _beyond_the_example(spec, max_examples_per_user)
     return found
+
+
+def _beyond_the_example(spec: FeatureSpec, max_examples_per_user: int | None) -> list[str]:
+    """What else a row of the log decides than its own training example: an example's epsilon does not cover it."""
+    effects = []
+    if spec.history is not None:
+        effects.append("it also stands in the histories of its user's later examples")
+    if isinstance(spec.effective_split, LeaveLastOut):
+        effects.append("it decides which of its user's rows is held out")
+    if max_examples_per_user is not None:
+        effects.append(f"it decides which {max_examples_per_user} of its user's rows are kept")
+    if not effects:
+        return []
+    told = ", and ".join(effects)
+    return [f"an interaction beyond its own training example: {told}; privacy_unit user covers a whole person"]

@@ -17,8 +17,8 @@ import pyarrow as pa
 
 from lazydp.components.features.spec import FeatureSpec
 from lazydp.components.ingest.assemble import Assembler
-from lazydp.components.ingest.dataset import MANIFEST, DatasetManifest, Origin
 from lazydp.components.ingest.hashing import Words, hash_texts
+from lazydp.components.ingest.manifest import MANIFEST, DatasetManifest, Origin
 from lazydp.components.ingest.readers import Format
 from lazydp.components.ingest.resolve import ResolvedSpec, load_spec, resolve
 from lazydp.components.ingest.rows import (

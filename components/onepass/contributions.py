@@ -24,7 +24,8 @@ import numpy.typing as npt
 from scipy import sparse
 
 from lazydp.components.features.spec import HISTORY
-from lazydp.components.ingest.dataset import TRAIN, EncodedDataset
+from lazydp.components.ingest.dataset import EncodedDataset
+from lazydp.components.ingest.manifest import TRAIN
 from lazydp.components.onepass.rules import PrivacyUnit
 from lazydp.components.shared.errors import InputError, PrivacyError
 

@@ -23,7 +23,13 @@ from lazydp.components.models.config import ModelConfig, TwoTowerConfig
 from lazydp.components.onepass.rules import HISTOGRAM_SHARE, Noise
 from lazydp.components.shared.frozen_model import FrozenModel
 from lazydp.components.shared.validation import Document, parse_yaml, read_yaml
-from lazydp.components.train.mechanism.parameters import GroupNorms, PrivacyParameters, UserGradient
+from lazydp.components.train.mechanism.parameters import (
+    LARGEST_NORM,
+    SMALLEST_NORM,
+    GroupNorms,
+    PrivacyParameters,
+    UserGradient,
+)
 
 if TYPE_CHECKING:
     from lazydp.components.train.device.placement import Placement
@@ -44,6 +50,7 @@ def _checked_device(name: str) -> str:
 Mode = Literal["lazydp", "dpsgd", "sgd"]
 PrivacyUnit = Literal["example", "user"]
 Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+Norm = Annotated[float, Field(ge=SMALLEST_NORM, le=LARGEST_NORM, allow_inf_nan=False)]
 NonNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 Device = Annotated[str, AfterValidator(_checked_device)]
 Fraction = Annotated[float, Field(ge=0, le=1, allow_inf_nan=False)]
@@ -129,8 +136,8 @@ class NormSettings(FrozenModel):
         embeddings: C of the embedding tables.
     """
 
-    dense: Positive
-    embeddings: Positive
+    dense: Norm
+    embeddings: Norm
 
 
 class PopularityCounts(FrozenModel):
@@ -158,7 +165,7 @@ class StartSettings(FrozenModel):
 
 _ONE, _GROUPS = "(one norm)", "(a norm for each group)"
 MaxGradNorm = Annotated[
-    Annotated[Positive, Tag(_ONE)] | Annotated[NormSettings, Tag(_GROUPS)],
+    Annotated[Norm, Tag(_ONE)] | Annotated[NormSettings, Tag(_GROUPS)],
     Discriminator(lambda value: _GROUPS if isinstance(value, dict | NormSettings) else _ONE),
 ]
 

@@ -201,6 +201,7 @@ class PrivateTrainer:
             noise_scale=privacy.noise_scale("embeddings"),
             key=own,
             noise=noise,
+            bound=privacy.bound("embeddings"),
         )
         self.dense = DenseLayers(model, optimizer=dense, noise_scale=privacy.noise_scale("dense"), key=own, noise=noise)
         self._layers = layers
@@ -356,7 +357,7 @@ class PrivateTrainer:
         step = self.tables.step + 1
         self._coupling.begin(step)
         try:
-            with self._reading(self._read), Capture(self._layers, self._placement.device) as capture:
+            with self._reading(self._read), Capture(self._layers, self._placement.device, self.dense.sums) as capture:
                 losses = losses_of()
                 if losses.dim() != 1:
                     raise InputError(f"expected one loss an example, [B], found {list(losses.shape)}: no reduction")

@@ -162,10 +162,11 @@ def test_norms_add_up_over_tables(threads: int) -> None:
         [t.per_lookup for t in tables],
     )
     apart = [ops.bag_sq_norms(t.indices, t.offsets, t.grad, t.per_lookup) for t in tables]
-    torch.testing.assert_close(found, torch.stack(apart).double().sum(dim=0).float(), rtol=1e-6, atol=0)
+    torch.testing.assert_close(found, torch.stack(apart).sum(dim=0), rtol=1e-12, atol=0)
 
 
-def test_gradients(threads: int) -> None:
+@pytest.mark.parametrize("bound", [None, 0.25])
+def test_gradients(threads: int, bound: float | None) -> None:
     tables, wanted = some_tables(), some_tables()
     ops.foreach_scatter_add_(
         [t.weight for t in tables],
@@ -175,10 +176,11 @@ def test_gradients(threads: int) -> None:
         [t.scale for t in tables],
         alpha=-0.3,
         per_lookup_weights=[t.per_lookup for t in tables],
+        bound=bound,
     )
     for t in wanted:
-        grad = t.grad.flatten(0, 1)
-        ops.scatter_add_(t.weight, t.groups, t.bags, grad, t.scale, alpha=-0.3, per_lookup_weights=t.per_lookup)
+        options = {"alpha": -0.3, "per_lookup_weights": t.per_lookup, "bound": bound}
+        ops.scatter_add_(t.weight, t.groups, t.bags, t.grad.flatten(0, 1), t.scale, **options)
     assert_same(tables, wanted)
 
 

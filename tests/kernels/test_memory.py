@@ -34,7 +34,7 @@ def step(number):
     ops.catch_up_(weight, last, groups.rows, key, table=0, step=number, transition=one, factor=one)
     ops.bag_sum(weight, indices, offsets)
     norms = ops.bag_sq_norms(indices, offsets, grad[None])
-    ops.scatter_add_(weight, groups, ops.bag_ids(offsets), grad, norms, alpha=-0.1)
+    ops.scatter_add_(weight, groups, ops.bag_ids(offsets), grad, norms.float(), alpha=-0.1, bound=1.0)
 
 def flush(number):
     ops.flush_(weight, last, key, table=0, step=number, transition=one, factor=one)

@@ -166,8 +166,67 @@ def test_bag_sq_norms_adds_equal_rows_of_all_features_first() -> None:
     grad = torch.tensor([[[3.0, 0.0]], [[0.0, 4.0]]])
     apart = ops.bag_sq_norms(torch.tensor([1, 2]), torch.tensor([0, 1, 2]), grad)
     together = ops.bag_sq_norms(torch.tensor([1, 1]), torch.tensor([0, 1, 2]), -grad + torch.tensor([1.0, 0.0]))
-    assert apart.tolist() == [25.0]
-    assert together.tolist() == [1.0 + 16.0]
+    torch.testing.assert_close(apart, torch.tensor([25.0]).double(), rtol=1e-12, atol=0)
+    torch.testing.assert_close(together, torch.tensor([1.0 + 16.0]).double(), rtol=1e-12, atol=0)
+
+
+@pytest.mark.parametrize("size", [1e-38, 1.0, 3e38])
+def test_lookups_that_cancel_keep_a_part_of_the_largest(size: float) -> None:
+    weights = torch.tensor([size, size, -size, -size])
+    grad = torch.tensor([[[3.0, -4.0]]])
+    found = ops.bag_sq_norms(torch.tensor([7, 7, 7, 7]), torch.tensor([0, 4]), grad, weights)
+    floor = float(weights[0].double()) * 4.0 / 4096
+    assert float(found.sqrt()) == pytest.approx(floor, rel=1e-9)
+
+
+def test_small_gradients_have_their_norm() -> None:
+    grad = torch.full((1, 1, 3), 2e-42)
+    found = ops.bag_sq_norms(torch.tensor([0]), torch.tensor([0, 1]), grad)
+    torch.testing.assert_close(found, grad.double().square().sum(dim=2)[0], rtol=1e-12, atol=0)
+
+
+@settings(deadline=None, max_examples=80)
+@given(case=cases(), bound=st.sampled_from([1.0, 0.3, 2.0**-20]))
+def test_exact_sums_are_those_of_the_reference_to_the_bit(case: Case, bound: float) -> None:
+    groups = ops.group_rows(case.indices, num_rows=case.weight.shape[0])
+    bags, scale = ops.bag_ids(case.offsets), case.normals(case.bags) * bound
+    grad = case.normals(case.bags, case.weight.shape[1]) * 10.0 ** case.normals(case.bags, 1).clamp(-2, 2)
+    options = {"alpha": -0.3, "per_lookup_weights": case.per_lookup, "bound": bound}
+    found, wanted = case.weight.clone(), case.weight.clone()
+    ops.scatter_add_(found, groups, bags, grad, scale, **options)
+    reference.scatter_add_(wanted, groups, bags, grad, scale, **options)
+    assert torch.equal(found, wanted)
+
+
+def test_what_one_term_adds_does_not_depend_on_the_others() -> None:
+    """Small terms of one example beside large ones of others, in any order: the difference is the example's own sum."""
+    generator = torch.Generator().manual_seed(5)
+    small, others = torch.full((2040,), 1.3e-4), torch.full((9000,), 0.25)
+    huge = torch.tensor([1000.0, -1000.0]).repeat(500)
+
+    def total(parts: list[Tensor], bound: float | None) -> float:
+        terms = torch.cat(parts)
+        if bound is not None:
+            terms = terms[torch.randperm(terms.numel(), generator=generator)]
+        row = torch.zeros(1, 1)
+        groups = ops.group_rows(torch.zeros(terms.numel(), dtype=torch.int64), num_rows=1)
+        bags = torch.arange(terms.numel())
+        ops.scatter_add_(row, groups, bags, terms[:, None], torch.ones(terms.numel()), alpha=1.0, bound=bound)
+        return float(row)
+
+    def moved(bound: float | None) -> float:
+        return total([others, huge, small], bound) - total([others, huge], bound)
+
+    own = 2040 * 1.3e-4
+    assert total([small, huge], 1.0) == pytest.approx(own, rel=1e-6)
+    assert moved(1.0) == pytest.approx(own, abs=2.0**-12), "to the rounding of the row, about 2250"
+    assert moved(None) > 1.5 * own, "control: in float32 each is rounded up beside the others"
+
+
+@pytest.mark.parametrize("bound", [0.0, -1.0, 1e-40, float("inf"), float("nan")])
+def test_a_bound_is_a_normal_number(bound: float) -> None:
+    with pytest.raises(ValueError, match="bound: expected"):
+        ops.exact_grid(bound)
 
 
 @settings(deadline=None, max_examples=80)

@@ -72,6 +72,7 @@ def samples() -> dict[str, tuple[Any, ...]]:
             [torch.rand(4)] * 2,
             0.5,
             [None, torch.rand(4)],
+            2.0**-40,
         ),
         "chacha_words": (KEY, 1, 2, 33),
         "chacha20_blocks": (

@@ -102,7 +102,9 @@ def test_no_result_depends_on_the_number_of_threads(shape: tuple[int, int], one_
         out = ops.bag_sum(weight, indices, offsets)
         norms = ops.bag_sq_norms(indices, offsets, grad[None])
         groups = ops.group_rows(indices, num_rows=shape[0])
-        ops.scatter_add_(weight, groups, ops.bag_ids(offsets), grad, norms, alpha=-0.1)
+        scale = norms.float()
+        ops.scatter_add_(weight, groups, ops.bag_ids(offsets), grad, scale, alpha=-0.1)
+        ops.scatter_add_(weight, groups, ops.bag_ids(offsets), grad, scale, alpha=-0.1, bound=1.0)
         noise = ops.normal_(torch.empty(shape), KEY, table=1, first_row=0, step=2)
         words = ops.chacha_words(KEY, stream=1, counter=0, n=shape[1])
         return [weight, last, out, norms, noise, words, groups.rows, groups.order, groups.starts]

@@ -57,6 +57,11 @@ class LedgerReader:
         entries = self._storage.read()
         return head_of(entries[-1] if entries else None)
 
+    def name(self) -> str:
+        """Which ledger it is, wherever it lies: the digest of its first entry; empty where it has none."""
+        entries = self._storage.read()
+        return entries[0].digest if entries else ""
+
     def state(self) -> LedgerState:
         """What the entries amount to."""
         return LedgerState.replayed(self._storage.read())

@@ -10,7 +10,7 @@ import contextlib
 import os
 import re
 import sqlite3
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Protocol
@@ -45,6 +45,10 @@ class Transaction(Protocol):
         """Add an entry; durable when the transaction ends without an exception."""
         ...
 
+    def after_commit(self, action: Callable[[], None]) -> None:
+        """Have something done once the entry is durable, before anybody else who waits for the ledger goes on."""
+        ...
+
 
 class Storage(Protocol):
     """A database that holds a ledger."""
@@ -65,6 +69,11 @@ class Storage(Protocol):
     def close(self) -> None:
         """Let go of connections."""
         ...
+
+
+def readable_text(raw: bytes) -> str:
+    """A text of SQLite, whatever bytes somebody put there: what is not UTF-8 fails its digest, not the reading."""
+    return raw.decode("utf-8", "surrogateescape")
 
 
 def default_url() -> str:
@@ -89,7 +98,9 @@ def sqlite_path(url: str) -> Path | None:
         )
     if not url.startswith("sqlite"):
         return None
-    file = url.partition(":///")[2].partition("?")[0]
+    # Everything after the slashes is the path, `?`, `%` and `#` included: one text names one file for writer, reader
+    # and secret alike.
+    file = url.partition(":///")[2]
     if not file or file == ":memory:":
         raise InputError(f"ledger {url!r} names no file: a ledger in memory would forget what was spent")
     return Path(file)
@@ -171,5 +182,5 @@ def _sqlite_translation(cause: sqlite3.Error, shown: str) -> LazyDPError:
         if name.startswith(known):
             return UnavailableError(f"ledger {shown}: {why}")
     if name.startswith(("SQLITE_NOTADB", "SQLITE_CORRUPT")):
-        return FormatError(f"ledger {shown}: the file is damaged or no SQLite database: restore it from a copy")
+        return FormatError(f"ledger {shown}: the file is damaged or is not a SQLite database: restore it from a copy")
     return UnavailableError(f"ledger {shown}: {cause}")

@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
+import fcntl
+import os
+import random
+import time
+from collections.abc import Callable, Iterator
 from dataclasses import asdict
 from pathlib import Path
 
@@ -15,14 +19,18 @@ from lazydp.components.budget.storage.base import (
     READ_VERSION,
     SCHEMAS,
     check_schema,
+    readable_text,
     sqlite_path,
     translated,
     without_password,
 )
 from lazydp.components.budget.storage.entries import COLUMNS, GENESIS, Entry
-from lazydp.components.shared.errors import InputError
+from lazydp.components.shared.errors import InputError, UnavailableError
+from lazydp.components.shared.files import PRIVATE_FILE
 
 _MIGRATIONS = Path(__file__).parent / "migrations"
+# Of LOCK_SECONDS, that one waits in the queue of a SQLite ledger: a crowd of hundreds takes its time.
+_TURNS = 4
 _ADVISORY_LOCK = 0x1A27D9  # any number, the same in every process that migrates
 
 _ENTRIES = sa.table("lazydp_entries", sa.column("number", sa.BigInteger), *(sa.column(name) for name in COLUMNS[1:]))
@@ -33,6 +41,7 @@ class SqlTransaction:
 
     def __init__(self, connection: sa.Connection) -> None:
         self._connection = connection
+        self._actions: list[Callable[[], None]] = []
 
     def read(self) -> list[Entry]:
         """Every entry, in order."""
@@ -46,6 +55,15 @@ class SqlTransaction:
     def append(self, entry: Entry) -> None:
         """Add an entry."""
         self._connection.execute(_ENTRIES.insert().values(**asdict(entry)))
+
+    def after_commit(self, action: Callable[[], None]) -> None:
+        """Have something done once the entry is durable."""
+        self._actions.append(action)
+
+    def committed(self) -> None:
+        """Do it."""
+        for action in self._actions:
+            action()
 
 
 def _read(connection: sa.Connection) -> list[Entry]:
@@ -72,20 +90,40 @@ class SqlStorage:
     @contextlib.contextmanager
     def locked(self) -> Iterator[SqlTransaction]:
         """Hold the ledger for writing; commit at the end, roll back on an exception."""
-        with translated(self.shown), self._engine.connect() as connection:
+        with translated(self.shown), self._turn(), self._engine.connect() as connection:
             if self._is_sqlite:
                 connection.exec_driver_sql("BEGIN IMMEDIATE")
             else:
                 # Conflicts with itself, not with readers.
                 connection.exec_driver_sql("LOCK TABLE lazydp_entries IN SHARE ROW EXCLUSIVE MODE")
+            transaction = SqlTransaction(connection)
             try:
-                yield SqlTransaction(connection)
+                yield transaction
                 self._end(connection, "COMMIT")
             except BaseException:
                 # The failure that brought us here is the one worth telling.
                 with contextlib.suppress(Exception):
                     self._end(connection, "ROLLBACK")
                 raise
+            transaction.committed()
+
+    @contextlib.contextmanager
+    def _turn(self) -> Iterator[None]:
+        """Wait for a turn at a SQLite ledger: its own lock leaves the unlucky of a crowd waiting until they give up.
+
+        Raises:
+            UnavailableError: none came in time.
+        """
+        path = sqlite_path(self.shown) if self._is_sqlite else None
+        if path is None:
+            yield
+            return
+        descriptor = os.open(f"{path}.lock", os.O_RDWR | os.O_CREAT, PRIVATE_FILE)
+        try:
+            _wait_for(descriptor, self.shown, patience=_TURNS * LOCK_SECONDS)
+            yield
+        finally:
+            os.close(descriptor)
 
     def _end(self, connection: sa.Connection, verb: str) -> None:
         if self._is_sqlite:
@@ -154,12 +192,28 @@ def migrate(url: str) -> None:
     storage.close()
 
 
+def _wait_for(descriptor: int, shown: str, *, patience: float) -> None:
+    """Take the file's lock, asking again at random moments, so that of those who wait all have the same chance."""
+    deadline = time.monotonic() + patience
+    while True:
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            if time.monotonic() > deadline:
+                raise UnavailableError(
+                    f"ledger {shown}: other processes have held its lock for more than {patience:g} seconds: try again"
+                ) from None
+            time.sleep(random.uniform(0.002, 0.03))  # noqa: S311 - a moment to sleep, not a secret
+        else:
+            return
+
+
 def _engine(url: str) -> sa.Engine:
     path = sqlite_path(url)
     if path is not None:
         # The driver's own transactions are off: it would not take the write lock before reading.
         engine = sa.create_engine(
-            f"sqlite:///{path}",
+            sa.URL.create("sqlite", database=str(path)),  # as a text, `?` and `%` in the path would mean something
             poolclass=NullPool,
             isolation_level="AUTOCOMMIT",
             connect_args={"timeout": LOCK_SECONDS, "isolation_level": None},
@@ -174,5 +228,6 @@ def _engine(url: str) -> sa.Engine:
 
 
 def _durable(connection: object, _record: object) -> None:
-    # A reservation that a power cut can undo is none.
+    connection.text_factory = readable_text  # type: ignore[attr-defined]
+    # Reservations must survive power loss.
     connection.execute("PRAGMA synchronous=FULL")  # type: ignore[attr-defined]

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from lazydp.components.shared.errors import FormatError, InputError, NonFiniteError
 from lazydp.components.shared.noise_addresses import FIRST_RESERVED, MAX_TABLES
 from lazydp.components.train.device.placement import CPU
+from lazydp.components.train.mechanism.double_sums import DoubleSums
 from lazydp.components.train.tables.skip_ahead import Schedule
 from lazydp.kernels import ops
 from lazydp.kernels.arguments import Distribution
@@ -91,6 +92,8 @@ class DenseLayers:
         self._noise_scale = noise_scale
         self._key = key
         self._noise = noise
+        self.sums = DoubleSums()
+        """Of the coming step, for gradients that float32 does not hold well enough; `add_noise` joins them."""
         largest = max((p.numel() for p in self._parameters.values()), default=0)
         # One buffer for the noise of every parameter in turn: a step asks for no fresh memory.
         device = next((parameter.device for parameter in self._parameters.values()), CPU)
@@ -108,6 +111,7 @@ class DenseLayers:
 
     def zero_gradients(self) -> None:
         """Empty the gradient buffers of the coming step, keeping their memory where nobody took it away."""
+        self.sums.clear()
         for parameter in self._parameters.values():
             if parameter.grad is None:
                 parameter.grad = torch.zeros_like(parameter)
@@ -115,19 +119,24 @@ class DenseLayers:
                 parameter.grad.zero_()
 
     def add_noise(self, step: int) -> None:
-        """Add the noise of `step` to every gradient."""
-        if not self._noise_scale:
-            return
+        """Add the noise of `step` to every gradient; those with a float64 sum are rounded after it."""
         for number, parameter in enumerate(self._parameters.values()):
-            gradient = _gradient(parameter)
-            if self._noise == "ones":
-                gradient.add_(self._noise_scale)
-                continue
-            assert self._key is not None
-            rows = parameter.shape[0] if parameter.dim() > 1 else 1
-            noise = self._buffer[: parameter.numel()].view(rows, -1)
-            ops.normal_(noise, self._key.tensor(), table=MAX_TABLES + number, first_row=0, step=step)
-            gradient.add_(noise.view_as(gradient), alpha=self._noise_scale)
+            gradient, exact = _gradient(parameter), self.sums.used(parameter)
+            total = gradient if exact is None else exact.add_(gradient)
+            if self._noise_scale:
+                self._add_noise_of(number, parameter, total, step)
+            if exact is not None:
+                gradient.copy_(exact)
+
+    def _add_noise_of(self, number: int, parameter: Tensor, total: Tensor, step: int) -> None:
+        if self._noise == "ones":
+            total.add_(self._noise_scale)
+            return
+        assert self._key is not None
+        rows = parameter.shape[0] if parameter.dim() > 1 else 1
+        noise = self._buffer[: parameter.numel()].view(rows, -1)
+        ops.normal_(noise, self._key.tensor(), table=MAX_TABLES + number, first_row=0, step=step)
+        total.add_(noise.view_as(total), alpha=self._noise_scale)
 
     def update(self, step: int) -> None:
         """Let the optimizer follow the gradients of `step`."""

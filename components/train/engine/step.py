@@ -102,6 +102,7 @@ class Engine:
             noise_scale=privacy.noise_scale("embeddings") if noisy else 0.0,
             key=key,
             noise=noise,
+            bound=privacy.bound("embeddings") if self._private else None,
         )
         self.dense = DenseLayers(
             model, optimizer=dense, noise_scale=privacy.noise_scale("dense") if noisy else 0.0, key=key, noise=noise
@@ -160,7 +161,7 @@ class Engine:
         units = units_of(examples.size, examples.user_sizes, self.privacy)
         with self._phase("gather"):
             pooled = leaves(self.tables.gather(reads) if gathered is None else gathered, self.placement.device)
-        with Capture(self._layers, self.placement.device) as capture:
+        with Capture(self._layers, self.placement.device, self.dense.sums) as capture:
             with self._phase("forward"):
                 inputs = model_inputs(self.model.layout, examples, pooled, with_items=self.model.has_prior)
                 losses = self.model.losses(self.model(inputs), examples.labels)

@@ -18,6 +18,7 @@ from torch.utils.hooks import RemovableHandle
 
 from lazydp.components.shared.errors import InputError
 from lazydp.components.train.device.placement import CPU, moved, refuse_rounded_products
+from lazydp.components.train.mechanism.double_sums import DoubleSums
 from lazydp.components.train.mechanism.layers import Layers
 from lazydp.components.train.mechanism.norm_rules import rule_of
 from lazydp.components.train.mechanism.units import Units
@@ -140,16 +141,19 @@ class Capture:
     Args:
         layers: what `trained_layers` found.
         device: where they compute. What is given as [B] may live elsewhere.
+        sums: float64 sums beside the `.grad` of parameters; None: everything goes to `.grad`.
 
     Raises:
         InputError: on entering, where matrix products are rounded to less than float32.
     """
 
-    def __init__(self, layers: Layers, device: torch.device = CPU) -> None:
+    def __init__(self, layers: Layers, device: torch.device = CPU, sums: DoubleSums | None = None) -> None:
         self._device = device
         self._calls = [_Calls(name, layer, names) for name, (layer, names) in layers.items()]
         self._handles: list[RemovableHandle] = []
         self._pairs: list[tuple[_Calls, Tensor, Tensor]] = []
+        self._sums = sums
+        self._one_term_each = False
 
     def __enter__(self) -> Self:
         refuse_rounded_products(self._device)
@@ -176,8 +180,9 @@ class Capture:
         return keep
 
     def sq_norms(self, units: Units) -> Tensor:
-        """Squared norm of each unit's gradient (the sum of its examples') over all layers, float32 [U]."""
-        total = torch.zeros(units.count, device=self._device)
+        """Squared norm of each unit's gradient (the sum of its examples') over all layers, float64 [U]."""
+        total = torch.zeros(units.count, dtype=torch.float64, device=self._device)
+        self._one_term_each = units.single
         for calls in self._calls:
             pair = calls.pair(units.num_examples)
             if pair is not None:
@@ -235,10 +240,16 @@ class Capture:
             yield scale * (positions[1] * (1.0 + positions[0])).sum(dim=1)
 
     def add_weighted(self, scale: Tensor) -> None:
-        """Add sum_i scale[i] g_i to the `.grad` of every parameter (which must exist)."""
+        """Add sum_i scale[i] g_i to the `.grad` of every parameter (which must exist), or to its float64 sum.
+
+        To a float64 sum goes what units add in several terms, of several positions or examples.
+        """
         (scale,) = moved([scale], self._device)
         for calls, inputs, grads in self._pairs:
-            into = {name: getattr(calls.layer, name).grad for name in calls.names}
+            one_term = self._one_term_each and inputs.shape[1] == 1
+            sums = self._sums if calls.rule.double_sums and not one_term else None
+            parameters = {name: getattr(calls.layer, name) for name in calls.names}
+            into = {name: p.grad if sums is None else sums.of(p) for name, p in parameters.items()}
             calls.rule.add_weighted(calls.layer, inputs, grads, scale, into)
         # What a step keeps beyond its end costs the next one fresh pages.
         self._pairs.clear()

@@ -6,13 +6,20 @@ import torch
 from torch import Tensor
 
 _SAFETY = 1.0 + 1e-5
+_LEAST = torch.finfo(torch.float32).tiny
 
 
 def clip_coefficients(sq_norms: Tensor, *, max_grad_norm: float) -> Tensor:
-    """min(1, C / ||g_i||) for each unit, float32 [U]; zero where the norm is not finite.
+    """min(1, C / ||g_i||) for each unit, [U] like the norms; zero where the norm is not finite.
 
-    Norms are rounded; the coefficient is taken smaller by 1e-5, relative, so that no contribution passes C by rounding.
+    The coefficient is taken smaller by 1e-5, relative: it is rounded once more, and so is what it multiplies.
     """
     norms = sq_norms.sqrt()
     coefficients = (max_grad_norm / (norms * _SAFETY)).clamp(max=1.0)
     return coefficients.masked_fill(~torch.isfinite(norms), 0.0)
+
+
+def rounded(scale: Tensor) -> Tensor:
+    """Coefficients as the products take them, float32. One that is no normal number is 0: it would be rounded up."""
+    single = scale.float()
+    return single.masked_fill_(single.abs() < _LEAST, 0.0)

@@ -16,7 +16,7 @@ from torch import Tensor
 from lazydp.components.shared.errors import InputError
 from lazydp.components.train.device.placement import CPU, moved
 from lazydp.components.train.mechanism.capture import Capture, without
-from lazydp.components.train.mechanism.clip import clip_coefficients
+from lazydp.components.train.mechanism.clip import clip_coefficients, rounded
 from lazydp.components.train.mechanism.parameters import GROUPS, Group, GroupNorms, PrivacyParameters
 from lazydp.components.train.mechanism.units import EqualUnits, Units
 from lazydp.components.train.tables.embedding_tables import TableGradient
@@ -30,8 +30,8 @@ class Contributions:
 
     Attributes:
         units: U units of B examples.
-        sq_norms: squared norm of each unit's gradient by group, before clipping, float32 [U].
-        coefficients: what each unit's gradient is multiplied by, by group, float32 [U]; zero for a unit whose gradient
+        sq_norms: squared norm of each unit's gradient by group, before clipping, float64 [U].
+        coefficients: what each unit's gradient is multiplied by, by group, float64 [U]; zero for a unit whose gradient
             is not finite.
         per_example: what that means for each example's gradient: float32 [B] by group, divided by b.
     """
@@ -64,7 +64,7 @@ class Contributions:
         coefficients = _coefficients(sq_norms, privacy)
         scale = 1.0 / privacy.expected_batch_size
         per_example = {
-            group: units.per_example(factor * scale if weights is None else factor * weights * scale)
+            group: units.per_example(rounded(factor * scale if weights is None else factor * weights * scale))
             for group, factor in coefficients.items()
         }
         return cls(units, sq_norms, coefficients, per_example)
@@ -117,7 +117,7 @@ def units_of(size: int, user_sizes: Tensor | None, privacy: PrivacyParameters) -
 
 
 def sq_norms_of_tables(tables: Sequence[tuple[Lookups, Tensor]], units: Units) -> Tensor:
-    """Squared norm of what each unit sends to all `tables`, float32 [U]: equal rows of a unit add up first.
+    """Squared norm of what each unit sends to all `tables`, float64 [U]: equal rows of a unit add up first.
 
     Args:
         tables: one at least: F bags of each example, and the gradient of each bag, [F * B, D].
@@ -186,7 +186,7 @@ def _example_weights(units: Units, privacy: PrivacyParameters, device: torch.dev
     """What the gradients of a unit's examples are multiplied by to give the unit's, [U]; None where it is 1."""
     if privacy.user_gradient != "mean":
         return None
-    return moved([1.0 / units.sizes.to(torch.float32)], device)[0]
+    return moved([1.0 / units.sizes.to(torch.float64)], device)[0]
 
 
 def _coefficients(sq_norms: Mapping[Group, Tensor], privacy: PrivacyParameters) -> dict[Group, Tensor]:

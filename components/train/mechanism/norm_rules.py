@@ -10,6 +10,7 @@ every layer: its input and output are batch-first, and it treats examples indepe
 
 from __future__ import annotations
 
+import functools
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
@@ -23,8 +24,10 @@ from lazydp.components.shared.errors import InputError
 
 _CHUNK_BYTES = 1 << 24
 
-
-_FLOAT32_EPSILON = torch.finfo(torch.float32).eps
+_UNIT = 2.0**-24  # what a float32 operation rounds, relative
+_LEAST = torch.finfo(torch.float32).tiny
+_SAFE_NORMS = (1e-12, 1e18)  # squares of elements that matter are normal float32
+_LONG_ROW = 4096
 
 
 class NormRule(ABC):
@@ -42,9 +45,12 @@ class NormRule(ABC):
 
     parameters: ClassVar[tuple[str, ...]]
 
+    double_sums = False
+    """Whether `add_weighted` can add to float64 tensors, in float64: where an example has several positions."""
+
     @abstractmethod
     def sq_norms(self, layer: nn.Module, names: Sequence[str], inputs: Tensor, grads: Tensor) -> Tensor:
-        """Squared norm of each example's gradient over the parameters `names`, [B]; never an underestimate."""
+        """Squared norm of each example's gradient over the parameters `names`, float64 [B]; never an underestimate."""
 
     @abstractmethod
     def add_weighted(
@@ -61,9 +67,10 @@ class LinearRule(NormRule):
     """
 
     parameters = ("weight", "bias")
+    double_sums = True
 
     def sq_norms(self, layer: nn.Module, names: Sequence[str], inputs: Tensor, grads: Tensor) -> Tensor:
-        total = grads.new_zeros(grads.shape[0])
+        total = grads.new_zeros(grads.shape[0], dtype=torch.float64)
         if "weight" in names:
             total += _linear_weight_sq_norms(inputs, grads)
         if "bias" in names:
@@ -77,49 +84,62 @@ class LinearRule(NormRule):
         scale = scale.repeat_interleave(grads.shape[1]) if grads.shape[1] > 1 else scale
         inputs, grads = inputs.flatten(0, 1), grads.flatten(0, 1)
         if "bias" in into:
-            into["bias"].addmv_(grads.t(), scale)
+            _add_scaled(grads, scale, into["bias"])
         if "weight" in into:
-            if inputs.shape[1] < grads.shape[1]:
-                inputs = inputs * scale.unsqueeze(1)
-            else:
-                grads = grads * scale.unsqueeze(1)
-            into["weight"].addmm_(grads.t(), inputs)
+            _add_products(grads, inputs, scale, into["weight"])
+
+
+def _add_scaled(terms: Tensor, scale: Tensor, into: Tensor) -> None:
+    """Add sum_i scale[i] terms[i] to `into`, in its precision."""
+    if into.dtype != torch.float64:
+        into.addmv_(terms.t(), scale)
+        return
+    rows = max(1, _CHUNK_BYTES // (8 * terms.shape[1]))
+    for first in range(0, terms.shape[0], rows):
+        some = slice(first, first + rows)
+        into.addmv_(terms[some].double().t(), scale[some].double())
+
+
+def _add_products(grads: Tensor, inputs: Tensor, scale: Tensor, into: Tensor) -> None:
+    """Add grads' diag(scale) inputs to `into`, in its precision."""
+    if into.dtype == torch.float64:
+        rows = max(1, _CHUNK_BYTES // (8 * (grads.shape[1] + inputs.shape[1])))
+        for first in range(0, grads.shape[0], rows):
+            some = slice(first, first + rows)
+            into.addmm_((grads[some].double() * scale[some].double().unsqueeze(1)).t(), inputs[some].double())
+    elif inputs.shape[1] < grads.shape[1]:
+        into.addmm_(grads.t(), inputs * scale.unsqueeze(1))
+    else:
+        into.addmm_((grads * scale.unsqueeze(1)).t(), inputs)
 
 
 def _linear_weight_sq_norms(inputs: Tensor, grads: Tensor) -> Tensor:
     positions, num_in, num_out = inputs.shape[1], inputs.shape[2], grads.shape[2]
     if positions == 1:
-        # The product first: either factor's square may overflow where the product's does not.
         return (_norms(inputs.squeeze(1)) * _norms(grads.squeeze(1))).square_()
     if positions * (num_in + num_out) <= num_in * num_out:
         return _gram_sq_norms(inputs, grads)
     return _direct_sq_norms(inputs, grads)
 
 
-def _rounding(terms: int) -> float:
-    """What rounding may add to a float32 sum of so many terms, relative to the sum of their absolute values.
-
-    Positions may cancel (softmax gradients of like candidates do), and the rounding error of the cancelled terms can
-    then exceed the true norm. It is added, so that no norm falls short and clipping keeps its promise. The bound is
-    the probabilistic one of Higham and Mary 2019 (SIAM J. Sci. Comput. 41), with a factor to spare.
-    """
-    return 4 * _FLOAT32_EPSILON * math.sqrt(terms)
+# Positions may cancel (softmax gradients of like candidates do), and what rounding does to the cancelled terms can then
+# exceed the true norm. So a bound on it is added (Higham, Accuracy and Stability of Numerical Algorithms, section 3.1:
+# n terms are added with an error of at most n 2^-24 times the sum of their absolute values, in any order), and one on
+# what falls below the least float32.
 
 
 def _gram_sq_norms(inputs: Tensor, grads: Tensor) -> Tensor:
-    per_example = 2 * 4 * inputs.shape[1] ** 2
+    per_example = 2 * 8 * inputs.shape[1] ** 2
     return _in_chunks(_gram_of_chunk, inputs, grads, bytes_each=per_example)
 
 
 def _gram_of_chunk(inputs: Tensor, grads: Tensor) -> Tensor:
-    of_inputs = torch.bmm(inputs, inputs.transpose(1, 2))
-    of_grads = torch.bmm(grads, grads.transpose(1, 2))
-    slack = _rounding(inputs.shape[2] + grads.shape[2]) * _traces(of_inputs) * _traces(of_grads)
-    return of_inputs.mul_(of_grads).sum(dim=(1, 2)).clamp_(min=0.0) + slack
-
-
-def _traces(matrices: Tensor) -> Tensor:
-    return matrices.diagonal(dim1=1, dim2=2).sum(dim=1)
+    of_inputs = torch.bmm(inputs, inputs.transpose(1, 2)).double()
+    of_grads = torch.bmm(grads, grads.transpose(1, 2)).double()
+    input_norms, grad_norms = _norms_of_positions(inputs), _norms_of_positions(grads)
+    rounding = _UNIT * (inputs.shape[2] + grads.shape[2] + 4) * (input_norms * grad_norms).sum(dim=1).square()
+    lost = inputs.shape[2] * grad_norms.sum(dim=1).square() + grads.shape[2] * input_norms.sum(dim=1).square()
+    return of_inputs.mul_(of_grads).sum(dim=(1, 2)).clamp_(min=0.0) + rounding + _LEAST * lost
 
 
 def _direct_sq_norms(inputs: Tensor, grads: Tensor) -> Tensor:
@@ -128,10 +148,11 @@ def _direct_sq_norms(inputs: Tensor, grads: Tensor) -> Tensor:
 
 
 def _direct_of_chunk(inputs: Tensor, grads: Tensor) -> Tensor:
-    norms = _norms(torch.bmm(grads.transpose(1, 2), inputs).flatten(1))
-    # The absolute values of all products add up to the matrix |e|' |a|, of norm at most ||e|| ||a||.
-    slack = _rounding(inputs.shape[1]) * _norms(inputs.flatten(1)) * _norms(grads.flatten(1))
-    return (norms + slack).square_()
+    products = torch.bmm(grads.transpose(1, 2), inputs).flatten(1)
+    positions = inputs.shape[1]
+    absolute = (_norms_of_positions(inputs) * _norms_of_positions(grads)).sum(dim=1)
+    rounding = _UNIT * (positions + 2) * absolute + _LEAST * positions * math.sqrt(products.shape[1])
+    return (_norms(products) + rounding).square_()
 
 
 def _sq_norms_of_sums(terms: Tensor) -> Tensor:
@@ -139,9 +160,10 @@ def _sq_norms_of_sums(terms: Tensor) -> Tensor:
     positions = terms.shape[1]
     if positions == 1:
         return _norms(terms.flatten(1)).square_()
-    # The absolute values of P terms add up to at most sqrt(P) times the root of the sum of their squares.
-    slack = _rounding(positions) * math.sqrt(positions) * _norms(terms.flatten(1))
-    return (_norms(terms.sum(dim=1).flatten(1)) + slack).square_()
+    sums = terms.sum(dim=1, dtype=torch.float64).flatten(1)
+    rounding = 2.0**-52 * positions * _norms_of_positions(terms.flatten(2)).sum(dim=1)
+    norms: Tensor = torch.linalg.vector_norm(sums, dim=1)
+    return (norms + rounding).square_()
 
 
 def _in_chunks(
@@ -155,8 +177,25 @@ def _in_chunks(
     return torch.cat([sq_norms(some_inputs, some_grads) for some_inputs, some_grads in parts])
 
 
+def _norms_of_positions(tensor: Tensor) -> Tensor:
+    """[B, P] of [B, P, n], as `_norms`."""
+    return _norms(tensor.flatten(0, 1)).view(tensor.shape[:2])
+
+
 def _norms(rows: Tensor) -> Tensor:
-    norms: Tensor = torch.linalg.vector_norm(rows, dim=1)
+    """Norms of float32 rows [N, n]: float64 [N], never below the truth.
+
+    In float32, where squares neither overflow nor vanish, with a bound on its rounding; else in float64.
+    """
+    exact = functools.partial(torch.linalg.vector_norm, dim=1, dtype=torch.float64)
+    columns = rows.shape[1]
+    if rows.dtype != torch.float32 or not rows.is_cpu or columns > _LONG_ROW:
+        found: Tensor = exact(rows)
+        return found * (1.0 + 2.0**-52 * (columns + 2))
+    norms: Tensor = torch.linalg.vector_norm(rows, dim=1).double() * (1.0 + _UNIT * (columns / 2 + 2))
+    outside = ~((norms > _SAFE_NORMS[0]) & (norms < _SAFE_NORMS[1]))
+    if bool(outside.any()):
+        norms[outside] = exact(rows[outside])
     return norms
 
 
@@ -164,9 +203,10 @@ class LayerNormRule(NormRule):
     """`nn.LayerNorm`: its parameters are as small as its output, so their per-example gradients are formed."""
 
     parameters = ("weight", "bias")
+    double_sums = True
 
     def sq_norms(self, layer: nn.Module, names: Sequence[str], inputs: Tensor, grads: Tensor) -> Tensor:
-        total = grads.new_zeros(grads.shape[0])
+        total = grads.new_zeros(grads.shape[0], dtype=torch.float64)
         for terms in self._terms(layer, names, inputs, grads).values():
             total += _sq_norms_of_sums(terms)
         return total
@@ -175,15 +215,17 @@ class LayerNormRule(NormRule):
         self, layer: nn.Module, inputs: Tensor, grads: Tensor, scale: Tensor, into: Mapping[str, Tensor]
     ) -> None:
         for name, terms in self._terms(layer, tuple(into), inputs, grads).items():
-            into[name].view(-1).addmv_(terms.sum(dim=1).flatten(1).t(), scale)
+            _add_scaled(terms.sum(dim=1, dtype=into[name].dtype).flatten(1), scale, into[name].view(-1))
 
     @staticmethod
     def _terms(layer: nn.Module, names: Sequence[str], inputs: Tensor, grads: Tensor) -> dict[str, Tensor]:
-        """What each position adds to the gradient of each parameter, [B, P, ...]."""
+        """What each position adds to the gradient of each parameter, [B, P, ...]; several cancel as in float64."""
         assert isinstance(layer, nn.LayerNorm)
         terms = {}
-        if "weight" in names:
-            terms["weight"] = grads * functional.layer_norm(inputs, layer.normalized_shape, eps=layer.eps)
+        normalised = functional.layer_norm(inputs, layer.normalized_shape, eps=layer.eps) if "weight" in names else None
+        grads = grads.double() if grads.shape[1] > 1 else grads
+        if normalised is not None:
+            terms["weight"] = grads * normalised
         if "bias" in names:
             terms["bias"] = grads
         return terms

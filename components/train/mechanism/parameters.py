@@ -29,6 +29,9 @@ Group = Literal["dense", "embeddings"]
 """A group of parameters."""
 GROUPS: tuple[Group, ...] = ("dense", "embeddings")
 
+SMALLEST_NORM, LARGEST_NORM = 1e-10, 1e10
+"""Between which C lies."""
+
 UserGradient = Literal["sum", "mean"]
 """What is clipped where users are sampled: the sum, or the mean, of the gradients of the user's examples."""
 
@@ -38,7 +41,7 @@ class GroupNorms:
     """C for each group of parameters.
 
     Raises:
-        InputError: a norm that is not finite and above 0.
+        InputError: a norm outside [1e-10, 1e10].
     """
 
     dense: float
@@ -46,8 +49,7 @@ class GroupNorms:
 
     def __post_init__(self) -> None:
         for group in GROUPS:
-            if not 0.0 < self.of(group) < math.inf:
-                raise InputError(f"max_grad_norm of {group} must be finite and above 0, found {self.of(group)}")
+            _check_norm(f"max_grad_norm of {group}", self.of(group))
 
     def of(self, group: Group) -> float:
         """C of one group."""
@@ -60,7 +62,7 @@ class PrivacyParameters:
 
     Attributes:
         noise_multiplier: sigma, >= 0; 0 gives no privacy and exists for tests.
-        max_grad_norm: C > 0, or one for each group; infinity (no clipping) only with noise_multiplier 0.
+        max_grad_norm: C in [1e-10, 1e10], or one for each group; infinity (no clipping) only with noise_multiplier 0.
         expected_batch_size: b > 0, the fixed divisor, in privacy units; never the number that a step happened to draw.
         user_gradient: None where each example is clipped; else what is clipped of each user.
 
@@ -77,14 +79,20 @@ class PrivacyParameters:
         if not 0.0 <= self.noise_multiplier < math.inf:
             raise InputError(f"noise_multiplier must be finite and at least 0, found {self.noise_multiplier}")
         if not isinstance(self.max_grad_norm, GroupNorms):
-            if not self.max_grad_norm > 0.0:
-                raise InputError(f"max_grad_norm must be above 0, found {self.max_grad_norm}")
+            if self.max_grad_norm != math.inf:
+                _check_norm("max_grad_norm", self.max_grad_norm)
             if self.noise_multiplier and math.isinf(self.max_grad_norm):
                 raise InputError("noise without clipping protects nobody: give a finite max_grad_norm")
         if not 0.0 < self.expected_batch_size < math.inf:
             raise InputError(f"expected_batch_size must be finite and above 0, found {self.expected_batch_size}")
         if self.user_gradient not in (None, "sum", "mean"):
             raise InputError(f"user_gradient must be sum or mean, found {self.user_gradient!r}")
+
+    def bound(self, group: Group) -> float | None:
+        """C / b, what one unit adds to the averaged gradients of a group at most; None where nothing is clipped."""
+        norms = self.max_grad_norm
+        norm = norms.of(group) if isinstance(norms, GroupNorms) else norms
+        return None if math.isinf(norm) else norm / self.expected_batch_size
 
     def noise_std(self, group: Group) -> float:
         """Standard deviation of the noise on each coordinate of a group's clipped sum; the module argues for it."""
@@ -97,3 +105,11 @@ class PrivacyParameters:
     def noise_scale(self, group: Group) -> float:
         """The same on the averaged gradient: `noise_std` over the expected batch size."""
         return self.noise_std(group) / self.expected_batch_size
+
+
+def _check_norm(name: str, norm: float) -> None:
+    if not SMALLEST_NORM <= norm <= LARGEST_NORM:
+        raise InputError(
+            f"{name} must lie in [{SMALLEST_NORM:g}, {LARGEST_NORM:g}], where clipped gradients are normal float32 "
+            f"numbers; found {norm}"
+        )

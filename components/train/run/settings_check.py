@@ -82,7 +82,7 @@ def warn_of_settings(data: EncodedDataset, config: TrainConfig) -> None:
     dropped = data.manifest.rejected.get(_OVER_BOUND, 0)
     if dropped > _MUCH_DROPPED * (counts.train + dropped):
         _log.warning(
-            "[private] max_examples_per_user %s drops %.0f %% of the training rows",
+            "[private] max_examples_per_user %s drops %.0f %% of the training rows (see `lazydp dataset show`)",
             data.manifest.max_examples_per_user,
             100 * dropped / (counts.train + dropped),
         )

@@ -28,6 +28,8 @@ Mode = Literal["lazydp", "dpsgd", "sgd"]
 `sgd`: neither clipping nor noise."""
 
 _FINITE_CHUNK = 1 << 22
+# An exact sum has 63 bits, of which one unit takes 38 (`ops.scatter_add_`).
+_MAX_EXAMPLES = 1 << 24
 
 
 @dataclass(slots=True)
@@ -84,6 +86,8 @@ class EmbeddingTables:
         noise_scale: sigma C / b; 0 in mode `sgd`.
         key: of the noise; None only where `noise_scale` is 0.
         noise: `gaussian`, or `ones` for tests of exactness.
+        bound: what one privacy unit adds to all tables at most, in norm, divided by the expected batch size: C / b. Its
+            gradients are then added exactly (`ops.scatter_add_`); None: in float32.
 
     Raises:
         InputError: too many tables, tables on several devices, or noise without a key.
@@ -98,6 +102,7 @@ class EmbeddingTables:
         noise_scale: float,
         key: NoiseKey | None,
         noise: Distribution = "gaussian",
+        bound: float | None = None,
     ) -> None:
         if len(weights) > MAX_TABLES:
             raise InputError(f"at most {MAX_TABLES} tables have addresses for their noise, found {len(weights)}")
@@ -108,6 +113,7 @@ class EmbeddingTables:
             raise InputError(f"tables live on one device, found them on {', '.join(sorted(map(str, devices)))}")
         self._mode = mode
         self._noise = noise
+        self._bound = bound
         self._key = key if key is not None else NoiseKey.for_tests(0)  # draws are multiplied by zero
         device = devices.pop()
         self._skip_ahead = SkipAhead(optimizer, noise_scale=noise_scale, distribution=noise, device=device)
@@ -226,7 +232,15 @@ class EmbeddingTables:
         Args:
             groups: what `group_rows` gave for the same micro-batches.
             gradients: by table, one for each micro-batch, in the same order.
+
+        Raises:
+            InputError: more examples than exact sums hold.
         """
+        examples = sum(part.scale.shape[0] for part in next(iter(gradients.values()), ()))
+        if self._bound is not None and examples >= _MAX_EXAMPLES:
+            raise InputError(
+                f"a private step sums fewer than 2^24 examples, this one has {examples}: lower sampling_prob"
+            )
         tables = [self._tables[name] for name in gradients]
         ops.foreach_scatter_add_(
             [table.weight if table.momentum is None else table.momentum for table in tables],
@@ -236,6 +250,7 @@ class EmbeddingTables:
             [join([part.scale_of_bags() for part in parts]) for parts in gradients.values()],
             alpha=self._skip_ahead.gradient_scale(),
             per_lookup_weights=[groups[name].weights for name in gradients],
+            bound=self._bound,
         )
 
     def advance(self) -> None:

@@ -7,6 +7,7 @@
 #include <torch/headeronly/core/ScalarType.h>
 
 #include <algorithm>
+#include <cmath>
 #include <limits>
 #include <optional>
 #include <sstream>
@@ -283,7 +284,10 @@ struct __attribute__((visibility("hidden"))) GroupTables {
 // What foreach_scatter_add_ is told.
 template <class Check>
 void check_scatter(const Check& check, const Tensors& weights, const GroupTables& groups, const Tensors& grads,
-                   const Tensors& scales, const OptionalTensors& per_lookup_weights) {
+                   const Tensors& scales, const OptionalTensors& per_lookup_weights, double grid) {
+  int exponent = 0;
+  if (grid != 0.0 && std::frexp(grid, &exponent) != 0.5)
+    refuse("grid: expected a power of two, or 0 for sums in float32, found ", grid);
   Written written;
   written.add(weights, "weights");
   written.check_apart();

@@ -1,13 +1,17 @@
 // Squared norms of what single examples send to the tables.
 #include <algorithm>
+#include <cmath>
 #include <cstddef>
 #include <vector>
 
+#include "common/exact_sum.h"
 #include "cpu/bags.h"
 #include "cpu/vector_clones.h"
 
 namespace lazydp::cpu {
 namespace {
+
+constexpr double kDoubleEpsilon = 0x1p-52;
 
 LAZYDP_VECTOR_CLONES
 double squared_norm(const float* x, int64_t columns) {
@@ -20,6 +24,17 @@ double squared_norm(const float* x, int64_t columns) {
   for (int half = kSums / 2; half > 0; half /= 2)
     for (int k = 0; k < half; ++k) sums[k] += sums[k + half];
   return sums[0];
+}
+
+LAZYDP_VECTOR_CLONES
+float largest_of(const float* x, int64_t columns) {
+  float largest = 0.0f;
+  for (int64_t c = 0; c < columns; ++c) largest = std::max(largest, std::abs(x[c]));
+  return largest;
+}
+
+bool has_negative(const float* weights, int64_t count) {
+  return std::any_of(weights, weights + count, [](float weight) { return !(weight >= 0.0f); });
 }
 
 // The lookups of one example, few enough that comparing all with all by vectors beats hashing.
@@ -103,7 +118,46 @@ class ExampleNorm {
   explicit ExampleNorm(const BagSquaredNorms& job) : job_(job) {}
 
   double operator()(int64_t example) {
-    if (job_.features == 1 && bag_size(example) <= FewLookups::kMost) return norm_of_few(example);
+    if (is_short_sum(example)) return norm_of_few(example);
+    return with_cancelling(norm_of_many(example), example);
+  }
+
+ private:
+  static constexpr int64_t kNone = -1;
+
+  // One bag of few lookups, all of one sign: nothing cancels.
+  bool is_short_sum(int64_t example) const {
+    if (job_.features != 1 || bag_size(example) > FewLookups::kMost) return false;
+    return !job_.per_lookup || !has_negative(job_.per_lookup + job_.offsets[example], bag_size(example));
+  }
+
+  // The norm of what is really summed is never above this: what float64 may have rounded away is added, and what is left where
+  // large terms cancel is at least kCancelling times the largest of them.
+  double with_cancelling(double squared, int64_t example) {
+    double absolute = 0.0;
+    double largest = 0.0;
+    int64_t lookups = 0;
+    for (int64_t f = 0; f < job_.features; ++f) {
+      const int64_t bag = f * job_.examples + example;
+      if (bag_size(bag) == 0) continue;
+      double weights = 0.0;
+      double heaviest = 0.0;
+      for (int64_t j = job_.offsets[bag]; j < job_.offsets[bag + 1]; ++j) {
+        const double weight = job_.per_lookup ? std::abs(static_cast<double>(job_.per_lookup[j])) : 1.0;
+        weights += weight;
+        heaviest = std::max(heaviest, weight);
+      }
+      lookups += bag_size(bag);
+      absolute += weights * std::sqrt(norm_of_feature(f, example));
+      largest = std::max(largest, heaviest * static_cast<double>(largest_of(gradient(f, example), job_.columns)));
+    }
+    const double rounding = static_cast<double>(lookups + job_.columns) * kDoubleEpsilon * absolute;
+    const double norm = std::sqrt(squared) + rounding;
+    // In this order a norm that is not a number stays one.
+    return norm < kCancelling * largest ? kCancelling * largest * kCancelling * largest : norm * norm;
+  }
+
+  double norm_of_many(int64_t example) {
     collect(example);
     of_feature_.assign(job_.features, -1.0);
     double norm = 0.0;
@@ -116,9 +170,6 @@ class ExampleNorm {
     taken_.clear();
     return norm;
   }
-
- private:
-  static constexpr int64_t kNone = -1;
 
   // The lookups of one row by one feature; `earlier` are those of the same row by the feature before.
   struct Weighted {
@@ -208,16 +259,15 @@ class ExampleNorm {
 
 }  // namespace
 
-void bag_squared_norms(std::span<const BagSquaredNorms> jobs, int64_t examples, float* out, const Parallel& parallel) {
+void bag_squared_norms(std::span<const BagSquaredNorms> jobs, int64_t examples, double* out, const Parallel& parallel) {
   int64_t columns = 0;
   for (const BagSquaredNorms& job : jobs) columns += job.columns * job.features;
   parallel(0, examples, rows_per_task(columns), [&](int64_t begin, int64_t end) {
-    std::vector<double> sums(end - begin);
+    std::fill(out + begin, out + end, 0.0);
     for (const BagSquaredNorms& job : jobs) {
       ExampleNorm norm(job);
-      for (int64_t i = begin; i < end; ++i) sums[i - begin] += norm(i);
+      for (int64_t i = begin; i < end; ++i) out[i] += norm(i);
     }
-    for (int64_t i = begin; i < end; ++i) out[i] = static_cast<float>(sums[i - begin]);
   });
 }
 

@@ -74,8 +74,9 @@ struct BagSquaredNorms {
   int64_t examples;
   int64_t columns;
 };
-// The sum over all jobs, into out[examples]; every job has as many.
-void bag_squared_norms(std::span<const BagSquaredNorms> jobs, int64_t examples, float* out, const Parallel& parallel);
+// The sum over all jobs, into out[examples]; every job has as many. Never below the truth: what rounding may have taken away is
+// added, and an example whose lookups cancel counts at least kCancelling times its largest term.
+void bag_squared_norms(std::span<const BagSquaredNorms> jobs, int64_t examples, double* out, const Parallel& parallel);
 
 struct ScatterAdd {
   float* weight;  // [num_rows, columns]
@@ -83,7 +84,8 @@ struct ScatterAdd {
   const float* per_lookup;  // [count], or null
   const float* grad;        // [bags, columns]
   const float* scale;       // [bags]
-  float alpha;
+  double alpha;
+  double grid;  // of exact sums (common/exact_sum.h), or 0: sums in float32
   int64_t columns;
 };
 void scatter_add(std::span<const ScatterAdd> jobs, const Parallel& parallel);

@@ -361,22 +361,22 @@ Tensor foreach_bag_sq_norms(const Tensors& indices, const Tensors& offsets, cons
     check_indices({jobs[j].indices, count}, "indices", std::numeric_limits<int64_t>::max());
     check_offsets({jobs[j].offsets, static_cast<size_t>(offsets[j].size(0))}, indices[j].size(0));
   });
-  Tensor out = torch::stable::new_empty(grads[0], {grads[0].size(1)});
-  bag_squared_norms(jobs, grads[0].size(1), write<float>(out), torch_threads());
+  Tensor out = torch::stable::new_empty(grads[0], {grads[0].size(1)}, ScalarType::Double);
+  bag_squared_norms(jobs, grads[0].size(1), write<double>(out), torch_threads());
   return out;
 }
 
 void foreach_scatter_add_(const Tensors& weights, const Tensors& rows, const Tensors& order, const Tensors& starts,
                           const Tensors& bag_of_lookup, const Tensors& grads, const Tensors& scales, double alpha,
-                          const OptionalTensors& per_lookup_weights) {
+                          const OptionalTensors& per_lookup_weights, double grid) {
   const GroupTables group_tables{rows, order, starts, bag_of_lookup};
-  check_scatter(check, weights, group_tables, grads, scales, per_lookup_weights);
+  check_scatter(check, weights, group_tables, grads, scales, per_lookup_weights, grid);
   const Groupings groups(group_tables);
   std::vector<ScatterAdd> jobs;
   for_each_table(weights.size(), [&](size_t j) {
     const float* per_lookup = read_per_lookup(check, per_lookup_weights[j], groups.lookups(j));
-    jobs.push_back({write<float>(weights[j]), groups.jobs[j], per_lookup, read<float>(grads[j]), read<float>(scales[j]),
-                    static_cast<float>(alpha), weights[j].size(1)});
+    jobs.push_back({write<float>(weights[j]), groups.jobs[j], per_lookup, read<float>(grads[j]), read<float>(scales[j]), alpha,
+                    grid, weights[j].size(1)});
   });
   check_tables(jobs.size(), [&](size_t j) { groups.check_values(j, weights[j].size(0), grads[j].size(0)); });
   scatter_add(jobs, torch_threads());

@@ -1,5 +1,6 @@
 // The clipped gradients of a batch, added to the rows that it read.
 #include "cpu/bags.h"
+#include "cpu/exact_rows.h"
 #include "cpu/sum_rows.h"
 #include "cpu/vector_clones.h"
 
@@ -13,9 +14,10 @@ struct SentGradients {
   LAZYDP_INLINE_MEMBER void fetch_ahead_of(int64_t) const {}
   LAZYDP_INLINE_MEMBER int64_t bag(int64_t i) const { return job.groups.bag[job.groups.order[i]]; }
   LAZYDP_INLINE_MEMBER const float* row(int64_t i) const { return job.grad + bag(i) * job.columns; }
-  LAZYDP_INLINE_MEMBER float weight(int64_t i) const {
-    const float scale = job.scale[bag(i)];
-    return job.per_lookup ? scale * job.per_lookup[job.groups.order[i]] : scale;
+  LAZYDP_INLINE_MEMBER float weight(int64_t i) const { return static_cast<float>(exact_weight(i)); }
+  LAZYDP_INLINE_MEMBER double exact_weight(int64_t i) const {
+    const auto scale = static_cast<double>(job.scale[bag(i)]);
+    return job.per_lookup ? scale * static_cast<double>(job.per_lookup[job.groups.order[i]]) : scale;
   }
 };
 
@@ -28,18 +30,33 @@ struct AddTo {
   }
 };
 
+// Asks for the memory of the row kPrefetchDistance ahead, and of the first gradient that goes there.
+LAZYDP_INLINE void fetch_ahead(const ScatterAdd& job, int64_t u, int64_t end) {
+  const int64_t ahead = u + kPrefetchDistance;
+  if (ahead >= end) return;
+  const Grouping& groups = job.groups;
+  prefetch_to_write(job.weight + groups.rows[ahead] * job.columns, job.columns);
+  if (groups.starts[ahead] < groups.starts[ahead + 1])
+    prefetch_to_read(SentGradients{job}.row(groups.starts[ahead]), job.columns);
+}
+
 LAZYDP_VECTOR_CLONES
 void add_to_rows(const ScatterAdd& job, int64_t begin, int64_t end) {
   const Grouping& groups = job.groups;
-  const SentGradients sent{job};
   for (int64_t u = begin; u < end; ++u) {
-    const int64_t ahead = u + kPrefetchDistance;
-    if (ahead < end) {
-      prefetch_to_write(job.weight + groups.rows[ahead] * job.columns, job.columns);
-      if (groups.starts[ahead] < groups.starts[ahead + 1]) prefetch_to_read(sent.row(groups.starts[ahead]), job.columns);
-    }
-    sum_rows(sent, groups.starts[u], groups.starts[u + 1], job.columns,
-             AddTo{job.weight + groups.rows[u] * job.columns, job.alpha});
+    fetch_ahead(job, u, end);
+    sum_rows(SentGradients{job}, groups.starts[u], groups.starts[u + 1], job.columns,
+             AddTo{job.weight + groups.rows[u] * job.columns, static_cast<float>(job.alpha)});
+  }
+}
+
+LAZYDP_VECTOR_CLONES
+void add_exactly_to_rows(const ScatterAdd& job, int64_t begin, int64_t end) {
+  const Grouping& groups = job.groups;
+  for (int64_t u = begin; u < end; ++u) {
+    fetch_ahead(job, u, end);
+    add_exact_sum(SentGradients{job}, groups.starts[u], groups.starts[u + 1], job.columns, Grid{job.grid, job.alpha},
+                  job.weight + groups.rows[u] * job.columns);
   }
 }
 
@@ -48,7 +65,9 @@ void add_to_rows(const ScatterAdd& job, int64_t begin, int64_t end) {
 void scatter_add(std::span<const ScatterAdd> jobs, const Parallel& parallel) {
   JobRanges ranges(parallel);
   for (size_t j = 0; j < jobs.size(); ++j) ranges.add(j, jobs[j].groups.count, rows_per_task(jobs[j].columns));
-  ranges.each([&](int64_t j, int64_t begin, int64_t end) { add_to_rows(jobs[j], begin, end); });
+  ranges.each([&](int64_t j, int64_t begin, int64_t end) {
+    (jobs[j].grid > 0.0 ? add_exactly_to_rows : add_to_rows)(jobs[j], begin, end);
+  });
 }
 
 }  // namespace lazydp::cpu

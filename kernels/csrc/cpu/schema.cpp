@@ -21,7 +21,7 @@ STABLE_TORCH_LIBRARY(lazydp, m) {
   m.def("foreach_bag_sq_norms(Tensor[] indices, Tensor[] offsets, Tensor[] grads, Tensor?[] per_lookup_weights) -> Tensor");
   m.def(
       "foreach_scatter_add_(Tensor(a!)[] weights, Tensor[] rows, Tensor[] order, Tensor[] starts, Tensor[] bag_of_lookup, "
-      "Tensor[] grads, Tensor[] scales, float alpha, Tensor?[] per_lookup_weights) -> ()");
+      "Tensor[] grads, Tensor[] scales, float alpha, Tensor?[] per_lookup_weights, float grid) -> ()");
   m.def("chacha20_blocks(Tensor inputs) -> Tensor");
   m.def("normals_of_blocks(Tensor words) -> Tensor");
   m.def("simd_level() -> int");

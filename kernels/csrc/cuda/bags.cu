@@ -2,6 +2,9 @@
 // rows, 16 bytes a lane; what one thread adds up, it adds in the order of the lookups. No atomics: results are deterministic.
 #include "cuda/bags.h"
 
+#include <cmath>
+
+#include "common/exact_sum.h"
 #include "cuda/divider.cuh"
 #include "cuda/launch.cuh"
 #include "cuda/quad.cuh"
@@ -9,32 +12,41 @@
 namespace lazydp::cuda {
 namespace {
 
+constexpr double kDoubleEpsilon = 0x1p-52;
 constexpr int kInFlight = 4;  // loads of rows under way before the first is used
 
 // One row of a sum, and its weight.
+template <class Weight>
 struct Term {
-  float weight;
+  Weight weight;
   Quad quad;
 };
 
-constexpr Term kNothing = {0.0f, {{0.0f, 0.0f, 0.0f, 0.0f}}};
+template <class Weight>
+constexpr Term<Weight> kNothing = {0, {{0.0f, 0.0f, 0.0f, 0.0f}}};
+
+// A sum in float32.
+struct FloatSum {
+  using Weight = float;
+
+  Quad quad = same(0.0f);
+
+  LAZYDP_DEVICE void add(const Term<float>& term) { add_product(quad, term.weight, term.quad); }
+};
 
 // sum over n in [0, count) of term_at(n), in that order, several loads in flight.
-template <class TermAt>
-LAZYDP_DEVICE Quad sum_of(int64_t count, const TermAt& term_at) {
-  Quad sum = same(0.0f);
+template <class Sum, class TermAt>
+LAZYDP_DEVICE Sum sum_of(Sum sum, int64_t count, const TermAt& term_at) {
+  using SomeTerm = decltype(term_at(0));
   int64_t n = 0;
   for (; n + kInFlight <= count; n += kInFlight) {
-    Term terms[kInFlight];
+    SomeTerm terms[kInFlight];
     LAZYDP_UNROLL
     for (int j = 0; j < kInFlight; ++j) terms[j] = term_at(n + j);
     LAZYDP_UNROLL
-    for (int j = 0; j < kInFlight; ++j) add_product(sum, terms[j].weight, terms[j].quad);
+    for (int j = 0; j < kInFlight; ++j) sum.add(terms[j]);
   }
-  for (; n < count; ++n) {
-    const Term term = term_at(n);
-    add_product(sum, term.weight, term.quad);
-  }
+  for (; n < count; ++n) sum.add(term_at(n));
   return sum;
 }
 
@@ -54,17 +66,17 @@ struct SumBags {
     if (size < 0) LAZYDP_REFUSE("offsets: expected none below the one before");
     const int width = quad_width(column, job.columns);
     bool outside = false;
-    const Quad sum = sum_of(size, [&](int64_t n) -> Term {
+    const FloatSum sum = sum_of(FloatSum{}, size, [&](int64_t n) -> Term<float> {
       const int64_t row = job.indices[begin + n];
       if (row < 0 || row >= job.num_rows) {
         outside = true;
-        return kNothing;
+        return kNothing<float>;
       }
       const float weight = job.per_lookup ? job.per_lookup[begin + n] : 1.0f;
       return {weight, load_quad<kVector>(job.weight + row * job.columns + column, width)};
     });
     if (outside) LAZYDP_REFUSE("indices: expected 0 <= index < rows of weight");
-    store_quad<kVector>(job.out + bag * job.columns + column, sum, width);
+    store_quad<kVector>(job.out + bag * job.columns + column, sum.quad, width);
   }
 };
 
@@ -83,6 +95,9 @@ cudaError_t launch(const BagSum& job, bool but_single, cudaStream_t stream) {
 //
 // where the first factor is the sum of w_j w_k over lookups j of f and k of g that read the same row: no sorting, no
 // room for a row's sum. A warp takes one pair of one example.
+//
+// Terms may cancel. So to the sum is added what float64 may have rounded away of it, and what is left is at least kCancelling
+// times the largest term: a norm is never below that of what is really summed (cpu/bags.h says the same).
 template <bool kVector>
 struct PairNorms {
   struct Thread {};
@@ -90,6 +105,9 @@ struct PairNorms {
     double weight[kLanes];
     double dot[kLanes];
     int matches[kLanes];
+    double absolute[kLanes];  // of one feature: weights, and the largest of weights and of the gradient
+    double heaviest[kLanes];
+    double largest[kLanes];
   };
 
   BagSquaredNorms job;
@@ -114,6 +132,7 @@ struct PairNorms {
     const Pair pair = pair_of(tile);
     count_matches(pair, lane, shared);
     shared.dot[lane] = dot(pair, lane);
+    if (pair.f == pair.g) look_at_terms(pair, lane, shared);
   }
 
   LAZYDP_DEVICE void second(int64_t tile, int lane, const Thread&, const Shared& shared) const {
@@ -129,6 +148,7 @@ struct PairNorms {
     const Pair pair = pair_of(tile);
     // A pair without a common row counts nothing, even where its gradients are not finite.
     job.workspace[tile] = matches == 0 ? 0.0 : (pair.f == pair.g ? 1.0 : 2.0) * weight * dot;
+    if (pair.f == pair.g) write_terms(pair, shared, dot);
   }
 
  private:
@@ -146,6 +166,42 @@ struct PairNorms {
     }
     shared.weight[lane] = weight;
     shared.matches[lane] = matches;
+  }
+
+  LAZYDP_DEVICE void look_at_terms(const Pair& pair, int lane, Shared& shared) const {
+    const int64_t* of_bag = job.offsets + pair.f * job.examples + pair.example;
+    double absolute = 0.0;
+    double heaviest = 0.0;
+    for (int64_t j = of_bag[0] + lane; j < of_bag[1]; j += kLanes) {
+      const double weight = job.per_lookup ? std::fabs(static_cast<double>(job.per_lookup[j])) : 1.0;
+      absolute += weight;
+      heaviest = weight > heaviest ? weight : heaviest;
+    }
+    const float* gradient = job.grad + (pair.f * job.examples + pair.example) * job.columns;
+    double largest = 0.0;
+    for (int64_t column = lane; column < job.columns; column += kLanes) {
+      const double value = std::fabs(static_cast<double>(gradient[column]));
+      largest = value > largest ? value : largest;
+    }
+    shared.absolute[lane] = absolute;
+    shared.heaviest[lane] = heaviest;
+    shared.largest[lane] = largest;
+  }
+
+  // After the pairs: for each feature of each example what its terms add up to in absolute value, and the largest term.
+  LAZYDP_DEVICE void write_terms(const Pair& pair, const Shared& shared, double sq_norm) const {
+    double absolute = 0.0;
+    double heaviest = 0.0;
+    double largest = 0.0;
+    for (int lane = 0; lane < kLanes; ++lane) {
+      absolute += shared.absolute[lane];
+      heaviest = shared.heaviest[lane] > heaviest ? shared.heaviest[lane] : heaviest;
+      largest = shared.largest[lane] > largest ? shared.largest[lane] : largest;
+    }
+    double* const terms = job.workspace + count + 2 * (pair.f * job.examples + pair.example);
+    const int64_t* of_bag = job.offsets + pair.f * job.examples + pair.example;
+    terms[0] = of_bag[0] == of_bag[1] ? 0.0 : absolute * std::sqrt(sq_norm);
+    terms[1] = of_bag[0] == of_bag[1] ? 0.0 : heaviest * largest;
   }
 
   LAZYDP_DEVICE double dot(const Pair& pair, int lane) const {
@@ -173,7 +229,19 @@ struct SumPairs {
   LAZYDP_DEVICE void operator()(int64_t example) const {
     double norm = 0.0;
     for (int64_t pair = 0; pair < pairs; ++pair) norm += job.workspace[pair * job.examples + example];
-    const auto found = static_cast<float>(norm < 0.0 ? 0.0 : norm);  // rounding may leave it just below 0; NaN stays
+    double absolute = 0.0;
+    double largest = 0.0;
+    int64_t terms = job.columns + pairs;
+    for (int64_t f = 0; f < job.features; ++f) {
+      const int64_t bag = f * job.examples + example;
+      const double* of_bag = job.workspace + pairs * job.examples + 2 * bag;
+      absolute += of_bag[0];
+      largest = of_bag[1] > largest ? of_bag[1] : largest;
+      terms += job.offsets[bag + 1] - job.offsets[bag];
+    }
+    norm = (norm < 0.0 ? 0.0 : norm) + static_cast<double>(terms) * kDoubleEpsilon * absolute * absolute;
+    const double least = kCancelling * largest;
+    const double found = norm < least * least ? least * least : norm;  // NaN stays
     job.out[example] = job.add ? job.out[example] + found : found;
   }
 };
@@ -186,22 +254,66 @@ constexpr int64_t kChunk = 32;
 
 int64_t slots_of(int64_t lookups) { return (lookups + kChunk - 1) / kChunk * 2; }
 
-template <bool kVector>
+// How the gradients of a row are added up: in float32 ...
+struct InFloat : FloatSum {
+  LAZYDP_DEVICE explicit InFloat(const ScatterAdd&) {}
+
+  LAZYDP_DEVICE void add(const Term<float>& term) { FloatSum::add(term); }
+  LAZYDP_DEVICE void add_part(const float* from) { add_product(quad, 1.0f, load_quad<true>(from, kQuad)); }
+  LAZYDP_DEVICE void store(float* to) const { store_quad<true>(to, quad, kQuad); }
+  LAZYDP_DEVICE void add_to(const ScatterAdd& job, Quad& row) const { add_product(row, static_cast<float>(job.alpha), quad); }
+};
+
+// ... or exactly (common/exact_sum.h), in steps of job.grid.
+struct InGrids {
+  using Weight = double;
+
+  double shift;
+  ExactSum sums[kQuad];
+
+  LAZYDP_DEVICE explicit InGrids(const ScatterAdd& job) : shift(kShift * job.grid) {}
+
+  LAZYDP_DEVICE void add(const Term<double>& term) {
+    LAZYDP_UNROLL
+    for (int j = 0; j < kQuad; ++j) sums[j].add(term.weight, term.quad.v[j], shift);
+  }
+  LAZYDP_DEVICE void add_part(const float* from) {
+    const auto* parts = reinterpret_cast<const uint64_t*>(from);
+    LAZYDP_UNROLL
+    for (int j = 0; j < kQuad; ++j) sums[j].sum += parts[j];
+  }
+  LAZYDP_DEVICE void store(float* to) const {
+    auto* parts = reinterpret_cast<uint64_t*>(to);
+    LAZYDP_UNROLL
+    for (int j = 0; j < kQuad; ++j) parts[j] = sums[j].sum;
+  }
+  LAZYDP_DEVICE void add_to(const ScatterAdd& job, Quad& row) const {
+    const double scale = job.alpha * job.grid;
+    LAZYDP_UNROLL
+    for (int j = 0; j < kQuad; ++j) row.v[j] = static_cast<float>(static_cast<double>(row.v[j]) + sums[j].in_grids() * scale);
+  }
+};
+
+// Floats of workspace for the part of a row that one quad of a slot holds: four integers of 64 bits.
+constexpr int64_t kPart = 2 * kQuad;
+
+template <bool kVector, class Sum>
 struct Lookups {
   ScatterAdd job;
 
-  LAZYDP_DEVICE Quad sum(int64_t begin, int64_t end, int64_t column, int width) const {
+  LAZYDP_DEVICE Sum sum(int64_t begin, int64_t end, int64_t column, int width) const {
+    using Weight = typename Sum::Weight;
     bool order_outside = false;
     bool bag_outside = false;
-    const Quad total = sum_of(end - begin, [&](int64_t n) -> Term {
+    const Sum total = sum_of(Sum(job), end - begin, [&](int64_t n) -> Term<Weight> {
       const int64_t lookup = job.order[begin + n];
       order_outside |= lookup < 0 || lookup >= job.lookups;
-      if (order_outside) return kNothing;
+      if (order_outside) return kNothing<Weight>;
       const int64_t bag = job.bag[lookup];
       bag_outside |= bag < 0 || bag >= job.bags;
-      if (bag_outside) return kNothing;
-      const float scale = job.scale[bag];
-      const float weight = job.per_lookup ? scale * job.per_lookup[lookup] : scale;
+      if (bag_outside) return kNothing<Weight>;
+      const Weight scale = job.scale[bag];
+      const Weight weight = job.per_lookup ? scale * static_cast<Weight>(job.per_lookup[lookup]) : scale;
       return {weight, load_quad<kVector>(job.grad + bag * job.columns + column, width)};
     });
     if (order_outside) LAZYDP_REFUSE("order: expected 0 <= position < lookups");
@@ -220,7 +332,7 @@ LAZYDP_DEVICE int64_t group_of(const ScatterAdd& job, int64_t lookup) {
   return low;
 }
 
-template <bool kVector>
+template <bool kVector, class Sum>
 struct PartialSums {
   ScatterAdd job;
   Divider quads_per_row;
@@ -238,13 +350,13 @@ struct PartialSums {
     const int64_t end = job.starts[group + 1];
     if (end - begin <= kChunk || (begins_inside && begin <= chunk_begin)) return;
     const int64_t column = quad * kQuad;
-    const Quad sum = Lookups<kVector>{job}.sum(begin > chunk_begin ? begin : chunk_begin, end < chunk_end ? end : chunk_end,
-                                               column, quad_width(column, job.columns));
-    store_quad<true>(job.workspace + i * kQuad, sum, kQuad);
+    const Sum sum = Lookups<kVector, Sum>{job}.sum(begin > chunk_begin ? begin : chunk_begin, end < chunk_end ? end : chunk_end,
+                                                   column, quad_width(column, job.columns));
+    sum.store(job.workspace + i * kPart);
   }
 };
 
-template <bool kVector>
+template <bool kVector, class Sum>
 struct AddRows {
   ScatterAdd job;
   Divider quads_per_row;
@@ -264,29 +376,30 @@ struct AddRows {
     const int width = quad_width(column, job.columns);
     float* const to = job.weight + row * job.columns + column;
     Quad value = load_quad<kVector>(to, width);
-    add_product(value, job.alpha,
-                end - begin > kChunk ? sum_of_parts(begin, end, quad) : Lookups<kVector>{job}.sum(begin, end, column, width));
+    const Sum sum =
+        end - begin > kChunk ? sum_of_parts(begin, end, quad) : Lookups<kVector, Sum>{job}.sum(begin, end, column, width);
+    sum.add_to(job, value);
     store_quad<kVector>(to, value, width);
   }
 
  private:
-  LAZYDP_DEVICE Quad sum_of_parts(int64_t begin, int64_t end, int64_t quad) const {
-    const int64_t first = begin / kChunk;
-    return sum_of((end - 1) / kChunk - first + 1, [&](int64_t n) -> Term {
-      const int64_t chunk = first + n;
+  LAZYDP_DEVICE Sum sum_of_parts(int64_t begin, int64_t end, int64_t quad) const {
+    Sum sum(job);
+    for (int64_t chunk = begin / kChunk; chunk <= (end - 1) / kChunk; ++chunk) {
       const int64_t slot = 2 * chunk + (begin > chunk * kChunk ? 1 : 0);
-      return {1.0f, load_quad<true>(job.workspace + (slot * quads + quad) * kQuad, kQuad)};
-    });
+      sum.add_part(job.workspace + (slot * quads + quad) * kPart);
+    }
+    return sum;
   }
 };
 
-template <bool kVector>
+template <bool kVector, class Sum>
 cudaError_t launch(const ScatterAdd& job, cudaStream_t stream) {
   const int64_t quads = quads_of(job.columns);
   const Divider divider(quads);
   const cudaError_t error =
-      each(PartialSums<kVector>{job, divider, quads, job.groups > 0 ? slots_of(job.lookups) * quads : 0}, stream);
-  return error == cudaSuccess ? each(AddRows<kVector>{job, divider, quads, job.groups * quads}, stream) : error;
+      each(PartialSums<kVector, Sum>{job, divider, quads, job.groups > 0 ? slots_of(job.lookups) * quads : 0}, stream);
+  return error == cudaSuccess ? each(AddRows<kVector, Sum>{job, divider, quads, job.groups * quads}, stream) : error;
 }
 
 }  // namespace
@@ -295,7 +408,9 @@ cudaError_t bag_sum(const BagSum& job, cudaStream_t stream) { return launch(job,
 
 cudaError_t bag_sum_but_single(const BagSum& job, cudaStream_t stream) { return launch(job, true, stream); }
 
-int64_t bag_squared_norms_workspace(int64_t features, int64_t examples) { return pairs_of(features) * examples; }
+int64_t bag_squared_norms_workspace(int64_t features, int64_t examples) {
+  return (pairs_of(features) + 2 * features) * examples;
+}
 
 cudaError_t bag_squared_norms(const BagSquaredNorms& job, cudaStream_t stream) {
   const int64_t pairs = pairs_of(job.features);
@@ -306,11 +421,12 @@ cudaError_t bag_squared_norms(const BagSquaredNorms& job, cudaStream_t stream) {
   return error == cudaSuccess ? each(SumPairs{job, pairs, job.examples}, stream) : error;
 }
 
-int64_t scatter_add_workspace(int64_t lookups, int64_t columns) { return slots_of(lookups) * quads_of(columns) * kQuad; }
+int64_t scatter_add_workspace(int64_t lookups, int64_t columns) { return slots_of(lookups) * quads_of(columns) * kPart; }
 
 cudaError_t scatter_add(const ScatterAdd& job, cudaStream_t stream) {
-  if (rows_are_aligned(job.weight, job.columns) && rows_are_aligned(job.grad, job.columns)) return launch<true>(job, stream);
-  return launch<false>(job, stream);
+  if (rows_are_aligned(job.weight, job.columns) && rows_are_aligned(job.grad, job.columns))
+    return job.grid > 0.0 ? launch<true, InGrids>(job, stream) : launch<true, InFloat>(job, stream);
+  return job.grid > 0.0 ? launch<false, InGrids>(job, stream) : launch<false, InFloat>(job, stream);
 }
 
 }  // namespace lazydp::cuda

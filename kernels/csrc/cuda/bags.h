@@ -29,7 +29,7 @@ struct BagSquaredNorms {
   const float* per_lookup;  // [lookups], or null
   const float* grad;        // [features, examples, columns]
   double* workspace;        // [bag_squared_norms_workspace(features, examples)]
-  float* out;               // [examples]
+  double* out;              // [examples]
   int64_t features;
   int64_t examples;
   int64_t columns;
@@ -48,7 +48,8 @@ struct ScatterAdd {
   const float* grad;        // [bags, columns]
   const float* scale;       // [bags]
   float* workspace;         // [scatter_add_workspace(lookups, columns)], aligned to 16 bytes
-  float alpha;
+  double alpha;
+  double grid;  // of exact sums (common/exact_sum.h), or 0: sums in float32
   int64_t num_rows;
   int64_t groups;
   int64_t lookups;

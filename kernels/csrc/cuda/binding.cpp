@@ -3,8 +3,8 @@
 // kernels check it themselves (LAZYDP_REFUSE).
 //
 // Differences from the CPU operators, the first two for the same reason: group_rows returns lists as long as the lookups, padded
-// as csrc/cuda/rows.h says; an index out of range is an error of the device, reported by a later call; norms add up
-// over tables in float32; and bags of lookups are found by torch (ops.foreach_bag_ids).
+// as csrc/cuda/rows.h says; an index out of range is an error of the device, reported by a later call; and bags of lookups are
+// found by torch (ops.foreach_bag_ids).
 //
 // Workspaces come from torch's caching allocator: in stream order, and from the graph's own pool under capture (of the
 // operators that draw no noise; those that do refuse it).
@@ -214,7 +214,7 @@ Tensor foreach_bag_sq_norms(const Tensors& indices, const Tensors& offsets, cons
   check_count(indices, "indices", grads.size());
   check_count(offsets, "offsets", grads.size());
   check_count(per_lookup_weights, "per_lookup_weights", grads.size());
-  Tensor out = torch::stable::new_empty(grads[0], {grads[0].dim() == 3 ? grads[0].size(1) : 0});
+  Tensor out = torch::stable::new_empty(grads[0], {grads[0].dim() == 3 ? grads[0].size(1) : 0}, ScalarType::Double);
   std::vector<BagSquaredNorms> jobs;
   int64_t most_pairs = 0;
   for_each_table(grads.size(), [&](size_t j) {
@@ -227,7 +227,7 @@ Tensor foreach_bag_sq_norms(const Tensors& indices, const Tensors& offsets, cons
     const float* per_lookup = read_per_lookup(call, per_lookup_weights[j], indices[j].size(0));
     most_pairs = std::max(most_pairs, bag_squared_norms_workspace(grad.size(0), grad.size(1)));
     jobs.push_back({read<int64_t>(indices[j]), read<int64_t>(offsets[j]), per_lookup, read<float>(grad), nullptr,
-                    write<float>(out), grad.size(0), grad.size(1), grad.size(2), j > 0});
+                    write<double>(out), grad.size(0), grad.size(1), grad.size(2), j > 0});
   });
   // One table after the other, so that all can use the same workspace.
   Tensor workspace = torch::stable::new_empty(grads[0], {most_pairs}, ScalarType::Double);
@@ -240,9 +240,9 @@ Tensor foreach_bag_sq_norms(const Tensors& indices, const Tensors& offsets, cons
 
 void foreach_scatter_add_(const Tensors& weights, const Tensors& rows, const Tensors& order, const Tensors& starts,
                           const Tensors& bag_of_lookup, const Tensors& grads, const Tensors& scales, double alpha,
-                          const OptionalTensors& per_lookup_weights) {
+                          const OptionalTensors& per_lookup_weights, double grid) {
   const Call call(first_of(weights, "weights"));
-  check_scatter(call, weights, {rows, order, starts, bag_of_lookup}, grads, scales, per_lookup_weights);
+  check_scatter(call, weights, {rows, order, starts, bag_of_lookup}, grads, scales, per_lookup_weights, grid);
   std::vector<ScatterAdd> jobs;
   int64_t largest = 0;
   for_each_table(weights.size(), [&](size_t j) {
@@ -251,8 +251,8 @@ void foreach_scatter_add_(const Tensors& weights, const Tensors& rows, const Ten
     const float* per_lookup = read_per_lookup(call, per_lookup_weights[j], lookups);
     largest = std::max(largest, scatter_add_workspace(lookups, weight.size(1)));
     jobs.push_back({write<float>(weight), read<int64_t>(rows[j]), read<int64_t>(order[j]), read<int64_t>(starts[j]),
-                    read<int64_t>(bag_of_lookup[j]), per_lookup, read<float>(grads[j]), read<float>(scales[j]), nullptr,
-                    static_cast<float>(alpha), weight.size(0), rows[j].size(0), lookups, grads[j].size(0), weight.size(1)});
+                    read<int64_t>(bag_of_lookup[j]), per_lookup, read<float>(grads[j]), read<float>(scales[j]), nullptr, alpha,
+                    grid, weight.size(0), rows[j].size(0), lookups, grads[j].size(0), weight.size(1)});
   });
   // One table after the other, so that all can use the same workspace.
   Tensor workspace = torch::stable::new_empty(weights[0], {largest});

@@ -4,8 +4,9 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from lazydp.components.features.catalogue import catalogue_table, item_catalogue
+from lazydp.components.features.catalogue import catalogue_table
 from lazydp.components.features.encode import CodeLists, encode_list, scale_dense, split_text
+from lazydp.components.features.item_tensors import item_catalogue
 from lazydp.components.features.request import encode_requests
 from lazydp.components.features.spec import DenseFeature, ListFeature
 from lazydp.components.features.spec_file import parse_spec

@@ -8,7 +8,7 @@ import pytest
 
 from lazydp.components.shared.errors import InputError
 from lazydp.components.train.config import ScheduleSettings, TrainConfig
-from lazydp.components.train.mechanism.parameters import GroupNorms
+from lazydp.components.train.mechanism.parameters import SMALLEST_NORM, GroupNorms
 from lazydp.components.train.run.costs import RunCost, calibrated_noise_multiplier
 
 MINIMAL: dict[str, Any] = {
@@ -54,7 +54,7 @@ def parse(**changes: Any) -> TrainConfig:
         ({"max_grad_norm": {"dense": 1.0}}, "max_grad_norm.embeddings: the field is missing"),
         (
             {"max_grad_norm": {"dense": 0, "embeddings": 1}},
-            "max_grad_norm.dense: Input should be greater than 0, found 0",
+            "max_grad_norm.dense: Input should be greater than or equal to 0.0000000001, found 0",
         ),
         ({"max_grad_norm": {"dense": 1, "embeddings": 1, "bias": 1}}, "max_grad_norm.bias: there is no such field"),
         ({"popularity": {}}, "popularity.noise_multiplier: the field is missing"),
@@ -195,6 +195,16 @@ def test_the_noise_multiplier_is_calibrated_to_the_target() -> None:
     assert epsilon(RunCost(config, 1, sigma).of_run(), delta=1e-5) == pytest.approx(2.0, rel=0.02)
     assert epsilon(RunCost(config, 1, sigma).of_run(), delta=1e-5) <= 2.0
     assert calibrated_noise_multiplier(parse(), 1) == 1.0
+
+
+def test_a_norm_outside_its_bounds_is_refused() -> None:
+    """The configuration says so itself, before the mechanism does."""
+    for norms, field in ((9e-11, "max_grad_norm"), ({"dense": 1.0, "embeddings": 9e-11}, "max_grad_norm.embeddings")):
+        with pytest.raises(InputError, match=rf"{field}: .*greater than or equal to 0.0000000001"):
+            parse(max_grad_norm=norms)
+    with pytest.raises(InputError, match=r"max_grad_norm: .*less than or equal to"):
+        parse(max_grad_norm=2e10)
+    assert parse(max_grad_norm=SMALLEST_NORM).privacy_parameters(1.0).max_grad_norm == SMALLEST_NORM
 
 
 def test_the_mechanism_follows_from_the_settings() -> None:

@@ -14,7 +14,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from lazydp.kernels.arguments import RowGroups
+from lazydp.kernels.arguments import RowGroups, exact_grid
 
 ROOT = Path(__file__).parents[3]
 CSRC = ROOT / "kernels" / "csrc"
@@ -37,7 +37,7 @@ Int = ctypes.c_int64
 
 def _fields(text: str) -> list[tuple[str, Any]]:
     """Fields of a C struct from `pointers: a b; ints: c` written short, in order."""
-    kinds = {"p": Pointer, "i": Int, "f": ctypes.c_float, "b": ctypes.c_bool}
+    kinds = {"p": Pointer, "i": Int, "f": ctypes.c_float, "d": ctypes.c_double, "b": ctypes.c_bool}
     return [(name, kinds[kind]) for kind, name in (field.split(":") for field in text.split())]
 
 
@@ -64,8 +64,8 @@ class _BagSquaredNorms(ctypes.Structure):
 
 class _ScatterAdd(ctypes.Structure):
     _fields_ = _fields(
-        "p:weight p:rows p:order p:starts p:bag p:per_lookup p:grad p:scale p:workspace f:alpha i:num_rows i:groups "
-        "i:lookups i:bags i:columns"
+        "p:weight p:rows p:order p:starts p:bag p:per_lookup p:grad p:scale p:workspace d:alpha d:grid i:num_rows "
+        "i:groups i:lookups i:bags i:columns"
     )
 
 
@@ -153,7 +153,7 @@ class CudaOnHost:
         add_to: Tensor | None = None,
     ) -> Tensor:
         features, examples, columns = grad.shape
-        out = torch.full((examples,), torch.nan) if add_to is None else add_to.clone()
+        out = torch.full((examples,), torch.nan, dtype=torch.float64) if add_to is None else add_to.clone()
         workspace = torch.empty(self._library.host_bag_sq_norms_workspace(features, examples), dtype=torch.float64)
         tensors = map(_at, (indices, offsets, per_lookup_weights, grad, workspace, out))
         job = _BagSquaredNorms(*tensors, features, examples, columns, add_to is not None)
@@ -170,6 +170,7 @@ class CudaOnHost:
         *,
         alpha: float,
         per_lookup_weights: Tensor | None = None,
+        bound: float | None = None,
     ) -> None:
         lookups, columns = bag_of_lookup.numel(), weight.shape[1]
         workspace = torch.full((self._library.host_scatter_add_workspace(lookups, columns),), torch.nan)
@@ -184,7 +185,15 @@ class CudaOnHost:
             scale,
             workspace,
         )
-        numbers = (alpha, weight.shape[0], groups.rows.numel(), lookups, grad.shape[0], columns)
+        numbers = (
+            alpha,
+            0.0 if bound is None else exact_grid(bound),
+            weight.shape[0],
+            groups.rows.numel(),
+            lookups,
+            grad.shape[0],
+            columns,
+        )
         self._check(self._library.host_scatter_add(ctypes.byref(_ScatterAdd(*map(_at, tensors), *numbers))))
 
     @staticmethod

@@ -147,7 +147,7 @@ def test_norms_agree_with_the_cpu(cuda: Any, features: int, weighted: bool, colu
     arguments = (batch.indices, batch.offsets, grad, batch.per_lookup_weights)
     wanted = ops.bag_sq_norms(*arguments)
     torch.testing.assert_close(cuda.bag_sq_norms(*arguments), wanted, **FEW_ULP)
-    of_other_tables = torch.full((examples,), 3.0)
+    of_other_tables = torch.full((examples,), 3.0, dtype=torch.float64)
     torch.testing.assert_close(cuda.bag_sq_norms(*arguments, add_to=of_other_tables), wanted + 3.0, **FEW_ULP)
 
 
@@ -155,7 +155,9 @@ def test_gradients_that_cancel_leave_no_negative_norm(cuda: Any) -> None:
     grad = torch.full((2, 1, 5), 0.1)
     weights = torch.tensor([1.0, -1.0])
     found = cuda.bag_sq_norms(torch.tensor([3, 3]), torch.tensor([0, 1, 2]), grad, weights)
-    assert found.tolist() == [0.0]
+    wanted = ops.bag_sq_norms(torch.tensor([3, 3]), torch.tensor([0, 1, 2]), grad, weights)
+    assert 0.0 < float(found) < 1e-8
+    torch.testing.assert_close(found, wanted, rtol=1e-6, atol=0)
 
 
 def test_norms_of_gradients_that_are_not_finite(cuda: Any) -> None:
@@ -178,6 +180,20 @@ def test_gradients_agree_with_the_reference(cuda: Any, batch: Case) -> None:
     groups = cuda.group_rows(batch.indices, num_rows=batch.num_rows)
     cuda.scatter_add_(weight, groups, bag_of_lookup, grad, scale, **options)
     torch.testing.assert_close(weight, expected, rtol=1e-6, atol=2e-5)
+
+
+@pytest.mark.parametrize("batch", cases())
+def test_exact_sums_equal_the_cpu_to_the_bit(cuda: Any, batch: Case) -> None:
+    weight = batch.floats(batch.num_rows, batch.columns)
+    grad, scale = batch.floats(batch.bags, batch.columns), torch.rand(batch.bags, generator=batch.generator)
+    bag_of_lookup = ops.bag_ids(batch.offsets)
+    options: dict[str, Any] = {"alpha": -0.25, "per_lookup_weights": batch.per_lookup_weights, "bound": 0.7}
+    expected = weight.clone()
+    groups = ops.group_rows(batch.indices, num_rows=batch.num_rows)
+    ops.scatter_add_(expected, groups, bag_of_lookup, grad, scale, **options)
+    groups = cuda.group_rows(batch.indices, num_rows=batch.num_rows)
+    cuda.scatter_add_(weight, groups, bag_of_lookup, grad, scale, **options)
+    assert torch.equal(weight, expected)
 
 
 @pytest.mark.parametrize("multiplicity", [31, 32, 33, 63, 64, 65, 200])

@@ -217,7 +217,7 @@ void test_bags(uint32_t seed) {
     for (int64_t c = 0; c < columns; ++c) expected_sums[bag[i] * columns + c] += weights[i] * table[indices[i] * columns + c];
   EXPECT(sums == expected_sums);
 
-  std::vector<float> norms(examples);
+  std::vector<double> norms(examples);
   const BagSquaredNorms of_examples{indices.data(), offsets.data(), weights.data(), grad.data(), features, examples, columns};
   bag_squared_norms({&of_examples, 1}, examples, norms.data(), threads(3));
   for (int64_t e = 0; e < examples; ++e) {
@@ -227,7 +227,7 @@ void test_bags(uint32_t seed) {
         sent[indices[i] * columns + c] += static_cast<double>(weights[i]) * static_cast<double>(grad[bag[i] * columns + c]);
     double norm = 0.0;
     for (const double x : sent) norm += x * x;
-    EXPECT(norms[e] == static_cast<float>(norm));
+    EXPECT(norms[e] >= norm && norms[e] <= std::max(norm * (1 + 1e-12), 1e-4));  // a part of the largest term where all cancel
   }
 
   const std::vector<float> scale(bags, 2.0f);
@@ -236,9 +236,15 @@ void test_bags(uint32_t seed) {
     for (int64_t c = 0; c < columns; ++c) expected[indices[i] * columns + c] -= weights[i] * 2.0f * grad[bag[i] * columns + c];
   const ScatterAdd to_add{table.data(),   {rows.data(), order.data(), starts.data(), bag.data(), groups},
                           weights.data(), grad.data(),
-                          scale.data(),   -1.0f,
-                          columns};
+                          scale.data(),   -1.0,
+                          0.0,            columns};
   scatter_add({&to_add, 1}, threads(4));
+  EXPECT(table == expected);
+  for (int64_t i = 0; i < count; ++i)
+    for (int64_t c = 0; c < columns; ++c) expected[indices[i] * columns + c] -= weights[i] * 2.0f * grad[bag[i] * columns + c];
+  ScatterAdd exact = to_add;
+  exact.grid = 0.5;
+  scatter_add({&exact, 1}, threads(4));
   EXPECT(table == expected);
 }
 
@@ -295,7 +301,7 @@ struct Table {
             Distribution::kGaussian};
   }
   BagSquaredNorms to_norm() const { return {indices.data(), offsets.data(), per_lookup.data(), grad.data(), 1, bags, columns}; }
-  ScatterAdd to_add() { return {weight.data(), grouping(), per_lookup.data(), grad.data(), scale.data(), -0.5f, columns}; }
+  ScatterAdd to_add() { return {weight.data(), grouping(), per_lookup.data(), grad.data(), scale.data(), -0.5, 0.25, columns}; }
 };
 
 // Tables of unlike sizes, one long enough for several chunks and one that nobody reads.
@@ -312,7 +318,7 @@ std::vector<Table> tables_of(int64_t longest_bag) {
 // Every kernel on several tables as one, on any number of threads, is one table after the other, one operation after the other.
 void test_tables(int64_t longest_bag, bool with_momentum, bool weighted) {
   std::vector<std::vector<Table>> results;
-  std::vector<std::vector<float>> norms;
+  std::vector<std::vector<double>> norms;
   for (const int number : {0, 1, 4}) {  // 0: one after the other
     std::vector<Table> tables = tables_of(longest_bag);
     std::vector<GroupRows> groups;
@@ -331,7 +337,7 @@ void test_tables(int64_t longest_bag, bool with_momentum, bool weighted) {
       to_norm.push_back(tables[j].to_norm());
       to_add.push_back(tables[j].to_add());
     }
-    std::vector<float> norm(1500);
+    std::vector<double> norm(1500);
     if (number > 0) {
       catch_up_bag_sum(catch_ups, threads(number));
       bag_squared_norms(to_norm, 1500, norm.data(), threads(number));

@@ -155,7 +155,7 @@ def test_a_foreign_database(ledger_url: str, tmp_path: Path) -> None:
     garbage = tmp_path / "garbage.db"
     garbage.write_bytes(b"not a database, " * 100)
     for read_only in (True, False):
-        with pytest.raises(FormatError, match="damaged or no SQLite database") as error:
+        with pytest.raises(FormatError, match="damaged or is not a SQLite database") as error:
             Ledger.open(f"sqlite:///{garbage}", read_only=read_only).entries()
         one_line(error)
 

@@ -60,8 +60,8 @@ def test_on_the_gpu_a_step_sends_the_batch_and_waits_for_its_report_alone(
     batch = lookups + packed(*(part for e in step for part in dense_of(e)))
     # Transition and factor, float32 [steps + 1, 1] each, once a step.
     assert simulated_gpu.sent() == batch + 2 * 256
-    # Losses, and with clipping two squared norms and two coefficients of each example.
-    assert simulated_gpu.brought() == size * 5 * 4 * (1 if mode == "sgd" else 5)
+    # Losses, and with clipping two squared norms and two coefficients of each example, in float64.
+    assert simulated_gpu.brought() == size * 5 * (4 if mode == "sgd" else 4 + 4 * 8)
 
 
 @pytest.mark.parametrize("mode", ["lazydp", "dpsgd", "sgd"])
@@ -81,7 +81,7 @@ def test_with_tables_in_host_memory_pooled_rows_go_and_their_gradients_come(
     assert simulated_gpu.sent() == packed(*pooled, *coefficients, *(part for e in step for part in dense_of(e)))
     gradients = sum(rows.numel() * 4 for rows in pooled)
     # Beside the gradients the losses, and with clipping the squared norms of the dense part.
-    assert simulated_gpu.brought() == gradients + size * 5 * 4 * (1 if mode == "sgd" else 2)
+    assert simulated_gpu.brought() == gradients + size * 5 * (4 if mode == "sgd" else 4 + 8)
 
 
 def test_users_on_the_gpu_need_no_wait_either(world: Any, placed_engine: Any, simulated_gpu: Any) -> None:
