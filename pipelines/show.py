@@ -9,6 +9,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
 import pyarrow.parquet as pq
 from rich.console import Console
 from rich.table import Table
@@ -19,6 +20,8 @@ from lazydp.pipelines.local import run_locally
 from lazydp.pipelines.recommender import recommender_pipeline
 
 _RANKING = {"auc": "AUC", "hr_at_10": "HR@10", "ndcg_at_10": "NDCG@10", "recall_at_20": "Recall@20"}
+# A user id that no log has.
+_NOBODY = "(nobody)"
 _HISTORY = 3
 
 
@@ -97,9 +100,15 @@ def _text(value: Any) -> str:
 
 
 def _somebody(input_uri: str, bundle: Path) -> tuple[str, list[str]]:
-    """A user of the data and a short history of items, to ask about."""
+    """A user of the data and a short history of items, to ask about.
+
+    Of a log that is no Parquet no user is read: the answer then rests on the history alone.
+    """
     spec = json.loads((bundle / "manifest.json").read_text())["features"]
     user, item = spec["user"]["column"], spec["item"]["column"]
-    rows = pq.ParquetDataset(split_locations(input_uri)[0]).read(columns=[user, item]).slice(0, 1).to_pylist()
+    try:
+        rows = pq.ParquetDataset(split_locations(input_uri)[0]).read(columns=[user, item]).slice(0, 1).to_pylist()
+    except (pa.ArrowException, OSError):
+        rows = [{user: _NOBODY}]
     titles = pq.read_table(bundle / "items.parquet", columns=["item"]).slice(0, _HISTORY).column(0).to_pylist()
     return str(rows[0][user]), [str(item_id) for item_id in titles]

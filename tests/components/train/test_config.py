@@ -9,7 +9,6 @@ import pytest
 from lazydp.components.shared.errors import InputError
 from lazydp.components.train.config import ScheduleSettings, TrainConfig
 from lazydp.components.train.mechanism.parameters import SMALLEST_NORM, GroupNorms
-from lazydp.components.train.run.costs import RunCost, calibrated_noise_multiplier
 
 MINIMAL: dict[str, Any] = {
     "model": {"kind": "two_tower", "embedding_dim": 8},
@@ -146,57 +145,6 @@ def test_schedules(kind: str) -> None:
     assert all(late <= early for early, late in itertools.pairwise(decay))
 
 
-def test_the_event_is_of_the_unit_asked_for() -> None:
-    example = RunCost(parse(), 7).of_run()
-    assert example == RunCost(parse(), 3).of_run()
-    user = parse(privacy_unit="user")
-    assert RunCost(user, 7).of_run() != example
-    assert RunCost(user, 7).of_run() != RunCost(user, 3).of_run()
-    assert RunCost(parse(), 7).of_run(steps=10) != example
-
-
-@pytest.mark.parametrize("unit", [{}, {"privacy_unit": "user"}], ids=["example", "user"])
-def test_the_event_of_a_run_with_counts_is_training_and_counts(unit: dict[str, Any]) -> None:
-    from dp_accounting import dp_event
-
-    counting = parse(popularity={"noise_multiplier": 20.0}, **unit)
-    for steps in (0, 10, None):
-        training = RunCost(parse(**unit), 7).of_run(steps=steps)
-        assert RunCost(counting, 7).of_training(steps=steps) == training
-        assert RunCost(counting, 7).of_run(steps=steps) == dp_event.ComposedDpEvent(
-            [training, dp_event.GaussianDpEvent(20.0)]
-        )
-
-
-def test_noise_is_calibrated_for_training_and_counts_together() -> None:
-    from lazydp.components.budget.accounting.epsilon import epsilon
-
-    def calibrated(**changes: Any) -> tuple[TrainConfig, float]:
-        config = parse(noise_multiplier=None, target_epsilon=2.0, **changes)
-        return config, calibrated_noise_multiplier(config, 7)
-
-    for unit in ({}, {"privacy_unit": "user"}):
-        config, sigma = calibrated(popularity={"noise_multiplier": 5.0}, **unit)
-        whole = epsilon(RunCost(config, 7, sigma).of_run(), delta=1e-5)
-        assert 1.96 < whole <= 2.0
-        # The control: the sigma of training alone would overspend.
-        _, alone = calibrated(**unit)
-        assert alone < sigma
-        assert epsilon(RunCost(config, 7, alone).of_run(), delta=1e-5) > 2.0
-    with pytest.raises(InputError, match=r"popularity.noise_multiplier 1 costs epsilon 4.\d+ before any training"):
-        calibrated(popularity={"noise_multiplier": 1.0})
-
-
-def test_the_noise_multiplier_is_calibrated_to_the_target() -> None:
-    from lazydp.components.budget.accounting.epsilon import epsilon
-
-    config = parse(noise_multiplier=None, target_epsilon=2.0)
-    sigma = calibrated_noise_multiplier(config, 1)
-    assert epsilon(RunCost(config, 1, sigma).of_run(), delta=1e-5) == pytest.approx(2.0, rel=0.02)
-    assert epsilon(RunCost(config, 1, sigma).of_run(), delta=1e-5) <= 2.0
-    assert calibrated_noise_multiplier(parse(), 1) == 1.0
-
-
 def test_a_norm_outside_its_bounds_is_refused() -> None:
     """The configuration says so itself, before the mechanism does."""
     for norms, field in ((9e-11, "max_grad_norm"), ({"dense": 1.0, "embeddings": 9e-11}, "max_grad_norm.embeddings")):
@@ -228,6 +176,7 @@ def test_the_mechanism_follows_from_the_settings() -> None:
     assert config.stated_norms() == {"dense": 0.5, "embeddings": 2.0}
     assert config.digest() != parse().digest()
     assert "max_grad_norm.dense: 0.5 != None" in config.differences(parse())
+<<<<<<< HEAD
 
 
 def test_the_event_follows_from_what_is_sampled() -> None:
@@ -276,3 +225,5 @@ def test_without_steps_or_towers_an_older_configuration_keeps_its_digest() -> No
     }  # fmt: skip
     assert not {"start", "popularity"} & set(parse()._deciding())
     assert parse(model={**HISTORY_MODEL, "prior": False}).digest() != parse().digest()
+=======
+>>>>>>> main
