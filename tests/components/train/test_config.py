@@ -176,33 +176,6 @@ def test_the_mechanism_follows_from_the_settings() -> None:
     assert config.stated_norms() == {"dense": 0.5, "embeddings": 2.0}
     assert config.digest() != parse().digest()
     assert "max_grad_norm.dense: 0.5 != None" in config.differences(parse())
-<<<<<<< HEAD
-
-
-def test_the_event_follows_from_what_is_sampled() -> None:
-    of_users = parse(privacy_unit="user", sampling="user", user_gradient="sum", noise_multiplier=2.0)
-    plain = parse(noise_multiplier=2.0)
-    # A sampled user contributes one clipped gradient, whatever k is: the event of one example, per user.
-    assert RunCost(of_users, 20).of_run() == RunCost(of_users, 3).of_run() == RunCost(plain, 20).of_run()
-    bounded = parse(privacy_unit="user", noise_multiplier=2.0)
-    assert (
-        len(
-            {
-                str(event)
-                for event in (
-                    RunCost(of_users, 20).of_run(),
-                    RunCost(bounded, 20).of_run(),
-                    RunCost(bounded, 3).of_run(),
-                )
-            }
-        )
-        == 3
-    )
-    # Norms by group change the noise, not the event.
-    assert (
-        RunCost(parse(noise_multiplier=2.0, max_grad_norm={"dense": 1, "embeddings": 9}), None).of_run()
-        == RunCost(plain, None).of_run()
-    )
 
 
 def test_an_epsilon_alone_is_a_whole_configuration() -> None:
@@ -225,5 +198,3 @@ def test_without_steps_or_towers_an_older_configuration_keeps_its_digest() -> No
     }  # fmt: skip
     assert not {"start", "popularity"} & set(parse()._deciding())
     assert parse(model={**HISTORY_MODEL, "prior": False}).digest() != parse().digest()
-=======
->>>>>>> main
