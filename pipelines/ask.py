@@ -34,7 +34,7 @@ def running_service(bundle: Path, ledger_url: str) -> Iterator[str]:
         port_file = Path(folder) / "port"
         log = Path(folder) / "log"
         command = [sys.executable, "-m", "lazydp.pipelines.cli", "serve", "--bundle", str(bundle)]
-        command += ["--ledger", ledger_url, "--port", "0", "--port-file", str(port_file)]
+        command += [*(["--ledger", ledger_url] if ledger_url else []), "--port", "0", "--port-file", str(port_file)]
         with log.open("wb") as output:
             process = subprocess.Popen(command, stdout=output, stderr=output)  # noqa: S603 - our own command
         try:

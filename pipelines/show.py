@@ -48,7 +48,8 @@ def run_and_show(*, arguments: Mapping[str, Any], out: Path, compare: bool, ask:
     if ask:
         user_id, history = _somebody(arguments["input_uri"], bundle)
         ask_service(bundle, arguments["ledger_url"], user_id=user_id, history=history, console=console)
-    serve = f"lazydp serve --bundle {bundle} --ledger {arguments['ledger_url']}"
+    ledger = f" --ledger {arguments['ledger_url']}" if arguments["ledger_url"] else ""
+    serve = f"lazydp serve --bundle {bundle}{ledger}"
     console.print(f"\nbundle: {bundle}\nserve it: {serve}", soft_wrap=True, highlight=False)
 
 

@@ -17,6 +17,13 @@ if TYPE_CHECKING:
     from support.tiny import Tiny
 
 
+@pytest.fixture(autouse=True)
+def no_ledger_of_the_developer(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is not told where its ledger is keeps it with the test run, not in the developer's home."""
+    monkeypatch.setenv("XDG_DATA_HOME", str(tmp_path_factory.getbasetemp() / "data"))
+    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path_factory.getbasetemp() / "state"))
+
+
 @pytest.fixture(scope="session")
 def tiny_dataset(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """60 users, 40 items, 900 interactions (`support.tiny.write_interactions`), ingested."""

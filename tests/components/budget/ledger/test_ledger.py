@@ -433,3 +433,15 @@ def test_the_first_key_binds_a_reservation_without_one(ledger: Ledger) -> None:
     with pytest.raises(PrivacyError, match="bound to one noise key"):
         reserve(ledger, "one", gaussian(), key=SECOND)
     assert not verify(ledger.entries()).problems
+
+
+def test_a_budget_admits_itself_and_not_a_thousandth_more(ledger: Ledger) -> None:
+    """What is composed is held against the budget itself: a slack of 0.1 %, or of a part of that, is none."""
+    two = epsilon(composed([gaussian(), gaussian()]), delta=1e-5)
+    reserve(ledger, "one", gaussian())
+    for slack in (1e-3, 1e-4, 1e-6):
+        ledger.set_budget("shop", epsilon=two * (1 - slack), delta=1e-5, by="officer", reason="test")
+        with pytest.raises(BudgetExceededError):
+            reserve(ledger, "two", gaussian())
+    ledger.set_budget("shop", epsilon=two, delta=1e-5, by="officer", reason="test")
+    assert reserve(ledger, "two", gaussian()).charged_epsilon == two
