@@ -112,11 +112,11 @@ def test_a_user_in_two_parts_would_be_counted_twice(rows: Rows, monkeypatch: pyt
 
 
 def test_examples_are_counted_where_there_are_no_users(rows: Rows) -> None:
-    nameless: Any = replace(rows, user_index=None)
+    nameless: Any = replace(rows, user_index=None)  # type: ignore[arg-type]
     assert histogram(nameless, "example").tolist() == plainly(rows, "example")
     with pytest.raises(InputError, match="no user column"):
         histogram(nameless, "user")
-    itemless: Any = replace(rows, item=None)
+    itemless: Any = replace(rows, item=None)  # type: ignore[arg-type]
     with pytest.raises(InputError, match="counts items, and this dataset has none"):
         histogram(itemless, "example")
 
