@@ -125,6 +125,7 @@ def test_what_a_sweep_costs() -> None:
         TrainConfig.parse(
             {
                 "model": {"kind": "two_tower"},
+                "privacy_unit": "example",
                 "sampling_prob": 0.01,
                 "expected_batch_size": 10,
                 "steps": 100,

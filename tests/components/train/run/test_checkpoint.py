@@ -18,6 +18,7 @@ from lazydp.kernels.noise_key import NoiseKey
 
 CONFIG: dict[str, Any] = {
     "model": {"kind": "two_tower", "embedding_dim": 8},
+    "privacy_unit": "example",
     "sampling_prob": 0.01,
     "expected_batch_size": 100,
     "steps": 50,
