@@ -125,10 +125,14 @@ def run(
 
 
 def _make_sample(folder: Path) -> tuple[Path, tuple[str, ...]]:
+    import contextlib
+    import io
+
     from lazydp.pipelines.cli import cli
 
     if not (folder / "spec.yaml").exists():
-        cli.main(["sample-data", "--out", str(folder)], standalone_mode=False)
+        with contextlib.redirect_stdout(io.StringIO()):  # it says what to do next, which this very command does
+            cli.main(["sample-data", "--out", str(folder)], standalone_mode=False)
     return folder / "spec.yaml", (str((folder / "interactions.parquet").absolute()),)
 
 

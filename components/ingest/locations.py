@@ -44,7 +44,7 @@ def open_location(location: str | Path) -> tuple[Any, str]:
         except (pa.ArrowException, ValueError, OSError) as error:
             raise InputError(f"{shown(text)} is no location that can be opened: {one_line(error)}") from None
         return filesystem, path
-    import fsspec  # type: ignore[import-untyped]  # noqa: PLC0415 - only for schemes that pyarrow lacks
+    import fsspec  # noqa: PLC0415 - only for schemes that pyarrow lacks
 
     try:
         filesystem, path = fsspec.url_to_fs(text)

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated, Literal, Self
 
-from pydantic import Field, PositiveFloat, PositiveInt
+from pydantic import Field, PositiveFloat, PositiveInt, model_validator
 
 from lazydp.components.shared.frozen_model import FrozenModel
 
@@ -48,6 +48,18 @@ class TwoTowerConfig(_ModelConfig):
     temperature: PositiveFloat = 1.0
     """Divides the dot product: a public constant, not a parameter."""
     loss: Loss = "sampled_softmax"
+    user: Literal["features", "history"] = "features"
+    """What a user is a function of: all example-side features, through towers; or the user's own `history` alone. Then
+    there are no towers and no table of users: the user's vector is the pooled rows of the history, an item's vector is
+    its row of the same table."""
+    prior: bool = False
+    """Whether the logit begins with the logarithm of the item's noised count, which is never trained."""
+
+    @model_validator(mode="after")
+    def _history_has_no_towers(self) -> Self:
+        if self.user == "history" and (self.user_widths or self.item_widths):
+            raise ValueError("user: history has no towers: leave user_widths and item_widths out")
+        return self
 
 
 ModelConfig = Annotated[DlrmConfig | TwoTowerConfig, Field(discriminator="kind")]

@@ -262,7 +262,7 @@ def test_items_of_another_catalogue(bundle: Path, tmp_path: Path) -> None:
 def test_the_writer_refuses_what_is_not_flushed(bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from lazydp.components.bundle import untrained
 
-    whole = untrained.write_bundle
+    whole = untrained.write_bundle  # type: ignore[attr-defined]
     monkeypatch.setattr(untrained, "write_bundle", lambda path, **given: whole(path, **{**given, "step": 1}))
     with pytest.raises(PendingNoiseError, match="flush before writing"):
         write_untrained(tmp_path / "pending")

@@ -95,7 +95,7 @@ class _Store(BaseHTTPRequestHandler):
             self._send(206, part[: len(part) // 2], length=len(part), **headers)
             self.close_connection = True
         else:
-            self._send(206, part, **headers)
+            self._send(206, part, **headers)  # type: ignore[arg-type]
 
 
 @pytest.fixture

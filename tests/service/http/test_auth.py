@@ -139,7 +139,7 @@ def test_no_spelling_of_a_path_goes_around_the_keys(guarded: httpx.Client, path:
 
 def test_keys_are_compared_in_constant_time_and_all_of_them(monkeypatch: pytest.MonkeyPatch) -> None:
     compared = []
-    monkeypatch.setattr(hmac, "compare_digest", lambda a, b: compared.append(a) or a == b)
+    monkeypatch.setattr(hmac, "compare_digest", lambda a, b: compared.append(a) or a == b)  # type: ignore[func-returns-value]
     keys = [ApiKey(name=scope, sha256=digest, scopes=frozenset({"recommend"})) for scope, (_, digest) in KEYS.items()]
     headers = {b"authorization": f"Bearer {KEYS['recommend'][0]}".encode()}
     assert auth.KeyCheck(keys).admit("/v1/models", headers) == "recommend"

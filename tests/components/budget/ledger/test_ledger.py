@@ -174,9 +174,9 @@ def test_void_keeps_what_snapshots_released(ledger: Ledger) -> None:
 def test_a_budget_is_raised_with_a_name_and_a_reason_only(ledger: Ledger) -> None:
     for change in ({"epsilon": 4.0, "delta": 1e-5}, {"epsilon": 3.0, "delta": 1e-4}):
         with pytest.raises(InputError, match="name and a reason"):
-            ledger.set_budget("shop", **change, by="officer")
+            ledger.set_budget("shop", **change, by="officer")  # type: ignore[arg-type]
         with pytest.raises(InputError, match="name and a reason"):
-            ledger.set_budget("shop", **change, reason="need")
+            ledger.set_budget("shop", **change, reason="need")  # type: ignore[arg-type]
     raised = ledger.set_budget("shop", epsilon=4.0, delta=1e-5, by="officer", reason="new season")
     assert (raised.epsilon, raised.set_by, raised.reason) == (4.0, "officer", "new season")
     assert ledger.set_budget("shop", epsilon=2.0, delta=1e-5).epsilon == 2.0
@@ -353,9 +353,9 @@ def write_releases(ledger: Ledger, count: int) -> None:
             for kind, content in (("reserved", claim), ("committed", release)):
                 accounts = {}
                 if number == count - 1 and kind == "committed":
-                    state.apply(chained(last, kind, f"run-{number}", {**content, "accounts": {}}))
+                    state.apply(chained(last, kind, f"run-{number}", {**content, "accounts": {}}))  # type: ignore[arg-type]
                     accounts = {IDENTIFIER: asdict(account_of(state, IDENTIFIER))}
-                last = chained(last, kind, f"run-{number}", {**content, "accounts": accounts})
+                last = chained(last, kind, f"run-{number}", {**content, "accounts": accounts})  # type: ignore[arg-type]
                 if not accounts:
                     state.apply(last)
                 transaction.append(last)
