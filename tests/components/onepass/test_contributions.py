@@ -11,7 +11,6 @@ import numpy.typing as npt
 import pytest
 from scipy import sparse
 
-from lazydp.components.onepass import contributions as module
 from lazydp.components.onepass.contributions import (
     GRID,
     USER_SHARE,
@@ -137,7 +136,7 @@ def test_rows_lie_on_the_grid() -> None:
 
 def test_a_row_that_is_too_long_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     """The check guards against mistakes: rounded up instead of towards zero, rows are too long."""
-    monkeypatch.setattr(module.np, "trunc", np.ceil)  # type: ignore[attr-defined]
+    monkeypatch.setattr(np, "trunc", np.ceil)
     with pytest.raises(PrivacyError, match="squared length"):
         unit_rows(sparse.csr_matrix(np.array([[1.0, 1.0, 1.0]])))
 

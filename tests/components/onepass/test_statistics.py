@@ -35,7 +35,7 @@ def noised(std: float, *, seed: int = 1, table: int = SKETCH_TABLE, rows: int = 
 def looks_like(values: Array, std: float) -> bool:
     """Whether the values could be normal with `std`: chi-squared of their squares, and Kolmogorov of their shape."""
     total = float(np.square(values / std).sum())
-    low, high = stats.chi2.ppf([0.001, 0.999], values.size)  # type: ignore[misc]
+    low, high = (float(stats.chi2.ppf(tail, values.size)) for tail in (0.001, 0.999))
     return bool(low < total < high and stats.kstest(values.ravel() / std, "norm").pvalue > 0.001)
 
 
