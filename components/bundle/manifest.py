@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
@@ -128,7 +129,7 @@ class BundleManifest(FrozenModel):
             ("table", [table.name for table in self.tables]),
             ("table file", [table.file for table in self.tables]),
         ):
-            twice = sorted({name for name in names if names.count(name) > 1}) if len(set(names)) < len(names) else []
+            twice = sorted(name for name, count in Counter(names).items() if count > 1)
             if twice:
                 raise ValueError(f"{what} {twice[0]!r} is listed twice")
         return self

@@ -264,7 +264,7 @@ def stage(
             created=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
         ),
         items=data.item_table,
-        popularity=noised_counts(data, identity.config, flushed.key),
+        popularity=noised_counts(data, identity.config, flushed.key, noise_multiplier=identity.noise_multiplier),
     )
 
 

@@ -12,7 +12,7 @@ import pyarrow.compute as pc
 
 from lazydp.components.features.encode import CodeLists, encode_list, refuse_text, scale_dense
 from lazydp.components.features.spec import ITEM, FeatureSpec, ListFeature
-from lazydp.components.features.values import canonical_text
+from lazydp.components.features.values import MAX_ID, canonical_text
 from lazydp.components.features.vocabulary import Vocabularies
 from lazydp.components.shared.errors import InputError
 
@@ -32,11 +32,14 @@ def catalogue_table(spec: FeatureSpec, vocabularies: Vocabularies, items: pa.Tab
         items: the items table, None where the spec declares none; items that the vocabulary lacks are left out.
 
     Raises:
-        InputError: an item stands there twice, or a column is of the wrong kind.
+        InputError: an id is too long, an item stands there twice, or a column is of the wrong kind.
     """
     assert spec.item is not None
     ids = vocabularies[ITEM].values()
     assert ids is not None
+    longest = pc.max(pc.utf8_length(ids)).as_py() or 0
+    if longest > MAX_ID:
+        raise InputError(f"item vocabulary: an id has {longest} characters; ids may have up to {MAX_ID}")
     columns: dict[str, pa.Array] = {ID_COLUMN: ids, TITLE_COLUMN: pa.nulls(len(ids), pa.string())}
     if items is not None and spec.items is not None:
         rows = _rows_in_code_order(vocabularies, items.column(spec.items.key), size=len(ids))

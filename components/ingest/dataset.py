@@ -204,10 +204,18 @@ class EncodedDataset:
         Raises:
             InputError: the dataset has no user column or no item.
         """
+        values, offsets = self.histories()
+        return Bags(torch.from_numpy(values.astype(np.int64)), torch.from_numpy(offsets.copy()))
+
+    def histories(self) -> tuple[Array, Array]:
+        """What `seen_items` says, as views of the memory-mapped file: int32 [n], and offsets [num_users + 1] in it.
+
+        Raises:
+            InputError: the dataset has no user column or no item.
+        """
         if self._sequences is None:
             raise InputError("this dataset lacks users or items: there is nothing that a user has seen")
-        values, offsets = self._sequences
-        return Bags(torch.from_numpy(values.astype(np.int64)), torch.from_numpy(offsets.copy()))
+        return self._sequences
 
 
 def _check_files(folder: Path, manifest: DatasetManifest, *, verify: bool) -> None:

@@ -7,7 +7,6 @@
 from __future__ import annotations
 
 import contextlib
-import os
 import re
 import sqlite3
 from collections.abc import Callable, Iterator
@@ -17,9 +16,7 @@ from typing import Protocol
 
 from lazydp.components.budget.storage.entries import COLUMNS, Entry
 from lazydp.components.shared.errors import FormatError, InputError, LazyDPError, UnavailableError
-
-DEFAULT_URL = "sqlite:///lazydp-ledger.db"
-URL_VARIABLE = "LAZYDP_LEDGER"
+from lazydp.components.shared.ledger_url import URL_VARIABLE
 
 # Revisions of the schema, oldest first; the last is the one that this code reads and writes.
 SCHEMAS = ("0001", "0002")
@@ -74,11 +71,6 @@ class Storage(Protocol):
 def readable_text(raw: bytes) -> str:
     """A text of SQLite, whatever bytes somebody put there: what is not UTF-8 fails its digest, not the reading."""
     return raw.decode("utf-8", "surrogateescape")
-
-
-def default_url() -> str:
-    """The ledger's URL: LAZYDP_LEDGER, or a file in the working folder."""
-    return os.environ.get(URL_VARIABLE) or DEFAULT_URL
 
 
 def without_password(url: str) -> str:

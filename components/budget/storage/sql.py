@@ -6,10 +6,13 @@ import contextlib
 import fcntl
 import os
 import random
+import socket
+import threading
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 import sqlalchemy as sa
 from sqlalchemy.pool import NullPool
@@ -31,6 +34,10 @@ from lazydp.components.shared.files import PRIVATE_FILE
 _MIGRATIONS = Path(__file__).parent / "migrations"
 # Of LOCK_SECONDS, that one waits in the queue of a SQLite ledger: a crowd of hundreds takes its time.
 _TURNS = 4
+# The longest that a reading of a PostgreSQL ledger may take.
+READ_SECONDS = 30.0
+# The longest that a statement may take on a PostgreSQL server, and that a silent one is waited for.
+_STATEMENT_SECONDS = 60
 _ADVISORY_LOCK = 0x1A27D9  # any number, the same in every process that migrates
 
 _ENTRIES = sa.table("lazydp_entries", sa.column("number", sa.BigInteger), *(sa.column(name) for name in COLUMNS[1:]))
@@ -83,9 +90,31 @@ class SqlStorage:
         return self._engine.dialect.name == "sqlite"
 
     def read(self) -> list[Entry]:
-        """Every entry, in order."""
-        with translated(self.shown), self._engine.connect() as connection:
+        """Every entry, in order.
+
+        Raises:
+            UnavailableError: the database does not answer in time, even where something in between keeps the
+                connection alive.
+        """
+        with translated(self.shown), self._engine.connect() as connection, self._deadline(connection):
             return _read(connection)
+
+    @contextlib.contextmanager
+    def _deadline(self, connection: sa.Connection) -> Iterator[None]:
+        """Shut the connection down where what is done with it does not end: the driver itself waits for ever."""
+        if self._is_sqlite:
+            yield
+            return
+        driver: Any = connection.connection.driver_connection
+        with socket.socket(fileno=os.dup(driver.pgconn.socket)) as line:
+            silent = threading.Timer(READ_SECONDS, _shut_down, [line])
+            silent.daemon = True
+            silent.start()
+            try:
+                yield
+            finally:
+                silent.cancel()
+                silent.join()
 
     @contextlib.contextmanager
     def locked(self) -> Iterator[SqlTransaction]:
@@ -192,6 +221,11 @@ def migrate(url: str) -> None:
     storage.close()
 
 
+def _shut_down(line: socket.socket) -> None:
+    with contextlib.suppress(OSError):
+        line.shutdown(socket.SHUT_RDWR)
+
+
 def _wait_for(descriptor: int, shown: str, *, patience: float) -> None:
     """Take the file's lock, asking again at random moments, so that of those who wait all have the same chance."""
     deadline = time.monotonic() + patience
@@ -222,7 +256,22 @@ def _engine(url: str) -> sa.Engine:
         return engine
     if not url.startswith("postgresql"):
         raise InputError(f"ledger {without_password(url)!r}: expected sqlite:///FILE or postgresql://USER@HOST/NAME")
-    settings = {"connect_timeout": 10, "options": f"-c lock_timeout={LOCK_SECONDS}s -c client_encoding=UTF8"}
+    limits = {
+        "lock_timeout": f"{LOCK_SECONDS}s",
+        "statement_timeout": f"{_STATEMENT_SECONDS}s",
+        "idle_in_transaction_session_timeout": f"{_STATEMENT_SECONDS}s",
+        "client_encoding": "UTF8",
+    }
+    settings = {
+        "connect_timeout": 10,
+        "options": " ".join(f"-c {name}={value}" for name, value in limits.items()),
+        # A server or a network that falls silent is noticed, and not waited for until the process ends.
+        "keepalives": 1,
+        "keepalives_idle": 10,
+        "keepalives_interval": 5,
+        "keepalives_count": 3,
+        "tcp_user_timeout": 1000 * _STATEMENT_SECONDS,
+    }
     _, _, rest = url.partition("://")
     return sa.create_engine(f"postgresql+psycopg://{rest}", poolclass=NullPool, connect_args=settings)
 

@@ -12,7 +12,6 @@ from lazydp.components.budget.storage.base import (
     LOCK_SECONDS,
     READ_ENTRIES,
     READ_VERSION,
-    URL_VARIABLE,
     Transaction,
     check_schema,
     readable_text,
@@ -20,6 +19,7 @@ from lazydp.components.budget.storage.base import (
 )
 from lazydp.components.budget.storage.entries import Entry
 from lazydp.components.shared.errors import UnavailableError
+from lazydp.components.shared.ledger_url import URL_VARIABLE
 
 
 class SqliteReader:

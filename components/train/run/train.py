@@ -30,6 +30,7 @@ from lazydp.components.train.engine.dense import DenseOptimizer
 from lazydp.components.train.engine.step import Engine
 from lazydp.components.train.run.background import BackgroundWriter
 from lazydp.components.train.run.batches import BatchMaker, batch_maker
+from lazydp.components.train.run.beginning import begin_from
 from lazydp.components.train.run.checkpoint import Checkpoint
 from lazydp.components.train.run.costs import RunCost, calibrated_noise_multiplier
 from lazydp.components.train.run.folder import RunFolder
@@ -127,7 +128,9 @@ def train(
             if not identity.ledger:
                 identity = replace(identity, ledger=ledger_of(ledger))
                 folder.begin(identity)
-        engine = build_engine(data.spec, identity, secret, placement)
+        model = build_model(data.spec, identity.config.model)
+        tables = begin_from(model, data, identity, secret) if checkpoint is None else None
+        engine = engine_for(model, identity, secret, tables=tables, placement=placement)
         if checkpoint is None:
             folder.save(_checkpoint(engine, identity, secret, data))
         else:

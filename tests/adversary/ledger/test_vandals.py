@@ -148,7 +148,7 @@ def files(action: Callable[[Path, Path], object]) -> Callable[[Path], None]:
 
 
 def without(*names: str) -> Callable[[Path, Path], None]:
-    return lambda file, _: [file.with_name(name).unlink() for name in names]  # type: ignore[return-value]
+    return lambda file, _: [file.with_name(name).unlink() for name in names]  # type: ignore[func-returns-value, return-value]
 
 
 VANDALS: dict[str, tuple[Callable[[Path], None], str]] = {

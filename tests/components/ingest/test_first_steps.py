@@ -89,7 +89,17 @@ def test_no_value_decides_anything(folder: Path) -> None:
         pq.write_table(pa.table({"user": users, "item": [1, 2], "age": [3, 4]}), folder / "log.parquet")
         out = folder / f"out{number}"
         made = run(
-            init, "--input", "log.parquet", "--item-count", "9", "--users", "9", "--interactions", "99", "--out", out
+            init,
+            "--input",
+            "log.parquet",
+            "--item-count",
+            "9",
+            "--users",
+            "9",
+            "--interactions",
+            "99",
+            "--out",
+            out,  # type: ignore[arg-type]
         )
         assert made.exit_code == 0, made.output
         texts.append((out / "spec.yaml").read_text() + (out / "train.yaml").read_text())

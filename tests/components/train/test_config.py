@@ -12,12 +12,15 @@ from lazydp.components.train.mechanism.parameters import SMALLEST_NORM, GroupNor
 
 MINIMAL: dict[str, Any] = {
     "model": {"kind": "two_tower", "embedding_dim": 8},
+    "privacy_unit": "example",
     "sampling_prob": 0.01,
     "expected_batch_size": 100,
     "steps": 50,
     "noise_multiplier": 1.0,
     "target_delta": 1e-5,
 }
+
+HISTORY_MODEL = {"kind": "two_tower", "embedding_dim": 8, "user": "history", "prior": True}
 
 
 def parse(**changes: Any) -> TrainConfig:
@@ -28,7 +31,18 @@ def parse(**changes: Any) -> TrainConfig:
     ("changes", "message"),
     [
         ({"stepz": 3}, "stepz: there is no such field; did you mean 'steps'?"),
-        ({"steps": 0}, "steps: Input should be greater than 0, found 0"),
+        ({"steps": -1}, "steps: Input should be greater than or equal to 0, found -1"),
+        ({"steps": 0, "start": None}, "steps: 0 trains nothing"),
+        ({"steps": 0}, "start makes item vectors for a model of histories"),
+        ({"start": {"noise_multiplier": 9}}, "start makes item vectors for a model of histories"),
+        ({"start": {}, "model": HISTORY_MODEL}, "start.noise_multiplier is missing"),
+        ({"steps": 0, "start": {"noise_multiplier": 9}, "model": HISTORY_MODEL}, "without steps it is the run's"),
+        (
+            {"start": {"noise_multiplier": 9}, "model": HISTORY_MODEL, "popularity": {"noise_multiplier": 9}},
+            "a start releases counts itself",
+        ),
+        ({"model": {**HISTORY_MODEL, "user": "features"}}, "model.prior needs counts"),
+        ({"model": {**HISTORY_MODEL, "user_widths": [8]}}, "user: history has no towers"),
         ({"sampling_prob": 1.5}, "sampling_prob: Input should be less than or equal to 1, found 1.5"),
         ({"model": {"kind": "transformer"}}, "model"),
         ({"noise_multiplier": None}, "give one of noise_multiplier and target_epsilon"),
@@ -162,3 +176,25 @@ def test_the_mechanism_follows_from_the_settings() -> None:
     assert config.stated_norms() == {"dense": 0.5, "embeddings": 2.0}
     assert config.digest() != parse().digest()
     assert "max_grad_norm.dense: 0.5 != None" in config.differences(parse())
+
+
+def test_an_epsilon_alone_is_a_whole_configuration() -> None:
+    alone = TrainConfig.parse({"target_epsilon": 3}, where="train.yaml")
+    assert (alone.privacy_unit, alone.steps, alone.target_delta) == ("user", 0, 1e-5)
+    assert alone.start is not None
+    assert alone.model.model_dump(exclude_defaults=True) == {"embedding_dim": 48, "user": "history", "prior": True}
+    # Said in full it is the same configuration; and what is said wins over what is filled in.
+    said = alone.model_dump(exclude={"sampling_prob", "expected_batch_size"})
+    assert TrainConfig.parse(said, where="train.yaml").digest() == alone.digest()
+    assert TrainConfig.parse({"target_epsilon": 3, "target_delta": 1e-7}, where="").target_delta == 1e-7
+    # The control: who says something of sampling is asked for the rest.
+    with pytest.raises(InputError, match="steps: the field is missing"):
+        TrainConfig.parse({key: value for key, value in MINIMAL.items() if key != "steps"}, where="train.yaml")
+
+
+def test_without_steps_or_towers_an_older_configuration_keeps_its_digest() -> None:
+    assert set(parse()._deciding()["model"]) == {
+        "kind", "embedding_dim", "embedding_init_std", "seed", "user_widths", "item_widths", "temperature", "loss",
+    }  # fmt: skip
+    assert not {"start", "popularity"} & set(parse()._deciding())
+    assert parse(model={**HISTORY_MODEL, "prior": False}).digest() != parse().digest()

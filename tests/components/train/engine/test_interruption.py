@@ -192,7 +192,7 @@ def test_an_interrupted_look_spoils_no_row() -> None:
         line += 1
         subject = of_module(None)
         before = copy.deepcopy(subject.trainer.state_dict())
-        if not interrupted_at(line, lambda subject=subject: subject.step(FIRST), files):
+        if not interrupted_at(line, lambda subject=subject: subject.step(FIRST), files):  # type: ignore[misc]
             break
         try:
             found = subject.then(OTHER)

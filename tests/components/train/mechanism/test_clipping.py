@@ -351,7 +351,7 @@ def test_a_registered_rule_makes_a_layer_private(monkeypatch: pytest.MonkeyPatch
         trained_layers(model)
 
     class Unnamed(ScaleRule):
-        parameters = ()
+        parameters = ()  # type: ignore[assignment]
 
     with pytest.raises(InputError, match="Unnamed does not state its `parameters`: name those of Scale"):
         register_rule(Scale, Unnamed())
