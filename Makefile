@@ -20,32 +20,40 @@ help: ## This list.
 
 setup: .stamps/installed .stamps/extension ## Virtual environment, dependencies, extension; instant when done.
 
+# Runs a command that nobody reads unless it fails: then all that it printed is shown.
+define quietly
+@mkdir -p .stamps
+@echo "$(1)"
+@{ $(2); } > .stamps/log 2>&1 || { status=$$?; cat .stamps/log; exit $$status; }
+endef
+PIP := $(BIN)/pip install --disable-pip-version-check -c constraints.txt
+
 $(VENV)/pyvenv.cfg:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
 	  { echo "lazydp needs Python 3.11 or newer; found $$($(PYTHON) --version). Set PYTHON=/path/to/python3.11"; exit 1; }
-	$(PYTHON) -m venv $(VENV)
+	@$(PYTHON) -m venv $(VENV)
 
 .stamps/installed: $(VENV)/pyvenv.cfg pyproject.toml constraints.txt
-	@mkdir -p .stamps
-	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt "setuptools>=77" wheel ninja "$(TORCH)"
-	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt --no-build-isolation -e ".[$(EXTRAS)]"
+	$(call quietly,installing the dependencies (some minutes the first time),$(PIP) "setuptools>=77" wheel ninja "$(TORCH)")
+	$(call quietly,installing lazydp,$(PIP) --no-build-isolation -e ".[$(EXTRAS)]")
 	@touch $@
 
 # The extension lies beside its sources (editable install), so a changed source needs no reinstall.
 .stamps/extension: .stamps/installed setup.py $(CSRC)
-	$(BIN)/python setup.py --quiet build_ext --inplace
+	$(call quietly,building the extension,$(BIN)/python setup.py --quiet build_ext --inplace)
 	@touch $@
 
 run: setup ## The whole pipeline on the built-in sample, then ask the service.
-	rm -rf out/sample
-	$(BIN)/lazydp pipeline run --sample --out out/sample --ask
+	@rm -rf out/sample
+	@$(BIN)/lazydp pipeline run --sample --out out/sample --ask
 
 lint: setup ## ruff: rules and formatting.
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 
-typecheck: setup ## mypy, strict.
+typecheck: setup ## mypy, strict: the package and its tests.
 	$(BIN)/mypy -p lazydp
+	$(BIN)/mypy tests
 
 cuda: ## Compile the CUDA sources for sm_80, sm_90 and sm_100 with warnings as errors (no GPU needed).
 	@if [ -n "$(NVCC)" ]; then NVCC="$(NVCC)" kernels/csrc/cuda/compile.sh; \
@@ -56,7 +64,7 @@ system: ## Debian packages that some tests need (browser, PostgreSQL), where the
 	@./.ci/system-packages
 
 test: setup system lint typecheck cuda ## Everything that must hold.
-	$(BIN)/pytest -n 2 --dist loadfile $(PYTEST_ARGS)
+	$(BIN)/pytest -n 2 --dist loadfile --no-loadscope-reorder --durations 20 --durations-min 1 $(PYTEST_ARGS)
 
 test-slow: setup system ## The heavy suite: many kills, many processes, large tables.
 	$(BIN)/pytest -m slow --timeout 3600 $(PYTEST_ARGS)

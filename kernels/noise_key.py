@@ -6,6 +6,8 @@ It lives in memory and in private checkpoints only. Nothing that prints or pickl
 
 from __future__ import annotations
 
+import contextlib
+import ctypes
 import hashlib
 import hmac
 import os
@@ -18,6 +20,13 @@ KEY_BYTES = 32
 _NONCE_BYTES = 16
 _TEST_SALT = b"lazydp test key, not private"
 _DERIVE_SALT = b"lazydp noise key v1"
+
+
+def _keep_in_memory(secret: bytearray) -> None:
+    """Ask that the bytes are never written to swap; a limit on locked memory may forbid it, and that is accepted."""
+    with contextlib.suppress(OSError, AttributeError):
+        address = ctypes.addressof(ctypes.c_char.from_buffer(secret))
+        ctypes.CDLL(None).mlock(ctypes.c_void_p(address), ctypes.c_size_t(len(secret)))
 
 
 class NoiseKey:
@@ -39,6 +48,7 @@ class NoiseKey:
         if not any(secret):
             raise ValueError("a noise key must not be all zero: that is what a destroyed key leaves behind")
         self._bytes: bytearray | None = bytearray(secret)
+        _keep_in_memory(self._bytes)
         self._is_test = is_test
         self._trainers = 0
         self._of_trainers: list[NoiseKey] = []

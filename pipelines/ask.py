@@ -1,4 +1,4 @@
-"""Starts the service on a bundle, asks it what a person would ask, shows the answers, and stops it."""
+"""Starts the service on a bundle, asks it what a person would ask, and stops it."""
 
 from __future__ import annotations
 
@@ -9,18 +9,20 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 import httpx
-from rich.console import Console
-from rich.table import Table
 
 from lazydp.components.shared.errors import UnavailableError
 
 _START_TIMEOUT_S = 60.0
 _STOP_TIMEOUT_S = 15.0
+_K = 5
+_BUDGET = "GET /v1/privacy/budget"
 
 
 @contextlib.contextmanager
@@ -34,7 +36,7 @@ def running_service(bundle: Path, ledger_url: str) -> Iterator[str]:
         port_file = Path(folder) / "port"
         log = Path(folder) / "log"
         command = [sys.executable, "-m", "lazydp.pipelines.cli", "serve", "--bundle", str(bundle)]
-        command += ["--ledger", ledger_url, "--port", "0", "--port-file", str(port_file)]
+        command += [*(["--ledger", ledger_url] if ledger_url else []), "--port", "0", "--port-file", str(port_file)]
         with log.open("wb") as output:
             process = subprocess.Popen(command, stdout=output, stderr=output)  # noqa: S603 - our own command
         try:
@@ -63,36 +65,50 @@ def _wait_until_ready(process: subprocess.Popen[bytes], port_file: Path, log: Pa
     raise UnavailableError(f"the service {state}; its log ends with:\n{tail}")
 
 
-def ask_service(bundle: Path, ledger_url: str, *, user_id: str, history: list[str], console: Console) -> None:
-    """Ask what a user, a history and (where counts were released) an unknown user gets, and for the budget."""
+@dataclass(frozen=True, slots=True)
+class Answers:
+    """What the service said.
+
+    Attributes:
+        user_id: of the user who was asked about.
+        questions: request -> answer, of all that was asked.
+    """
+
+    user_id: str
+    questions: Mapping[str, dict[str, Any]]
+
+    @property
+    def recommendations(self) -> dict[str, Any]:
+        """Those of the user."""
+        return self.questions[_of_user(self.user_id)]
+
+    @property
+    def budget(self) -> dict[str, Any]:
+        """Budget and spending by dataset, and the statement of the served model."""
+        return self.questions[_BUDGET]
+
+    def save(self, path: Path) -> None:
+        """Write all of them as JSON."""
+        path.write_text(json.dumps(self.questions, indent=2, ensure_ascii=False) + "\n")
+
+
+def ask_service(bundle: Path, ledger_url: str, *, user_id: str, history: list[str]) -> Answers:
+    """What a user gets, a history and, where counts were released, an unknown user; and the budget."""
+    bodies: dict[str, dict[str, Any] | None] = {_of_user(user_id): None}
+    queries: list[dict[str, Any]] = [{"history": history, "k": _K, "exclude_seen": True}]
+    if json.loads((bundle / "manifest.json").read_text())["privacy"].get("popularity"):
+        queries.append({"k": _K})
+    bodies |= {f"POST /v1/recommendations {json.dumps(query)}": query for query in queries}
+    bodies[_BUDGET] = None
+    answers = {}
     with running_service(bundle, ledger_url) as url, httpx.Client(base_url=url, timeout=30) as client:
-        console.rule("the service answers")
-        questions: list[tuple[str, str, dict[str, Any] | None]] = [
-            (f"GET /v1/users/{user_id}/recommendations?k=5", f"/v1/users/{user_id}/recommendations?k=5", None),
-            (
-                f"POST /v1/recommendations {json.dumps({'history': history, 'k': 5, 'exclude_seen': True})}",
-                "/v1/recommendations",
-                {"history": history, "k": 5, "exclude_seen": True},
-            ),
-        ]
-        if json.loads((bundle / "manifest.json").read_text())["privacy"].get("popularity"):
-            questions.append(
-                (f"POST /v1/recommendations {json.dumps({'k': 5})} (the most popular)", "/v1/recommendations", {"k": 5})
-            )
-        for title, path, body in questions:
-            answer = client.get(path) if body is None else client.post(path, json=body)
+        for question, body in bodies.items():
+            method, path = question.split(" ")[:2]
+            answer = client.request(method, path, json=body)
             answer.raise_for_status()
-            console.print(_recommendations(title, answer.json()))
-        budget = client.get("/v1/privacy/budget")
-        budget.raise_for_status()
-        console.print("[bold]GET /v1/privacy/budget[/bold]")
-        console.print_json(budget.text)
+            answers[question] = answer.json()
+    return Answers(user_id, answers)
 
 
-def _recommendations(title: str, answer: dict[str, Any]) -> Table:
-    table = Table(title=title, title_justify="left")
-    for column in ("rank", "item", "title", "score"):
-        table.add_column(column, justify="right" if column in {"rank", "score"} else "left")
-    for rank, item in enumerate(answer["items"], start=1):
-        table.add_row(str(rank), str(item["id"]), str(item.get("title") or ""), f"{item['score']:.4f}")
-    return table
+def _of_user(user_id: str) -> str:
+    return f"GET /v1/users/{quote(user_id, safe='')}/recommendations?k={_K}"

@@ -19,8 +19,11 @@ from lazydp.components.shared.huge_pages import prefer_huge_pages
 # name -> (where the click command lives, its line in `lazydp --help`)
 _COMMANDS = {
     "sample-data": ("lazydp.components.sample.cli:command", "Make the built-in sample as Parquet."),
-    "ingest": ("lazydp.components.ingest.cli:command", "Parquet to an encoded dataset."),
+    "init": ("lazydp.components.commands.init_cli:command", "First spec and configuration for a log of your own."),
+    "ingest": ("lazydp.components.ingest.cli:command", "A log to an encoded dataset."),
+    "dataset": ("lazydp.components.commands.dataset_cli:command", "Show what a dataset holds (private)."),
     "train": ("lazydp.components.commands.train_cli:command", "Train a recommender with differential privacy."),
+    "plan": ("lazydp.components.plan.cli:command", "Choose a method and its settings from public numbers."),
     "export": ("lazydp.components.export.cli:command", "Flush, prove it, and release a bundle."),
     "evaluate": ("lazydp.components.evaluate.cli:command", "Measure a bundle beside popularity (private figures)."),
     "audit": ("lazydp.components.audit.cli:command", "Bound epsilon from below by one training run with canaries."),
@@ -34,6 +37,10 @@ _BENCHES = {
     "noise": ("lazydp.components.bench.cli:noise", "Drawing normals, against torch and numpy."),
     "flush": ("lazydp.components.bench.cli:flush", "Flushing a table, against copying and scaling it."),
     "ingest": ("lazydp.components.bench.cli:ingest", "Reading Parquet into a dataset, against plain reading."),
+    "quality": (
+        "lazydp.components.bench.cli:quality",
+        "Ranking held-out items, private and not, against EASE and iALS.",
+    ),
     "serve": ("lazydp.service.bench.cli:command", "Answering requests, against a bare route and a bare product."),
 }
 

@@ -22,10 +22,7 @@ TASKS = (
     "export",
     "evaluate",
     "validate",
-    "register",
-    "deploy",
     "finish",
-    "tune",
 )
 """Names by which `tasks` of cluster.yaml gives one task options of its own."""
 
@@ -175,6 +172,12 @@ class Cluster(_Options):
         description="a run that failed: keep its folder and reservation, so that it can be retried, or destroy the "
         "folder and void the reservation",
     )
+    check_release: bool = Field(
+        default=True, description="start the service on the release and ask it, before anybody else does"
+    )
+    max_latency_ms: float = Field(
+        default=1000.0, gt=0, description="with check_release: 95th percentile of an answer that is tolerated"
+    )
     environment: dict[Variable, str] = Field(default={}, description="variables of every task")
     labels: dict[LabelName, LabelValue] = Field(default={}, description="labels of every pod")
     defaults: TaskOptions = Field(default=TaskOptions(), description="options of every task")
@@ -239,7 +242,6 @@ def _built_in(task: str) -> TaskOptions:
     larger = {
         "ingest": {"cpu": "2", "memory": "4Gi"},
         "train": {"cpu": "4", "memory": "16Gi"},
-        "tune": {"cpu": "4", "memory": "16Gi"},
         "export": {"cpu": "2", "memory": "16Gi"},
         "evaluate": {"cpu": "2", "memory": "8Gi"},
         "validate": {"cpu": "1", "memory": "8Gi"},

@@ -10,10 +10,13 @@ import time
 import warnings
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any, Self, TextIO
 
 from kfp import dsl, local
 from rich.console import Console
+from rich.live import Live
+from rich.spinner import Spinner
+from rich.text import Text
 
 from lazydp.components.shared.errors import LazyDPError
 from lazydp.components.shared.files import require_local
@@ -21,7 +24,9 @@ from lazydp.components.shared.files import require_local
 _STARTED = re.compile(r"Executing task .*'(?P<task>[\w-]+)'")
 _FINISHED = re.compile(r"Task .*'(?P<task>[\w-]+)'.* finished with status \S*?(?P<status>SUCCESS|FAILURE)")
 # What our own code says inside a component: its log lines, and the line in which it refuses something.
-_OURS = re.compile(r"lazydp\.components\.shared\.errors\.\w+Error: (?P<error>.*)|(?P<line>lazydp[\w.]*: .*)")
+_OURS = re.compile(
+    r"lazydp\.components\.shared\.errors\.\w+Error: (?P<error>.*)|(?:(?P<level>[A-Z]+) )?(?P<line>lazydp[\w.]*: .*)"
+)
 
 
 class PipelineFailedError(LazyDPError):
@@ -29,14 +34,30 @@ class PipelineFailedError(LazyDPError):
 
 
 class _Watcher(io.TextIOBase):
-    """Standard output of the runner: everything to a log file, what a person wants to see to the console."""
+    """Standard output of the runner: everything to a log file, and to the console a line for each task.
+
+    On a terminal the task under way is shown with the last line of its log; elsewhere only what is done. Our own
+    warnings are always shown.
+    """
 
     def __init__(self, log: TextIO, console: Console) -> None:
         self._log = log
         self._console = console
         self._line = ""
         self._started: dict[str, float] = {}
+        self._task = ""
+        # Standard output is already taken: `Live` must not take it again.
+        self._live = Live(console=console, transient=True, redirect_stdout=False, redirect_stderr=False)
         self.error: str | None = None
+
+    def __enter__(self) -> Self:
+        if self._console.is_terminal:
+            self._live.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._console.is_terminal:
+            self._live.stop()
 
     def writable(self) -> bool:
         return True
@@ -51,17 +72,24 @@ class _Watcher(io.TextIOBase):
 
     def _see(self, line: str) -> None:
         if found := _STARTED.search(line):
-            self._started[found["task"]] = time.monotonic()
-            self._console.print(f"[bold]▸ {found['task']}[/bold]", highlight=False)
+            self._task = found["task"]
+            self._started[self._task] = time.monotonic()
+            self._show_underway("")
         elif found := _FINISHED.search(line):
             took = time.monotonic() - self._started.get(found["task"], time.monotonic())
             mark = "[green]✓[/green]" if found["status"] == "SUCCESS" else "[red]✗[/red]"
-            self._console.print(f"{mark} {found['task']} [dim]{took:.1f} s[/dim]", highlight=False)
+            self._console.print(f"{mark} {found['task']:26} [dim]{took:6.1f} s[/dim]", highlight=False)
         elif found := _OURS.search(line):
             if found["error"]:
                 self.error = found["error"]
+            elif found["level"] in {"WARNING", "ERROR"}:
+                self._console.print(found["line"], style="yellow", highlight=False, markup=False, soft_wrap=True)
             else:
-                self._console.print(f"  {found['line']}", style="dim", highlight=False, markup=False)
+                self._show_underway(found["line"].partition(": ")[2])
+
+    def _show_underway(self, said: str) -> None:
+        text = Text.assemble(" ", (self._task, "bold"), "  ", (said, "dim"), no_wrap=True, overflow="ellipsis")
+        self._live.update(Spinner("dots", text))
 
 
 def run_locally(
@@ -94,7 +122,7 @@ def run_locally(
         warnings.filterwarnings("ignore", category=UserWarning, message=".*have no effect in the current local runner")
         watcher = _Watcher(log, console)
         try:
-            with contextlib.redirect_stdout(watcher), _quiet_root():
+            with watcher, contextlib.redirect_stdout(watcher), _quiet_root():
                 task = pipeline(**arguments)
         except RuntimeError as error:
             raise PipelineFailedError(f"{watcher.error or error} (full log: {log_path})") from error

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import getpass
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
+
+from lazydp.components.shared.ledger_url import LEDGER, URL_VARIABLE, default_ledger_url, is_on_the_command_line
 
 if TYPE_CHECKING:
     from lazydp.pipelines.cluster import Cluster
@@ -36,6 +39,20 @@ def _parameter(path: Path, what: str) -> str:
     return on_one_line(_read(path, what), what=what, where=path)
 
 
+def _ledger(ledger: str | None, *, made_up: bool, out: Path) -> str:
+    """The ledger as a parameter: empty where the tasks find it in the environment, for parameters are logged."""
+    if ledger is not None:
+        return ledger if is_on_the_command_line(click.get_current_context()) else ""
+    # The people of the built-in sample are made up: it need not draw on anybody's budget.
+    if made_up:
+        return f"sqlite:///{(out / 'ledger.db').absolute()}"
+    url = default_ledger_url()
+    if "@" not in url:
+        return url
+    os.environ[URL_VARIABLE] = url
+    return ""
+
+
 @command.command(
     name="run",
     epilog="Example: lazydp pipeline run --input interactions.parquet --spec spec.yaml --config train.yaml --out run",
@@ -49,7 +66,7 @@ def _parameter(path: Path, what: str) -> str:
 @click.option(
     "--out", type=click.Path(path_type=Path), required=True, help="Folder for everything the run makes; private."
 )
-@click.option("--ledger", envvar="LAZYDP_LEDGER", help="URL of the ledger.  [default: a file in --out]")
+@LEDGER
 @click.option("--budget-epsilon", type=float, default=0.0, help="First budget of a dataset that has none.")
 @click.option("--budget-delta", type=float, default=1e-5, show_default=True, help="Delta of that budget.")
 @click.option("--compare", is_flag=True, help="Also train and measure the same model without privacy.")
@@ -95,7 +112,7 @@ def run(
             "users_uri": users,
             "items_uri": items,
             "runs_folder": str((out / "runs").absolute()),
-            "ledger_url": ledger or f"sqlite:///{(out / 'ledger.db').absolute()}",
+            "ledger_url": _ledger(ledger, made_up=sample, out=out),
             "budget_epsilon": budget_epsilon,
             "budget_delta": budget_delta,
             "operator": getpass.getuser(),
@@ -108,10 +125,14 @@ def run(
 
 
 def _make_sample(folder: Path) -> tuple[Path, tuple[str, ...]]:
+    import contextlib
+    import io
+
     from lazydp.pipelines.cli import cli
 
     if not (folder / "spec.yaml").exists():
-        cli.main(["sample-data", "--out", str(folder)], standalone_mode=False)
+        with contextlib.redirect_stdout(io.StringIO()):  # it says what to do next, which this very command does
+            cli.main(["sample-data", "--out", str(folder)], standalone_mode=False)
     return folder / "spec.yaml", (str((folder / "interactions.parquet").absolute()),)
 
 

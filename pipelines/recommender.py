@@ -19,6 +19,7 @@ from lazydp.components.finish.component import finish
 from lazydp.components.gate.component import budget_gate
 from lazydp.components.ingest.component import ingest
 from lazydp.components.train.component import train
+from lazydp.components.validate.component import validate
 from lazydp.pipelines.cluster import Cluster
 from lazydp.pipelines.placement import place
 
@@ -182,6 +183,9 @@ def _steps(
     place(trained, "train", cluster, needs=("runs", "ledger"))
     released = export(dataset=dataset, run_id=trained.outputs["Output"], name=name, **shared)
     place(released, "export", cluster, needs=("runs", "ledger"))
+    if cluster is not None and cluster.check_release:
+        checked = validate(bundle=released.outputs["bundle"], max_latency_ms=cluster.max_latency_ms)
+        place(checked, "validate", cluster)
     measured = evaluate(bundle=released.outputs["bundle"], dataset=dataset)
     place(measured, "evaluate", cluster)
     report = measured.outputs["report"]

@@ -9,23 +9,28 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
 import pyarrow.parquet as pq
+from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
 
 from lazydp.components.shared.locations import split_locations
-from lazydp.pipelines.ask import ask_service
+from lazydp.pipelines.ask import Answers, ask_service
 from lazydp.pipelines.local import run_locally
 from lazydp.pipelines.recommender import recommender_pipeline
 
 _RANKING = {"auc": "AUC", "hr_at_10": "HR@10", "ndcg_at_10": "NDCG@10", "recall_at_20": "Recall@20"}
+# A user id that no log has.
+_NOBODY = "(nobody)"
 _HISTORY = 3
 
 
 def run_and_show(*, arguments: Mapping[str, Any], out: Path, compare: bool, ask: bool) -> None:
-    """Run the pipeline in `out`, show metrics and privacy statement, and ask the service where wanted.
+    """Run the pipeline in `out`, and show on one screen what came of it.
 
-    `out/bundle` and `out/metrics.json` become links to what the last run made.
+    `out/bundle` and `out/metrics.json` become links to what the last run made; `out/answers.json` holds the service's
+    answers, where it was asked.
 
     Raises:
         PipelineFailedError: a component failed.
@@ -38,15 +43,18 @@ def run_and_show(*, arguments: Mapping[str, Any], out: Path, compare: bool, ask:
     if compare:
         floor = _link(out / "metrics-without-privacy.json", Path(outputs["floor"].path))
         reports["without privacy"] = json.loads(floor.read_text())
-    console.rule("metrics (private: computed from private data, internal use only)")
-    console.print(_metrics(reports))
-    console.rule("privacy statement")
-    console.print(_statement(json.loads((bundle / "manifest.json").read_text())["privacy"]))
+    ledger = arguments["ledger_url"]
+    answers: Answers | None = None
     if ask:
         user_id, history = _somebody(arguments["input_uri"], bundle)
-        ask_service(bundle, arguments["ledger_url"], user_id=user_id, history=history, console=console)
-    serve = f"lazydp serve --bundle {bundle} --ledger {arguments['ledger_url']}"
-    console.print(f"\nbundle: {bundle}\nserve it: {serve}", soft_wrap=True, highlight=False)
+        answers = ask_service(bundle, ledger, user_id=user_id, history=history)
+        answers.save(out / "answers.json")
+    console.print()
+    console.print(_metrics(reports))
+    console.print(_privacy(json.loads((bundle / "manifest.json").read_text())["privacy"], answers))
+    if answers is not None:
+        console.print(_recommendations(answers))
+    console.print(_next(out, bundle, ledger, asked=ask), soft_wrap=True, highlight=False)
 
 
 def _link(link: Path, target: Path) -> Path:
@@ -59,13 +67,13 @@ def _link(link: Path, target: Path) -> Path:
 
 
 def _metrics(reports: Mapping[str, Mapping[str, Any]]) -> Table:
-    table = Table()
+    table = _table("Metrics on held-out examples (private: for internal use only)")
     table.add_column("", no_wrap=True)
     for title in (*_RANKING.values(), "label AUC"):
         table.add_column(title, justify="right", no_wrap=True)
     for name, report in reports.items():
         table.add_row(f"model {name}", *_figures(report["model"]), _figure(report["label_auc"]))
-    table.add_row("popularity", *_figures(next(iter(reports.values()))["popularity"]))
+    table.add_row("popularity", *_figures(next(iter(reports.values()))["popularity"]), "")
     return table
 
 
@@ -77,29 +85,87 @@ def _figure(value: float | None) -> str:
     return "" if value is None else f"{value:.4f}"
 
 
-def _statement(statement: Mapping[str, Any]) -> Table:
-    table = Table(show_header=False)
+def _privacy(statement: Mapping[str, Any], answers: Answers | None) -> Table:
+    """What the release cost: the figure for a person first, since that is what people ask about."""
+    table = _table("Privacy", show_header=False)
     table.add_column("", style="bold", no_wrap=True)
     table.add_column("", overflow="fold")
-    for name, value in statement.items():
-        if name == "epsilon_over_steps" or value is None:
-            continue
-        table.add_row(name.replace("_", " "), _text(value))
+    if not statement["private"]:
+        table.add_row("none", str(statement["why_not_private"]))
+        return table
+    at = f"at delta {statement['delta']:g}"
+    per_unit = f"epsilon {statement['epsilon']:.4g} {at}"
+    if statement["privacy_unit"] == "user":
+        table.add_row("per person", per_unit)
+    else:
+        person = statement["epsilon_user_level"]
+        table.add_row(
+            "per person",
+            "no bound: a user may have any number of examples" if person is None else f"epsilon {person:.4g} {at}",
+        )
+        table.add_row("per example", per_unit)
+    if answers is not None:
+        for dataset in answers.budget["datasets"]:
+            table.add_row("budget", _spent(dataset))
+    table.add_row(
+        "mechanism",
+        f"{statement['steps']} steps, noise multiplier {statement['noise_multiplier']:.4g}, "
+        f"sampling probability {statement['sampling_prob']:g}, accounted by {str(statement['accountant']).upper()}",
+    )
+    uncovered = [str(what).partition(":")[0] for what in statement["not_covered"]]
+    table.add_row("not covered", f"{'; '.join(uncovered[:1])}; and {len(uncovered) - 1} more in the statement")
     return table
 
 
-def _text(value: Any) -> str:
-    if isinstance(value, list):
-        return "\n".join(_text(part) for part in value)
-    if isinstance(value, dict):
-        return ", ".join(f"{key} {_text(part)}" for key, part in value.items())
-    return f"{value:.6g}" if isinstance(value, float) else str(value)
+def _spent(dataset: Mapping[str, Any]) -> str:
+    spent = f"epsilon {dataset['epsilon_spent']:.4g} spent"
+    if dataset["epsilon_budget"] is None:
+        return f"{spent} on {dataset['name']}, which has no budget"
+    left = f"{dataset['epsilon_remaining']:.4g} of {dataset['epsilon_budget']:g} left"
+    return f"{spent} on {dataset['name']}, {left} (per {dataset['privacy_unit']})"
+
+
+def _recommendations(answers: Answers) -> Table:
+    table = _table(f"Recommendations for user {answers.user_id}, from the service")
+    table.add_column("", justify="right")
+    table.add_column("title", overflow="ellipsis", no_wrap=True)
+    table.add_column("item", justify="right")
+    table.add_column("score", justify="right")
+    for rank, item in enumerate(answers.recommendations["items"], start=1):
+        table.add_row(str(rank), str(item.get("title") or ""), str(item["id"]), _figure(item["score"]))
+    return table
+
+
+def _next(out: Path, bundle: Path, ledger: str, *, asked: bool) -> str:
+    """What to do now, and where everything is."""
+    ledger = f" --ledger {ledger}" if ledger else ""
+    made = ["bundle/manifest.json (the whole statement)", "metrics.json", *(["answers.json"] if asked else [])]
+    return "\n".join(
+        [
+            "[bold]Next[/bold]",
+            f"  try the service   lazydp serve --bundle {bundle}{ledger}",
+            "                    then open http://127.0.0.1:8000",
+            f"  see the budget    lazydp budget show{ledger}",
+            "  your own data     README.md, How-to",
+            f"  all of it, as JSON, in {out}: {', '.join(made)}; the log in pipeline.log",
+        ]
+    )
+
+
+def _table(title: str, *, show_header: bool = True) -> Table:
+    return Table(title=title, title_justify="left", title_style="bold", box=SIMPLE_HEAD, show_header=show_header)
 
 
 def _somebody(input_uri: str, bundle: Path) -> tuple[str, list[str]]:
-    """A user of the data and a short history of items, to ask about."""
+    """A user of the data and a short history of items, to ask about.
+
+    Of a log that is no Parquet no user is read: the answer then rests on the history alone.
+    """
     spec = json.loads((bundle / "manifest.json").read_text())["features"]
     user, item = spec["user"]["column"], spec["item"]["column"]
-    rows = pq.ParquetDataset(split_locations(input_uri)[0]).read(columns=[user, item]).slice(0, 1).to_pylist()
+    try:
+        rows = pq.ParquetDataset(split_locations(input_uri)[0]).read(columns=[user, item]).slice(0, 1).to_pylist()
+    except (pa.ArrowException, OSError):
+        rows = [{user: _NOBODY}]
     titles = pq.read_table(bundle / "items.parquet", columns=["item"]).slice(0, _HISTORY).column(0).to_pylist()
     return str(rows[0][user]), [str(item_id) for item_id in titles]

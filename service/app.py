@@ -5,19 +5,22 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import functools
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable, Callable
 from typing import Any
 
 from fastapi import FastAPI
 from fastapi.exceptions import RequestValidationError
 from starlette.exceptions import HTTPException
 
-from lazydp.service.http.auth import Doorkeeper
+from lazydp.service.grpc_server import GrpcServer
+from lazydp.service.http.auth import KeyCheck
+from lazydp.service.http.connections import Connections
 from lazydp.service.http.gateway import Gateway, Receive, Scope, Send
 from lazydp.service.http.metrics import Metrics
 from lazydp.service.http.problems import Problem, on_fault, on_http_exception, on_problem, on_validation_error
 from lazydp.service.http.tracing import Tracing
 from lazydp.service.routes import health, inference_protocol, models, openapi, page, privacy, recommendations
+from lazydp.service.serving.background import Background
 from lazydp.service.serving.budget import BudgetSource
 from lazydp.service.serving.context import Context
 from lazydp.service.serving.registry import Registry
@@ -32,6 +35,7 @@ class Service(FastAPI):
     """
 
     gateway: Gateway
+    connections: Connections
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Handle whatever the server brings."""
@@ -48,7 +52,7 @@ class Service(FastAPI):
         return self.openapi_schema
 
 
-def create_app(settings: Settings, *, tracing: Tracing | None = None) -> FastAPI:
+def create_app(settings: Settings, *, tracing: Tracing | None = None) -> Service:
     """The service with `settings`; bundles are brought in when it starts, unless its registry was started before.
 
     `tracing` makes its spans; left out, the settings say whether and where there are any.
@@ -57,20 +61,29 @@ def create_app(settings: Settings, *, tracing: Tracing | None = None) -> FastAPI
         tracing = Tracing()
     metrics = Metrics()
     registry = Registry(settings, metrics)
-    context = Context(settings=settings, registry=registry, budget=BudgetSource(settings.ledger), metrics=metrics)
+    context = Context(
+        settings=settings,
+        registry=registry,
+        budget=BudgetSource(settings.ledger),
+        metrics=metrics,
+        background=Background(metrics),
+    )
+
+    key_check = KeyCheck(settings.api_keys)
 
     @contextlib.asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
         if not registry.ready:
             await asyncio.to_thread(registry.start)
-        watching = asyncio.create_task(registry.watch())
+        context.background.keep("watch for versions", registry.watch)
+        if settings.grpc_port is not None:
+            context.background.keep("gRPC", _grpc_runs(context, key_check, settings.grpc_port))
         try:
             yield
         finally:
-            watching.cancel()
-            with contextlib.suppress(asyncio.CancelledError):
-                await watching
+            await context.background.close()
             registry.close()
+            context.budget.close()
             if tracing is not None:
                 await asyncio.to_thread(tracing.close)
 
@@ -99,15 +112,38 @@ def create_app(settings: Settings, *, tracing: Tracing | None = None) -> FastAPI
     app.add_exception_handler(Exception, on_fault)
     app.add_exception_handler(HTTPException, on_http_exception)
     app.add_exception_handler(RequestValidationError, on_validation_error)
+    app.connections = Connections(settings, metrics)
     app.gateway = Gateway(
         app.framework,
         settings=settings,
         metrics=metrics,
-        doorkeeper=Doorkeeper(settings.api_keys),
+        key_check=key_check,
         tracing=tracing,
+        connections=app.connections,
         direct={("POST", "/v1/recommendations"): functools.partial(recommendations.recommended, context)},
     )
     return app
+
+
+def _grpc_runs(context: Context, key_check: KeyCheck, port: int) -> Callable[[], Awaitable[None]]:
+    """What answers gRPC until it is cancelled. The first server is bound here, so that a taken port ends the start.
+
+    Raises:
+        UnavailableError: grpcio is not installed, or the address cannot be bound.
+    """
+
+    def bound() -> GrpcServer:
+        server = GrpcServer(context, key_check)
+        server.bind(context.settings.host, port)
+        return server
+
+    first = [bound()]
+
+    async def run() -> None:
+        server = first.pop() if first else bound()
+        await server.run()
+
+    return run
 
 
 def document() -> dict[str, Any]:

@@ -7,6 +7,8 @@ from typing import Any
 
 import click
 
+from lazydp.components.shared.ledger_url import ledger_option
+
 
 class _ServeCommand(click.Command):
     """Lists every setting below the options."""
@@ -33,7 +35,7 @@ def _default(value: object) -> str:
 @click.command(
     "serve",
     cls=_ServeCommand,
-    epilog="Example: lazydp serve --bundle out/bundle --ledger sqlite:///lazydp-ledger.db --port 8000",
+    epilog="Example: lazydp serve --bundle out/bundle --ledger sqlite:///ledger.db --port 8000",
 )
 @click.option(
     "--bundle",
@@ -44,7 +46,7 @@ def _default(value: object) -> str:
 )
 @click.option("--name", help="Further name of the default model, such as that of a KServe InferenceService.")
 @click.option("--repository", type=click.Path(path_type=Path), help="Folder of bundles that may be loaded by name.")
-@click.option("--ledger", envvar="LAZYDP_LEDGER", help="URL of the ledger, for the budget; else the statement alone.")
+@ledger_option("URL of the ledger, for the budget; else the statement alone.")
 @click.option("--host", help="Address to bind; 127.0.0.1 if left out.")
 @click.option("--port", type=click.IntRange(0, 65535), help="Port to bind; 8000 if left out, 0 for a free one.")
 @click.option("--port-file", type=click.Path(path_type=Path), help="File to write the port to once ready.")

@@ -9,6 +9,7 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 
 from lazydp.components.budget.statement import PrivacyStatement
 from lazydp.components.bundle.query import CategoryCap, Query
+from lazydp.components.features import values
 
 MAX_K = 1000
 MAX_OFFSET = 100_000
@@ -19,8 +20,8 @@ DEFAULT_K = 10
 
 # Items of all answers to one request together: what a slow reader may make the service hold.
 MAX_BATCH_ITEMS = 50_000
-# Characters of an id, and of a feature's value.
-MAX_ID = 256
+# Characters of an id, as the data may have it, and of a feature's value.
+MAX_ID = values.MAX_ID
 MAX_TEXT = 1024
 
 Text = Annotated[str, Field(min_length=1, max_length=MAX_ID)]
@@ -291,3 +292,6 @@ class Health(_Response):
 
     status: Literal["ok", "not ready", "draining"]
     models: list[ModelVersion] = []
+    background: dict[str, Literal["running", "restarting"]] = Field(
+        default={}, description="work beside the requests: what ended is `restarting` until it runs again"
+    )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import functools
 import signal
 import socket
 import ssl
@@ -12,12 +13,12 @@ from typing import Any
 
 import structlog
 import uvicorn
-from fastapi import FastAPI
 
 from lazydp.components.shared.errors import InputError, UnavailableError
 from lazydp.components.shared.files import write_bytes
-from lazydp.service.app import create_app
-from lazydp.service.http.connection import connections
+from lazydp.service.app import Service, create_app
+from lazydp.service.http.connection import Connection
+from lazydp.service.http.connections import raise_file_limit
 from lazydp.service.http.logs import configure
 from lazydp.service.serving.context import Context
 from lazydp.service.settings import Settings
@@ -32,9 +33,10 @@ def serve(settings: Settings) -> None:
     Raises:
         LazyDPError: a bundle is refused, the address cannot be bound, or it is open to others without keys.
     """
-    settings.refuse_open_door()
+    settings.refuse_open_address()
     _check_certificate(settings)
     configure(settings.log_level)
+    raise_file_limit(settings.max_connections)
     app = create_app(settings)
     context = app.state.context
     assert isinstance(context, Context)
@@ -79,14 +81,14 @@ def _bind(host: str, port: int) -> socket.socket:
     return listener
 
 
-def protocol(settings: Settings) -> dict[str, Any]:
-    """How uvicorn speaks HTTP for the service.
+def protocol(app: Service) -> dict[str, Any]:
+    """How uvicorn speaks HTTP for `app`.
 
     Nothing but HTTP, since the gateway guards nothing else; logs are ours; whom a proxy speaks for is nobody's
     business, as addresses are not read.
     """
     return {
-        "http": connections(settings),
+        "http": functools.partial(Connection, shared=app.connections),
         "ws": "none",
         "log_config": None,
         "access_log": False,
@@ -98,11 +100,11 @@ def protocol(settings: Settings) -> dict[str, Any]:
 class _Server(uvicorn.Server):
     """uvicorn that says where it listens, and that stops being ready before it stops."""
 
-    def __init__(self, app: FastAPI, settings: Settings, context: Context) -> None:
+    def __init__(self, app: Service, settings: Settings, context: Context) -> None:
         super().__init__(
             uvicorn.Config(
                 app,
-                **protocol(settings),
+                **protocol(app),
                 timeout_graceful_shutdown=settings.drain_s,
                 ssl_certfile=None if settings.tls_certificate is None else str(settings.tls_certificate),
                 ssl_keyfile=None if settings.tls_key is None else str(settings.tls_key),

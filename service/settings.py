@@ -60,6 +60,10 @@ class Settings(BaseSettings):
     ledger: Annotated[str | None, Field(description="ledger URL, read only; without it the statement alone")] = None
     host: Annotated[str, Field(description="address to bind")] = "127.0.0.1"
     port: Annotated[int, Field(ge=0, le=65535, description="port to bind; 0 takes a free one and prints it")] = 8000
+    grpc_port: Annotated[
+        int | None,
+        Field(ge=1, le=65535, description="port of the Open Inference Protocol over gRPC (extra: grpc); null for none"),
+    ] = None
     root_path: Annotated[
         str,
         Field(description="prefix that a proxy adds, such as /recs", pattern=r"^(/[\w.~-]+)*$"),
@@ -68,6 +72,12 @@ class Settings(BaseSettings):
     allow_test_key: Annotated[bool, Field(description="serve bundles made under a noise key for tests")] = False
     allow_non_private: Annotated[bool, Field(description="serve bundles trained without privacy")] = False
     verify: Annotated[bool, Field(description="read every byte of a bundle and compare digests")] = True
+    copy_bundles: Annotated[
+        bool, Field(description="serve a private copy of each bundle, which nobody can change in place")
+    ] = True
+    copy_folder: Annotated[
+        Path | None, Field(description="where these copies lie; null for the system's folder of temporary files")
+    ] = None
     api_keys: Annotated[
         tuple[ApiKey, ...],
         Field(description="accepted keys: name, sha256, scopes (recommend, budget, metrics, admin)"),
@@ -95,6 +105,24 @@ class Settings(BaseSettings):
     max_body_bytes: Annotated[PositiveInt, Field(description="largest request body")] = 2**20
     max_head_bytes: Annotated[PositiveInt, Field(description="largest head of a request: its path and headers")] = 2**16
     max_concurrent: Annotated[PositiveInt, Field(description="requests at once; more are told 429, Retry-After")] = 512
+    max_concurrent_per_client: Annotated[
+        PositiveInt, Field(description="as many of one key, or of one address where there are no keys")
+    ] = 256
+    max_connections: Annotated[
+        PositiveInt,
+        Field(description="connections at once, as open files allow; more may ask for health only"),
+    ] = 1024
+    max_connections_per_address: Annotated[
+        PositiveInt | None, Field(description="as many of one address; null for half of max_connections")
+    ] = None
+    max_unsent_bytes: Annotated[
+        PositiveInt, Field(description="bytes of answers waiting for slow readers, from which on more are told 429")
+    ] = 2**26
+    write_timeout_s: Annotated[PositiveFloat, Field(description="seconds that an answer may stay unread")] = 20
+    allowed_hosts: Annotated[
+        tuple[str, ...],
+        Field(description="names beside the loopback's that browsers may reach a keyless loopback service by"),
+    ] = ()
     request_timeout_s: Annotated[
         PositiveFloat,
         Field(description="seconds a request may take, its body included, once its head came, which may take as long"),
@@ -138,7 +166,12 @@ class Settings(BaseSettings):
         """Options, environment, file."""
         return init_settings, env_settings, YamlConfigSettingsSource(settings_cls)
 
-    def refuse_open_door(self) -> None:
+    @property
+    def is_keyless_loopback(self) -> bool:
+        """Whether nothing but being on this machine opens the service."""
+        return not self.api_keys and _is_loopback(self.host)
+
+    def refuse_open_address(self) -> None:
         """Raise where the address can be reached from elsewhere and no key guards it.
 
         Raises:

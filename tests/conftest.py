@@ -17,6 +17,32 @@ if TYPE_CHECKING:
     from support.tiny import Tiny
 
 
+# Begun first, so that no process is left alone with one of them at the end (`make test` keeps files whole).
+LONGEST = (
+    "pipelines/test_recommender.py",
+    "pipelines/test_on_the_backend.py",
+    "components/export/test_killed_commands.py",
+    "components/train/run/test_resume_kills.py",
+    "components/audit/test_audit.py",
+    "test_programs.py",
+    "test_compatibility.py",
+)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Order the files of tests by how long they take, as far as that matters."""
+    order = {name: place for place, name in enumerate(LONGEST)}
+    root = Path(__file__).parent
+    items.sort(key=lambda item: order.get(item.path.relative_to(root).as_posix(), len(order)))
+
+
+@pytest.fixture(autouse=True)
+def no_ledger_of_the_developer(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is not told where its ledger is keeps it with the test run, not in the developer's home."""
+    monkeypatch.setenv("XDG_DATA_HOME", str(tmp_path_factory.getbasetemp() / "data"))
+    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path_factory.getbasetemp() / "state"))
+
+
 @pytest.fixture(scope="session")
 def tiny_dataset(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """60 users, 40 items, 900 interactions (`support.tiny.write_interactions`), ingested."""

@@ -49,7 +49,7 @@ def test_the_dataset_opens_and_trains(v0: Path, capsys: pytest.CaptureFixture[st
     )
     ledger = f"sqlite:///{v0 / 'ledger.db'}"
     common = ["--dataset", v0 / "dataset", "--ledger", ledger]
-    printed = lazydp(capsys, "train", *common, "--config", v0 / "config.yaml", "--out", v0 / "run")
+    printed = lazydp(capsys, "train", *common, "--config", v0 / "config.yaml", "--out", v0 / "run")  # type: ignore[arg-type]
     assert "3 steps done" in printed
     # Charged to the budget that the dataset had before: it is the same dataset in the same ledger.
     assert list(spent(capsys, v0 / "ledger.db")) == ["shop"]

@@ -15,7 +15,7 @@ from lazydp.pipelines.cli import cli
 ROOT = Path(__file__).resolve().parent.parent
 _FUNCTIONS = ast.FunctionDef | ast.AsyncFunctionDef
 PAGES = [ROOT / "README.md", ROOT / "ARCHITECTURE.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
-PAGES += sorted(ROOT.glob("components/*/README.md")) + sorted(ROOT.glob("examples/*/README.md"))
+PAGES += [page for pattern in ("*/README.md", "*/*/README.md") for page in sorted(ROOT.glob(pattern))]
 
 
 def command_lines(text: str) -> Iterator[str]:

@@ -10,7 +10,8 @@ from torch import Tensor
 
 from lazydp.components.bench.workload import FLOAT_BYTES
 from lazydp.components.features.spec import FeatureSpec
-from lazydp.components.ingest.dataset import TRAIN, EncodedDataset
+from lazydp.components.ingest.dataset import EncodedDataset
+from lazydp.components.ingest.manifest import TRAIN
 from lazydp.components.models.build import build_model
 from lazydp.components.models.config import DlrmConfig, TwoTowerConfig
 from lazydp.components.models.recommender import Recommender, initial_tables

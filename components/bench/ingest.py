@@ -1,13 +1,17 @@
 """Contestants of `lazydp bench ingest`: from one Parquet log to memory-mapped columns.
 
+decode          read every column with pyarrow and drop it: the floor
 lazydp          the whole of ingest: encode, bound, hold out, histories, digests, synced to disk
 pyarrow         read, dictionary-encode users and items, write Arrow: what any encoding needs at least
 pyarrow_sorted  the same, sorted by user and time in memory: the order that histories and splits need
 pandas          read, factorize, sort, keep the last k of each user, write Arrow; only where pandas is installed
+polars, duckdb  read, keep the last k of each user in order of user and time, write Arrow; only where installed.
+                Neither codes ids by a keyed hash, holds rows out, makes histories or digests, nor syncs
 """
 
 from __future__ import annotations
 
+import functools
 import importlib.util
 import tempfile
 from collections.abc import Callable, Mapping
@@ -90,6 +94,10 @@ def contestants(log: Path, shape: LogShape, folder: Path) -> Mapping[str, Callab
     def lazydp() -> None:
         ingest([str(log)], spec, folder / "lazydp", IngestOptions(replace=True))
 
+    def decode() -> None:
+        for _ in pq.ParquetFile(log).iter_batches():
+            pass
+
     def pyarrow() -> None:
         _write(_encoded(log), folder / "pyarrow.arrow")
 
@@ -98,9 +106,15 @@ def contestants(log: Path, shape: LogShape, folder: Path) -> Mapping[str, Callab
         keys = table.set_column(0, "user", table.column("user").combine_chunks().indices)
         _write(keys.sort_by([("user", "ascending"), ("at", "ascending")]), folder / "pyarrow_sorted.arrow")
 
-    named: dict[str, Callable[[], None]] = {"lazydp": lazydp, "pyarrow": pyarrow, "pyarrow_sorted": pyarrow_sorted}
-    if importlib.util.find_spec("pandas") is not None:
-        named["pandas"] = lambda: _with_pandas(log, folder / "pandas.arrow")
+    named: dict[str, Callable[[], None]] = {
+        "lazydp": lazydp,
+        "decode": decode,
+        "pyarrow": pyarrow,
+        "pyarrow_sorted": pyarrow_sorted,
+    }
+    for peer, work in (("pandas", _with_pandas), ("polars", _with_polars), ("duckdb", _with_duckdb)):
+        if importlib.util.find_spec(peer) is not None:
+            named[peer] = functools.partial(work, log, folder / f"{peer}.arrow")
     return named
 
 
@@ -114,6 +128,27 @@ def _encoded(log: Path) -> pa.Table:
 def _write(table: pa.Table, path: Path) -> None:
     with pa.OSFile(str(path), "wb") as sink, pa.ipc.new_file(sink, table.schema) as writer:
         writer.write_table(table)
+
+
+def _with_polars(log: Path, path: Path) -> None:
+    import polars as pl  # noqa: PLC0415 - a peer
+
+    rows = pl.scan_parquet(log).sort("user", "at")
+    rows.group_by("user", maintain_order=True).tail(_BOUND).sink_ipc(path)
+
+
+def _with_duckdb(log: Path, path: Path) -> None:
+    import duckdb  # noqa: PLC0415 - a peer
+
+    query = f"""
+        select "user", item, "at" from read_parquet('{log}')
+        qualify row_number() over (partition by "user" order by "at" desc) <= {_BOUND} order by "user", "at"
+    """  # noqa: S608 - a path of our own
+    with duckdb.connect() as connection:
+        reader = connection.sql(query).to_arrow_reader()
+        with pa.OSFile(str(path), "wb") as sink, pa.ipc.new_file(sink, reader.schema) as writer:
+            for batch in reader:
+                writer.write_batch(batch)
 
 
 def _with_pandas(log: Path, path: Path) -> None:

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from lazydp.components.shared.errors import InputError, IntegrityError
+from lazydp.components.shared.ledger_url import LEDGER
 
 if TYPE_CHECKING:
     from lazydp.components.budget.ledger.ledger import Ledger
@@ -19,9 +20,6 @@ if TYPE_CHECKING:
     from lazydp.components.budget.ledger.views import DatasetBudget
     from lazydp.components.budget.storage.entries import Entry
 
-_LEDGER = click.option(
-    "--ledger", envvar="LAZYDP_LEDGER", help="URL of the ledger.  [default: sqlite:///lazydp-ledger.db]"
-)
 _BUDGET_COLUMNS = (
     *("dataset", "family", "identifier", "unit", "delta", "budget"),
     *("committed", "reserved", "remaining", "runs", "releases"),
@@ -37,7 +35,7 @@ def command() -> None:
 
 
 @command.command(epilog="Example: lazydp budget show --json")
-@_LEDGER
+@LEDGER
 @_DATASET
 @_JSON
 def show(ledger: str | None, dataset: str | None, as_json: bool) -> None:
@@ -58,7 +56,7 @@ def show(ledger: str | None, dataset: str | None, as_json: bool) -> None:
 @command.command(
     name="set", epilog="Example: lazydp budget set --dataset out/dataset --epsilon 8 --delta 1e-5 --by 'A. Turing'"
 )
-@_LEDGER
+@LEDGER
 @click.option("--dataset", required=True, help="Folder that `lazydp ingest` wrote, or identifier or name.")
 @click.option("--epsilon", type=float, required=True, help="The budget.")
 @click.option("--delta", type=float, required=True, help="Its delta.")
@@ -112,7 +110,7 @@ def set_(
 
 
 @command.command(epilog="Example: lazydp budget history --dataset ml-100k")
-@_LEDGER
+@LEDGER
 @_DATASET
 @_JSON
 def history(ledger: str | None, dataset: str | None, as_json: bool) -> None:
@@ -136,7 +134,7 @@ def history(ledger: str | None, dataset: str | None, as_json: bool) -> None:
 
 @command.command(epilog="Example: lazydp budget void run-1f2e --by 'A. Turing' --reason 'crashed; checkpoints deleted'")
 @click.argument("run_id")
-@_LEDGER
+@LEDGER
 @_BY
 @click.option("--reason", required=True, help="Why nothing of the run was or will be released.")
 def void(run_id: str, ledger: str | None, by: str | None, reason: str) -> None:
@@ -150,10 +148,11 @@ def void(run_id: str, ledger: str | None, by: str | None, reason: str) -> None:
 
 
 @command.command(name="verify", epilog="Example: lazydp budget verify --expect-head 41:0f3c...")
-@_LEDGER
+@LEDGER
 @click.option("--expect-head", help="NUMBER:DIGEST that an earlier verify printed: it must still be there.")
+@click.option("--remember", is_flag=True, help="Where everything holds: decide from now on from where the ledger ends.")
 @_JSON
-def verify_(ledger: str | None, expect_head: str | None, as_json: bool) -> None:
+def verify_(ledger: str | None, expect_head: str | None, remember: bool, as_json: bool) -> None:
     """Recompute the chain of entries and every epsilon; exit status 1 where anything does not hold."""
     with _open(ledger, read_only=True) as opened:
         entries = opened.entries()
@@ -167,10 +166,14 @@ def verify_(ledger: str | None, expect_head: str | None, as_json: bool) -> None:
     if found.problems:
         more = f" and {len(found.problems) - 1} more" if len(found.problems) > 1 else ""
         raise IntegrityError(f"the ledger does not verify: {found.problems[0].line()}{more}")
+    if remember:
+        with _open(ledger) as opened:
+            head = opened.remember()
+        click.echo(f"decisions go on from head {head}", err=as_json)
 
 
 @command.command(epilog="Example: lazydp budget export --html budget.html")
-@_LEDGER
+@LEDGER
 @click.option(
     "--html", "html_file", type=click.Path(path_type=Path, dir_okay=False), help="A one-page report, with plots."
 )
@@ -200,13 +203,13 @@ def export(ledger: str | None, html_file: Path | None, entries_file: Path | None
 
 
 @command.command(epilog="Example: lazydp budget migrate")
-@_LEDGER
+@LEDGER
 def migrate(ledger: str | None) -> None:
     """Bring an older ledger to the schema of this lazydp (keep a copy first)."""
-    from lazydp.components.budget.storage.base import default_url
     from lazydp.components.budget.storage.sql import migrate as migrated
+    from lazydp.components.shared.ledger_url import default_ledger_url
 
-    migrated(ledger or default_url())
+    migrated(ledger or default_ledger_url())
     click.echo("the ledger has the schema of this lazydp")
 
 
@@ -318,7 +321,7 @@ def _what(kind: str, content: dict[str, Any]) -> str:
     if kind == "reserved":
         return f"{content['purpose']}, epsilon {content['epsilon']:.4g} alone"
     if kind == "bound":
-        return f"to noise key {content['key'][:12]}"
+        return f"to noise key {content['key'][:12] or 'none yet'}"
     if kind == "committed":
         step = "" if content["step"] is None else f" at step {content['step']}"
         return f"{'release' if content['final'] else 'snapshot'}{step}, epsilon {content['epsilon']:.4g} alone"

@@ -18,7 +18,16 @@ FLOATING_POINT = (
 )
 COUNTS_FLOATING_POINT = "noised counts are rounded to whole numbers"
 RANDOM_GENERATOR = "ChaCha20 (RFC 8439 block function), 256-bit key from the operating system, Box-Muller"
+START_FLOATING_POINT = (
+    "contributions to the start are multiples of 2^-14 whose squares are checked to sum to at most 1, their products "
+    "are summed exactly, and noised sums are rounded to a 512th of their noise or coarser"
+)
 ADD_OR_REMOVE = "add or remove one privacy unit"
+MODEL_GUARANTEE = "differential privacy of everything in the bundle"
+JOINT_GUARANTEE = (
+    "differential privacy of everything in the bundle, and so joint differential privacy of its answers: a person's "
+    "own history enters the answers to that person alone, and what all others are told together is covered by epsilon"
+)
 
 
 class SpentElsewhere(FrozenModel):
@@ -56,6 +65,17 @@ class PopularityRelease(FrozenModel):
     epsilon_without: float | None = Field(ge=0, description="the statement's epsilon, had there been no counts")
 
 
+class StartRelease(FrozenModel):
+    """Noised statistics of histories, from which the weights were computed; every epsilon covers them."""
+
+    released: tuple[str, ...]
+    contribution: str = Field(description="what one privacy unit adds to each statistic, of length (L2) at most 1")
+    sensitivity: float = Field(gt=0)
+    noise_multiplier: float = Field(gt=0, description="of all of it, were it one Gaussian mechanism")
+    histogram_noise_multiplier: float = Field(gt=0)
+    statistics_noise_multiplier: float = Field(gt=0)
+
+
 class StepEpsilon(FrozenModel):
     """Epsilon spent after `step` steps."""
 
@@ -90,6 +110,8 @@ class PrivacyStatement(FrozenModel):
     epsilon_user_level: float | None
     epsilon_over_steps: tuple[StepEpsilon, ...] = ()
     popularity: PopularityRelease | None = None
+    start: StartRelease | None = None
+    guarantee: str = MODEL_GUARANTEE
     family: Family | None = Field(
         default=None, description="whose budget the release was charged to; null where the dataset declared no family"
     )

@@ -32,10 +32,14 @@ class QueryEncoder:
         self._spec = bundle.spec
         self._vocabularies = bundle.vocabularies
         self._items = bundle.items
-        self._embedded = bundle.spec.embedded("user", "context")
-        self.features = tuple(feature.name for feature in (*self._embedded, *bundle.spec.dense("user", "context")))
-        self.reads_users = bundle.spec.user is not None and bundle.spec.user.embed
-        self.reads_history = bundle.spec.history is not None
+        # A model need not read all that the spec describes (`user: history` of a two-tower model).
+        layout = bundle.model.layout
+        read = {feature.name for feature in layout.example}
+        self._embedded = [feature for feature in bundle.spec.embedded("user", "context") if feature.name in read]
+        dense = bundle.spec.dense("user", "context") if layout.num_dense else []
+        self.features = tuple(feature.name for feature in (*self._embedded, *dense))
+        self.reads_users = USER in read
+        self.reads_history = HISTORY in read
         self._user_code = _lookup(bundle.spec, bundle.vocabularies[USER], USER) if self.reads_users else None
 
     def user_code(self, user_id: str | None) -> int:

@@ -11,7 +11,6 @@ from typing import Any, TypeAlias
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.parquet as pq
 
 from lazydp.components.features.catalogue import (
     BAG_PREFIX,
@@ -20,13 +19,11 @@ from lazydp.components.features.catalogue import (
     METADATA_PREFIX,
     TITLE_COLUMN,
 )
+from lazydp.components.shared.bounded_parquet import read_bounded
 from lazydp.components.shared.errors import FormatError, InputError
 
 # Metadata that lists several values in one text: genres, tags.
 _SEPARATORS = re.compile(r"\||,\s")
-# What a Parquet file of items may claim to unfold to; a hostile one could claim anything.
-_MAX_UNFOLDED_BYTES = 16 * 2**30
-_MAX_COLUMNS = 256
 # Masks of the values most asked for: some at least, however large the catalogue; one takes a byte an item.
 _MASK_BYTES = 2**26
 _LEAST_MASKS, _MOST_MASKS = 8, 512
@@ -131,17 +128,7 @@ def read(path: Path, *, num_items: int) -> pa.Table:
     Raises:
         FormatError: not Parquet, another number of items than `num_items`, or a size beyond reason.
     """
-    try:
-        with pq.ParquetFile(path, memory_map=True) as file:
-            meta = file.metadata
-            unfolded = sum(meta.row_group(i).total_byte_size for i in range(meta.num_row_groups))
-            if meta.num_rows != num_items:
-                raise FormatError(f"{path} has {meta.num_rows} items, the model has {num_items}")
-            if unfolded > _MAX_UNFOLDED_BYTES or meta.num_columns > _MAX_COLUMNS:
-                raise FormatError(f"{path} unfolds to {unfolded} bytes in {meta.num_columns} columns: beyond reason")
-            table = file.read()
-    except (pa.ArrowException, OSError) as error:
-        raise FormatError(f"{path} cannot be read as Parquet: {' '.join(str(error).split())}") from error
+    table = read_bounded(path, num_rows=num_items)
     _check(path, table)
     return table
 

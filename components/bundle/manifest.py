@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
@@ -73,6 +74,8 @@ class Lineage(FrozenModel):
         config: digest of the training configuration.
         code_version: of lazydp.
         created: time of the export, ISO 8601, UTC.
+        ledger_head: `number:digest` of the ledger's last entry when the bundle was written: a ledger without that entry
+            is older than the bundle, or was rewritten. Empty where the run had no ledger.
     """
 
     run_id: str
@@ -80,6 +83,7 @@ class Lineage(FrozenModel):
     config: str
     code_version: str
     created: str
+    ledger_head: str = ""
 
 
 class BundleManifest(FrozenModel):
@@ -125,7 +129,7 @@ class BundleManifest(FrozenModel):
             ("table", [table.name for table in self.tables]),
             ("table file", [table.file for table in self.tables]),
         ):
-            twice = sorted({name for name in names if names.count(name) > 1}) if len(set(names)) < len(names) else []
+            twice = sorted(name for name, count in Counter(names).items() if count > 1)
             if twice:
                 raise ValueError(f"{what} {twice[0]!r} is listed twice")
         return self

@@ -25,7 +25,7 @@ from lazydp.components.bundle.writer import (
     WEIGHT,
 )
 from lazydp.components.features.batch import ItemCatalogue
-from lazydp.components.features.catalogue import item_catalogue
+from lazydp.components.features.item_tensors import item_catalogue
 from lazydp.components.features.spec import ITEM, FeatureSpec
 from lazydp.components.features.vocabulary import Vocabularies
 from lazydp.components.models.build import build_model
@@ -116,6 +116,7 @@ class Bundle:
         state = tensors.read(
             folder / DENSE_FILE, {name: (value.dtype, tuple(value.shape)) for name, value in shape.state_dict().items()}
         )
+        _refuse_not_finite(folder / DENSE_FILE, state)
         tables = {entry.name: _table(folder, entry, verify=verify) for entry in table_entries}
         model = build_model(spec, config)
         model.load_state_dict(state)
@@ -149,7 +150,15 @@ def _refuse_foreign_rows(folder: Path, spec: FeatureSpec, catalogue: ItemCatalog
 
 
 def _popularity(folder: Path, num_items: int) -> Tensor:
-    return tensors.read(folder / POPULARITY_FILE, {POPULARITY: (torch.float32, (num_items + 1,))})[POPULARITY]
+    found = tensors.read(folder / POPULARITY_FILE, {POPULARITY: (torch.float32, (num_items + 1,))})
+    _refuse_not_finite(folder / POPULARITY_FILE, found)
+    return found[POPULARITY]
+
+
+def _refuse_not_finite(path: Path, found: Mapping[str, Tensor]) -> None:
+    for name, value in found.items():
+        if value.is_floating_point() and not torch.isfinite(value).all():
+            raise NonFiniteError(f"{path}: tensor {name!r} holds values that are not finite; export the run again")
 
 
 def _table(folder: Path, entry: TableEntry, *, verify: bool) -> Tensor:

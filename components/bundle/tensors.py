@@ -10,7 +10,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from lazydp.components.shared.errors import FormatError
+from lazydp.components.shared.errors import FormatError, UnavailableError
 
 _DTYPES = {"F32": torch.float32, "F64": torch.float64, "I64": torch.int64}
 _NAMES = {dtype: name for name, dtype in _DTYPES.items()}
@@ -22,7 +22,10 @@ def write(path: Path, tensors: Mapping[str, Tensor]) -> None:
         if tensor.dtype not in _NAMES:
             raise ValueError(f"tensor {name!r}: a bundle holds {sorted(_DTYPES)}, found {tensor.dtype}")
     path.parent.mkdir(parents=True, exist_ok=True)
-    save_file({name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}, path)
+    try:
+        save_file({name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}, path)
+    except SafetensorError as error:  # what it makes of a full disk
+        raise UnavailableError(f"{path} cannot be written: {' '.join(str(error).split())}") from error
 
 
 def read(path: Path, expected: Mapping[str, tuple[torch.dtype, tuple[int | None, ...]]]) -> dict[str, Tensor]:

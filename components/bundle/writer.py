@@ -15,7 +15,7 @@ from torch import Tensor
 from lazydp.components.budget.statement import PrivacyStatement
 from lazydp.components.bundle import inventory, tensors
 from lazydp.components.bundle.manifest import FILE_NAME, BundleManifest, Lineage, TableEntry, content_version
-from lazydp.components.features.catalogue import item_catalogue
+from lazydp.components.features.item_tensors import item_catalogue
 from lazydp.components.features.spec import FeatureSpec
 from lazydp.components.features.vocabulary import Vocabularies
 from lazydp.components.models.recommender import Recommender

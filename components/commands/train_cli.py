@@ -12,6 +12,8 @@ from typing import TYPE_CHECKING
 
 import click
 
+from lazydp.components.shared.ledger_url import LEDGER
+
 if TYPE_CHECKING:
     from lazydp.components.train.config import TrainConfig
 
@@ -23,7 +25,7 @@ if TYPE_CHECKING:
 @click.option("--dataset", type=click.Path(path_type=Path), required=True, help="What `lazydp ingest` wrote.")
 @click.option("--config", type=click.Path(path_type=Path), required=True, help="Training configuration, YAML.")
 @click.option("--out", type=click.Path(path_type=Path), required=True, help="Folder of the run; private, mode 0700.")
-@click.option("--ledger", envvar="LAZYDP_LEDGER", help="URL of the ledger.  [default: sqlite:///lazydp-ledger.db]")
+@LEDGER
 @click.option(
     "--mode",
     type=click.Choice(["lazydp", "dpsgd", "sgd"]),

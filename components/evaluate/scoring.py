@@ -83,5 +83,8 @@ def observed_scores(
         candidate = {name: vectors.unsqueeze(1) for name, vectors in pool(model.layout.candidate, tables, bags).items()}
     with torch.no_grad():
         example = pool(model.layout.example, tables, batch.bags)
-        logits: Tensor = model(ModelInputs(example=example, candidate=candidate, dense=batch.dense, item_dense=dense))
+        items = None if batch.item is None else batch.item.unsqueeze(1)
+        logits: Tensor = model(
+            ModelInputs(example=example, candidate=candidate, dense=batch.dense, item_dense=dense, items=items)
+        )
     return logits.squeeze(1)

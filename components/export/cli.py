@@ -6,13 +6,15 @@ from pathlib import Path
 
 import click
 
+from lazydp.components.shared.ledger_url import LEDGER
+
 
 @click.command(name="export", epilog="Example: lazydp export --run out/run --dataset out/dataset --out out/bundle")
 @click.option("--run", type=click.Path(path_type=Path), required=True, help="The run's folder, from `lazydp train`.")
 @click.option("--dataset", type=click.Path(path_type=Path), required=True, help="The dataset it was trained on.")
 @click.option("--out", type=click.Path(path_type=Path), required=True, help="Where the bundle goes; must not exist.")
 @click.option("--name", help="Name of the model in the service.  [default: the feature spec's]")
-@click.option("--ledger", envvar="LAZYDP_LEDGER", help="URL of the ledger.  [default: sqlite:///lazydp-ledger.db]")
+@LEDGER
 @click.option("--audit", type=click.Path(path_type=Path), help="Audit of the run's configuration, for its statement.")
 @click.option("--link", type=click.Path(path_type=Path), help="Point this link at it too: what `lazydp serve` watches.")
 @click.option("--allow-non-private", is_flag=True, help="Release a run of mode sgd too, marked as not private.")

@@ -142,7 +142,8 @@ def _identity(folder: RunFolder, *, allow_non_private: bool) -> RunIdentity:
 
 def _dataset(path: Path, identity: RunIdentity) -> EncodedDataset:
     data = EncodedDataset.open(path)
-    if data.manifest.fingerprint != identity.dataset_fingerprint:
+    changed = identity.dataset_files and identity.dataset_files != data.files_digest()
+    if changed or data.manifest.fingerprint != identity.dataset_fingerprint:
         raise InputError(
             f"dataset {path} has other content than the one that run {identity.run_id} was trained on: "
             "give the dataset it was trained on"
@@ -257,12 +258,13 @@ def stage(
         lineage=Lineage(
             run_id=identity.run_id,
             dataset=stands.dataset,
+            ledger_head=stands.head,
             config=identity.config.digest(),
             code_version=identity.code_version,
             created=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
         ),
         items=data.item_table,
-        popularity=noised_counts(data, identity.config, flushed.key),
+        popularity=noised_counts(data, identity.config, flushed.key, noise_multiplier=identity.noise_multiplier),
     )
 
 

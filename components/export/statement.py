@@ -14,14 +14,19 @@ from lazydp.components.budget.statement import (
     DEFAULT_NOT_COVERED,
     DEFAULT_PUBLIC,
     FLOATING_POINT,
+    JOINT_GUARANTEE,
+    MODEL_GUARANTEE,
+    START_FLOATING_POINT,
     AuditResult,
     Family,
     PopularityRelease,
     PrivacyStatement,
     SpentElsewhere,
+    StartRelease,
     StepEpsilon,
 )
-from lazydp.components.features.spec import FeatureSpec
+from lazydp.components.features.spec import FeatureSpec, LeaveLastOut
+from lazydp.components.models.config import TwoTowerConfig
 from lazydp.components.train.config import TrainConfig
 from lazydp.components.train.data.sampler import sampler_name
 from lazydp.components.train.run.costs import RunCost
@@ -31,10 +36,7 @@ from lazydp.components.train.run.popularity import sensitivity
 # Stated by runs without privacy, where no epsilon goes with it.
 _NO_DELTA = 1e-5
 
-_HISTORIES = (
-    "an interaction beyond its own training example: it also stands in the histories of its user's later examples; "
-    "privacy_unit user covers a whole person"
-)
+_NO_SAMPLER = "none: no step was taken"
 _SEEN_ITEMS = "that a user's items are left out of that user's own recommendations"
 
 
@@ -75,11 +77,11 @@ def statement_of(
         cost = RunCost.of(identity, max_examples_per_user)
         event = cost.of_release(steps=steps)
         spent, rdp = figure(epsilon(event, delta=delta)), figure(epsilon(event, delta=delta, accountant="rdp"))
-        if config.popularity is not None:
+        if config.popularity is not None and config.start is None:
             without_counts = figure(epsilon(cost.of_release_without_counts(steps=steps), delta=delta))
         over_steps = (
             ()
-            if identity.tuning is not None
+            if identity.tuning is not None or steps == 0
             else tuple(
                 StepEpsilon(step=step, epsilon=value)
                 for step, value in epsilon_over_steps(lambda step: cost.of_run(steps=step), steps=steps, delta=delta)
@@ -99,24 +101,26 @@ def statement_of(
         epsilon_rdp=rdp,
         privacy_unit=config.privacy_unit,
         max_examples_per_user=max_examples_per_user,
-        sampler=sampler_name(config.sampling),
+        sampler=sampler_name(config.sampling) if steps else _NO_SAMPLER,
         user_gradient=config.user_gradient,
         noise_multiplier=sigma,
-        max_grad_norm=config.stated_norms() if config.private else None,
-        expected_batch_size=config.expected_batch_size,
+        max_grad_norm=config.stated_norms() if config.private and steps else None,
+        expected_batch_size=config.expected_batch_size if steps else None,
         sampling_prob=config.sampling_prob,
         steps=steps,
         epsilon_without_amplification=unamplified,
         epsilon_user_level=user_level,
         epsilon_over_steps=over_steps,
-        popularity=_popularity(config, max_examples_per_user, epsilon_without=without_counts),
+        popularity=_popularity(identity, max_examples_per_user, epsilon_without=without_counts),
+        start=_start(identity),
+        guarantee=JOINT_GUARANTEE if _reads_histories_alone(config) else MODEL_GUARANTEE,
         assumed_public=(*DEFAULT_PUBLIC, *_public(identity)),
-        not_covered=(*DEFAULT_NOT_COVERED, *_not_covered(identity, spec)),
+        not_covered=(*DEFAULT_NOT_COVERED, *_not_covered(identity, spec, max_examples_per_user)),
         family=family,
         spent_elsewhere=spent_elsewhere,
         tuning=identity.tuning,
         test_key=test_key,
-        floating_point=FLOATING_POINT if config.popularity is None else f"{FLOATING_POINT}; {COUNTS_FLOATING_POINT}",
+        floating_point=_floating_point(config, steps=steps),
         code_version=identity.code_version,
         audit=audit,
     )
@@ -129,8 +133,17 @@ def _why_not_private(has_noise: bool, *, test_key: bool) -> str | None:
 
 
 def _popularity(
-    config: TrainConfig, max_examples_per_user: int | None, *, epsilon_without: float | None
+    identity: RunIdentity, max_examples_per_user: int | None, *, epsilon_without: float | None
 ) -> PopularityRelease | None:
+    config = identity.config
+    noise = config.start_noise(identity.noise_multiplier)
+    if noise is not None and config.private:
+        return PopularityRelease(
+            counted=_counted(config),
+            sensitivity=1.0,
+            noise_multiplier=noise.histogram,
+            epsilon_without=epsilon_without,
+        )
     if config.popularity is None:
         return None
     return PopularityRelease(
@@ -141,15 +154,62 @@ def _popularity(
     )
 
 
+def _counted(config: TrainConfig) -> str:
+    if config.privacy_unit == "example":
+        return "positive training examples"
+    return "users, each with one vector of length 1 over the items of the history (the latest weigh most, where known)"
+
+
+def _start(identity: RunIdentity) -> StartRelease | None:
+    config = identity.config
+    noise = config.start_noise(identity.noise_multiplier)
+    if noise is None or not config.private:
+        return None
+    return StartRelease(
+        released=("the counts", "products of histories with directions of public features, or with each other"),
+        contribution="a user's history as one vector" if config.privacy_unit == "user" else "an item and its history",
+        sensitivity=1.0,
+        noise_multiplier=1.0 / noise.mu,
+        histogram_noise_multiplier=noise.histogram,
+        statistics_noise_multiplier=noise.statistics,
+    )
+
+
+def _reads_histories_alone(config: TrainConfig) -> bool:
+    return isinstance(config.model, TwoTowerConfig) and config.model.user == "history"
+
+
+def _floating_point(config: TrainConfig, *, steps: int) -> str:
+    parts = [FLOATING_POINT] if steps or config.start is None else []
+    parts += [COUNTS_FLOATING_POINT] if config.popularity is not None else []
+    parts += [START_FLOATING_POINT] if config.start is not None else []
+    return "; ".join(parts)
+
+
 def _public(identity: RunIdentity) -> list[str]:
     if identity.tuning is None or identity.tuning.public_dataset is None:
         return []
     return [f"dataset {identity.tuning.public_dataset[:12]}, on which the trials of the sweep were scored"]
 
 
-def _not_covered(identity: RunIdentity, spec: FeatureSpec) -> list[str]:
+def _not_covered(identity: RunIdentity, spec: FeatureSpec, max_examples_per_user: int | None) -> list[str]:
     found = [CHOICE_OF_SETTINGS] if identity.tuning is None else []
     found += [_SEEN_ITEMS] if spec.user is not None and spec.item is not None else []
-    if identity.config.privacy_unit == "example" and spec.history is not None:
-        found.append(_HISTORIES)
+    if identity.config.privacy_unit == "example":
+        found += _beyond_the_example(spec, max_examples_per_user)
     return found
+
+
+def _beyond_the_example(spec: FeatureSpec, max_examples_per_user: int | None) -> list[str]:
+    """What else a row of the log decides than its own training example: an example's epsilon does not cover it."""
+    effects = []
+    if spec.history is not None:
+        effects.append("it also stands in the histories of its user's later examples")
+    if isinstance(spec.effective_split, LeaveLastOut):
+        effects.append("it decides which of its user's rows is held out")
+    if max_examples_per_user is not None:
+        effects.append(f"it decides which {max_examples_per_user} of its user's rows are kept")
+    if not effects:
+        return []
+    told = ", and ".join(effects)
+    return [f"an interaction beyond its own training example: {told}; privacy_unit user covers a whole person"]

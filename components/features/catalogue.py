@@ -1,4 +1,4 @@
-"""The catalogue as an Arrow table: what a dataset and a bundle keep of the items, and how it becomes tensors.
+"""The catalogue as an Arrow table: what a dataset and a bundle keep of the items.
 
 Row i describes item code i + 1. Columns: `item` (id, text), `title` (text, null where unknown), `metadata:<column>`
 (text), `dense` (fixed-size list of float32), `bag:<feature>` (list of int32 codes).
@@ -9,14 +9,12 @@ from __future__ import annotations
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-import torch
 
-from lazydp.components.features.batch import Bags, ItemCatalogue
 from lazydp.components.features.encode import CodeLists, encode_list, refuse_text, scale_dense
 from lazydp.components.features.spec import ITEM, FeatureSpec, ListFeature
-from lazydp.components.features.values import canonical_text
+from lazydp.components.features.values import MAX_ID, canonical_text
 from lazydp.components.features.vocabulary import Vocabularies
-from lazydp.components.shared.errors import FormatError, InputError
+from lazydp.components.shared.errors import InputError
 
 ID_COLUMN = "item"
 TITLE_COLUMN = "title"
@@ -34,11 +32,14 @@ def catalogue_table(spec: FeatureSpec, vocabularies: Vocabularies, items: pa.Tab
         items: the items table, None where the spec declares none; items that the vocabulary lacks are left out.
 
     Raises:
-        InputError: an item stands there twice, or a column is of the wrong kind.
+        InputError: an id is too long, an item stands there twice, or a column is of the wrong kind.
     """
     assert spec.item is not None
     ids = vocabularies[ITEM].values()
     assert ids is not None
+    longest = pc.max(pc.utf8_length(ids)).as_py() or 0
+    if longest > MAX_ID:
+        raise InputError(f"item vocabulary: an id has {longest} characters; ids may have up to {MAX_ID}")
     columns: dict[str, pa.Array] = {ID_COLUMN: ids, TITLE_COLUMN: pa.nulls(len(ids), pa.string())}
     if items is not None and spec.items is not None:
         rows = _rows_in_code_order(vocabularies, items.column(spec.items.key), size=len(ids))
@@ -105,36 +106,3 @@ def _feature_columns(spec: FeatureSpec, vocabularies: Vocabularies, described: p
     except ValueError as error:
         raise InputError(f"items table: {error}") from None
     return columns
-
-
-def item_catalogue(spec: FeatureSpec, table: pa.Table) -> ItemCatalogue:
-    """The tensors of a catalogue table; row 0 (the unknown item) has zeros, empty bags, and code 0 as its id.
-
-    Raises:
-        FormatError: the table lacks a feature of the spec, or has another number of items.
-    """
-    if spec.item is None:
-        return ItemCatalogue(num_items=0, dense=torch.zeros(1, 0), bags={})
-    num_items = table.num_rows
-    if num_items + 1 != spec.tables()[ITEM]:
-        raise FormatError(f"the catalogue has {num_items} items, its feature spec {spec.tables()[ITEM] - 1}")
-    wanted = [BAG_PREFIX + feature.name for feature in spec.embedded("item")]
-    wanted += [DENSE_COLUMN] if spec.num_item_dense else []
-    for column in wanted:
-        if column not in table.column_names:
-            raise FormatError(f"the catalogue has no column {column!r}; it has {', '.join(table.column_names)}")
-    bags = {ITEM: Bags.single(torch.arange(num_items + 1))}
-    for feature in spec.embedded("item"):
-        bags[feature.name] = _bags_after_unknown(table.column(BAG_PREFIX + feature.name))
-    dense = torch.zeros(num_items + 1, spec.num_item_dense)
-    if spec.num_item_dense:
-        flat = pc.list_flatten(table.column(DENSE_COLUMN)).to_numpy().reshape(num_items, spec.num_item_dense)
-        dense[1:] = torch.from_numpy(np.array(flat, dtype=np.float32))
-    return ItemCatalogue(num_items=num_items, dense=dense, bags=bags)
-
-
-def _bags_after_unknown(column: pa.ChunkedArray) -> Bags:
-    lengths = pc.list_value_length(column).fill_null(0).to_numpy()
-    offsets = np.concatenate([[0, 0], np.cumsum(lengths)]).astype(np.int64)
-    values = pc.list_flatten(column).to_numpy().astype(np.int64)
-    return Bags(torch.from_numpy(values), torch.from_numpy(offsets))

@@ -40,7 +40,8 @@ _RESERVED = (USER, ITEM, HISTORY)
 # Names become tensor names and file names of a bundle.
 Name = Annotated[str, Field(pattern=r"^[A-Za-z_][A-Za-z0-9_-]{0,63}$")]
 Source = Literal["context", "user", "item"]
-Pooling = Literal["sum", "mean"]
+Pooling = Literal["sum", "mean", "sqrt", "recent"]
+"""How the rows of a bag become one vector; `pooling` says what each means."""
 
 
 class UserSpec(FrozenModel):

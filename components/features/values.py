@@ -28,6 +28,8 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+# Characters of the id of a user or an item: in data, in requests and in the inference protocol alike.
+MAX_ID = 256
 _NUMBER = r"^[+-]?(\d+(\.\d*)?|\.\d+)([eE][+-]?\d+)?$"
 _ZEROS_OF_FRACTION = r"\.?0+$"
 # Integers up to here are exact in float64.

@@ -26,6 +26,7 @@ from lazydp.components.features.vocabulary_spec import (
     IntegerVocabulary,
     num_codes,
 )
+from lazydp.components.shared.bounded_parquet import read_bounded
 from lazydp.components.shared.errors import FormatError, InputError, IntegrityError
 
 _HASH_PERSON = b"lazydp.vocab"
@@ -244,16 +245,21 @@ class Vocabularies(Mapping[str, Vocabulary]):
         lists = {}
         for table, part in spec.vocabularies().items():
             if isinstance(part, DeclaredVocabulary) and part.values is None:
-                lists[table] = _read_list(folder / f"{table}.parquet")
-                if len(lists[table]) != part.size or values_digest(lists[table]) != part.sha256:
+                lists[table] = _read_list(folder / f"{table}.parquet", size=part.size or 0)
+                if values_digest(lists[table]) != part.sha256:
                     raise IntegrityError(
                         f"{folder / table}.parquet differs from the list that the feature spec vouches for"
                     )
         return cls(spec, lists)
 
 
-def _read_list(path: Path) -> pa.Array:
-    try:
-        return pq.read_table(path, columns=[_VALUE]).column(_VALUE).combine_chunks()
-    except (OSError, pa.ArrowException, KeyError) as error:
-        raise FormatError(f"the vocabulary {path} cannot be read: {error}") from None
+def _read_list(path: Path, *, size: int) -> pa.Array:
+    if not path.is_file():
+        raise FormatError(f"the vocabulary {path} cannot be read: there is no such file")
+    table = read_bounded(path, num_rows=size, columns=[_VALUE])
+    if table.column_names != [_VALUE] or table.schema.field(_VALUE).type != pa.string():
+        raise FormatError(f"the vocabulary {path}: expected one column {_VALUE!r} of text")
+    values = table.column(_VALUE).combine_chunks()
+    if values.null_count:
+        raise FormatError(f"the vocabulary {path} has a value that is missing")
+    return values

@@ -7,7 +7,6 @@ from typing import Annotated, Literal, Self
 
 from pydantic import BeforeValidator, Field, model_validator
 
-from lazydp.components.features.values import scalar_text
 from lazydp.components.shared.errors import InputError
 from lazydp.components.shared.frozen_model import FrozenModel
 
@@ -25,6 +24,9 @@ def _value_text(value: object) -> str:
     if isinstance(value, bool) or not isinstance(value, (str, int, float)):
         # ValueError, not TypeError: pydantic turns only the former into a validation error.
         raise ValueError(f"a value must be text or a number, found {value!r}: put it in quotes")  # noqa: TRY004
+    # Imported here: training on a machine without pyarrow (`make gpu`) reads no dataset and declares no values.
+    from lazydp.components.features.values import scalar_text  # noqa: PLC0415
+
     text = scalar_text(value)
     if text is None:
         raise ValueError("an empty value stands for a missing one and cannot be declared")

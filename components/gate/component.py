@@ -44,6 +44,7 @@ def budget_gate(
     from lazydp.components.ingest.dataset import EncodedDataset
     from lazydp.components.shared.errors import InputError
     from lazydp.components.shared.logs import log_to_stdout
+    from lazydp.components.shared.patience import patiently
     from lazydp.components.shared.pipeline_run import act_as, ledger_of, run_name
     from lazydp.components.shared.version import code_version
     from lazydp.components.train.config import TrainConfig
@@ -76,12 +77,15 @@ def budget_gate(
         code_version=code_version(),
         noise_multiplier=calibrated_noise_multiplier(settings, data.manifest.max_examples_per_user),
     )
-    reservation = reserve(
-        ledger_of(ledger_url),
-        identity,
-        data,
-        first_budget=(budget_epsilon, budget_delta) if budget_epsilon else None,
-        other_people=other_people,
+    # Kubeflow never starts the gate again, as a refused budget stays refused; a ledger that is away is asked here.
+    reservation = patiently(
+        lambda: reserve(
+            ledger_of(ledger_url),
+            identity,
+            data,
+            first_budget=(budget_epsilon, budget_delta) if budget_epsilon else None,
+            other_people=other_people,
+        )
     )
     Path(page.path).write_text(page_of(ledger_of(ledger_url), reservation))
     return run_id

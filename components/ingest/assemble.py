@@ -128,7 +128,7 @@ class Assembler:
         elif TEST_COLUMN in rows.column_names:
             # Without time, what is for evaluation comes after what is for training.
             keys.append(rows.column(TEST_COLUMN).to_numpy())
-        order = np.lexsort((*keys, rank))
+        order = _order_of(rank, keys)
         ordered = rows.drop_columns([USER_COLUMN]).take(pa.array(order))
         return names, _Sorted(rows=ordered, user=rank[order], num_users=len(names), hashes=hashes[order])
 
@@ -280,6 +280,23 @@ def _ranked(users: pa.ChunkedArray) -> tuple[pa.Array, Codes]:
     place = np.empty(len(names), dtype=np.int64)
     place[order] = np.arange(len(names))
     return names.take(pa.array(order)), place[encoded.indices.to_numpy(zero_copy_only=False)]
+
+
+def _order_of(rank: Codes, keys: list[Array]) -> Codes:
+    """The order by rank, then by the last of the keys, and so on: `np.lexsort((*keys, rank))`, twice as fast.
+
+    Sorting by one key and then stably by a small rank is quick; the few rows that agree in both are put in order after.
+    """
+    order = np.argsort(keys[-1])
+    order = order[np.argsort(rank[order].astype(np.int32), kind="stable")]
+    key, user = keys[-1][order], rank[order]
+    equal = (key[1:] == key[:-1]) & (user[1:] == user[:-1])
+    if equal.any():
+        tied = np.flatnonzero(np.append(equal, False) | np.append(False, equal))
+        among = order[tied]
+        # Runs of equal rows keep their places, since rank and key come first here, too.
+        order[tied] = among[np.lexsort((*(part[among] for part in keys), rank[among]))]
+    return np.asarray(order)
 
 
 def _stacked(columns: list[Array], size: int, dtype: Any) -> Array:

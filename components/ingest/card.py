@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from lazydp.components.ingest.dataset import DatasetManifest
+from lazydp.components.ingest.manifest import DatasetManifest
 from lazydp.components.shared.page import Facts, page
 
 

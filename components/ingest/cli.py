@@ -37,7 +37,8 @@ class _Bytes(click.ParamType[int]):
     help="File, folder, pattern (days/2024-*/*.parquet) or Delta table, by path or URI. May be given several times.",
 )
 @click.option("--spec", required=True, metavar="FILE", help="The feature spec (YAML), by path or URI.")
-@click.option("--out", required=True, type=click.Path(path_type=Path), help="The dataset folder to make; private.")
+@click.option("--out", type=click.Path(path_type=Path), help="The dataset folder to make; private.")
+@click.option("--check", "dry", is_flag=True, help="Only say what would be read and left out; write nothing.")
 @click.option("--users", metavar="URI", help="The users table, instead of the one that the spec names.")
 @click.option("--items", metavar="URI", help="The items table, instead of the one that the spec names.")
 @click.option(
@@ -62,7 +63,8 @@ class _Bytes(click.ParamType[int]):
 def command(
     inputs: tuple[str, ...],
     spec: str,
-    out: Path,
+    out: Path | None,
+    dry: bool,
     users: str | None,
     items: str | None,
     memory: int,
@@ -80,6 +82,14 @@ def command(
     options = IngestOptions(
         users=users, items=items, memory_bytes=memory, replace=replace, format=kind, max_rejected=max_rejected
     )
+    if dry:
+        from lazydp.components.ingest.check import check
+
+        for line in check(inputs, spec, options):
+            click.echo(line)
+        return
+    if out is None:
+        raise click.UsageError("give --out, or --check")
     manifest = ingest(inputs, spec, out, options)
     counts = manifest.counts
     click.echo(

@@ -13,94 +13,38 @@ end (`users.arrow`, values of `items`): many examples share one sequence, and th
 
 from __future__ import annotations
 
+import hashlib
+import json
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any, TypeAlias
+from typing import Any, TypeAlias
 
 import numpy as np
 import pyarrow as pa
 import torch
-from pydantic import Field
 
 from lazydp.components.features.batch import Bags, Batch, ItemCatalogue
-from lazydp.components.features.catalogue import item_catalogue
 from lazydp.components.features.encode import ranges
+from lazydp.components.features.item_tensors import item_catalogue
 from lazydp.components.features.spec import HISTORY, USER, FeatureSpec, ListFeature
 from lazydp.components.features.vocabulary import Vocabularies
+from lazydp.components.ingest.manifest import (
+    BAG_PREFIX,
+    FORMAT_VERSION,
+    ITEMS_FILE,
+    MANIFEST,
+    TEST,
+    TRAIN,
+    USERS_FILE,
+    VOCABULARY_FOLDER,
+    DatasetManifest,
+)
 from lazydp.components.shared.errors import FormatError, InputError, IntegrityError
 from lazydp.components.shared.files import read_json, sha256_file
-from lazydp.components.shared.frozen_model import FrozenModel
 from lazydp.components.shared.validation import Document
-
-FORMAT_VERSION = 1
-MANIFEST = "dataset.json"
-TRAIN = "train"
-TEST = "test"
-USERS_FILE = "users.arrow"
-ITEMS_FILE = "items.arrow"
-VOCABULARY_FOLDER = "vocab"
-BAG_PREFIX = "bag:"
 
 Array: TypeAlias = np.ndarray[Any, Any]
 Rows: TypeAlias = np.ndarray[tuple[int], np.dtype[np.int64]]
-_Size = Annotated[int, Field(ge=0)]
-
-
-class Counts(FrozenModel):
-    """How much there is; private figures.
-
-    users and items count what the spec and the data name; max_examples_of_a_user is the most that any user contributes
-    to training.
-    """
-
-    train: _Size
-    test: _Size
-    users: _Size
-    items: _Size
-    max_examples_of_a_user: _Size
-
-
-class Origin(FrozenModel):
-    """Where the interactions came from.
-
-    digest: hash of who took what over all `rows` of the input (without users: of the encoded rows), private as the
-    fingerprint is. Two datasets made of one log under different specs, which `fingerprint` tells apart, agree in it.
-    """
-
-    locations: tuple[str, ...]
-    rows: _Size
-    digest: str
-
-
-class FileEntry(FrozenModel):
-    """Size and digest of one file of the dataset."""
-
-    bytes: _Size
-    sha256: str
-
-
-class DatasetManifest(FrozenModel):
-    """What `dataset.json` says; all of it is private but the spec.
-
-    fingerprint: SHA-256 of the encoded content: equal content, whatever the order or the files it came from. Who knows
-        all of the content but one user's can tell by it whether that user is in: it never leaves the private folders.
-        Elsewhere the dataset goes by the identifier that `budget.ledger.identifiers` makes of it.
-    family: the population that the rows are of, as declared: the spec's `family`, or its name; None where an older
-        lazydp wrote the dataset, which is then a family of its own.
-    max_examples_per_user: the contribution bound that holds for training, None where the spec states none.
-    rejected: reason -> rows of the input that became no example.
-    source: where the interactions came from, and what tells one log from another.
-    """
-
-    spec: dict[str, Any]
-    family: str | None = None
-    fingerprint: str
-    max_examples_per_user: int | None
-    counts: Counts
-    rejected: dict[str, _Size]
-    source: Origin
-    lazydp_version: str
-    files: dict[str, FileEntry]
 
 
 class Split:
@@ -235,6 +179,11 @@ class EncodedDataset:
             raise InputError(f"a dataset has the splits train and test, not {name!r}")
         return self._splits[name]
 
+    def files_digest(self) -> str:
+        """A digest over those of all files: private, as the fingerprint is, and taken of what is read, not declared."""
+        listed = sorted((name, entry.sha256) for name, entry in self.manifest.files.items())
+        return hashlib.sha256(json.dumps(listed).encode()).hexdigest()
+
     @property
     def num_users(self) -> int:
         """Users with at least one accepted row; user_index runs 0..num_users - 1."""
@@ -255,10 +204,18 @@ class EncodedDataset:
         Raises:
             InputError: the dataset has no user column or no item.
         """
+        values, offsets = self.histories()
+        return Bags(torch.from_numpy(values.astype(np.int64)), torch.from_numpy(offsets.copy()))
+
+    def histories(self) -> tuple[Array, Array]:
+        """What `seen_items` says, as views of the memory-mapped file: int32 [n], and offsets [num_users + 1] in it.
+
+        Raises:
+            InputError: the dataset has no user column or no item.
+        """
         if self._sequences is None:
             raise InputError("this dataset lacks users or items: there is nothing that a user has seen")
-        values, offsets = self._sequences
-        return Bags(torch.from_numpy(values.astype(np.int64)), torch.from_numpy(offsets.copy()))
+        return self._sequences
 
 
 def _check_files(folder: Path, manifest: DatasetManifest, *, verify: bool) -> None:

@@ -11,7 +11,7 @@ from urllib.parse import unquote
 
 import pyarrow.fs as pafs
 
-from lazydp.components.ingest.locations import open_location, unreadable
+from lazydp.components.ingest.locations import open_location, shown, unreadable
 from lazydp.components.shared.errors import InputError
 
 TableFormat = Literal["Delta", "Iceberg", "Hudi"]
@@ -33,6 +33,7 @@ class Found:
         location: path or URI for messages.
         partitions: values of the columns that its folders name (`day=2024-01-31`), None for a missing value.
         table: the format of a table whose folder this is; None for a file.
+        given: of a table, the location as its library takes it, credentials included.
     """
 
     filesystem: Any
@@ -40,6 +41,7 @@ class Found:
     location: str
     partitions: dict[str, str | None] = field(default_factory=dict)
     table: TableFormat | None = None
+    given: str = ""
 
 
 def find(locations: Sequence[str]) -> list[Found]:
@@ -65,6 +67,7 @@ def find(locations: Sequence[str]) -> list[Found]:
 def _at(location: str) -> list[Found]:
     filesystem, path = open_location(location)
     path = path.rstrip("/") or path
+    given, location = location, shown(location)
     info = filesystem.get_file_info(path)
     if info.type == pafs.FileType.NotFound:
         if not _WILDCARD.search(path):
@@ -73,14 +76,14 @@ def _at(location: str) -> list[Found]:
     _refuse_inside_table(filesystem, path, location)
     if info.type == pafs.FileType.File:
         return [_file(filesystem, path)]
-    return _in_folder(filesystem, path, location)
+    return _in_folder(filesystem, path, location, given)
 
 
-def _in_folder(filesystem: Any, path: str, location: str) -> list[Found]:
+def _in_folder(filesystem: Any, path: str, location: str, given: str = "") -> list[Found]:
     listed = filesystem.get_file_info(pafs.FileSelector(path, recursive=True))
     table = _table_format(path, (info.path for info in listed), location)
     if table is not None:
-        return [Found(filesystem, path, location, table=table)]
+        return [Found(filesystem, path, location, table=table, given=given or location)]
     files = sorted(info.path for info in listed if info.type == pafs.FileType.File and not _hidden(info.path, path))
     if not files:
         raise InputError(f"the folder {location} holds no data file")

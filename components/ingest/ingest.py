@@ -16,9 +16,11 @@ import numpy as np
 import pyarrow as pa
 
 from lazydp.components.features.spec import FeatureSpec
+from lazydp.components.features.values import MAX_ID
 from lazydp.components.ingest.assemble import Assembler
-from lazydp.components.ingest.dataset import MANIFEST, DatasetManifest, Origin
 from lazydp.components.ingest.hashing import Words, hash_texts
+from lazydp.components.ingest.locations import shown
+from lazydp.components.ingest.manifest import MANIFEST, DatasetManifest, Origin
 from lazydp.components.ingest.readers import Format
 from lazydp.components.ingest.resolve import ResolvedSpec, load_spec, resolve
 from lazydp.components.ingest.rows import (
@@ -41,6 +43,7 @@ DEFAULT_MEMORY_BYTES = 1 << 30
 _MUCH = 0.2
 _REMEDIES = {
     "null_user": "does user.column name the right column?",
+    "long_user": f"ids of users have up to {MAX_ID} characters; does user.column name the right column?",
     "null_item": "does item.column name the right column?",
     "unknown_item": "does the item vocabulary cover the catalogue?",
     "bad_timestamp": "does timestamp name the right column?",
@@ -48,7 +51,7 @@ _REMEDIES = {
     "unknown_split": "does split name the values that the column has?",
 }
 # An item that the catalogue lacks may be what the spec asks for; rows without a user or a label never are.
-_NEVER_MOST = {"null_user", "null_item", "bad_timestamp", "bad_label", "unknown_split"}
+_NEVER_MOST = {"null_user", "long_user", "null_item", "bad_timestamp", "bad_label", "unknown_split"}
 # A byte of compressed text is at most about so many of plain text.
 _MOST_COMPRESSED = 8
 _log = logging.getLogger("lazydp.ingest")
@@ -103,7 +106,8 @@ def ingest(inputs: Sequence[str], spec: str, out: Path, options: IngestOptions |
             _assemble(resolved, interactions, users, writer)
             scratch.rmdir()
             rejected = encoder.rejected + Counter({_OVER_BOUND: writer.over_bound})
-            origin = Origin(locations=tuple(inputs), rows=encoder.num_rows, digest=encoder.source_digest.hexdigest())
+            digest = encoder.source_digest.hexdigest()
+            origin = Origin(locations=tuple(map(shown, inputs)), rows=encoder.num_rows, digest=digest)
             return writer.finish(origin=origin, rejected=rejected)
 
 

@@ -25,7 +25,7 @@ class DeltaReader(Reader):
                 f"{self.where} is a Delta table, which needs the package deltalake: pip install 'lazydp[delta]'"
             ) from None
         try:
-            self._dataset = DeltaTable(self.where).to_pyarrow_dataset()
+            self._dataset = DeltaTable(found.given).to_pyarrow_dataset()
         except (DeltaError, OSError, ValueError) as error:
             raise InputError(f"{self.where} is a Delta table that cannot be read: {one_line(error)}") from None
         self.schema = self._dataset.schema

@@ -12,12 +12,18 @@ import pyarrow.fs as pafs
 from lazydp.components.shared.errors import InputError, UnavailableError
 
 _SCHEME = re.compile(r"^[A-Za-z][A-Za-z0-9+.-]+://")
+_CREDENTIALS = re.compile(r"(?<=[A-Za-z0-9+.-])://[^/?#]*@")
 _OF_PYARROW = {"file", "s3", "gs", "gcs", "hdfs", "viewfs", "abfs"}
 
 
 def is_uri(location: str) -> bool:
     """Whether the location names a scheme, such as s3://bucket/folder."""
     return _SCHEME.match(location) is not None
+
+
+def shown(location: str | Path) -> str:
+    """The location as it may be told: a URI without the key and the secret that may stand before its bucket."""
+    return _CREDENTIALS.sub("://", str(location), count=1)
 
 
 def open_location(location: str | Path) -> tuple[Any, str]:
@@ -36,14 +42,14 @@ def open_location(location: str | Path) -> tuple[Any, str]:
         try:
             filesystem, path = pafs.FileSystem.from_uri(_with_escaped_wildcards(text))
         except (pa.ArrowException, ValueError, OSError) as error:
-            raise InputError(f"{text} is no location that can be opened: {one_line(error)}") from None
+            raise InputError(f"{shown(text)} is no location that can be opened: {one_line(error)}") from None
         return filesystem, path
-    import fsspec  # type: ignore[import-untyped]  # noqa: PLC0415 - only for schemes that pyarrow lacks
+    import fsspec  # noqa: PLC0415 - only for schemes that pyarrow lacks
 
     try:
         filesystem, path = fsspec.url_to_fs(text)
     except (ValueError, ImportError) as error:
-        raise InputError(f"{text}: the scheme {scheme}:// cannot be opened: {one_line(error)}") from None
+        raise InputError(f"{shown(text)}: the scheme {scheme}:// cannot be opened: {one_line(error)}") from None
     return pafs.PyFileSystem(pafs.FSSpecHandler(filesystem)), path
 
 
@@ -66,9 +72,9 @@ def read_text(location: str | Path) -> str:
         with filesystem.open_input_stream(path) as stream:
             return bytes(stream.read()).decode("utf-8-sig")
     except FileNotFoundError:
-        raise InputError(f"{location} does not exist") from None
+        raise InputError(f"{shown(location)} does not exist") from None
     except UnicodeDecodeError as error:
-        raise InputError(f"{location} is not UTF-8 text: {error}") from None
+        raise InputError(f"{shown(location)} is not UTF-8 text: {error}") from None
     except OSError as error:
         raise unreadable(location, error) from None
 
@@ -76,8 +82,8 @@ def read_text(location: str | Path) -> str:
 def unreadable(location: str | Path, error: Exception) -> InputError | UnavailableError:
     """The error for a location that could not be read: a store that does not answer, or a file that is no good."""
     if is_uri(str(location)) and not str(location).startswith("file://"):
-        return UnavailableError(f"{location} does not answer: {one_line(error)}")
-    return InputError(f"{location} cannot be read: {one_line(error)}")
+        return UnavailableError(f"{shown(location)} does not answer: {one_line(error)}")
+    return InputError(f"{shown(location)} cannot be read: {one_line(error)}")
 
 
 def one_line(error: Exception) -> str:

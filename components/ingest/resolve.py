@@ -21,7 +21,7 @@ from lazydp.components.features.spec import (
 from lazydp.components.features.spec_file import parse_spec
 from lazydp.components.features.vocabulary import Vocabularies, check_values, values_digest
 from lazydp.components.features.vocabulary_spec import DeclaredVocabulary
-from lazydp.components.ingest.locations import is_uri, read_text, resolve_location
+from lazydp.components.ingest.locations import is_uri, read_text, resolve_location, shown
 from lazydp.components.ingest.source import RowSource, require_columns
 from lazydp.components.shared.errors import InputError
 
@@ -53,7 +53,7 @@ def load_spec(source: str) -> tuple[FeatureSpec, str]:
         return parse_spec(source, where="feature spec"), str(Path.cwd())
     text = read_text(source)
     base = source.rsplit("/", 1)[0] if is_uri(source) else str(Path(source).expanduser().absolute().parent)
-    return parse_spec(text, where=source), base
+    return parse_spec(text, where=shown(source)), base
 
 
 def resolve(spec: FeatureSpec, *, base: str | Path, users: str | None = None, items: str | None = None) -> ResolvedSpec:
@@ -70,12 +70,13 @@ def resolve(spec: FeatureSpec, *, base: str | Path, users: str | None = None, it
     """
     users_location = _side_location(spec.users, "users", users, base)
     items_location = _side_location(spec.items, "items", items, base)
-    users_source = RowSource.open([users_location]) if users_location is not None else None
-    if users_source is not None:
-        require_columns(_user_columns(spec), users_source, where=f"the users table {users_location}")
+    users_source = None
+    if users_location is not None:
+        users_source = RowSource.open([users_location])
+        require_columns(_user_columns(spec), users_source, where=f"the users table {shown(users_location)}")
     items_table = None
     if items_location is not None:
-        items_table = _read_table(items_location, _item_columns(spec), where=f"the items table {items_location}")
+        items_table = _read_table(items_location, _item_columns(spec), where=f"the items table {shown(items_location)}")
     lists = {}
     for table, vocabulary in spec.vocabularies().items():
         if isinstance(vocabulary, DeclaredVocabulary) and vocabulary.values is None:
@@ -129,9 +130,10 @@ def _declared_values(
     if vocabulary.column is None:
         # Only line feeds end a line here: U+2028 and U+0085 may stand within a value.
         lines = [line.strip(" \t\r") for line in read_text(location).split("\n")]
-        return check_values(pa.array([line for line in lines if line], pa.string()), where=f"{where} ({location})")
-    found = _read_table(location, [(vocabulary.column, where)], where=location)
-    return check_values(found.column(vocabulary.column), where=f"{where} ({location})")
+        texts = pa.array([line for line in lines if line], pa.string())
+        return check_values(texts, where=f"{where} ({shown(location)})")
+    found = _read_table(location, [(vocabulary.column, where)], where=shown(location))
+    return check_values(found.column(vocabulary.column), where=f"{where} ({shown(location)})")
 
 
 def _with_sizes(spec: FeatureSpec, lists: dict[str, pa.Array]) -> FeatureSpec:

@@ -22,7 +22,7 @@ from lazydp.components.features.spec import (
     Source,
     ThresholdLabel,
 )
-from lazydp.components.features.values import Numbers, canonical_text, is_scalar_type, to_numbers
+from lazydp.components.features.values import MAX_ID, Numbers, canonical_text, is_scalar_type, to_numbers
 from lazydp.components.features.vocabulary import Vocabularies
 from lazydp.components.ingest.hashing import Words, as_words, chain, hash_lists, hash_texts, mix
 from lazydp.components.ingest.readers import Reader
@@ -128,6 +128,7 @@ class InteractionEncoder:
             text = text_of(batch, self._spec.user.column, "user.column")
             columns[USER_COLUMN] = text
             refused.append(("null_user", _mask(text.is_null())))
+            refused.append(("long_user", _mask(pc.greater(pc.utf8_length(text).fill_null(0), MAX_ID))))
 
     def _encode_item(
         self, batch: pa.RecordBatch, columns: dict[str, pa.Array], refused: list[tuple[str, Mask]]

@@ -16,6 +16,7 @@ from lazydp.components.features.encode import is_list_type
 from lazydp.components.features.values import canonical_text, is_scalar_type
 from lazydp.components.ingest.discover import Found, find
 from lazydp.components.ingest.lake import open_table
+from lazydp.components.ingest.locations import shown
 from lazydp.components.ingest.readers import BATCH_ROWS, Format, Reader, open_reader
 from lazydp.components.shared.errors import InputError
 
@@ -53,7 +54,7 @@ class RowSource:
             return open_table(found) if found.table is not None else open_reader(found, kind)
 
         with ThreadPoolExecutor(max_workers=_FOOTERS_AT_ONCE) as pool:
-            return cls(tuple(pool.map(reader, find(locations))), ", ".join(locations))
+            return cls(tuple(pool.map(reader, find(locations))), ", ".join(map(shown, locations)))
 
     @property
     def num_rows(self) -> int | None:

@@ -16,7 +16,7 @@ from lazydp.components.features.catalogue import catalogue_table
 from lazydp.components.features.spec import FeatureSpec, ListFeature
 from lazydp.components.ingest.assemble import Assembled, SplitRows
 from lazydp.components.ingest.columns import Column, ListColumn, NumberColumn, TextColumn, write_arrow
-from lazydp.components.ingest.dataset import (
+from lazydp.components.ingest.manifest import (
     BAG_PREFIX,
     FORMAT_VERSION,
     ITEMS_FILE,

@@ -16,7 +16,8 @@ def build_model(inputs: FeatureSpec | FeatureLayout, config: DlrmConfig | TwoTow
     """The model that `config` describes, for the features of `inputs`, with initial weights from the public seed.
 
     Raises:
-        InputError: the features don't fit the model; see `FeatureLayout.tables` and `TwoTower`.
+        InputError: the features don't fit the model; see `FeatureLayout.tables`, `FeatureLayout.history_only` and
+            `TwoTower`.
     """
     layout = inputs if isinstance(inputs, FeatureLayout) else FeatureLayout.of(inputs)
     # A fork, so that building a model neither reads nor moves the caller's random state.
@@ -24,4 +25,4 @@ def build_model(inputs: FeatureSpec | FeatureLayout, config: DlrmConfig | TwoTow
         torch.manual_seed(config.seed)
         if isinstance(config, DlrmConfig):
             return Dlrm(layout, config)
-        return TwoTower(layout, config)
+        return TwoTower(layout.history_only() if config.user == "history" else layout, config)

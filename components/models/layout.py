@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Self
 
-from lazydp.components.features.spec import EmbeddedFeature, FeatureSpec
+from lazydp.components.features.spec import HISTORY, ITEM, EmbeddedFeature, FeatureSpec
 from lazydp.components.shared.errors import InputError
 
 
@@ -27,12 +27,14 @@ class FeatureLayout:
         candidate: embedded features of a candidate item; one bag a candidate.
         num_dense: dense features of an example.
         num_item_dense: dense features of an item.
+        ordered: whether a history stands in order of time, so that its latest items are known.
     """
 
     example: tuple[EmbeddedFeature, ...]
     candidate: tuple[EmbeddedFeature, ...]
     num_dense: int = 0
     num_item_dense: int = 0
+    ordered: bool = False
 
     @classmethod
     def of(cls, spec: FeatureSpec) -> Self:
@@ -42,7 +44,28 @@ class FeatureLayout:
             candidate=tuple(spec.item_features()),
             num_dense=spec.num_dense,
             num_item_dense=spec.num_item_dense,
+            ordered=spec.timestamp is not None,
         )
+
+    def history_only(self) -> Self:
+        """The layout of a model of histories: the user's history on one side, the item itself on the other.
+
+        A history is pooled to the scale of one item (`features.pooling`), the latest items first where they are known;
+        a spec that asks for one of these two poolings itself has its way.
+
+        Raises:
+            InputError: there is no history.
+        """
+        history = next((feature for feature in self.example if feature.name == HISTORY), None)
+        item = next((feature for feature in self.candidate if feature.name == ITEM), None)
+        if history is None or item is None:
+            raise InputError(
+                "user: history needs the items that a user took before: give the feature spec a "
+                "`history: {max_length: 200}`, or train with user: features"
+            )
+        if history.pooling not in ("sqrt", "recent"):
+            history = replace(history, pooling="recent" if self.ordered else "sqrt")
+        return type(self)(example=(history,), candidate=(item,), ordered=self.ordered)
 
     @property
     def features(self) -> tuple[EmbeddedFeature, ...]:

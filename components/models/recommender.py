@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from lazydp.components.features.batch import Bags
+from lazydp.components.features.pooling import lookup_weights
 from lazydp.components.features.spec import EmbeddedFeature
 from lazydp.components.models.config import DlrmConfig, Loss, TwoTowerConfig
 from lazydp.components.models.layout import FeatureLayout, TableShape
@@ -30,16 +31,24 @@ class ModelInputs:
         candidate: pooled rows of each item-side feature, [B, K, D]; empty where the layout has none (then K = 1).
         dense: dense features of the examples, [B, n].
         item_dense: dense features of the candidates, [B, K, m].
+        items: codes of the candidates, int64 [B, K]; needed where the model has a prior.
     """
 
     example: Mapping[str, Tensor]
     candidate: Mapping[str, Tensor]
     dense: Tensor
     item_dense: Tensor
+    items: Tensor | None = None
 
 
 class Recommender(nn.Module, ABC):
-    """Dense layers of a model, and the layout of the tables that feed them."""
+    """Dense layers of a model, and the layout of the tables that feed them.
+
+    Attributes:
+        has_prior: whether the logit of an item begins with its prior (`TwoTowerConfig.prior`).
+    """
+
+    has_prior = False
 
     def __init__(self, layout: FeatureLayout, config: DlrmConfig | TwoTowerConfig) -> None:
         super().__init__()
@@ -101,13 +110,14 @@ def pool(
         tables: weights [num_rows, D] by table name, flushed.
         bags: rows to pool; an empty bag gives zeros.
     """
-    return {
-        feature.name: functional.embedding_bag(
-            bags[feature.name].values,
-            tables[feature.table],
-            bags[feature.name].offsets,
-            mode=feature.pooling,
-            include_last_offset=True,
-        )
-        for feature in features
-    }
+    return {feature.name: _pooled(feature, tables[feature.table], bags[feature.name]) for feature in features}
+
+
+def _pooled(feature: EmbeddedFeature, table: Tensor, bags: Bags) -> Tensor:
+    if feature.pooling in ("sum", "mean"):
+        mode, weights = feature.pooling, None
+    else:
+        mode, weights = "sum", lookup_weights(bags, feature.pooling)
+    return functional.embedding_bag(
+        bags.values, table, bags.offsets, mode=mode, per_sample_weights=weights, include_last_offset=True
+    )

@@ -1,8 +1,10 @@
 """The built-in sample: an interaction log of a bookshop that exists only here.
 
-A latent-factor model. Categories have directions in a space of tastes; a book lies near its category's, a user near a
-few of them (drawn once, with age and region leaning on the tastes). A user takes books without repeats, with
-probability proportional to
+A latent-factor model. Categories and shelves have directions in a space of tastes. A book is given a category and one
+of the category's shelves, and lies near both, at a distance of its own. A user is given an age and a region, likes a
+few categories, some ages and regions some of them more than others, and lies near those. What is told of books and
+users (category, tags, age, region) was given before where they lie, and says nothing of the distance of their own. A
+user takes books without repeats, with probability proportional to
 
     popularity_item ^ POPULARITY_WEIGHT * exp(TASTE_WEIGHT * <user, item>),
 
@@ -38,6 +40,7 @@ _LATENT = 12
 _POPULARITY_WEIGHT = 1.0
 _TASTE_WEIGHT = 8.0
 _TASTES_OF_A_USER = 3
+_SHELVES_OF_A_CATEGORY = 3
 _BEGIN_MS = 1_704_067_200_000  # 2024-01-01
 _YEAR_MS = 365 * 24 * 3600 * 1000
 _DEVICES = ("phone", "tablet", "desktop")
@@ -69,12 +72,20 @@ class SampleSize:
 
 @dataclass(frozen=True)
 class _World:
-    """What the draws depend on: item vectors [items, d], user vectors [users, d], log popularity [items]."""
+    """What the draws depend on, and what is told of it.
+
+    items: vectors [items, d], made from category, shelf and a part of their own. users: vectors [users, d], made from
+    liked categories and a part of their own. log_popularity: [items]. category, shelf: [items], shelves numbered over
+    all categories. age, region: [users].
+    """
 
     items: Array
     users: Array
     log_popularity: Array
     category: Array
+    shelf: Array
+    age: Array
+    region: Array
 
 
 def sample_spec() -> str:
@@ -109,7 +120,7 @@ def make_sample(out: Path, *, seed: int = 1, size: SampleSize | None = None, rep
         )
     with atomic_directory(out, replaces=SPEC_FILE if replace else None) as folder:
         pq.write_table(_items_table(generator, world), folder / ITEMS_FILE)
-        pq.write_table(_users_table(generator, world), folder / USERS_FILE)
+        pq.write_table(_users_table(world), folder / USERS_FILE)
         pq.write_table(_interactions_table(generator, world, size), folder / INTERACTIONS_FILE)
         write_bytes(folder / SPEC_FILE, sample_spec().encode())
         write_bytes(folder / CONFIG_FILE, _packaged(CONFIG_FILE).encode())
@@ -123,12 +134,28 @@ def _world(generator: np.random.Generator, size: SampleSize) -> _World:
     number = len(categories())
     directions = _unit(generator.normal(size=(number, _LATENT)))
     category = generator.choice(number, size=size.items, p=generator.dirichlet(np.full(number, 3.0)))
-    items = _unit(directions[category] + 0.22 * generator.normal(size=(size.items, _LATENT)))
-    liked = generator.random((size.users, number)).argsort(axis=1)[:, :_TASTES_OF_A_USER]
+    shelf = category * _SHELVES_OF_A_CATEGORY + generator.integers(_SHELVES_OF_A_CATEGORY, size=size.items)
+    aside = 0.13 * generator.normal(size=(number * _SHELVES_OF_A_CATEGORY, _LATENT))
+    items = _unit(directions[category] + aside[shelf] + 0.18 * generator.normal(size=(size.items, _LATENT)))
+    age = generator.normal(45, 16, size=size.users).clip(18, 90).astype(np.int64)
+    region = generator.integers(len(_REGIONS), size=size.users)
+    leaning = generator.normal(size=(len(_REGIONS), number))[region] + 2 * generator.normal(size=number) * (
+        (age[:, np.newaxis] - 45) / 25
+    )
+    # The largest of leaning plus Gumbel noise are a draw without replacement (Kool et al. 2019).
+    liked = (-leaning - generator.gumbel(size=(size.users, number))).argsort(axis=1)[:, :_TASTES_OF_A_USER]
     shares = generator.dirichlet(np.full(_TASTES_OF_A_USER, 1.2), size=size.users)
     users = _unit((shares[:, :, None] * directions[liked]).sum(1) + 0.1 * generator.normal(size=(size.users, _LATENT)))
     ranks = generator.permutation(size.items) + 1
-    return _World(items=items, users=users, log_popularity=-np.log(ranks + 5.0), category=category)
+    return _World(
+        items=items,
+        users=users,
+        log_popularity=-np.log(ranks + 5.0),
+        category=category,
+        shelf=shelf,
+        age=age,
+        region=region,
+    )
 
 
 def _ids(prefix: str, count: int) -> list[str]:
@@ -144,9 +171,11 @@ def _items_table(generator: np.random.Generator, world: _World) -> pa.Table:
         f"The {_ADJECTIVES[a]} {_NOUNS[first]}" + (f" and the {_NOUNS[second]}" if first != second else "")
         for a, (first, second) in zip(adjective, nouns, strict=True)
     ]
-    # A tag names a region of the space of tastes: which of 24 directions the item leans to most.
-    leanings = world.items @ _unit(generator.normal(size=(24, _LATENT))).T
-    tags = [" ".join(f"shelf-{tag}" for tag in row) for row in np.argsort(-leanings, axis=1)[:, :3]]
+    # The shop tags a book with its shelf, with another shelf of its category, and with one that is a mistake.
+    beside = world.category * _SHELVES_OF_A_CATEGORY + generator.integers(_SHELVES_OF_A_CATEGORY, size=number)
+    mistaken = generator.integers(len(names) * _SHELVES_OF_A_CATEGORY, size=number)
+    tagged = generator.permuted(np.stack([world.shelf, beside, mistaken], axis=1), axis=1)
+    tags = [" ".join(f"shelf-{tag}" for tag in dict.fromkeys(row)) for row in tagged.tolist()]
     price = np.exp(generator.normal(2.7, 0.5, size=number)).clip(1, 100).round(2)
     return pa.table(
         {
@@ -159,12 +188,10 @@ def _items_table(generator: np.random.Generator, world: _World) -> pa.Table:
     )
 
 
-def _users_table(generator: np.random.Generator, world: _World) -> pa.Table:
+def _users_table(world: _World) -> pa.Table:
     number = len(world.users)
-    age = (45 + 25 * world.users[:, 0] + generator.normal(0, 8, size=number)).clip(18, 90).astype(np.int64)
-    quarter = (world.users[:, 1] > 0).astype(int) * 2 + (world.users[:, 2] > 0)
-    region = np.where(generator.random(number) < 0.7, quarter, generator.integers(4, size=number))
-    return pa.table({"user_id": _ids("u", number), "age": age, "region": [_REGIONS[code] for code in region]})
+    regions = [_REGIONS[code] for code in world.region]
+    return pa.table({"user_id": _ids("u", number), "age": world.age, "region": regions})
 
 
 def _activity(generator: np.random.Generator, size: SampleSize) -> Array:
@@ -188,7 +215,7 @@ def _interactions_table(generator: np.random.Generator, world: _World, size: Sam
     with Progress("sample", total=size.users, unit="users") as progress:
         for user in range(size.users):
             score = _TASTE_WEIGHT * (world.items @ world.users[user]) + _POPULARITY_WEIGHT * world.log_popularity
-            # The largest scores plus Gumbel noise are a draw without replacement (Kool et al. 2019).
+            # As above, a draw without replacement.
             noisy = score + generator.gumbel(size=size.items)
             chosen = np.argsort(-noisy)[: counts[user]]
             taken.append(generator.permutation(chosen))

@@ -13,7 +13,7 @@ def log_to_stdout() -> None:
         return
     handler = logging.StreamHandler(sys.stdout)
     handler.set_name("lazydp-component")
-    handler.setFormatter(logging.Formatter("%(name)s: %(message)s"))
+    handler.setFormatter(logging.Formatter("%(levelname)s %(name)s: %(message)s"))
     logger.addHandler(handler)
     logger.setLevel(logging.INFO)
     logger.propagate = False

@@ -19,15 +19,26 @@ from pydantic import (
 )
 
 from lazydp.components.budget.accounting.limits import SMALLEST_NOISE
-from lazydp.components.models.config import ModelConfig
+from lazydp.components.models.config import ModelConfig, TwoTowerConfig
+from lazydp.components.onepass.rules import HISTOGRAM_SHARE, Noise
 from lazydp.components.shared.frozen_model import FrozenModel
 from lazydp.components.shared.validation import Document, parse_yaml, read_yaml
-from lazydp.components.train.mechanism.parameters import GroupNorms, PrivacyParameters, UserGradient
+from lazydp.components.train.mechanism.parameters import (
+    LARGEST_NORM,
+    SMALLEST_NORM,
+    GroupNorms,
+    PrivacyParameters,
+    UserGradient,
+)
 
 if TYPE_CHECKING:
     from lazydp.components.train.device.placement import Placement
 
 FORMAT_VERSION = 1
+
+# What a configuration that says nothing but an epsilon stands for.
+_DELTA = 1e-5
+_HISTORY_MODEL = {"kind": "two_tower", "embedding_dim": 48, "user": "history", "prior": True}
 
 
 def _checked_device(name: str) -> str:
@@ -39,6 +50,7 @@ def _checked_device(name: str) -> str:
 Mode = Literal["lazydp", "dpsgd", "sgd"]
 PrivacyUnit = Literal["example", "user"]
 Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+Norm = Annotated[float, Field(ge=SMALLEST_NORM, le=LARGEST_NORM, allow_inf_nan=False)]
 NonNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 Device = Annotated[str, AfterValidator(_checked_device)]
 Fraction = Annotated[float, Field(ge=0, le=1, allow_inf_nan=False)]
@@ -124,8 +136,8 @@ class NormSettings(FrozenModel):
         embeddings: C of the embedding tables.
     """
 
-    dense: Positive
-    embeddings: Positive
+    dense: Norm
+    embeddings: Norm
 
 
 class PopularityCounts(FrozenModel):
@@ -139,9 +151,21 @@ class PopularityCounts(FrozenModel):
     noise_multiplier: Annotated[float, Field(ge=SMALLEST_NOISE, allow_inf_nan=False)]
 
 
+class StartSettings(FrozenModel):
+    """A start: noised counts and item vectors from a few passes over the histories, before the first step (`onepass`).
+
+    Attributes:
+        histogram_share: of the start's squared mu, what the counts take; the statistics have the rest.
+        noise_multiplier: sigma of the whole start, where steps follow; without steps it is the run's.
+    """
+
+    histogram_share: Annotated[float, Field(gt=0, lt=1)] = HISTOGRAM_SHARE
+    noise_multiplier: Annotated[float, Field(ge=SMALLEST_NOISE, allow_inf_nan=False)] | None = None
+
+
 _ONE, _GROUPS = "(one norm)", "(a norm for each group)"
 MaxGradNorm = Annotated[
-    Annotated[Positive, Tag(_ONE)] | Annotated[NormSettings, Tag(_GROUPS)],
+    Annotated[Norm, Tag(_ONE)] | Annotated[NormSettings, Tag(_GROUPS)],
     Discriminator(lambda value: _GROUPS if isinstance(value, dict | NormSettings) else _ONE),
 ]
 
@@ -150,25 +174,28 @@ class TrainConfig(FrozenModel):
     """One training run.
 
     `sampling_prob`, `expected_batch_size` and `steps` are public settings: they are given here, never derived from
-    the size of the dataset, which is private.
+    the size of the dataset, which is private. Who leaves all three out gets what needs none of them: a start without
+    steps, at a target_delta of 1e-5 where none is given.
 
     Attributes:
         model: the recommender, with the public seed of its initial weights.
         mode: `lazydp`; `dpsgd`, the same distribution, with noise on every row at every step; `sgd`, neither clipping
             nor noise.
-        privacy_unit: whose presence is hidden: an `example` (one row of the training split) or a `user` (at most k).
+        privacy_unit: whose presence is hidden: a `user`, with all that is the user's (in steps at most k examples), or
+            an `example` (one row of the training split).
         sampling: what a step draws, each with probability q: an `example`; or a `user` with all examples, clipped
             together (with privacy_unit user).
         user_gradient: with sampling user, what is clipped: the `sum` or `mean` of the gradients of a user's examples.
         sampling_prob: q, the probability that a step holds a given example (or user).
         expected_batch_size: b, the constant that divides every noised sum; in examples (or users).
-        steps: T.
+        steps: T; 0 for a start that is released as it is.
         noise_multiplier: sigma; or
         target_epsilon: epsilon from which sigma is calibrated, together with target_delta.
         target_delta: delta of every figure of epsilon.
         max_grad_norm: C, or one for each group of parameters: `{dense: 0.5, embeddings: 1.0}`.
         popularity: counts of items to release with the model, at a cost that every epsilon of the run covers; None for
             none.
+        start: what is released of the histories before the first step; None for weights of the public seed.
         negatives: uniform negatives an example is trained against (implicit feedback).
         embeddings: optimizer of the tables.
         dense: optimizer of the dense layers.
@@ -187,17 +214,18 @@ class TrainConfig(FrozenModel):
     format_version: Literal[1] = 1
     model: ModelConfig
     mode: Mode = "lazydp"
-    privacy_unit: PrivacyUnit = "example"
+    privacy_unit: PrivacyUnit = "user"
     sampling: Literal["example", "user"] = "example"
     user_gradient: UserGradient | None = None
     sampling_prob: Annotated[float, Field(gt=0, le=1)]
     expected_batch_size: Positive
-    steps: PositiveInt
+    steps: Annotated[int, Field(ge=0)]
     noise_multiplier: Positive | None = None
     target_epsilon: Positive | None = None
     target_delta: Annotated[float, Field(gt=0, lt=1)] | None = None
     max_grad_norm: MaxGradNorm = 1.0
     popularity: PopularityCounts | None = None
+    start: StartSettings | None = None
     negatives: PositiveInt = 8
     embeddings: EmbeddingSettings = EmbeddingSettings()
     dense: DenseSettings = DenseSettings()
@@ -207,6 +235,42 @@ class TrainConfig(FrozenModel):
     log_every: PositiveInt = 100
     device: Device = "cpu"
     table_device: Device | None = None
+
+    @model_validator(mode="before")
+    @classmethod
+    def _without_steps(cls, values: Any) -> Any:
+        """Fill in what a run without steps leaves open; see the class."""
+        if not isinstance(values, dict):
+            return values
+        drawn = {"steps", "sampling_prob", "expected_batch_size"}
+        if values.get("steps", None if drawn & values.keys() else 0) != 0:
+            return values
+        unused = {"steps": 0, "sampling_prob": 1.0, "expected_batch_size": 1.0}
+        delta = {} if values.get("mode") == "sgd" else {"target_delta": _DELTA}
+        return {"model": _HISTORY_MODEL, "start": {}, "privacy_unit": "user", **unused, **delta, **values}
+
+    @model_validator(mode="after")
+    def _start_fits_the_model(self) -> Self:
+        model = self.model
+        has_prior = isinstance(model, TwoTowerConfig) and model.prior
+        if self.start is None:
+            if self.steps == 0:
+                raise ValueError("steps: 0 trains nothing: give `start: {}` for a model that needs no steps, or steps")
+            if has_prior and self.popularity is None and self.private:
+                raise ValueError("model.prior needs counts: give `popularity: {noise_multiplier: 20}`, or a start")
+            return self
+        if not (has_prior and isinstance(model, TwoTowerConfig) and model.user == "history"):
+            raise ValueError(
+                "start makes item vectors for a model of histories: give "
+                "`model: {kind: two_tower, user: history, prior: true}`"
+            )
+        if self.popularity is not None:
+            raise ValueError("popularity: a start releases counts itself; leave one of the two out")
+        if self.steps == 0 and self.start.noise_multiplier is not None:
+            raise ValueError("start.noise_multiplier: without steps it is the run's noise_multiplier; leave it out")
+        if self.steps and self.private and self.start.noise_multiplier is None:
+            raise ValueError("start.noise_multiplier is missing: how much of the budget is the start's?")
+        return self
 
     @model_validator(mode="after")
     def _privacy_is_stated(self) -> Self:
@@ -291,9 +355,20 @@ class TrainConfig(FrozenModel):
 
     def _deciding(self) -> dict[str, Any]:
         """Every setting that has a part in the result, as JSON values."""
-        # Without counts a configuration keeps the digest that it had before there were any.
-        without = {"popularity"} if self.popularity is None else set()
-        return self.model_dump(mode="json", exclude=_NOT_IN_DIGEST | without)
+        # What is left out keeps a configuration the digest that it had before there was any of it.
+        absent = {name for name in ("popularity", "start") if getattr(self, name) is None}
+        deciding = self.model_dump(mode="json", exclude=_NOT_IN_DIGEST | absent)
+        for name, default in (("user", "features"), ("prior", False)):
+            if deciding["model"].get(name) == default:
+                del deciding["model"][name]
+        return deciding
+
+    def start_noise(self, noise_multiplier: float | None) -> Noise | None:
+        """The noise of the start, with the sigma of the run (None without noise); None where there is no start."""
+        if self.start is None:
+            return None
+        sigma = self.start.noise_multiplier if self.steps else noise_multiplier
+        return Noise.of(sigma or 0.0 if self.private else 0.0, histogram_share=self.start.histogram_share)
 
     def stated_norms(self) -> float | dict[str, float]:
         """C, or C by group of parameters, as statements and reports give it."""

@@ -1,4 +1,4 @@
-"""What every request passes first: its id, the door, limits, time, metrics and the log line.
+"""What every request passes first: its id, keys, limits, time, metrics and the log line.
 
 Plain ASGI rather than a stack of middlewares: one wrapper costs a few microseconds, four cost more than the answer.
 """
@@ -10,13 +10,16 @@ import os
 import re
 import time
 import traceback
+from collections import Counter
 from collections.abc import Awaitable, Callable, Iterator, Mapping, MutableMapping
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 import structlog
 
-from lazydp.service.http.auth import OPEN_PATHS, Doorkeeper
+from lazydp.service.http.auth import OPEN_PATHS, KeyCheck
+from lazydp.service.http.connections import Connections
 from lazydp.service.http.metrics import Metrics
+from lazydp.service.http.origins import Origins
 from lazydp.service.http.problems import Problem, fault
 from lazydp.service.http.tracing import Tracing
 from lazydp.service.settings import Settings
@@ -36,7 +39,7 @@ _REQUEST_ID = re.compile(rb"[A-Za-z0-9._-]{1,64}")
 _UNMATCHED = "unmatched"
 _SAFE_HEADERS = [
     (b"x-content-type-options", b"nosniff"),
-    (b"referrer-policy", b"no-referrer"),
+    (b"referrer-policy", b"same-origin"),
 ]
 # Everything a page of ours needs comes from this service; nothing may be framed elsewhere.
 _PAGE_POLICY = (
@@ -70,16 +73,20 @@ class Gateway:
         *,
         settings: Settings,
         metrics: Metrics,
-        doorkeeper: Doorkeeper,
+        key_check: KeyCheck,
         tracing: Tracing | None,
+        connections: Connections,
         direct: Mapping[tuple[str, str], Direct],
     ) -> None:
         self._app = app
         self._settings = settings
         self._metrics = metrics
-        self._doorkeeper = doorkeeper
+        self._key_check = key_check
+        self._origins = Origins(settings)
         self._tracing = tracing
         self._direct = direct
+        self._connections = connections
+        self._by_client: Counter[str] = Counter()
         self._in_flight = 0
         metrics.in_flight.set_function(lambda: self._in_flight)
 
@@ -102,6 +109,7 @@ class Gateway:
             await self._handle(scope, exchange)
         finally:
             self._in_flight -= 1
+            self._leave(exchange)
             self._note(scope, exchange, span)
 
     async def _handle(self, scope: Scope, exchange: _Exchange) -> None:
@@ -134,12 +142,36 @@ class Gateway:
 
     def _check(self, scope: Scope, exchange: _Exchange) -> None:
         path = scope["path"]
-        if self._in_flight > self._settings.max_concurrent and path not in OPEN_PATHS:
-            raise Problem(429, "busy", "too many requests at once; try again", headers={"retry-after": "1"})
-        exchange.key = self._doorkeeper.admit(path, exchange.headers)
+        if path not in OPEN_PATHS:
+            self._refuse_crowd()
+            self._origins.check(scope["method"], exchange.headers)
+        exchange.key = self._key_check.admit(path, exchange.headers)
+        if path not in OPEN_PATHS:
+            self._enter(scope, exchange)
         length = exchange.headers.get(b"content-length")
         if length is not None and length.isdigit() and int(length[:20]) > self._settings.max_body_bytes:
             raise _too_large(self._settings.max_body_bytes)
+
+    def _refuse_crowd(self) -> None:
+        """Answers that are not read yet count as requests under way."""
+        settings, readers = self._settings, self._connections
+        crowded = self._in_flight + readers.slow_readers > settings.max_concurrent
+        if crowded or readers.unsent_bytes > settings.max_unsent_bytes:
+            raise Problem(429, "busy", "too many requests at once; try again", headers={"retry-after": "1"})
+
+    def _enter(self, scope: Scope, exchange: _Exchange) -> None:
+        """Count a request to its key, or else to its address, neither of which may take every place."""
+        exchange.client = exchange.key or (scope.get("client") or ("",))[0]
+        self._by_client[exchange.client] += 1
+        if self._by_client[exchange.client] > self._settings.max_concurrent_per_client:
+            detail = "too many requests of one client at once; try again"
+            raise Problem(429, "busy", detail, headers={"retry-after": "1"})
+
+    def _leave(self, exchange: _Exchange) -> None:
+        if exchange.client is not None:
+            self._by_client[exchange.client] -= 1
+            if not self._by_client[exchange.client]:
+                del self._by_client[exchange.client]
 
     def _note(self, scope: Scope, exchange: _Exchange, span: Span | None) -> None:
         seconds = time.perf_counter() - exchange.started
@@ -173,6 +205,7 @@ class _Exchange:
         self.headers: dict[bytes, bytes] = dict(scope["headers"])
         self.status = 499
         self.key: str | None = None
+        self.client: str | None = None
         self.route: str | None = None
         self._path: str = scope["path"]
         self._receive = receive

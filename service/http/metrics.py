@@ -23,6 +23,16 @@ class Metrics:
             buckets=_LATENCY_BUCKETS,
         )
         self.in_flight = Gauge("lazydp_requests_in_flight", "Requests under way.", registry=self.registry)
+        self.connections = Gauge("lazydp_connections", "Open connections.", registry=self.registry)
+        self.cut = Counter(
+            "lazydp_connections_cut", "Connections that were refused or cut off.", ["reason"], registry=self.registry
+        )
+        self.background = Counter(
+            "lazydp_background_restarts",
+            "Background tasks that ended and were started again.",
+            ["task"],
+            registry=self.registry,
+        )
         self._answers = Counter(
             "lazydp_recommendations", "Answers by what they rest on.", ["model", "source"], registry=self.registry
         )

@@ -21,7 +21,7 @@ _ERRORS_SHOWN = 20
 PROTOCOL_PATH = "/v2"
 PROTOCOL_MEDIA_TYPE = "application/json"
 # Where a person with a browser may be told in HTML.
-_PAGES = ("/", "/docs")
+_PAGES = ("/", "/try", "/docs")
 
 
 class InvalidPart(BaseModel):

@@ -49,12 +49,17 @@ class ModelMetadata(_Document):
 
 
 class TensorConfig(_Document):
-    """Model configuration extension: one input or output of a row; -1 stands for any extent."""
+    """Model configuration extension: one output of a row; -1 stands for any extent."""
 
     name: str
     data_type: str
     dims: list[int]
-    optional: bool = False
+
+
+class InputConfig(TensorConfig):
+    """Model configuration extension: one input of a row; -1 stands for any extent."""
+
+    optional: bool
 
 
 class VersionPolicy(_Document):
@@ -71,7 +76,7 @@ class ModelConfig(_Document):
     backend: str
     version_policy: VersionPolicy
     max_batch_size: int
-    input: list[TensorConfig]
+    input: list[InputConfig]
     output: list[TensorConfig]
 
 
@@ -139,7 +144,7 @@ def model_config(name: str, served: ServedVersion) -> ModelConfig:
         version_policy=VersionPolicy(),
         max_batch_size=schemas.MAX_BATCH,
         input=[
-            TensorConfig(name=tensor, data_type=_config_type(datatype), dims=dims or [1], optional=True)
+            InputConfig(name=tensor, data_type=_config_type(datatype), dims=dims or [1], optional=True)
             for tensor, datatype, dims in _inputs(served)
         ],
         output=[

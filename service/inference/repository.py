@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import Literal
 
 from pydantic import BaseModel, Field
@@ -9,6 +10,8 @@ from pydantic import BaseModel, Field
 from lazydp.components.shared.errors import LazyDPError, UnavailableError
 from lazydp.service.http.problems import Problem
 from lazydp.service.serving.context import Context
+
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 
 
 class RepositoryModel(BaseModel):
@@ -50,6 +53,8 @@ async def load(context: Context, name: str) -> LoadedModel:
         Problem: 404 for a model that is nowhere, 422 for a bundle that is refused, 503 where it cannot be remembered.
     """
     name = context.model_called(name)
+    if _NAME.fullmatch(name) is None:
+        raise Problem(404, "unknown-model", "there can be no model of this name")
     paths = context.registry.paths(name)
     path = context.registry.in_repository(name) or (paths[0] if paths else None)
     if path is None:

@@ -53,4 +53,6 @@ def readiness(context: Context) -> schemas.Health:
     if context.draining:
         return schemas.Health(status="draining")
     models = [schemas.ModelVersion(name=served.name, version=served.version) for served in context.registry.versions()]
-    return schemas.Health(status="ok" if models else "not ready", models=models)
+    return schemas.Health(
+        status="ok" if models else "not ready", models=models, background=dict(context.background.states)
+    )

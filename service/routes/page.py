@@ -81,13 +81,16 @@ class Trial:
     problem: str | None = None
 
 
+_FIELDS = frozenset({"user_id", "history", "k", "model"})
+_FORM_TYPE = "application/x-www-form-urlencoded"
 _FORM: dict[str, Any] = {
     "requestBody": {
-        "required": True,
+        "required": False,
         "content": {
-            "application/x-www-form-urlencoded": {
+            _FORM_TYPE: {
                 "schema": {
                     "type": "object",
+                    "additionalProperties": False,
                     "properties": {
                         "user_id": {"type": "string", "description": "user to try"},
                         "history": {"type": "string", "description": "items to try, separated by commas"},
@@ -111,13 +114,21 @@ async def page(
 
 
 # Ids of users and items travel in the body: paths and queries are kept in histories of browsers and logs of proxies.
-@router.post("/", response_class=HTMLResponse, openapi_extra=_FORM, summary="Try a user or a history on the page")
+@router.post("/try", response_class=HTMLResponse, openapi_extra=_FORM, summary="Try a user or a history on the page")
 async def try_on_page(request: Request, context: InContext) -> HTMLResponse:
     """The page with recommendations for the user or history of its form."""
-    form = parse_qs((await request.body()).decode("utf-8", "replace"), max_num_fields=_MOST_FIELDS)
+    if request.headers.get("content-type", _FORM_TYPE).partition(";")[0].strip().lower() != _FORM_TYPE:
+        raise Problem(415, "no-form", f"send the form as {_FORM_TYPE}")
+    try:
+        text = (await request.body()).decode("utf-8", "replace")
+        form = parse_qs(text, keep_blank_values=True, max_num_fields=_MOST_FIELDS)
+    except ValueError:
+        raise Problem(422, "invalid-request", f"a form may have up to {_MOST_FIELDS} fields") from None
+    if not form.keys() <= _FIELDS:
+        raise Problem(422, "invalid-request", f"a form may have the fields {', '.join(sorted(_FIELDS))}")
     given = {name: values[0].strip() for name, values in form.items()}
     ranker = context.ranker(given.get("model") or None)
-    trial = Trial(given.get("user_id", ""), given.get("history", ""), given.get("k", _DEFAULT_K))
+    trial = Trial(given.get("user_id", ""), given.get("history", ""), given.get("k") or _DEFAULT_K)
     return await _page(context, ranker, await _tried(context, ranker, trial))
 
 
@@ -145,7 +156,7 @@ async def _page(context: Context, ranker: Ranker, trial: Trial) -> HTMLResponse:
             answers_unknown_users=served.bundle.popularity is not None,
         )
     )
-    return HTMLResponse(text, 422 if trial.problem else 200, headers={"cache-control": "no-store"})
+    return HTMLResponse(text, headers={"cache-control": "no-store"})
 
 
 async def _releases(context: Context, served: ServedVersion) -> list[schemas.LedgerEntry]:

@@ -32,8 +32,12 @@ _PRIVATE = "private, no-cache"
 # What the keys of kept answers begin with.
 _BY_TAG, _BY_BODY = b"tag:", b"body:"
 
-UserId = Annotated[str, Path(min_length=1, max_length=256, description="a user of the model", examples=["196"])]
-ItemId = Annotated[str, Path(min_length=1, max_length=256, description="an item of the model", examples=["50"])]
+UserId = Annotated[
+    str, Path(min_length=1, max_length=schemas.MAX_ID, description="a user of the model", examples=["196"])
+]
+ItemId = Annotated[
+    str, Path(min_length=1, max_length=schemas.MAX_ID, description="an item of the model", examples=["50"])
+]
 K = Annotated[int, Query(ge=1, le=schemas.MAX_K, description="items wanted")]
 Offset = Annotated[
     int, Query(ge=0, le=schemas.MAX_OFFSET, description="items to skip: `next_offset` of the page before")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Generic, TypeVar
 
@@ -18,6 +19,9 @@ from lazydp.service import schemas
 _KEPT_SECONDS = 1.0
 # After that long a request is answered without the ledger; a database that is not there takes longer to say so.
 _PATIENCE_SECONDS = 3.0
+# After that long a reading that has not ended is begun anew, as long as there are threads for it.
+_GIVEN_UP_SECONDS = 15.0
+_MOST_READINGS = 8
 _log = structlog.get_logger("lazydp.service")
 
 Found = TypeVar("Found")
@@ -29,15 +33,20 @@ class _Reading(Generic[Found]):
 
     Attributes:
         task: finds; None where the ledger does not answer.
-        ended: when it did, by the monotonic clock.
+        began: when it did, by the monotonic clock.
+        ended: likewise.
     """
 
     task: asyncio.Task[list[Found] | None]
+    began: float
     ended: float | None = None
 
     @property
     def is_fresh(self) -> bool:
-        return self.ended is None or time.monotonic() - self.ended < _KEPT_SECONDS
+        """One that is under way for long may never end: the next who asks begins another."""
+        if self.ended is None:
+            return time.monotonic() - self.began < _GIVEN_UP_SECONDS
+        return time.monotonic() - self.ended < _KEPT_SECONDS
 
     def end(self, _: object) -> None:
         self.ended = time.monotonic()
@@ -55,6 +64,8 @@ class BudgetSource:
         self.notice: str | None = (
             None if url else "no ledger is configured: these are the statements of the served models"
         )
+        # Threads of their own: readings that never end must not take those of everything else.
+        self._executor = ThreadPoolExecutor(_MOST_READINGS, thread_name_prefix="ledger")
         self._datasets: _Reading[schemas.DatasetBudget] | None = None
         self._entries: _Reading[schemas.LedgerEntry] | None = None
 
@@ -68,22 +79,29 @@ class BudgetSource:
         self._entries = self._reading(self._entries, _entries)
         return await self._waited(self._entries)
 
+    def close(self) -> None:
+        """Let the threads go."""
+        self._executor.shutdown(wait=False, cancel_futures=True)
+
     def _reading(
         self, before: _Reading[Found] | None, reading: Callable[[Ledger], list[Found]]
     ) -> _Reading[Found] | None:
         """The reading that answers now: `before` while it is fresh, so that everybody who asks shares one."""
         if self._url is None or (before is not None and before.is_fresh):
             return before
-        fresh = _Reading(asyncio.create_task(self._read(self._url, reading)))
+        fresh = _Reading(asyncio.create_task(self._read(self._url, reading)), time.monotonic())
         fresh.task.add_done_callback(fresh.end)
         return fresh
 
     async def _read(self, url: str, reading: Callable[[Ledger], list[Found]]) -> list[Found] | None:
         try:
-            return await asyncio.to_thread(_read_ledger, url, reading)
+            return await asyncio.get_running_loop().run_in_executor(self._executor, _read_ledger, url, reading)
         except LazyDPError as error:
             self._miss(str(error))
-            return None
+        except Exception as error:
+            # An entry of another kind than ours must not make every page fail.
+            self._miss(f"it holds what cannot be read ({type(error).__name__})")
+        return None
 
     async def _waited(self, reading: _Reading[Found] | None) -> list[Found] | None:
         if reading is None:

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 from lazydp.service.http.metrics import Metrics
 from lazydp.service.http.problems import Problem
+from lazydp.service.serving.background import Background
 from lazydp.service.serving.budget import BudgetSource
 from lazydp.service.serving.ranker import Ranker
 from lazydp.service.serving.registry import Registry
@@ -22,6 +23,7 @@ class Context:
         registry: the models.
         budget: the ledger, read only.
         metrics: counters.
+        background: what goes on beside the requests.
         draining: whether it is about to stop and should get no more traffic.
     """
 
@@ -29,6 +31,7 @@ class Context:
     registry: Registry
     budget: BudgetSource
     metrics: Metrics
+    background: Background
     draining: bool = False
 
     def model_called(self, name: str) -> str:

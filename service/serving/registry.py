@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import threading
+import time
+import traceback
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -18,10 +20,12 @@ from lazydp.components.bundle.scoring.two_tower import TwoTowerScorer
 from lazydp.components.shared.errors import InputError, LazyDPError, UnavailableError
 from lazydp.service.http.metrics import Metrics
 from lazydp.service.serving.answer_cache import AnswerCache
+from lazydp.service.serving.private_copy import private_copy
 from lazydp.service.serving.served_version import ServedVersion
 from lazydp.service.serving.state_file import Loaded, State
 from lazydp.service.settings import Settings
 
+_LONGEST_PAUSE_S = 300.0
 _log = structlog.get_logger("lazydp.service")
 
 
@@ -43,6 +47,35 @@ class _Identity:
         return cls(folder, status.st_ino, status.st_mtime_ns)
 
 
+@dataclass(slots=True)
+class _Watched:
+    """A configured path.
+
+    Attributes:
+        identity: what it pointed at when it was last brought in, or tried.
+        name: of the model that came from it.
+        refusals: in a row, of what it points at now.
+        again_at: monotonic time of the next attempt after a refusal.
+    """
+
+    identity: _Identity | None
+    name: str
+    refusals: int = 0
+    again_at: float = 0.0
+
+    def is_due(self, found: _Identity) -> bool:
+        """Whether `found` should be brought in: it is new, or was refused and may be whole by now."""
+        if found != self.identity:
+            self.identity, self.refusals = found, 0
+            return True
+        return self.refusals > 0 and time.monotonic() >= self.again_at
+
+    def was_refused(self, pause_s: float) -> None:
+        """Try again later, and ever later: what is still being copied is soon whole, what is bad stays so."""
+        self.refusals += 1
+        self.again_at = time.monotonic() + min(pause_s * 2**self.refusals, _LONGEST_PAUSE_S)
+
+
 class Registry:
     """Every model being served, by name.
 
@@ -54,7 +87,7 @@ class Registry:
         self._settings = settings
         self._metrics = metrics
         self._versions: dict[str, ServedVersion] = {}
-        self._watched: dict[Path, tuple[_Identity | None, str]] = {}
+        self._watched: dict[Path, _Watched] = {}
         self._refused: dict[str, str] = {}
         self._default: str | None = None
         self._lock = threading.Lock()
@@ -96,7 +129,7 @@ class Registry:
         for path in self._settings.bundles:
             identity = _Identity.of(path)
             name = self._bring_in(path).name
-            self._watched[path] = (identity, name)
+            self._watched[path] = _Watched(identity, name)
         self._check_retrievers()
         if self._settings.state_file is not None:
             self._state = State.read(self._settings.state_file)
@@ -194,22 +227,22 @@ class Registry:
 
     def paths(self, name: str) -> list[Path]:
         """Watched paths that a model came from."""
-        return [path for path, (_, served) in self._watched.items() if served == name]
+        return [path for path, watched in self._watched.items() if watched.name == name]
 
     async def watch(self) -> None:
         """Bring in what the configured paths come to point at, for ever."""
         while True:
             await asyncio.sleep(self._settings.poll_s)
-            for path, (identity, name) in list(self._watched.items()):
-                found = _Identity.of(path)
-                if found is None or found == identity:
+            for path, watched in list(self._watched.items()):
+                found = await asyncio.to_thread(_Identity.of, path)
+                if found is None or not watched.is_due(found):
                     continue
-                # Noted before the attempt: a bad version is refused once, not once every poll.
-                self._watched[path] = (found, name)
                 try:
-                    await self.load(path, expected_name=name)
+                    await self.load(path, expected_name=watched.name)
                 except LazyDPError:
-                    continue
+                    watched.was_refused(self._settings.poll_s)
+                else:
+                    watched.refusals = 0
 
     def in_repository(self, name: str) -> Path | None:
         """The folder of the repository that holds the model `name`, None without one.
@@ -237,16 +270,30 @@ class Registry:
                 continue
         return found
 
+    def _open(self, path: Path, expected_name: str | None) -> Bundle:
+        bundle = self._copied(path) if self._settings.copy_bundles else self._opened(path)
+        if expected_name is not None and bundle.manifest.name != expected_name:
+            raise InputError(f"the bundle is of model {bundle.manifest.name!r}, expected {expected_name!r}")
+        return bundle
+
+    def _copied(self, path: Path) -> Bundle:
+        with private_copy(path, self._settings.copy_folder) as copy:
+            try:
+                return self._opened(copy)
+            except LazyDPError as error:
+                raise type(error)(str(error).replace(str(copy), str(path))) from error
+
+    def _opened(self, path: Path) -> Bundle:
+        return Bundle.open(
+            path,
+            verify=self._settings.verify,
+            allow_test_key=self._settings.allow_test_key,
+            allow_non_private=self._settings.allow_non_private,
+        )
+
     def _bring_in(self, path: Path, expected_name: str | None = None) -> ServedVersion:
         try:
-            bundle = Bundle.open(
-                path,
-                verify=self._settings.verify,
-                allow_test_key=self._settings.allow_test_key,
-                allow_non_private=self._settings.allow_non_private,
-            )
-            if expected_name is not None and bundle.manifest.name != expected_name:
-                raise InputError(f"the bundle is of model {bundle.manifest.name!r}, expected {expected_name!r}")
+            bundle = self._open(path, expected_name)
             fresh = ServedVersion(
                 bundle,
                 executor=self._executor,
@@ -254,12 +301,16 @@ class Registry:
                 approximate_from=self._settings.approximate_from,
                 rank_whole_up_to=self._settings.rank_whole_up_to,
             )
-        except LazyDPError as error:
+        except Exception as error:
+            # Whatever is in a bundle, it must not end the watch for the next one.
+            refusal = error if isinstance(error, LazyDPError) else _unreadable(path, error)
             if expected_name is not None:
-                self._refused[expected_name] = str(error)
+                self._refused[expected_name] = str(refusal)
                 self._metrics.swaps.labels(expected_name, "refused").inc()
-            _log.error("bundle refused", model=expected_name, reason=str(error))
-            raise
+            _log.error("bundle refused", model=expected_name, reason=str(refusal))
+            if refusal is error:
+                raise
+            raise refusal from error
         with self._lock:
             before = self._versions.get(fresh.name)
             self._versions = {**self._versions, fresh.name: fresh}
@@ -272,3 +323,9 @@ class Registry:
             "model served", model=fresh.name, version=fresh.version, inline=fresh.inline, index=fresh.scorer.index
         )
         return fresh
+
+
+def _unreadable(path: Path, error: Exception) -> InputError:
+    frame = traceback.extract_tb(error.__traceback__)[-1]
+    where = f"{frame.filename.rpartition('/')[2]}:{frame.lineno}"
+    return InputError(f"bundle {path} cannot be served ({type(error).__name__} at {where}): export it again")

@@ -27,6 +27,7 @@ from lazydp.components.train.component import train
 
 CONFIG = """
 model: {kind: two_tower, embedding_dim: 8}
+privacy_unit: example
 sampling_prob: 0.05
 expected_batch_size: 30
 steps: 4

@@ -24,7 +24,7 @@ SECTIONS = [
 
 
 def test_a_page_needs_nothing_else_and_runs_nothing() -> None:
-    text = page("A <title>", audience="private", sections=SECTIONS)
+    text = page("A <title>", audience="private", sections=SECTIONS)  # type: ignore[arg-type]
     assert not re.search(r"<script|<link|<img|@import|url\(|https?://|\son\w+=", text)
     assert "<b>name" not in text
     assert "&lt;b&gt;name" in text
@@ -123,7 +123,7 @@ def test_pages_in_kubeflows_frame(pages: dict[str, str], browser: Any, width: in
     tab = context.new_page()
     asked: list[str] = []
     tab.on("request", lambda request: asked.append(request.url))
-    shown = {**pages, "all": page("All", audience="public", sections=SECTIONS)}
+    shown = {**pages, "all": page("All", audience="public", sections=SECTIONS)}  # type: ignore[arg-type]
     for name, text in shown.items():
         tab.set_content('<iframe sandbox="" style="width: 100%; height: 90vh; border: 0"></iframe>')
         tab.evaluate("text => { document.querySelector('iframe').srcdoc = text }", text)

@@ -180,7 +180,7 @@ def test_gradients(threads: int, bound: float | None) -> None:
     )
     for t in wanted:
         options = {"alpha": -0.3, "per_lookup_weights": t.per_lookup, "bound": bound}
-        ops.scatter_add_(t.weight, t.groups, t.bags, t.grad.flatten(0, 1), t.scale, **options)
+        ops.scatter_add_(t.weight, t.groups, t.bags, t.grad.flatten(0, 1), t.scale, **options)  # type: ignore[arg-type]
     assert_same(tables, wanted)
 
 
@@ -216,7 +216,7 @@ def catch_up(**changes: Change) -> Call:
 
     def call(tables: list[Table]) -> object:
         arguments = {**catch_up_lists(tables), "rows": [t.groups.rows for t in tables]}
-        return ops.foreach_catch_up_(key=KEY, **changed(arguments, changes, tables))
+        return ops.foreach_catch_up_(key=KEY, **changed(arguments, changes, tables))  # type: ignore[func-returns-value]
 
     return call
 
@@ -248,7 +248,7 @@ def scatter(**changes: Change) -> Call:
             "grads": [t.grad.flatten(0, 1) for t in tables],
             "scales": [t.scale for t in tables],
         }
-        return ops.foreach_scatter_add_(alpha=1.0, **changed(arguments, changes, tables))
+        return ops.foreach_scatter_add_(alpha=1.0, **changed(arguments, changes, tables))  # type: ignore[func-returns-value]
 
     return call
 

@@ -119,9 +119,9 @@ def test_catch_up_bag_sum_is_catch_up_then_bag_sum(longest: int) -> None:
     groups, transition, factor = ops.group_rows(indices, num_rows=2000), torch.rand(3, 1), torch.rand(3, 1)
     catch_up = {"table": 1, "step": 2, "transition": transition, "factor": factor}
     apart, since = weight.clone(), last.clone()
-    ops.catch_up_(apart, since, groups.rows, KEY, **catch_up)
+    ops.catch_up_(apart, since, groups.rows, KEY, **catch_up)  # type: ignore[arg-type]
     wanted = ops.bag_sum(apart, indices, offsets)
-    found = ops.catch_up_bag_sum_(weight, last, groups, KEY, indices, offsets, ops.bag_ids(offsets), **catch_up)
+    found = ops.catch_up_bag_sum_(weight, last, groups, KEY, indices, offsets, ops.bag_ids(offsets), **catch_up)  # type: ignore[arg-type]
     assert torch.equal(found, wanted)
     assert torch.equal(weight, apart)
     assert torch.equal(last, since)
@@ -193,8 +193,8 @@ def test_exact_sums_are_those_of_the_reference_to_the_bit(case: Case, bound: flo
     grad = case.normals(case.bags, case.weight.shape[1]) * 10.0 ** case.normals(case.bags, 1).clamp(-2, 2)
     options = {"alpha": -0.3, "per_lookup_weights": case.per_lookup, "bound": bound}
     found, wanted = case.weight.clone(), case.weight.clone()
-    ops.scatter_add_(found, groups, bags, grad, scale, **options)
-    reference.scatter_add_(wanted, groups, bags, grad, scale, **options)
+    ops.scatter_add_(found, groups, bags, grad, scale, **options)  # type: ignore[arg-type]
+    reference.scatter_add_(wanted, groups, bags, grad, scale, **options)  # type: ignore[arg-type]
     assert torch.equal(found, wanted)
 
 

@@ -57,7 +57,8 @@ class TinyCluster:
         if key not in self.packages:
             package = self.folder / f"pipeline-{len(self.packages)}.yaml"
             file = self.folder / "cluster.yaml"
-            file.write_text(yaml.safe_dump({"runs": {"mount": str(self.folder / "mnt/runs")}, **(cluster or {})}))
+            own = {"runs": {"mount": str(self.folder / "mnt/runs")}, "check_release": False}
+            file.write_text(yaml.safe_dump({**own, **(cluster or {})}))
             arguments = ["pipeline", "compile", "--out", str(package), "--cluster", str(file), *options]
             result = CliRunner().invoke(cli, arguments)
             assert result.exit_code == 0, result.output

@@ -226,6 +226,8 @@ def test_a_url_with_new_content_is_read_again(cluster: Any, tiny_sample: Path) -
 
 @pytest.mark.slow
 def test_a_volume_for_each_run(cluster: Any) -> None:
-    run = succeeded(cluster.run(cluster.compiled(*options(cluster), cluster={"runs": {"size": "1Gi"}})))
+    options_of_it = {"runs": {"size": "1Gi"}, "check_release": True, "max_latency_ms": 60000}
+    run = succeeded(cluster.run(cluster.compiled(*options(cluster), cluster=options_of_it)))
+    assert run.tasks["validate"].artifacts["metrics"]["metadata"]["queries"] == 3
     assert statuses(cluster) == {f"run-{run.run_id}": "committed"}
     assert json.dumps(run.tasks["train"].inputs["runs_folder"])

@@ -67,7 +67,7 @@ def test_parameters_arrive_as_they_were_written(tmp_path: Path, first: int) -> N
     listener = Listener()
     backend = Backend(
         tmp_path / "backend",
-        listener,
+        listener,  # type: ignore[arg-type]
         claims=("lazydp-runs",),
         secrets={"lazydp-ledger": {"url": "u", "secret": "s"}},
     )

@@ -132,7 +132,7 @@ def test_a_wrong_token_and_a_dead_host(
 def test_the_server_refuses_what_the_models_do_not_know() -> None:
     """The check behind the tests above can fail."""
     strictly("V2beta1Run", {"display_name": "x"})
-    for wrong in ({"displayname": "x"}, {"runtime_config": {"parameter": {}}}):
+    for wrong in ({"displayname": "x"}, {"runtime_config": {"parameter": {}}}):  # type: ignore[var-annotated]
         with pytest.raises(ValueError, match="not a V2beta1Run"):
             strictly("V2beta1Run", wrong)
 

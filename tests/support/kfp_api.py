@@ -42,7 +42,7 @@ class ApiServer:
         owner = self
 
         class Handler(_Handler):
-            server_state = owner
+            server_state = owner  # type: ignore[assignment]
 
         self._server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
         self.url = f"http://127.0.0.1:{self._server.server_port}"
@@ -153,9 +153,9 @@ class _Handler(BaseHTTPRequestHandler):
     def _upload(self, path: str, query: dict[str, str], raw: bytes) -> Any:
         """A package: multipart, with a pipeline that the backend's own message reads."""
         message = message_from_bytes(b"Content-Type: " + self.headers["Content-Type"].encode() + b"\r\n\r\n" + raw)
-        [part] = message.get_payload()
-        assert part.get_param("name", header="content-disposition") == "uploadfile"
-        spec = next(yaml.safe_load_all(part.get_payload(decode=True)))
+        [part] = message.get_payload()  # type: ignore[str-unpack]
+        assert part.get_param("name", header="content-disposition") == "uploadfile"  # type: ignore[union-attr]
+        spec = next(yaml.safe_load_all(part.get_payload(decode=True)))  # type: ignore[arg-type, union-attr]
         json_format.ParseDict(spec, pipeline_spec_pb2.PipelineSpec())
         self.server_state.requests.append(("POST", path, query))
         pipelines = self.server_state.pipelines

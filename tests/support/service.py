@@ -28,7 +28,7 @@ def running(*paths: Path, tracing: Tracing | None = None, **options: Any) -> Ite
     app = create_app(settings, tracing=tracing)
     listener = socket.create_server(("127.0.0.1", 0))
     port = listener.getsockname()[1]
-    server = uvicorn.Server(uvicorn.Config(app, **protocol(settings)))
+    server = uvicorn.Server(uvicorn.Config(app, **protocol(app)))
     thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]})
     thread.start()
     try:

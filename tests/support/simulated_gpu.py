@@ -70,7 +70,7 @@ class Crossing:
 class OnGpu(Tensor):
     """A tensor on the simulated GPU."""
 
-    __torch_function__ = torch._C._disabled_torch_function_impl
+    __torch_function__ = torch._C._disabled_torch_function_impl  # type: ignore[assignment]
 
     @property
     def device(self) -> torch.device:  # type: ignore[override]
@@ -85,7 +85,7 @@ class OnGpu(Tensor):
         return True
 
     @classmethod
-    def __torch_dispatch__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+    def __torch_dispatch__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:  # type: ignore[override]
         gpu = SimulatedGpu.current
         assert gpu is not None, "a simulated tensor outlived its GPU"
         return gpu.run(func, args, kwargs or {})

@@ -29,6 +29,7 @@ features:
 """
 TINY_CONFIG: dict[str, Any] = {
     "model": {"kind": "two_tower", "embedding_dim": 8},
+    "privacy_unit": "example",
     "sampling_prob": 0.05,
     "expected_batch_size": 40,
     "steps": 30,

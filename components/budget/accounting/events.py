@@ -133,6 +133,26 @@ def counts_event(*, noise_multiplier: float, contributions: int = 1) -> DpEvent:
     return dp_event.GaussianDpEvent(noise_multiplier / contributions)
 
 
+def start_event(*, histogram: float, statistics: float, contributions: int = 1) -> DpEvent:
+    """The event of a start: a noised histogram, and the statistics that are chosen by it.
+
+    Args:
+        histogram: standard deviation of the histogram's noise, for a sensitivity of 1.
+        statistics: that of the statistics, were they one; how their share of the squared mu is divided among them may
+            depend on the histogram (`onepass.rules`).
+        contributions: how many privacy units one participant stands for.
+
+    Raises:
+        InputError: a value out of range.
+    """
+    return composed(
+        [
+            counts_event(noise_multiplier=histogram, contributions=contributions),
+            counts_event(noise_multiplier=statistics, contributions=contributions),
+        ]
+    )
+
+
 def tuning_event(trial: DpEvent, *, mean_trials: float, shape: float) -> DpEvent:
     """The event of choosing the best of a randomised number of trials (Papernot and Steinke, arXiv 2110.03620).
 

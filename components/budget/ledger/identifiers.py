@@ -17,77 +17,10 @@ lost or exchanged secret, under which known data would look new, is refused inst
 
 from __future__ import annotations
 
-import contextlib
-import hashlib
-import hmac
-import os
-import re
-import secrets
-import tempfile
 from collections.abc import Iterable
-from pathlib import Path
-from typing import Literal, Self
 
 from lazydp.components.budget.ledger.ledger import Ledger
 from lazydp.components.budget.ledger.state import Dataset
-from lazydp.components.budget.storage.base import sqlite_path
-from lazydp.components.shared.errors import InputError
-from lazydp.components.shared.files import PRIVATE_FILE, sync_directory
-
-VARIABLE = "LAZYDP_LEDGER_SECRET"
-_BYTES = 32
-_TEXT = re.compile(r"[0-9a-f]{64}")
-_NAME_DIGITS = 16
-
-
-class LedgerSecret:
-    """The secret of one ledger; `LedgerSecret.of` finds it."""
-
-    def __init__(self, key: bytes) -> None:
-        self._key = key
-
-    @classmethod
-    def of(cls, url: str, *, create: bool) -> Self:
-        """The secret of the ledger at `url`.
-
-        Args:
-            url: of the ledger, without its password.
-            create: whether to make one beside a SQLite ledger that has none.
-
-        Raises:
-            InputError: it is not to be made, or there is no place for it, or what is there is no secret.
-        """
-        given = os.environ.get(VARIABLE, "").strip()
-        if given:
-            return cls(_parsed(given, where=VARIABLE))
-        ledger = sqlite_path(url)
-        if ledger is None:
-            raise InputError(
-                f"ledger {url} has nowhere to keep its secret: set {VARIABLE} to 64 hexadecimal digits, made once with "
-                "`python -c 'import secrets; print(secrets.token_hex())'` and kept where the ledger's password is"
-            )
-        file = Path(f"{ledger}.secret")
-        if create and not file.exists():
-            _make(file)
-        try:
-            return cls(_parsed(file.read_text().strip(), where=str(file)))
-        except FileNotFoundError:
-            raise InputError(
-                f"the secret of ledger {ledger} is missing: it was {file}, or {VARIABLE}. Bring it back; without it "
-                "data that the ledger knows would look new, and have a fresh budget"
-            ) from None
-
-    @property
-    def name(self) -> str:
-        """Which secret it is, 16 hexadecimal digits: tells two apart and nothing of either."""
-        return self._hashed("which secret", "")[:_NAME_DIGITS]
-
-    def identifier(self, kind: Literal["dataset", "source", "user column", "place"], digest: str) -> str:
-        """What stands for a private digest where others may read it: 64 hexadecimal digits."""
-        return self._hashed(kind, digest)
-
-    def _hashed(self, purpose: str, text: str) -> str:
-        return hmac.new(self._key, f"{purpose}\0{text}".encode(), hashlib.sha256).hexdigest()
 
 
 def register(
@@ -126,7 +59,7 @@ def register(
             the dataset under another family.
     """
     datasets = ledger.state().datasets.values()
-    secret = LedgerSecret.of(ledger.url, create=not any(dataset.secret for dataset in datasets))
+    secret = ledger.secret()
     sources = list(sources)
     # An older lazydp wrote the hashes themselves: what it knew stays one family with what it is now called.
     older = [
@@ -146,25 +79,3 @@ def register(
         places=[secret.identifier("place", place) for place in places],
         by=by,
     )
-
-
-def _parsed(text: str, *, where: str) -> bytes:
-    if not _TEXT.fullmatch(text):
-        raise InputError(f"{where}: a ledger's secret is 64 hexadecimal digits, in lower case; found something else")
-    return bytes.fromhex(text)
-
-
-def _make(file: Path) -> None:
-    """Write a fresh secret; of several processes that do so at once one is the first, and the others find its."""
-    descriptor, temporary = tempfile.mkstemp(dir=file.parent, prefix=f".{file.name}.")
-    try:
-        with os.fdopen(descriptor, "w") as opened:
-            os.fchmod(opened.fileno(), PRIVATE_FILE)
-            opened.write(f"{secrets.token_hex(_BYTES)}\n")
-            opened.flush()
-            os.fsync(opened.fileno())
-        with contextlib.suppress(FileExistsError):
-            os.link(temporary, file)
-    finally:
-        Path(temporary).unlink()
-    sync_directory(file.parent)

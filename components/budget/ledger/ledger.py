@@ -7,10 +7,12 @@ from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, Any
 
 from lazydp.components.budget.accounting.limits import SMALLEST_DELTA
+from lazydp.components.budget.ledger.memory import HeadMemory
 from lazydp.components.budget.ledger.reader import LedgerReader
 from lazydp.components.budget.ledger.rules import (
     check_admitted,
     check_budget_is_set,
+    check_data,
     check_key,
     check_other_people,
     check_same_claim,
@@ -22,9 +24,11 @@ from lazydp.components.budget.ledger.rules import (
     epsilon_alone,
     is_recorded,
 )
+from lazydp.components.budget.ledger.secret import LedgerSecret
 from lazydp.components.budget.ledger.state import Dataset, LedgerState
 from lazydp.components.budget.ledger.views import Commitment, DatasetBudget, Reservation, budget_of, reservation_of
-from lazydp.components.budget.ledger.writing import add
+from lazydp.components.budget.ledger.writing import add, checked_state, own_secret
+from lazydp.components.budget.storage.entries import head_of
 from lazydp.components.shared.errors import InputError, PrivacyError
 from lazydp.components.shared.version import code_version as this_code_version
 
@@ -37,6 +41,25 @@ PRIVACY_UNITS = ("example", "user")
 
 class Ledger(LedgerReader):
     """An open ledger; a context manager. Not to be shared between threads while writing."""
+
+    def secret(self) -> LedgerSecret:
+        """The ledger's secret, made where it never had one.
+
+        Raises:
+            InputError: there is none, and none can be made.
+        """
+        return own_secret(self._storage)
+
+    def remember(self) -> str:
+        """Accept the ledger as it is, and remember where it ends; returns the head. For whoever verified it.
+
+        Raises:
+            InputError: the ledger has no secret.
+        """
+        entries = self._storage.read()
+        last = entries[-1] if entries else None
+        HeadMemory.of(self.url, LedgerSecret.of(self.url)).confirm(last)
+        return head_of(last)
 
     # --- datasets and budgets --------------------------------------------------------------------------------
 
@@ -186,6 +209,7 @@ class Ledger(LedgerReader):
         config_digest: str = "",
         code_version: str | None = None,
         key: str = "",
+        data: str = "",
         by: str | None = None,
     ) -> Reservation:
         """Claim what a run may at most spend, before it touches the data.
@@ -202,11 +226,13 @@ class Ledger(LedgerReader):
             code_version: of the code that runs; this one's by default.
             key: public commitment to the run's noise key (`NoiseKey.commitment`). The first one that is presented
                 binds the reservation; the pipeline's gate, which has no key yet, presents none.
+            data: identifier of the files that the run reads; the first one that is told binds the reservation.
             by: who asks.
 
         Raises:
             BudgetExceededError: the budget of the dataset, or of one that shares users with it, does not admit the run.
-            PrivacyError: no budget was set, or it is of another privacy unit, or the run is bound to another noise key.
+            PrivacyError: no budget was set, or it is of another privacy unit, or the run is bound to another noise key
+                or other files.
             InputError: an unknown dataset or purpose, or a run_id that was used for something else.
         """
         from lazydp.components.budget.accounting.events import event_to_json  # noqa: PLC0415 - scipy is slow to import
@@ -230,29 +256,35 @@ class Ledger(LedgerReader):
                 check_same_claim(state.runs[run_id], identifier, claim)
                 if key:
                     check_key(state.runs[run_id], key)
+                check_data(state.runs[run_id], data)
                 return None
             check_budget_is_set(state, identifier, privacy_unit)
             check_admitted(state, identifier, document)
             return {
                 **claim,
                 "key": key,
+                "data": data,
                 "epsilon": epsilon_alone(document, state.budgets[state.holder(identifier)].delta),
             }
 
         entry, state = add(
             self._storage, "reserved", lambda state: state.resolve(dataset), decide, run_id=run_id, by=by
         )
-        if key and not state.runs[run_id].key and state.runs[run_id].status == "reserved":
-            state = self._bind(run_id, key, by=by)
+        run = state.runs[run_id]
+        if run.status == "reserved" and ((key and not run.key) or (data and not run.data)):
+            state = self._bind(run_id, key=key, data=data, by=by)
         return reservation_of(state, run_id, entry)
 
-    def _bind(self, run_id: str, key: str, *, by: str | None) -> LedgerState:
-        """Bind a reservation that was made before there was a key: the first key that is presented is the only one."""
+    def _bind(self, run_id: str, *, key: str, data: str, by: str | None) -> LedgerState:
+        """Bind a reservation that was made before there was a key or a dataset: the first ones are the only ones."""
 
         def decide(state: LedgerState) -> Mapping[str, Any] | None:
             run = state.runs[run_id]
-            check_key(run, key)
-            return None if run.key else {"key": key}
+            if key:
+                check_key(run, key)
+            check_data(run, data)
+            bound = {"key": run.key or key, "data": run.data or data}
+            return None if (run.key, run.data) == (bound["key"], bound["data"]) else bound
 
         _, state = add(
             self._storage, "bound", lambda state: self._dataset_of(state, run_id), decide, run_id=run_id, by=by
@@ -267,7 +299,7 @@ class Ledger(LedgerReader):
         """
         from lazydp.components.budget.accounting.events import event_to_json  # noqa: PLC0415 - scipy is slow to import
 
-        state = self.state()
+        state = checked_state(self._storage, self._storage.read())
         run = state.runs.get(run_id)
         if run is None or run.status != "reserved":
             found = "none" if run is None else f"one that was {run.status}"

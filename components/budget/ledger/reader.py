@@ -7,9 +7,10 @@ from typing import Self
 
 from lazydp.components.budget.ledger.state import LedgerState, Release, Run
 from lazydp.components.budget.ledger.views import DatasetBudget, budget_of, holders
-from lazydp.components.budget.storage.base import Storage, default_url
+from lazydp.components.budget.storage.base import Storage
 from lazydp.components.budget.storage.entries import Entry, head_of
 from lazydp.components.budget.storage.open import open_storage
+from lazydp.components.shared.ledger_url import default_ledger_url
 
 
 class LedgerReader:
@@ -29,7 +30,7 @@ class LedgerReader:
             FormatError: it is no ledger, or of another schema.
             InputError: not a URL of a database that lazydp knows.
         """
-        return cls(open_storage(url or default_url(), read_only=read_only))
+        return cls(open_storage(url or default_ledger_url(), read_only=read_only))
 
     def __enter__(self) -> Self:
         return self
@@ -56,6 +57,11 @@ class LedgerReader:
         """`number:digest` of the last entry: keep it elsewhere, and `verify` finds whatever is rewritten later."""
         entries = self._storage.read()
         return head_of(entries[-1] if entries else None)
+
+    def name(self) -> str:
+        """Which ledger it is, wherever it lies: the digest of its first entry; empty where it has none."""
+        entries = self._storage.read()
+        return entries[0].digest if entries else ""
 
     def state(self) -> LedgerState:
         """What the entries amount to."""

@@ -163,6 +163,20 @@ def check_key(run: Run, key: str) -> None:
         )
 
 
+def check_data(run: Run, data: str) -> None:
+    """A run reads one dataset: other rows under its noise key would be a second release, with the noise of the first.
+
+    Args:
+        run: as the ledger knows it.
+        data: identifier of the files that are to be read; empty where that is not told.
+    """
+    if run.data and data and run.data != data:
+        raise PrivacyError(
+            f"run {run.run_id} was begun on other files than the dataset now has: the difference of two models under "
+            "one noise key is free of noise. Bring the dataset back as it was, or train a new run under a new run id"
+        )
+
+
 def is_recorded(run: Run, document: dict[str, Any], *, release: str, final: bool) -> bool:
     """Whether a commit asks for what is in the ledger already.
 

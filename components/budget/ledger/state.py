@@ -11,6 +11,7 @@ Datasets of one declared family have one budget: that of the first member that h
 
 from __future__ import annotations
 
+import datetime
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal
@@ -99,6 +100,7 @@ class Run:
         released_event: what its latest release spent, as JSON; None before the first.
         epsilon: of the reserved event alone, at the delta of the dataset's budget then.
         key: public commitment to the one noise key of the run; empty until a key was presented.
+        data: identifier of the files of the dataset that the run reads; empty until that was told.
     """
 
     run_id: str
@@ -114,6 +116,7 @@ class Run:
     reserved_at: str
     reserved_by: str
     key: str = ""
+    data: str = ""
     void_reason: str = ""
     releases: tuple[Release, ...] = ()
 
@@ -160,11 +163,12 @@ class LedgerState:
                     f"ledger entry {entry.number} has format_version {version}, this lazydp reads up to "
                     f"{FORMAT_VERSION}: use a newer lazydp"
                 )
+            datetime.datetime.fromisoformat(entry.recorded_at)
             _APPLY[entry.kind](self, entry, content)
             for identifier, account in content["accounts"].items():
-                self.accounts[identifier] = Account(**account)
+                self.accounts[identifier] = Account(**{name: _number(value) for name, value in account.items()})
                 self.updated_at[identifier] = entry.recorded_at
-        except (KeyError, TypeError, ValueError, AttributeError) as error:
+        except (KeyError, TypeError, ValueError, AttributeError, OverflowError, RecursionError) as error:
             raise IntegrityError(
                 f"ledger entry {entry.number} ({entry.kind}) makes no sense: {type(error).__name__} {error}"
             ) from error
@@ -242,16 +246,42 @@ def _links(dataset: Dataset) -> list[tuple[str, str]]:
     return links + ([("family", dataset.family)] if dataset.family else [])
 
 
+def _number(value: Any) -> float:
+    """A figure, whatever somebody wrote in its place."""
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        raise TypeError(f"expected a number, found {str(value)[:40]!r}")
+    return float(value)
+
+
+def _text(value: Any) -> str:
+    """A name, whatever somebody wrote in its place."""
+    if not isinstance(value, str):
+        raise TypeError(f"expected a text, found {str(value)[:40]!r}")
+    return value
+
+
+def _texts(values: Any) -> tuple[str, ...]:
+    if not isinstance(values, list | tuple):
+        raise TypeError(f"expected a list, found {str(values)[:40]!r}")
+    return tuple(map(_text, values))
+
+
+def _event(value: Any) -> dict[str, Any]:
+    if not isinstance(value, dict):
+        raise TypeError(f"expected an event, found {str(value)[:40]!r}")
+    return value
+
+
 def _apply_dataset(state: LedgerState, entry: Entry, content: dict[str, Any]) -> None:
     state.datasets[entry.dataset] = Dataset(
         identifier=entry.dataset,
-        name=content["name"],
-        parents=tuple(content["parents"]),
-        sources=tuple(content["sources"]),
-        secret=content.get("secret", ""),
-        family=content.get("family", ""),
-        user_column=content.get("user_column", ""),
-        places=tuple(content.get("places", ())),
+        name=_text(content["name"]),
+        parents=_texts(content["parents"]),
+        sources=_texts(content["sources"]),
+        secret=_text(content.get("secret", "")),
+        family=_text(content.get("family", "")),
+        user_column=_text(content.get("user_column", "")),
+        places=_texts(content.get("places", ())),
     )
 
 
@@ -259,12 +289,12 @@ def _apply_budget(state: LedgerState, entry: Entry, content: dict[str, Any]) -> 
     if entry.dataset not in state.datasets:
         raise ValueError(f"a budget for dataset {entry.dataset}, which was never registered")
     state.budgets[entry.dataset] = Budget(
-        epsilon=content["epsilon"],
-        delta=content["delta"],
-        privacy_unit=content["privacy_unit"],
+        epsilon=_number(content["epsilon"]),
+        delta=_number(content["delta"]),
+        privacy_unit=_text(content["privacy_unit"]),
         set_by=entry.recorded_by,
-        reason=content["reason"],
-        other_people=content.get("other_people", ""),
+        reason=_text(content["reason"]),
+        other_people=_text(content.get("other_people", "")),
     )
 
 
@@ -276,30 +306,32 @@ def _apply_reserved(state: LedgerState, entry: Entry, content: dict[str, Any]) -
     state.runs[entry.run_id] = Run(
         run_id=entry.run_id,
         dataset=entry.dataset,
-        purpose=content["purpose"],
-        privacy_unit=content["privacy_unit"],
+        purpose=_text(content["purpose"]),
+        privacy_unit=_text(content["privacy_unit"]),
         status="reserved",
-        reserved_event=content["event"],
+        reserved_event=_event(content["event"]),
         released_event=None,
-        epsilon=content["epsilon"],
-        config_digest=content["config_digest"],
-        code_version=content["code_version"],
+        epsilon=_number(content["epsilon"]),
+        config_digest=_text(content["config_digest"]),
+        code_version=_text(content["code_version"]),
         reserved_at=entry.recorded_at,
         reserved_by=entry.recorded_by,
-        key=content.get("key", ""),
+        key=_text(content.get("key", "")),
+        data=_text(content.get("data", "")),
     )
 
 
 def _apply_bound(state: LedgerState, entry: Entry, content: dict[str, Any]) -> None:
     run = _open_run(state, entry)
-    if run.key or not content["key"]:
-        raise ValueError(f"run {run.run_id} is bound to its noise key already, or to none now")
-    state.runs[run.run_id] = replace(run, key=content["key"])
+    key, data = _text(content["key"]), _text(content.get("data", run.data))
+    if (run.key and key != run.key) or (run.data and data != run.data):
+        raise ValueError(f"run {run.run_id} is bound to another noise key or dataset already")
+    state.runs[run.run_id] = replace(run, key=key, data=data)
 
 
 def _apply_committed(state: LedgerState, entry: Entry, content: dict[str, Any]) -> None:
     run = _repeated_run(state, entry, content) or _open_run(state, entry)
-    key = content.get("key", "")
+    key = _text(content.get("key", ""))
     if run.key and key != run.key:
         raise ValueError(f"run {run.run_id} is bound to another noise key")
     release = Release(
@@ -307,16 +339,16 @@ def _apply_committed(state: LedgerState, entry: Entry, content: dict[str, Any]) 
         run_id=run.run_id,
         dataset=run.dataset,
         purpose=run.purpose,
-        release=content["release"],
-        step=content["step"],
-        epsilon=content["epsilon"],
+        release=_text(content["release"]),
+        step=None if content["step"] is None else int(_number(content["step"])),
+        epsilon=None if content["epsilon"] is None else _number(content["epsilon"]),
         released_at=entry.recorded_at,
         released_by=entry.recorded_by,
     )
     state.runs[run.run_id] = replace(
         run,
         status="committed" if content["final"] else "reserved",
-        released_event=content["event"],
+        released_event=_event(content["event"]),
         key=key,
         releases=(*run.releases, release),
     )
@@ -324,7 +356,7 @@ def _apply_committed(state: LedgerState, entry: Entry, content: dict[str, Any]) 
 
 def _apply_voided(state: LedgerState, entry: Entry, content: dict[str, Any]) -> None:
     run = _open_run(state, entry)
-    state.runs[run.run_id] = replace(run, status="voided", void_reason=content["reason"])
+    state.runs[run.run_id] = replace(run, status="voided", void_reason=_text(content["reason"]))
 
 
 def _repeated_run(state: LedgerState, entry: Entry, content: dict[str, Any]) -> Run | None:

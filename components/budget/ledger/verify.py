@@ -11,26 +11,16 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from lazydp.components.budget.ledger.chain import Problem, chain_problems, head_problems
 from lazydp.components.budget.ledger.charges import account_of, epsilon_of
 from lazydp.components.budget.ledger.state import LedgerState
-from lazydp.components.budget.storage.entries import GENESIS, KINDS, Entry, head_of, true_digest
-from lazydp.components.shared.errors import InputError, LazyDPError
+from lazydp.components.budget.storage.entries import Entry, head_of
+from lazydp.components.shared.errors import LazyDPError
 
+# What arithmetic on a content raises that somebody made up, with digests that fit.
+_NONSENSE = (KeyError, TypeError, ValueError, AttributeError, ArithmeticError, RecursionError)
 # Two computations of one epsilon differ in the last digits only (another machine, another FFT).
 _TOLERANCE = 1e-6
-_MOST_MISSING = 20
-
-
-@dataclass(frozen=True, slots=True)
-class Problem:
-    """Something that does not hold, and the entry that shows it (None: the ledger as a whole)."""
-
-    entry: int | None
-    what: str
-
-    def line(self) -> str:
-        """The problem in one line."""
-        return f"ledger: {self.what}" if self.entry is None else f"entry {self.entry}: {self.what}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,7 +53,7 @@ def verify(
     Raises:
         InputError: `expect_head` is not of that form.
     """
-    problems = [*_chain_problems(entries), *_head_problems(entries, expect_head)]
+    problems = [*chain_problems(entries), *head_problems(entries, expect_head)]
     broken = {problem.entry for problem in problems}
     state = LedgerState()
     epsilons = 0
@@ -87,54 +77,6 @@ def verify(
     return Verification(entries=len(entries), head=head, epsilons=epsilons, problems=tuple(problems))
 
 
-def _chain_problems(entries: Sequence[Entry]) -> Iterator[Problem]:
-    expected = 1
-    previous: str | None = GENESIS
-    for entry in entries:
-        number = entry.number
-        if not isinstance(number, int) or number < expected:
-            yield Problem(None, f"an entry carries the number {number!r}, which is out of order")
-            continue
-        if number > expected:
-            yield from _missing(expected, number)
-            previous = None  # the digest that it should follow is gone with the entry that carried it
-        if true_digest(entry) != entry.digest:
-            yield Problem(
-                number, "its content does not match its digest: it was changed, or another was put in its place"
-            )
-            previous = None
-        else:
-            if entry.kind not in KINDS:
-                yield Problem(number, f"an entry of kind {entry.kind!r} is not known")
-            if previous is not None and entry.previous != previous:
-                yield Problem(number, "it does not follow the entry before it: entries were rewritten or exchanged")
-            previous = entry.digest
-        expected = number + 1
-
-
-def _missing(first: int, end: int) -> Iterator[Problem]:
-    for number in range(first, min(end, first + _MOST_MISSING)):
-        yield Problem(number, "it is missing: it was removed")
-    if end - first > _MOST_MISSING:
-        yield Problem(None, f"entries {first} to {end - 1} are missing")
-
-
-def _head_problems(entries: Sequence[Entry], expect_head: str | None) -> Iterator[Problem]:
-    if expect_head is None:
-        return
-    number_text, _, digest = expect_head.partition(":")
-    if not number_text.isdigit() or len(digest) != len(GENESIS):
-        raise InputError(f"expected a head as NUMBER:DIGEST, the way verify prints it, found {expect_head!r}")
-    number = int(number_text)
-    if number == 0:
-        return
-    kept = next((entry for entry in entries if entry.number == number), None)
-    if kept is None:
-        yield Problem(number, "it is missing, though it was the head once: the end of the ledger was cut off")
-    elif kept.digest != digest:
-        yield Problem(number, "its digest is not the one that it had as the head: the ledger was rewritten")
-
-
 def _makes_sense(state: LedgerState, entry: Entry) -> bool:
     """Apply an entry that the chain does not vouch for, if that can be done."""
     try:
@@ -154,6 +96,8 @@ def _replay_problems(state: LedgerState, entry: Entry) -> tuple[list[Problem], i
         return problems, 2 * len(content["accounts"]) + (entry.kind in ("reserved", "committed"))
     except LazyDPError as error:
         return [Problem(entry.number, str(error))], 0
+    except _NONSENSE as error:
+        return [Problem(entry.number, f"its content makes no sense: {type(error).__name__} {error}")], 0
 
 
 def _account_problems(state: LedgerState, entry: Entry, recorded: dict[str, Any]) -> Iterator[Problem]:

@@ -7,19 +7,16 @@
 from __future__ import annotations
 
 import contextlib
-import os
 import re
 import sqlite3
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Protocol
 
 from lazydp.components.budget.storage.entries import COLUMNS, Entry
 from lazydp.components.shared.errors import FormatError, InputError, LazyDPError, UnavailableError
-
-DEFAULT_URL = "sqlite:///lazydp-ledger.db"
-URL_VARIABLE = "LAZYDP_LEDGER"
+from lazydp.components.shared.ledger_url import URL_VARIABLE
 
 # Revisions of the schema, oldest first; the last is the one that this code reads and writes.
 SCHEMAS = ("0001", "0002")
@@ -45,6 +42,10 @@ class Transaction(Protocol):
         """Add an entry; durable when the transaction ends without an exception."""
         ...
 
+    def after_commit(self, action: Callable[[], None]) -> None:
+        """Have something done once the entry is durable, before anybody else who waits for the ledger goes on."""
+        ...
+
 
 class Storage(Protocol):
     """A database that holds a ledger."""
@@ -67,9 +68,9 @@ class Storage(Protocol):
         ...
 
 
-def default_url() -> str:
-    """The ledger's URL: LAZYDP_LEDGER, or a file in the working folder."""
-    return os.environ.get(URL_VARIABLE) or DEFAULT_URL
+def readable_text(raw: bytes) -> str:
+    """A text of SQLite, whatever bytes somebody put there: what is not UTF-8 fails its digest, not the reading."""
+    return raw.decode("utf-8", "surrogateescape")
 
 
 def without_password(url: str) -> str:
@@ -89,7 +90,9 @@ def sqlite_path(url: str) -> Path | None:
         )
     if not url.startswith("sqlite"):
         return None
-    file = url.partition(":///")[2].partition("?")[0]
+    # Everything after the slashes is the path, `?`, `%` and `#` included: one text names one file for writer, reader
+    # and secret alike.
+    file = url.partition(":///")[2]
     if not file or file == ":memory:":
         raise InputError(f"ledger {url!r} names no file: a ledger in memory would forget what was spent")
     return Path(file)
@@ -171,5 +174,5 @@ def _sqlite_translation(cause: sqlite3.Error, shown: str) -> LazyDPError:
         if name.startswith(known):
             return UnavailableError(f"ledger {shown}: {why}")
     if name.startswith(("SQLITE_NOTADB", "SQLITE_CORRUPT")):
-        return FormatError(f"ledger {shown}: the file is damaged or no SQLite database: restore it from a copy")
+        return FormatError(f"ledger {shown}: the file is damaged or is not a SQLite database: restore it from a copy")
     return UnavailableError(f"ledger {shown}: {cause}")

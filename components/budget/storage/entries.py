@@ -9,14 +9,18 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal, get_args
+
+from lazydp.components.shared.errors import IntegrityError
 
 Kind = Literal["dataset", "budget", "reserved", "bound", "committed", "voided"]
 KINDS: tuple[str, ...] = get_args(Kind)
 
 GENESIS = "0" * 64
+_BRACKET = re.compile(r"[\[\]{}]")
 
 # Of an entry's body. 2: datasets stand under identifiers instead of hashes of their content (`identifiers`).
 # 3: runs are bound to their noise key.
@@ -55,15 +59,30 @@ class Entry:
         """The body, parsed.
 
         Raises:
-            ValueError: not a JSON object.
+            IntegrityError: not a JSON object, or nested more deeply than anything that a ledger holds.
         """
-        document = json.loads(self.body)
+        try:
+            document = json.loads(self.body)
+        except (ValueError, TypeError, RecursionError) as error:
+            raise IntegrityError(f"ledger entry {self.number} holds no JSON: {type(error).__name__}") from error
         if not isinstance(document, dict):
-            raise ValueError(f"expected a JSON object, found {self.body[:40]!r}")  # noqa: TRY004 - one kind to catch
+            raise IntegrityError(f"ledger entry {self.number} holds no JSON object: {self.body[:40]!r}")
+        if _depth(self.body) > _MOST_DEPTH:
+            raise IntegrityError(f"ledger entry {self.number} is nested more deeply than anything that a ledger holds")
         return document
 
 
 COLUMNS: tuple[str, ...] = Entry.__slots__
+_MOST_DEPTH = 64
+
+
+def _depth(text: str) -> int:
+    """At most how deeply the JSON `text` is nested (brackets inside strings count as well)."""
+    depth = deepest = 0
+    for bracket in _BRACKET.findall(text):
+        depth += 1 if bracket in "[{" else -1
+        deepest = max(deepest, depth)
+    return deepest
 
 
 def canonical_json(document: Mapping[str, Any]) -> str:

@@ -3,9 +3,16 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
+import fcntl
+import os
+import random
+import socket
+import threading
+import time
+from collections.abc import Callable, Iterator
 from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 import sqlalchemy as sa
 from sqlalchemy.pool import NullPool
@@ -15,14 +22,22 @@ from lazydp.components.budget.storage.base import (
     READ_VERSION,
     SCHEMAS,
     check_schema,
+    readable_text,
     sqlite_path,
     translated,
     without_password,
 )
 from lazydp.components.budget.storage.entries import COLUMNS, GENESIS, Entry
-from lazydp.components.shared.errors import InputError
+from lazydp.components.shared.errors import InputError, UnavailableError
+from lazydp.components.shared.files import PRIVATE_FILE
 
 _MIGRATIONS = Path(__file__).parent / "migrations"
+# Of LOCK_SECONDS, that one waits in the queue of a SQLite ledger: a crowd of hundreds takes its time.
+_TURNS = 4
+# The longest that a reading of a PostgreSQL ledger may take.
+READ_SECONDS = 30.0
+# The longest that a statement may take on a PostgreSQL server, and that a silent one is waited for.
+_STATEMENT_SECONDS = 60
 _ADVISORY_LOCK = 0x1A27D9  # any number, the same in every process that migrates
 
 _ENTRIES = sa.table("lazydp_entries", sa.column("number", sa.BigInteger), *(sa.column(name) for name in COLUMNS[1:]))
@@ -33,6 +48,7 @@ class SqlTransaction:
 
     def __init__(self, connection: sa.Connection) -> None:
         self._connection = connection
+        self._actions: list[Callable[[], None]] = []
 
     def read(self) -> list[Entry]:
         """Every entry, in order."""
@@ -46,6 +62,15 @@ class SqlTransaction:
     def append(self, entry: Entry) -> None:
         """Add an entry."""
         self._connection.execute(_ENTRIES.insert().values(**asdict(entry)))
+
+    def after_commit(self, action: Callable[[], None]) -> None:
+        """Have something done once the entry is durable."""
+        self._actions.append(action)
+
+    def committed(self) -> None:
+        """Do it."""
+        for action in self._actions:
+            action()
 
 
 def _read(connection: sa.Connection) -> list[Entry]:
@@ -65,27 +90,69 @@ class SqlStorage:
         return self._engine.dialect.name == "sqlite"
 
     def read(self) -> list[Entry]:
-        """Every entry, in order."""
-        with translated(self.shown), self._engine.connect() as connection:
+        """Every entry, in order.
+
+        Raises:
+            UnavailableError: the database does not answer in time, even where something in between keeps the
+                connection alive.
+        """
+        with translated(self.shown), self._engine.connect() as connection, self._deadline(connection):
             return _read(connection)
+
+    @contextlib.contextmanager
+    def _deadline(self, connection: sa.Connection) -> Iterator[None]:
+        """Shut the connection down where what is done with it does not end: the driver itself waits for ever."""
+        if self._is_sqlite:
+            yield
+            return
+        driver: Any = connection.connection.driver_connection
+        with socket.socket(fileno=os.dup(driver.pgconn.socket)) as line:
+            silent = threading.Timer(READ_SECONDS, _shut_down, [line])
+            silent.daemon = True
+            silent.start()
+            try:
+                yield
+            finally:
+                silent.cancel()
+                silent.join()
 
     @contextlib.contextmanager
     def locked(self) -> Iterator[SqlTransaction]:
         """Hold the ledger for writing; commit at the end, roll back on an exception."""
-        with translated(self.shown), self._engine.connect() as connection:
+        with translated(self.shown), self._turn(), self._engine.connect() as connection:
             if self._is_sqlite:
                 connection.exec_driver_sql("BEGIN IMMEDIATE")
             else:
                 # Conflicts with itself, not with readers.
                 connection.exec_driver_sql("LOCK TABLE lazydp_entries IN SHARE ROW EXCLUSIVE MODE")
+            transaction = SqlTransaction(connection)
             try:
-                yield SqlTransaction(connection)
+                yield transaction
                 self._end(connection, "COMMIT")
             except BaseException:
                 # The failure that brought us here is the one worth telling.
                 with contextlib.suppress(Exception):
                     self._end(connection, "ROLLBACK")
                 raise
+            transaction.committed()
+
+    @contextlib.contextmanager
+    def _turn(self) -> Iterator[None]:
+        """Wait for a turn at a SQLite ledger: its own lock leaves the unlucky of a crowd waiting until they give up.
+
+        Raises:
+            UnavailableError: none came in time.
+        """
+        path = sqlite_path(self.shown) if self._is_sqlite else None
+        if path is None:
+            yield
+            return
+        descriptor = os.open(f"{path}.lock", os.O_RDWR | os.O_CREAT, PRIVATE_FILE)
+        try:
+            _wait_for(descriptor, self.shown, patience=_TURNS * LOCK_SECONDS)
+            yield
+        finally:
+            os.close(descriptor)
 
     def _end(self, connection: sa.Connection, verb: str) -> None:
         if self._is_sqlite:
@@ -154,12 +221,33 @@ def migrate(url: str) -> None:
     storage.close()
 
 
+def _shut_down(line: socket.socket) -> None:
+    with contextlib.suppress(OSError):
+        line.shutdown(socket.SHUT_RDWR)
+
+
+def _wait_for(descriptor: int, shown: str, *, patience: float) -> None:
+    """Take the file's lock, asking again at random moments, so that of those who wait all have the same chance."""
+    deadline = time.monotonic() + patience
+    while True:
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            if time.monotonic() > deadline:
+                raise UnavailableError(
+                    f"ledger {shown}: other processes have held its lock for more than {patience:g} seconds: try again"
+                ) from None
+            time.sleep(random.uniform(0.002, 0.03))  # noqa: S311 - a moment to sleep, not a secret
+        else:
+            return
+
+
 def _engine(url: str) -> sa.Engine:
     path = sqlite_path(url)
     if path is not None:
         # The driver's own transactions are off: it would not take the write lock before reading.
         engine = sa.create_engine(
-            f"sqlite:///{path}",
+            sa.URL.create("sqlite", database=str(path)),  # as a text, `?` and `%` in the path would mean something
             poolclass=NullPool,
             isolation_level="AUTOCOMMIT",
             connect_args={"timeout": LOCK_SECONDS, "isolation_level": None},
@@ -168,11 +256,27 @@ def _engine(url: str) -> sa.Engine:
         return engine
     if not url.startswith("postgresql"):
         raise InputError(f"ledger {without_password(url)!r}: expected sqlite:///FILE or postgresql://USER@HOST/NAME")
-    settings = {"connect_timeout": 10, "options": f"-c lock_timeout={LOCK_SECONDS}s -c client_encoding=UTF8"}
+    limits = {
+        "lock_timeout": f"{LOCK_SECONDS}s",
+        "statement_timeout": f"{_STATEMENT_SECONDS}s",
+        "idle_in_transaction_session_timeout": f"{_STATEMENT_SECONDS}s",
+        "client_encoding": "UTF8",
+    }
+    settings = {
+        "connect_timeout": 10,
+        "options": " ".join(f"-c {name}={value}" for name, value in limits.items()),
+        # A server or a network that falls silent is noticed, and not waited for until the process ends.
+        "keepalives": 1,
+        "keepalives_idle": 10,
+        "keepalives_interval": 5,
+        "keepalives_count": 3,
+        "tcp_user_timeout": 1000 * _STATEMENT_SECONDS,
+    }
     _, _, rest = url.partition("://")
     return sa.create_engine(f"postgresql+psycopg://{rest}", poolclass=NullPool, connect_args=settings)
 
 
 def _durable(connection: object, _record: object) -> None:
-    # A reservation that a power cut can undo is none.
+    connection.text_factory = readable_text  # type: ignore[attr-defined]
+    # Reservations must survive power loss.
     connection.execute("PRAGMA synchronous=FULL")  # type: ignore[attr-defined]

@@ -12,13 +12,14 @@ from lazydp.components.budget.storage.base import (
     LOCK_SECONDS,
     READ_ENTRIES,
     READ_VERSION,
-    URL_VARIABLE,
     Transaction,
     check_schema,
+    readable_text,
     translated,
 )
 from lazydp.components.budget.storage.entries import Entry
 from lazydp.components.shared.errors import UnavailableError
+from lazydp.components.shared.ledger_url import URL_VARIABLE
 
 
 class SqliteReader:
@@ -43,6 +44,7 @@ class SqliteReader:
                 f"no ledger at {self._path}: `lazydp budget set` makes one; --ledger or {URL_VARIABLE} names another"
             )
         with translated(self.shown), contextlib.closing(self._connect()) as connection:
+            connection.text_factory = readable_text
             check_schema(_sqlite_version(connection), shown=self.shown)
             return [Entry(*row) for row in connection.execute(READ_ENTRIES)]
 

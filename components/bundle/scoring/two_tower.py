@@ -104,7 +104,7 @@ class TwoTowerScorer(Scorer):
         """Rankings of what the index finds, by exact scores."""
         with torch.inference_mode():
             users: Matrix = self.user_vectors([query for query, _ in known]).numpy()
-        vectors = self._item_vectors()
+        vectors: Matrix = self._vectors.numpy()
         rankings = []
         for (query, source), found, user in zip(known, index.search(users, depth), users, strict=True):
             codes: Codes = np.unique(found[found > 0])
@@ -141,7 +141,8 @@ class TwoTowerScorer(Scorer):
         return bags, dense
 
     def _item_vectors(self) -> Matrix:
-        vectors: Matrix = self._vectors.numpy()
+        # The prior says how popular an item is, not what it is like.
+        vectors: Matrix = self._vectors[:, : self._model.config.embedding_dim].numpy()
         return vectors
 
 

@@ -12,15 +12,15 @@ import torch
 from torch import Tensor, nn
 
 from lazydp.components.shared.errors import FormatError, InputError, NonFiniteError
+from lazydp.components.shared.noise_addresses import FIRST_RESERVED, MAX_TABLES
 from lazydp.components.train.device.placement import CPU
 from lazydp.components.train.mechanism.double_sums import DoubleSums
-from lazydp.components.train.tables.embedding_tables import MAX_TABLES, POPULARITY_TABLE
 from lazydp.components.train.tables.skip_ahead import Schedule
 from lazydp.kernels import ops
 from lazydp.kernels.arguments import Distribution
 from lazydp.kernels.noise_key import NoiseKey
 
-_MAX_PARAMETERS = POPULARITY_TABLE - MAX_TABLES
+_MAX_PARAMETERS = FIRST_RESERVED - MAX_TABLES
 
 
 @dataclass(frozen=True, slots=True)

@@ -163,7 +163,7 @@ class Engine:
             pooled = leaves(self.tables.gather(reads) if gathered is None else gathered, self.placement.device)
         with Capture(self._layers, self.placement.device, self.dense.sums) as capture:
             with self._phase("forward"):
-                inputs = model_inputs(self.model.layout, examples, pooled)
+                inputs = model_inputs(self.model.layout, examples, pooled, with_items=self.model.has_prior)
                 losses = self.model.losses(self.model(inputs), examples.labels)
                 # Private: clipping coefficients bring the weights, once the norms are known.
                 total = losses.sum() if self._private else objective(losses, units, self.privacy)

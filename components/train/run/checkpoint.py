@@ -16,7 +16,7 @@ import os
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from safetensors import SafetensorError
@@ -33,9 +33,6 @@ from lazydp.components.shared.files import (
     write_json,
 )
 from lazydp.kernels.noise_key import NoiseKey
-
-if TYPE_CHECKING:
-    pass
 
 _CHECKPOINT_VERSION = 2  # 2: says which run it is of
 _STATE, _KEY, _DOCUMENT = "state.safetensors", "noise.key", "checkpoint.json"
@@ -63,12 +60,14 @@ class Checkpoint:
         state: nested dicts and lists of tensors and scalars.
         event: the DpEvent so far as JSON, or None for a run without privacy.
         key: the noise key; None once it is destroyed.
+        processor: on which the sums were rounded (`device.processor`); None for what an older lazydp wrote.
     """
 
     step: int
     state: dict[str, Any]
     event: dict[str, Any] | None
     key: NoiseKey | None
+    processor: str | None = None
 
 
 def write_checkpoint(target: Path, checkpoint: Checkpoint, *, marks: dict[str, Any]) -> None:
@@ -88,6 +87,7 @@ def write_checkpoint(target: Path, checkpoint: Checkpoint, *, marks: dict[str, A
             "step": checkpoint.step,
             "state": tree,
             "dp_event": checkpoint.event,
+            "processor": checkpoint.processor,
             "test_key": checkpoint.key is not None and checkpoint.key.is_test,
             "sha256": {_STATE: write_tensors(folder / _STATE, tensors)},
         }
@@ -186,7 +186,9 @@ def read_checkpoint(folder: Path) -> tuple[Checkpoint, dict[str, Any]]:
     except SafetensorError as error:
         raise FormatError(f"{folder / _STATE} cannot be read: {error}") from error
     state = _join(document["state"], tensors)
-    found = Checkpoint(step=document["step"], state=state, event=document["dp_event"], key=key)
+    found = Checkpoint(
+        step=document["step"], state=state, event=document["dp_event"], key=key, processor=document.get("processor")
+    )
     return found, document.get("run", {})
 
 

@@ -11,7 +11,7 @@ from typing import Self
 from dp_accounting import DpEvent
 
 from lazydp.components.budget.accounting.epsilon import calibrate_noise_multiplier, epsilon
-from lazydp.components.budget.accounting.events import composed, counts_event, without_amplification
+from lazydp.components.budget.accounting.events import composed, counts_event, start_event, without_amplification
 from lazydp.components.budget.accounting.tuning import Tuning
 from lazydp.components.shared.errors import InputError
 from lazydp.components.train.config import TrainConfig
@@ -44,7 +44,7 @@ class RunCost:
 
     def of_training(self, *, steps: int | None = None) -> DpEvent:
         """Training alone, without the counts: what the sampler draws for."""
-        if self.config.privacy_unit == "user" and self.max_examples_per_user is None:
+        if self._steps(steps) and self.config.privacy_unit == "user" and self.max_examples_per_user is None:
             raise ValueError("max_examples_per_user: the unit `user` needs a bound on a user's examples")
         return self._sampled(self.max_examples_per_user if self.config.privacy_unit == "user" else None, steps)
 
@@ -93,7 +93,11 @@ class RunCost:
         )
 
     def _with_counts(self, training: DpEvent, contributions: int = 1) -> DpEvent:
-        """`training` and the counts; `contributions`: how many counted units one participant stands for."""
+        """`training` and the counts, or the start; `contributions`: how many units one participant stands for."""
+        noise = self.config.start_noise(self._sigma() if self.config.private else None)
+        if noise is not None:
+            start = start_event(histogram=noise.histogram, statistics=noise.statistics, contributions=contributions)
+            return start if self.config.steps == 0 else composed([training, start])
         if self.config.popularity is None:
             return training
         counts = counts_event(noise_multiplier=self.config.popularity.noise_multiplier, contributions=contributions)
@@ -129,12 +133,15 @@ def calibrated_noise_multiplier(
         return config.noise_multiplier
     if config.target_epsilon is None or config.target_delta is None:
         raise ValueError("mode sgd has no noise to calibrate")
-    if config.popularity is not None:
-        alone = epsilon(RunCost(config, max_examples_per_user).of_counts(), delta=config.target_delta)
+    before = config.popularity or (config.start if config.steps else None)
+    if before is not None:
+        # Its own noise is given, so the sigma that is looked for has no part in it.
+        alone = epsilon(RunCost(config, max_examples_per_user, 1.0).of_counts(), delta=config.target_delta)
         if alone >= config.target_epsilon:
+            which, what = ("popularity", "counts") if config.popularity else ("start", "start")
             raise InputError(
-                f"popularity.noise_multiplier {config.popularity.noise_multiplier:g} costs epsilon {alone:.4g} "
-                f"before any training, and target_epsilon is {config.target_epsilon:g}: give the counts more noise"
+                f"{which}.noise_multiplier {before.noise_multiplier:g} costs epsilon {alone:.4g} "
+                f"before any training, and target_epsilon is {config.target_epsilon:g}: give the {what} more noise"
             )
     return calibrate_noise_multiplier(
         target_epsilon=config.target_epsilon,

@@ -30,6 +30,7 @@ from lazydp.components.shared.files import (
     write_bytes,
     write_json,
 )
+from lazydp.components.shared.secrecy import forbid_core_dumps
 from lazydp.components.train.run.checkpoint import (
     Checkpoint,
     destroy_file,
@@ -75,6 +76,7 @@ class RunFolder:
         if not path.is_dir():
             raise InputError(f"no run at {path}: give the folder that `lazydp train --out` wrote")
         path.chmod(PRIVATE_DIRECTORY)
+        forbid_core_dumps()  # from here on the process may hold the run's key
         with _lock(path / "lock"):
             folder = cls(path)
             folder._sweep()

@@ -30,6 +30,8 @@ class RunIdentity:
         tuning: the sweep that the run is a trial of; all trials of a sweep share its run id.
         trial: which trial of the sweep it is, from 1; None outside a sweep.
         selected: whether the sweep is over and kept this trial; no other trial may be released.
+        dataset_files: digest of the files that it is trained on; empty where an older lazydp began it.
+        ledger: which ledger its reservation is in (`Ledger.name`); empty before it has one.
     """
 
     run_id: str
@@ -40,6 +42,8 @@ class RunIdentity:
     tuning: Tuning | None = None
     trial: int | None = None
     selected: bool = False
+    dataset_files: str = ""
+    ledger: str = ""
 
     def noise_key(self, root: NoiseKey) -> NoiseKey:
         """The key that the run draws under: its root key, or what a trial derives from that of its sweep."""
@@ -49,7 +53,7 @@ class RunIdentity:
         """`what: other's != ours` for everything in which `other` could not go on with this run."""
         found = other.config.differences(self.config)
         for what, theirs, ours in (
-            ("dataset", other.dataset_fingerprint, self.dataset_fingerprint),
+            ("dataset", other.what_it_reads(self), self.what_it_reads(other)),
             ("run id", other.run_id, self.run_id),
             ("lazydp version", other.code_version, self.code_version),
             ("sweep", other.tuning, self.tuning),
@@ -57,6 +61,10 @@ class RunIdentity:
             if theirs != ours:
                 found.append(difference(what, theirs, ours))
         return found
+
+    def what_it_reads(self, other: RunIdentity) -> tuple[str, str]:
+        """The dataset by its fingerprint, and by its files where both runs know them."""
+        return self.dataset_fingerprint, self.dataset_files if other.dataset_files else ""
 
     def marks(self) -> dict[str, Any]:
         """What a checkpoint of the run says of itself; private, for it holds the dataset's fingerprint."""
@@ -80,6 +88,8 @@ class RunIdentity:
             "tuning": None if self.tuning is None else self.tuning.model_dump(mode="json"),
             "trial": self.trial,
             "selected": self.selected,
+            "dataset_files": self.dataset_files,
+            "ledger": self.ledger,
         }
 
     @classmethod
@@ -99,6 +109,8 @@ class RunIdentity:
                 tuning=None if document.get("tuning") is None else Tuning.model_validate(document["tuning"]),
                 trial=document.get("trial"),
                 selected=document.get("selected", False),
+                dataset_files=document.get("dataset_files", ""),
+                ledger=document.get("ledger", ""),
             )
         except KeyError as error:
             raise FormatError(f"run {where} lacks {error}: it was not written whole") from error

@@ -33,10 +33,12 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from lazydp.components.ingest.dataset import TRAIN, EncodedDataset, Split
+from lazydp.components.ingest.dataset import EncodedDataset, Split
+from lazydp.components.ingest.manifest import TRAIN
+from lazydp.components.onepass.start import noised_counts as start_counts
 from lazydp.components.shared.errors import InputError
+from lazydp.components.shared.noise_addresses import POPULARITY_TABLE
 from lazydp.components.train.config import PrivacyUnit, TrainConfig
-from lazydp.components.train.tables.embedding_tables import POPULARITY_TABLE
 from lazydp.kernels import ops
 from lazydp.kernels.noise_key import NoiseKey
 
@@ -47,28 +49,49 @@ _POSITIVE = 0.5
 _AT_ONCE = 1 << 20
 
 
-def noised_counts(data: EncodedDataset, config: TrainConfig, key: NoiseKey) -> Tensor | None:
+def noised_counts(
+    data: EncodedDataset, config: TrainConfig, key: NoiseKey, *, noise_multiplier: float | None = None
+) -> Tensor | None:
     """The counts that a run releases, float32 [num_items + 1] by item code; None where it releases none.
+
+    Those of a start are the start's own (`onepass.statistics`).
 
     Args:
         data: what the run is trained on.
         config: of the run.
         key: the run's noise key.
+        noise_multiplier: sigma of the run, by which a start's noise goes.
 
     Raises:
         InputError: the dataset has no items, or no users or bound on their examples where they are the unit.
     """
+    noise = config.start_noise(noise_multiplier)
+    if noise is not None:
+        return start_counts(data, config.privacy_unit, noise, key) if config.private else None
     if config.popularity is None:
         return None
     num_items = data.items.num_items
     counts = item_histogram(data.split(TRAIN), num_items=num_items, privacy_unit=config.privacy_unit)
-    std = config.popularity.noise_multiplier * sensitivity(
-        config.privacy_unit, max_examples_per_user=data.manifest.max_examples_per_user
-    )
     normals = torch.empty(num_items, 1)
     ops.normal_(normals, key.derive("noise").tensor(), table=POPULARITY_TABLE, first_row=1, step=0)
-    noised = np.rint(counts[1:] + std * normals.squeeze(1).double().numpy())
+    noised = np.rint(counts[1:] + noise_of_counts(data, config) * normals.squeeze(1).double().numpy())
     return torch.from_numpy(np.concatenate([[0.0], noised])).float()
+
+
+def exact_counts(data: EncodedDataset, config: TrainConfig) -> Tensor:
+    """The same without noise, for the prior of a run without privacy."""
+    num_items = data.items.num_items
+    counts = item_histogram(data.split(TRAIN), num_items=num_items, privacy_unit=config.privacy_unit)
+    return torch.from_numpy(counts).float()
+
+
+def noise_of_counts(data: EncodedDataset, config: TrainConfig) -> float:
+    """Standard deviation of the noise on every count; 0 where the run releases none."""
+    if config.popularity is None:
+        return 0.0
+    return config.popularity.noise_multiplier * sensitivity(
+        config.privacy_unit, max_examples_per_user=data.manifest.max_examples_per_user
+    )
 
 
 def sensitivity(privacy_unit: PrivacyUnit, *, max_examples_per_user: int | None) -> float:

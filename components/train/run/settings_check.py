@@ -29,7 +29,8 @@ def check_fits(data: EncodedDataset, config: TrainConfig) -> None:
         InputError: the message says what to change.
     """
     bound = contribution_bound(data)
-    if config.private and config.privacy_unit == "user" and bound is None:
+    # A start bounds what a user contributes by the length of a row, whatever the number of examples.
+    if config.private and config.steps and config.privacy_unit == "user" and bound is None:
         raise InputError(
             f"privacy_unit user needs a bound on the examples of a user, and dataset {data.path} has none: "
             "set max_examples_per_user in the feature spec and ingest again"
@@ -37,6 +38,11 @@ def check_fits(data: EncodedDataset, config: TrainConfig) -> None:
     if config.popularity is not None and data.spec.item is None:
         raise InputError(
             f"popularity counts items, and dataset {data.path} has none: leave it out of the configuration"
+        )
+    if config.start is not None and (data.spec.item is None or data.spec.history is None):
+        raise InputError(
+            f"a start joins items to the histories of their users, and the feature spec of dataset {data.path} has no "
+            "history: add `history: {max_length: 200}` to it and ingest again"
         )
     if config.sampling == "user" and bound is not None and bound > config.micro_batch_size:
         raise InputError(
@@ -55,11 +61,16 @@ def contribution_bound(data: EncodedDataset) -> int | None:
 
 
 def warn_of_settings(data: EncodedDataset, config: TrainConfig) -> None:
-    """Log where the batch is far from what the settings say, and where the bound drops a large part of the rows."""
+    """Log where the batch is far from what the settings say, and where the bound drops a large part of the rows.
+
+    Without steps neither matters: no batch is drawn, and a start reads the whole of a history (unit `user`).
+    """
+    if config.steps == 0 and config.privacy_unit == "user":
+        return
     counts = data.manifest.counts
     units, noun = (counts.users, "users") if config.sampling == "user" else (counts.train, "examples")
     drawn = config.sampling_prob * units
-    if not 1 / _FAR <= drawn / config.expected_batch_size <= _FAR:
+    if config.steps and not 1 / _FAR <= drawn / config.expected_batch_size <= _FAR:
         _log.warning(
             "[private] a batch has about %.4g %s (sampling_prob times what the dataset has), and expected_batch_size "
             "is %g: gradients are %s than meant",
@@ -71,7 +82,7 @@ def warn_of_settings(data: EncodedDataset, config: TrainConfig) -> None:
     dropped = data.manifest.rejected.get(_OVER_BOUND, 0)
     if dropped > _MUCH_DROPPED * (counts.train + dropped):
         _log.warning(
-            "[private] max_examples_per_user %s drops %.0f %% of the training rows",
+            "[private] max_examples_per_user %s drops %.0f %% of the training rows (see `lazydp dataset show`)",
             data.manifest.max_examples_per_user,
             100 * dropped / (counts.train + dropped),
         )

@@ -79,6 +79,7 @@ def reserve(
     """
     event = RunCost.of(identity, data.manifest.max_examples_per_user).of_release()
     with Ledger.open(url) as ledger:
+        _check_ledger(ledger, identity)
         dataset = register(
             ledger,
             fingerprint=identity.dataset_fingerprint,
@@ -111,11 +112,27 @@ def reserve(
             config_digest=identity.config.digest() if identity.tuning is None else identity.tuning.digest,
             code_version=identity.code_version,
             key=key,
+            data=ledger.secret().identifier("files", data.files_digest()),
             by=by,
         )
         if key:
             ledger.require_reservation(identity.run_id, dataset=dataset, event=event, key=key)
         return reservation
+
+
+def ledger_of(url: str | None) -> str:
+    """Which ledger lies at a URL, None for the default one."""
+    with Ledger.open(url, read_only=True) as ledger:
+        return ledger.name()
+
+
+def _check_ledger(ledger: Ledger, identity: RunIdentity) -> None:
+    """A run stays with the ledger that promised it its budget: elsewhere, nobody knows what it was charged."""
+    if identity.ledger and identity.ledger != ledger.name():
+        raise PrivacyError(
+            f"run {identity.run_id} was reserved in another ledger (whose first entry is {identity.ledger[:12]}) than "
+            f"{ledger.url}: it can neither go on nor be released against this one; name the one that it began with"
+        )
 
 
 def commit(
@@ -144,6 +161,7 @@ def commit(
     """
     event = RunCost.of(identity, max_examples_per_user).of_release(steps=steps)
     with Ledger.open(url) as ledger:
+        _check_ledger(ledger, identity)
         ledger.commit(
             identity.run_id, event=event, release=release, step=None if final else steps, final=final, key=key
         )
@@ -165,11 +183,13 @@ class Standing:
         dataset: the identifier under which the ledger publishes the run's dataset.
         spent_elsewhere: what else was released from the dataset, or from one that shares users with it.
         family: that the dataset declared; None where it declared none.
+        head: `number:digest` of the ledger's last entry.
     """
 
     dataset: str
     spent_elsewhere: tuple[SpentElsewhere, ...]
     family: Family | None = None
+    head: str = ""
 
 
 UNREGISTERED = Standing("unregistered", ())
@@ -179,7 +199,7 @@ UNREGISTERED = Standing("unregistered", ())
 def standing(url: str | None, identity: RunIdentity) -> Standing:
     """How the run stands in the ledger; of a run that holds no reservation there, the commit will say so."""
     with Ledger.open(url, read_only=True) as ledger:
-        state = ledger.state()
+        state, head = ledger.state(), ledger.head()
     own = state.runs.get(identity.run_id)
     if own is None:
         return UNREGISTERED
@@ -195,4 +215,5 @@ def standing(url: str | None, identity: RunIdentity) -> Standing:
             if run.releases and run.releases[-1].epsilon is not None
         ),
         Family(name=family, declaration=FAMILY_DECLARATION, other_people=words) if family else None,
+        head,
     )

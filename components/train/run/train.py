@@ -25,17 +25,20 @@ from lazydp.components.shared.version import code_version
 from lazydp.components.train.config import TrainConfig
 from lazydp.components.train.data.loader import Prefetcher
 from lazydp.components.train.device.placement import HOST, Placement
+from lazydp.components.train.device.processor import processor
 from lazydp.components.train.engine.dense import DenseOptimizer
 from lazydp.components.train.engine.step import Engine
 from lazydp.components.train.run.background import BackgroundWriter
 from lazydp.components.train.run.batches import BatchMaker, batch_maker
+from lazydp.components.train.run.beginning import begin_from
 from lazydp.components.train.run.checkpoint import Checkpoint
 from lazydp.components.train.run.costs import RunCost, calibrated_noise_multiplier
 from lazydp.components.train.run.folder import RunFolder
 from lazydp.components.train.run.identity import RunIdentity
 from lazydp.components.train.run.private_log import PrivateLog
 from lazydp.components.train.run.settings_check import check_fits, contribution_bound, warn_of_settings
-from lazydp.components.train.run.spending import check_event, reserve
+from lazydp.components.train.run.spending import check_event, ledger_of, reserve
+from lazydp.components.train.run.termination import TerminatedError, Termination
 from lazydp.components.train.tables.skip_ahead import EmbeddingSgd
 from lazydp.kernels.noise_key import NoiseKey
 
@@ -113,7 +116,7 @@ def train(
         identity = _begin(folder, data, config, resume=resume, run_id=run_id, tuning=tuning, trial=trial)
         checkpoint = latest_of(folder, identity, data)
         if checkpoint is not None:
-            _check_move(identity.config, config)
+            _check_move(identity.config, config, began_on=checkpoint.processor)
         root = root_key_of(checkpoint, folder, identity) if checkpoint is not None else folder.root_key() or key
         root = root or NoiseKey.generate()
         folder.keep_root_key(root)
@@ -122,7 +125,12 @@ def train(
         if config.private:
             check_event(batches.sampler, identity, max_examples_per_user=contribution_bound(data))
             reserve(ledger, identity, data, key=root.commitment())
-        engine = build_engine(data.spec, identity, secret, placement)
+            if not identity.ledger:
+                identity = replace(identity, ledger=ledger_of(ledger))
+                folder.begin(identity)
+        model = build_model(data.spec, identity.config.model)
+        tables = begin_from(model, data, identity, secret) if checkpoint is None else None
+        engine = engine_for(model, identity, secret, tables=tables, placement=placement)
         if checkpoint is None:
             folder.save(_checkpoint(engine, identity, secret, data))
         else:
@@ -157,30 +165,49 @@ def _loop(
         # Killed while it released this one, perhaps: that ends before the next step begins.
         publish(engine, identity, secret, data, keep=keep)
     batches = Prefetcher(make_batches, first=engine.steps_done + 1, last=config.steps)
-    with writer, batches, Progress("train", total=config.steps - engine.steps_done, unit="steps") as progress:
+    progress_bar = Progress("train", total=config.steps - engine.steps_done, unit="steps")
+    with Termination() as termination, writer, batches, progress_bar as progress:
         for step, micro_batches in batches:
             report = engine.step(micro_batches)
             progress.advance(note=log.note(report))
             if publish is not None and is_snapshot(step):
                 writer.close()
                 publish(engine, identity, secret, data, keep=keep)
-            elif step % config.checkpoint_every == 0 or step == config.steps:
+            elif step % config.checkpoint_every == 0 or step == config.steps or termination.requested:
                 writer.save(_checkpoint(engine, identity, secret, data))
+            if termination.requested:
+                break
+    if engine.steps_done < config.steps:
+        raise TerminatedError(
+            f"run {identity.run_id} was told to end (SIGTERM) at step {engine.steps_done} of {config.steps} and kept a "
+            "checkpoint: the same command goes on from there (`lazydp train --resume`, a retry of the task)"
+        )
 
 
-def _check_move(begun: TrainConfig, given: TrainConfig) -> None:
+def _check_move(begun: TrainConfig, given: TrainConfig, *, began_on: str | None) -> None:
     """A run that goes on elsewhere is the same mechanism, and no longer the same bits: tell, or refuse.
+
+    Args:
+        begun: configuration that the run began with.
+        given: configuration that it goes on with.
+        began_on: processor that wrote the checkpoint; None where it does not say.
 
     Raises:
         InputError: it releases snapshots. Were its last checkpoint damaged, it would repeat steps under the noise of a
             snapshot that is out, and sums that differ from the snapshot's by their rounding would share that noise.
     """
-    where = [(config.device, config.table_device or config.device) for config in (begun, given)]
+    where = [
+        f"device {config.device}, table_device {config.table_device or config.device}, processor {rounds_by}"
+        for config, rounds_by in ((begun, began_on or processor()), (given, processor()))
+    ]
     if where[0] == where[1]:
         return
-    moved = "began with device {}, table_device {}; given were {}, {}".format(*where[0], *where[1])
+    moved = f"was computed with {where[0]}; it would go on with {where[1]}"
     if begun.publish_every is not None:
-        raise InputError(f"the run {moved}: a run that releases snapshots goes on where it began, to the same bits")
+        raise InputError(
+            f"the run {moved}: a run that releases snapshots goes on where it began, to the same bits "
+            "(ATEN_CPU_CAPABILITY, LAZYDP_SIMD and OMP_NUM_THREADS choose the processor's)"
+        )
     _log.warning(
         "the run %s: from here on sums are rounded in another order, and it will not end in the bits of an "
         "undisturbed run; its privacy is the same",
@@ -210,6 +237,7 @@ def _begin(
         noise_multiplier=held.noise_multiplier if held is not None else None,
         tuning=tuning,
         trial=trial,
+        dataset_files=data.files_digest(),
     )
     differences = held.differences(given) if held is not None else []
     if held is not None and folder.has_checkpoint():
@@ -340,7 +368,13 @@ def embedding_optimizer(config: TrainConfig) -> EmbeddingSgd:
 
 def _checkpoint(engine: Engine, identity: RunIdentity, secret: NoiseKey, data: EncodedDataset) -> Checkpoint:
     step = engine.steps_done
-    return Checkpoint(step=step, state=engine.state_dict(), event=_event_after(step, identity, data), key=secret)
+    return Checkpoint(
+        step=step,
+        state=engine.state_dict(),
+        event=_event_after(step, identity, data),
+        key=secret,
+        processor=processor(),
+    )
 
 
 def _event_after(step: int, identity: RunIdentity, data: EncodedDataset) -> dict[str, Any] | None:

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from lazydp.components.shared.errors import FormatError, InputError, NonFiniteError, PendingNoiseError
+from lazydp.components.shared.noise_addresses import MAX_TABLES
 from lazydp.components.train.device.placement import CPU
 from lazydp.components.train.tables.lookups import Lookups, join, join_lookups
 from lazydp.components.train.tables.skip_ahead import EmbeddingSgd, SkipAhead
@@ -25,12 +26,6 @@ from lazydp.kernels.noise_key import NoiseKey
 Mode = Literal["lazydp", "dpsgd", "sgd"]
 """`lazydp`: a row gets its noise when it is read. `dpsgd`: the same step, but every row gets its noise at every step.
 `sgd`: neither clipping nor noise."""
-
-MAX_TABLES = 0x8000
-"""Table numbers from here on address the noise of dense parameters."""
-
-POPULARITY_TABLE = 0xFFFE
-"""The table number, above those of dense parameters, that addresses the noise of released counts of items."""
 
 _FINITE_CHUNK = 1 << 22
 # An exact sum has 63 bits, of which one unit takes 38 (`ops.scatter_add_`).

@@ -9,7 +9,8 @@ import torch
 from torch import Tensor
 
 from lazydp.components.features.batch import Bags
-from lazydp.components.features.spec import EmbeddedFeature
+from lazydp.components.features.pooling import lookup_weights
+from lazydp.components.features.spec import ITEM, EmbeddedFeature
 from lazydp.components.models.layout import FeatureLayout
 from lazydp.components.models.recommender import ModelInputs
 from lazydp.components.train.data.examples import Examples
@@ -24,7 +25,7 @@ class Lookups:
     Attributes:
         indices: rows, int64 [N].
         offsets: int64 [F * B + 1].
-        weights: weight of each lookup, float32 [N], or None where all are 1 (mean pooling has 1 / bag length).
+        weights: weight of each lookup, float32 [N], or None where all are 1 (`features.pooling`).
         bags_per_example: F.
         on_host: the same lookups in host memory, where these are on a GPU and came from there.
     """
@@ -72,14 +73,7 @@ def lookups_of(layout: FeatureLayout, examples: Examples) -> dict[str, Lookups]:
 
 
 def _of_feature(feature: EmbeddedFeature, bags: Bags, bags_per_example: int) -> Lookups:
-    weights = None if feature.pooling == "sum" else _mean_weights(bags)
-    return Lookups(bags.values, bags.offsets, weights, bags_per_example)
-
-
-def _mean_weights(bags: Bags) -> Tensor:
-    lengths = bags.lengths()
-    # Empty bags have no lookup to weigh; the clamp only keeps 1 / 0 out of sight.
-    return torch.repeat_interleave(1.0 / lengths.clamp(min=1).to(torch.float32), lengths)
+    return Lookups(bags.values, bags.offsets, lookup_weights(bags, feature.pooling), bags_per_example)
 
 
 def join_lookups(parts: Sequence[Lookups], *, bags_per_example: int) -> Lookups:
@@ -117,10 +111,13 @@ def join_offsets(parts: Sequence[Tensor], lookups: Sequence[int]) -> Tensor:
     return torch.cat(shifted)
 
 
-def model_inputs(layout: FeatureLayout, examples: Examples, pooled: Mapping[str, Tensor]) -> ModelInputs:
+def model_inputs(
+    layout: FeatureLayout, examples: Examples, pooled: Mapping[str, Tensor], *, with_items: bool = False
+) -> ModelInputs:
     """Pooled rows of each table [F * B, D], cut into the features that the model reads.
 
-    The cut is one `split` a table: its backward writes the gradient of all features in one pass.
+    The cut is one `split` a table: its backward writes the gradient of all features in one pass. `with_items` adds the
+    codes of the candidates, which only a model with a prior reads.
     """
     size = examples.size
     widths: dict[str, list[int]] = {}
@@ -137,4 +134,11 @@ def model_inputs(layout: FeatureLayout, examples: Examples, pooled: Mapping[str,
         },
         dense=examples.dense,
         item_dense=examples.item_dense,
+        items=_codes(examples) if with_items else None,
     )
+
+
+def _codes(examples: Examples) -> Tensor:
+    """Codes of the candidates, int64 [B, K], where the dense layers compute: the bag of an item is its code."""
+    codes = examples.candidate_bags[ITEM].values.view(examples.num_candidates, examples.size)
+    return codes.t().to(examples.labels.device)

@@ -50,6 +50,7 @@ def _configured() -> Callable[..., TrainConfig]:
     def make(**changes: Any) -> TrainConfig:
         settings: dict[str, Any] = {
             "model": {"kind": "two_tower", "embedding_dim": 8},
+            "privacy_unit": "example",
             "sampling_prob": 1.0,
             "expected_batch_size": 1000,
             "steps": 8,

@@ -47,7 +47,7 @@ def test_the_statement_of_a_release_carries_its_audit(
     # Canaries show nothing of the counts, so the claim that they face is that of training.
     assert statement.popularity is not None
     assert found.report.epsilon_claimed == statement.popularity.epsilon_without
-    assert found.report.epsilon_claimed < statement.epsilon
+    assert found.report.epsilon_claimed < statement.epsilon  # type: ignore[operator]
     with Ledger.open(ledger) as opened:
         runs = opened.state().runs
     # The audit trained too, and released nothing.

@@ -66,7 +66,7 @@ def largest_probability(pairs: Sequence[tuple[float, float]], m: int, r: int, v:
     tail = np.where(j >= v, -1.0, 0.0)
     solved = linprog(tail, A_ub=unequal, b_ub=limits, A_eq=[np.ones(r + 1)], b_eq=[1.0], bounds=(0, 1))
     assert solved.success
-    return float(-solved.fun)
+    return float(-solved.fun)  # type: ignore[operator]
 
 
 @pytest.mark.parametrize("pairs", [[(0.0, 0.0)], [(1.0, 0.0)], [(0.5, 0.05)], [(0.2, 0.3), (1.0, 0.1), (2.0, 0.01)]])
@@ -190,7 +190,7 @@ def test_the_bound_holds_for_gaussian_noise_and_sees_half_of_it() -> None:
     canaries = 5000
 
     def noised(separation: float) -> Mechanism:
-        return lambda generator, coins: norm.rvs(size=coins.size, random_state=generator) + separation * coins
+        return lambda generator, coins: norm.rvs(size=coins.size, random_state=generator) + separation * coins  # type: ignore[return-value]
 
     for separation in (0.5, 1.4):
         guesses = best_guesses(canaries=canaries, separation=separation, error=0.05)

@@ -56,7 +56,7 @@ def test_log_ratios_of_every_step_are_gaussian(
 def test_a_wrong_optimizer_shows(
     dataset: Path, configured: Callable[..., TrainConfig], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    right = module.embedding_optimizer
+    right = module.embedding_optimizer  # type: ignore[attr-defined]
     monkeypatch.setattr(
         module, "embedding_optimizer", lambda config: EmbeddingSgd(right(config).learning_rate, 0.0, 0.0)
     )

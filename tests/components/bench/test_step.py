@@ -44,7 +44,7 @@ def test_the_two_without_privacy_take_the_same_step() -> None:
         ours.step([SMALL.examples(seed)])
     for name, weight in ours.table_weights().items():
         assert not torch.equal(weight, SMALL.weights()[name])
-        torch.testing.assert_close(plain.bags[name].weight.detach(), weight, rtol=1e-5, atol=1e-7)
+        torch.testing.assert_close(plain.bags[name].weight.detach(), weight, rtol=1e-5, atol=1e-7)  # type: ignore[operator]
     for expected, found in zip(plain.model.parameters(), ours.model.parameters(), strict=True):
         torch.testing.assert_close(expected, found, rtol=1e-5, atol=1e-7)
 

@@ -11,8 +11,8 @@ from click.testing import CliRunner, Result
 
 from lazydp.components.budget.accounting.events import dpsgd_event
 from lazydp.components.budget.cli import command
-from lazydp.components.budget.ledger.identifiers import LedgerSecret
 from lazydp.components.budget.ledger.ledger import Ledger
+from lazydp.components.budget.ledger.secret import LedgerSecret
 from lazydp.components.shared.errors import InputError, IntegrityError, LazyDPError
 
 EVENT = dpsgd_event(noise_multiplier=10.0, sampling_prob=1.0, steps=1)
@@ -47,7 +47,7 @@ def test_the_life_of_a_budget(sqlite_url: str, tmp_path: Path) -> None:
     assert out == "shop: epsilon 3 at delta 1e-05 per example; charged 0, remaining 3\n"
     with Ledger.open(sqlite_url) as ledger:
         [known] = ledger.state().datasets.values()
-        secret = LedgerSecret.of(sqlite_url, create=False)
+        secret = LedgerSecret.of(sqlite_url)
         assert known.identifier == secret.identifier("dataset", "d" * 64)
         assert known.sources == (secret.identifier("source", "s"),)
         ledger.reserve(dataset="shop", event=EVENT, run_id="one")

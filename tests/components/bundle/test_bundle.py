@@ -256,13 +256,13 @@ def test_items_of_another_catalogue(bundle: Path, tmp_path: Path) -> None:
     write_untrained(tmp_path / "other", num_items=31, dim=8)
     shutil.copy(tmp_path / "other" / "items.parquet", bundle / "items.parquet")
     vouch(bundle)
-    refused(bundle, FormatError, "31 items")
+    refused(bundle, FormatError, "31 rows")
 
 
 def test_the_writer_refuses_what_is_not_flushed(bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from lazydp.components.bundle import untrained
 
-    whole = untrained.write_bundle
+    whole = untrained.write_bundle  # type: ignore[attr-defined]
     monkeypatch.setattr(untrained, "write_bundle", lambda path, **given: whole(path, **{**given, "step": 1}))
     with pytest.raises(PendingNoiseError, match="flush before writing"):
         write_untrained(tmp_path / "pending")

@@ -44,7 +44,7 @@ def test_the_catalogue_is_scored_as_each_item_alone(config: Any, tiny: Any, monk
 
 def test_two_ways_to_score_a_two_tower_agree(tiny: Any) -> None:
     data = EncodedDataset.open(tiny.dataset)
-    model = build_model(data.spec, CONFIGS[0])
+    model = build_model(data.spec, CONFIGS[0])  # type: ignore[arg-type]
     tables = initial_tables(model)
     batch = data.split("test").take(np.arange(20))
     fast = catalogue_scorer(model, tables, data.items)(batch)
@@ -54,7 +54,7 @@ def test_two_ways_to_score_a_two_tower_agree(tiny: Any) -> None:
 def test_an_empty_batch_has_no_scores(tiny: Any) -> None:
     data = EncodedDataset.open(tiny.dataset)
     for config in CONFIGS:
-        model = build_model(data.spec, config)
+        model = build_model(data.spec, config)  # type: ignore[arg-type]
         batch = data.split("test").take(np.arange(0))
         assert catalogue_scorer(model, initial_tables(model), data.items)(batch).shape == (0, 41)
 

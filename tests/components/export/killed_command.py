@@ -69,7 +69,7 @@ def run(given: dict[str, Any]) -> None:
     for owner, name in STEPS:
         setattr(owner, name, _between(getattr(owner, name), name, point))
     if given["database"] == "locked":
-        sql_storage.LOCK_SECONDS = 1
+        sql_storage.LOCK_SECONDS = 1  # type: ignore[attr-defined]
     if given["database"] == "full":
         sa.event.listen(sa.Engine, "connect", _no_room)
     main(given["arguments"])

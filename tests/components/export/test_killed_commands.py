@@ -260,7 +260,7 @@ def schema(version: str) -> Callable[[Commands], None]:
 
 
 def down(commands: Commands) -> None:
-    commands.url = "postgresql://u:secret@127.0.0.1:9/ledger"
+    commands.url = "postgresql://u@127.0.0.1:9/ledger"
 
 
 AILMENTS: dict[str, tuple[Callable[[Commands], Any], str]] = {

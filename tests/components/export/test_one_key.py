@@ -1,17 +1,21 @@
 """One reservation is one noise key: no second model with other noise leaves under one charge."""
 
+import json
 import shutil
 from pathlib import Path
 from typing import Any
 
+import pyarrow.parquet as pq
 import pytest
 
 from lazydp.components.budget.ledger.ledger import Ledger
 from lazydp.components.budget.ledger.verify import verify
 from lazydp.components.bundle.reader import Bundle
 from lazydp.components.export.export import export
-from lazydp.components.shared.errors import PrivacyError
+from lazydp.components.ingest.ingest import ingest
+from lazydp.components.shared.errors import InputError, PrivacyError
 from lazydp.components.train.run.train import train
+from lazydp.kernels.noise_key import NoiseKey
 
 SETTINGS = {"steps": 2, "checkpoint_every": 1}
 
@@ -151,3 +155,63 @@ def test_folders_of_an_older_lazydp_are_released(tiny: Any, forget: tuple[str, .
     trained(tiny, copy)
     assert released(tiny, copy, "bundle").private
     assert Bundle.open(tiny.folder / "bundle").manifest.private
+
+
+def test_a_run_stays_with_its_ledger(tiny: Any) -> None:
+    """Trained under one ledger and voided there, it is not released under another."""
+    url = tiny.ledger()
+    run = trained(tiny, tiny.folder / "run")
+    (tiny.folder / "elsewhere").mkdir()
+    other = type(tiny)(tiny.dataset, tiny.folder / "elsewhere").ledger()
+    with Ledger.open(url) as ledger:
+        [own] = ledger.runs()
+        ledger.void(own.run_id, by="officer", reason="crashed")
+    for attempt in (
+        lambda: trained(tiny, run, ledger=other),
+        lambda: export(run=run, dataset=tiny.dataset, out=tiny.folder / "bundle", ledger=other),
+    ):
+        with pytest.raises(PrivacyError, match="reserved in another ledger"):
+            attempt()
+    with Ledger.open(other) as ledger:
+        assert ledger.runs() == ()
+
+
+def test_a_changed_dataset_under_an_old_key_is_refused(tiny: Any) -> None:
+    """Two models under one key differ by nothing but the rows that changed: their difference has no noise."""
+    tiny.ledger()
+    source = tiny.dataset.parent
+    table = pq.read_table(source / "interactions.parquet")
+    pq.write_table(table.slice(0, 899), tiny.folder / "fewer.parquet")
+    ingest([str(tiny.folder / "fewer.parquet")], str(source / "spec.yaml"), tiny.folder / "changed")
+    manifest = tiny.folder / "changed" / "dataset.json"
+    document = json.loads(manifest.read_text())
+    believed = json.loads((tiny.dataset / "dataset.json").read_text())
+    document |= {name: believed[name] for name in ("fingerprint", "source")}
+    manifest.write_text(json.dumps(document))
+
+    run = trained(tiny, tiny.folder / "run", run_id="nightly")
+    copy = copied(run, "checkpoints")
+    with pytest.raises((PrivacyError, InputError)):
+        trained(tiny, copy, run_id="nightly", dataset=tiny.folder / "changed")
+    # Even where the copy forgot what it was trained on.
+    (copy / "run.json").unlink()
+    key = NoiseKey.from_bytes((run / "root.key").read_bytes()[:32], is_test=False)
+    with pytest.raises(PrivacyError, match="begun on other files"):
+        trained(tiny, copy, run_id="nightly", dataset=tiny.folder / "changed", key=key)
+    with pytest.raises(InputError, match="other content"):
+        export(
+            run=run,
+            dataset=tiny.folder / "changed",
+            out=tiny.folder / "bundle",
+            ledger=f"sqlite:///{tiny.folder / 'ledger.db'}",
+        )
+
+
+def test_a_bundle_holds_the_head_of_the_ledger(tiny: Any) -> None:
+    url = tiny.ledger()
+    run = trained(tiny, tiny.folder / "run")
+    with Ledger.open(url) as ledger:
+        head = ledger.head()
+    assert released(tiny, run, "bundle").lineage.ledger_head == head
+    with Ledger.open(url, read_only=True) as ledger:
+        assert not verify(ledger.entries(), expect_head=head).problems

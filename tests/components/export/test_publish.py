@@ -238,6 +238,24 @@ def _only_the_statement_differs(one: Bundle, other: Bundle) -> bool:
 # --- what is refused -----------------------------------------------------------------------------------------------
 
 
+@pytest.mark.parametrize("change", ["kernels", "torch", "threads"])
+def test_snapshots_go_on_with_the_instructions_they_began_with(
+    change: str, tiny: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Sums that are rounded otherwise would share the noise of a snapshot that is out."""
+    tiny.ledger()
+    publish(tiny, tmp_path)
+    publish(tiny, tmp_path, resume=True)  # the control: the same processor
+    patches: dict[str, tuple[Any, str, Any]] = {
+        "kernels": (ops, "simd_level", lambda: "another"),
+        "torch": (torch.backends.cpu, "get_cpu_capability", lambda: "ANOTHER"),
+        "threads": (torch, "get_num_threads", lambda: 77),
+    }
+    monkeypatch.setattr(*patches[change])
+    with pytest.raises(InputError, match=r"processor torch .* to the same bits .*OMP_NUM_THREADS"):
+        publish(tiny, tmp_path, resume=True)
+
+
 def test_the_steps_of_publishing_belong_to_the_run(tiny: Any, tmp_path: Path) -> None:
     tiny.ledger()
     publish(tiny, tmp_path)

@@ -126,11 +126,11 @@ def test_snapshots_and_export_release_the_same_bits(tiny: Any, monkeypatch: pyte
     bundles = [Bundle.open(snapshots / f"step-{step:09d}") for step in (10, 20)] + [released(tiny, run)]
     assert [bundle.manifest.step for bundle in bundles] == [10, 20, 25]
     counts = [bundle.popularity for bundle in bundles]
-    assert all(found is not None and torch.equal(found, counts[0]) for found in counts)
+    assert all(found is not None and torch.equal(found, counts[0]) for found in counts)  # type: ignore[arg-type]
     # The control: another run of the same data and settings has a key, and so counts, of its own.
     other = released(tiny, trained(tiny, "other", **COUNTING)).popularity
     assert other is not None
-    assert not torch.equal(other, counts[0])
+    assert not torch.equal(other, counts[0])  # type: ignore[arg-type]
     # Charged once: at the latest step, with one release of counts.
     with Ledger.open(url_of(tiny)) as ledger:
         first = ledger.runs()[0]
@@ -168,7 +168,7 @@ def test_the_statement_covers_the_counts(tiny: Any) -> None:
     # 30 Gaussians of sigma 4 and one of NOISE are one Gaussian.
     one = pld.from_gaussian_mechanism((30 / 4.0**2 + NOISE**-2) ** -0.5)
     assert statement.epsilon_without_amplification == pytest.approx(one.get_epsilon_for_delta(DELTA), rel=1e-3)
-    assert statement.epsilon_over_steps[-1].epsilon >= statement.epsilon
+    assert statement.epsilon_over_steps[-1].epsilon >= statement.epsilon  # type: ignore[operator]
     assert statement.epsilon_over_steps[0].epsilon > epsilon(dp_event.GaussianDpEvent(NOISE), delta=DELTA)
     # A user's k examples may all be of one item.
     training = user_level_event(noise_multiplier=4.0, sampling_prob=0.05, steps=30, max_examples_per_user=K)
@@ -180,7 +180,7 @@ def test_the_statement_covers_the_counts(tiny: Any) -> None:
     assert told is not None
     assert (told.counted, told.sensitivity, told.noise_multiplier) == ("positive training examples", 1.0, NOISE)
     assert told.epsilon_without == pytest.approx(epsilon(RunCost(tiny.config(), K).of_run(), delta=DELTA))
-    assert told.epsilon_without < 0.9 * statement.epsilon
+    assert told.epsilon_without < 0.9 * statement.epsilon  # type: ignore[operator]
     assert "whole numbers" in statement.floating_point
 
 
@@ -282,7 +282,7 @@ def test_every_trial_of_a_sweep_is_charged_with_its_counts(tiny: Any) -> None:
     told = bundle.statement.popularity
     assert told is not None
     assert told.epsilon_without is not None
-    assert told.epsilon_without < bundle.statement.epsilon
+    assert told.epsilon_without < bundle.statement.epsilon  # type: ignore[operator]
 
 
 # --- what a bundle refuses ---------------------------------------------------------------------------------------

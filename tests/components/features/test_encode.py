@@ -4,10 +4,11 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from lazydp.components.features.catalogue import catalogue_table, item_catalogue
+from lazydp.components.features.catalogue import catalogue_table
 from lazydp.components.features.encode import CodeLists, encode_list, scale_dense, split_text
+from lazydp.components.features.item_tensors import item_catalogue
 from lazydp.components.features.request import encode_requests
-from lazydp.components.features.spec import DenseFeature, ListFeature
+from lazydp.components.features.spec import DenseFeature, FeatureSpec, ListFeature
 from lazydp.components.features.spec_file import parse_spec
 from lazydp.components.features.vocabulary import Vocabularies, make_vocabulary
 from lazydp.components.features.vocabulary_spec import IntegerVocabulary
@@ -123,6 +124,21 @@ def test_the_catalogue_stands_in_code_order() -> None:
     assert catalogue.bags["item"].values.tolist() == [0, 1, 2, 3]
     assert catalogue.bags["tags"].offsets.tolist() == [0, 0, 2, 2, 3]
     assert catalogue.bags["tags"].values.tolist() == [2, 1, 1]
+
+
+def test_items_have_ids_that_can_be_asked_for() -> None:
+    for length, fits in ((256, True), (257, False)):
+        document = SPEC.model_dump(mode="json")
+        document["item"]["vocabulary"] = {"kind": "declared", "values": ["a", "b" * length]}
+        document["items"] = None
+        document["features"] = []
+        document["item"] |= {"title": None, "metadata": []}
+        spec = FeatureSpec.model_validate(document)
+        if fits:
+            assert len(catalogue_table(spec, Vocabularies(spec, {}), None)) == 2
+            continue
+        with pytest.raises(InputError, match="an id has 257 characters; ids may have up to 256"):
+            catalogue_table(spec, Vocabularies(spec, {}), None)
 
 
 def test_a_catalogue_that_does_not_fit_is_refused() -> None:

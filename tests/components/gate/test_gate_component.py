@@ -13,6 +13,7 @@ from lazydp.components.shared.errors import BudgetExceededError, InputError, Pri
 
 CONFIG = """
 model: {kind: two_tower, embedding_dim: 8}
+privacy_unit: example
 sampling_prob: 0.01
 expected_batch_size: 20
 steps: 50

@@ -144,7 +144,7 @@ def test_order_is_that_of_time_whatever_holds_it(tmp_path: Path) -> None:
     floats = pa.array([3e9, 2.5, -1.0])
     columns = [pa.array(far, pa.timestamp("us")), text, floats, floats.cast(pa.string())]
     for number, at in enumerate(columns):
-        assert result(tmp_path, [table(user=users, item=items, at=at, device=items)], name=f"{number}")[1] == [3, 2, 1]
+        assert result(tmp_path, [table(user=users, item=items, at=at, device=items)], name=f"{number}")[1] == [3, 2, 1]  # type: ignore[comparison-overlap]
     (tmp_path / "old").mkdir()
     old = table(user=users, item=items, at=pa.array(far, pa.timestamp("us")), device=items)
     # 96-bit timestamps of Spark and Hive; pyarrow writes them from nanoseconds, which the years here exceed.
@@ -158,12 +158,12 @@ def test_order_is_that_of_time_whatever_holds_it(tmp_path: Path) -> None:
 def test_nanoseconds_order_rows_beside_coarser_files(tmp_path: Path) -> None:
     fine = table(user=pa.array(["1"] * 3), at=pa.array([1_000_002, 1_000_001, 1_000_003], pa.timestamp("ns")))
     coarse = table(user=pa.array(["1"] * 3), at=pa.array([0, 1_001, 2_000], pa.timestamp("us")))
-    assert result(tmp_path, [fine, coarse], name="both")[1] == [1, 2, 1, 3, 2, 3]
+    assert result(tmp_path, [fine, coarse], name="both")[1] == [1, 2, 1, 3, 2, 3]  # type: ignore[comparison-overlap]
 
 
 def test_unsigned_extremes_are_no_times(tmp_path: Path) -> None:
     extreme = table(user=pa.array(["1"] * 3), at=pa.array([2**64 - 1, 5, 4], pa.uint64()))
-    assert result(tmp_path, [extreme], name="x")[1] == [3, 2]
+    assert result(tmp_path, [extreme], name="x")[1] == [3, 2]  # type: ignore[comparison-overlap]
     rejected = EncodedDataset.open(tmp_path / "x-out").manifest.rejected
     assert rejected["bad_timestamp"] == 1
 

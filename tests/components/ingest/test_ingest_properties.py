@@ -255,6 +255,13 @@ def test_two_specs_of_one_log_agree_in_its_digest_only() -> None:
     assert one.source.digest == two.source.digest
 
 
+def test_users_have_ids_that_can_be_asked_for() -> None:
+    rows = [{**GOOD, "user": "é" * 256}, {**GOOD, "user": "é" * 257}, GOOD]
+    manifest, train, _ = made(rows, spec_text(bound=9, extra="split: {kind: none}\n"))
+    assert manifest.rejected["long_user"] == 1
+    assert sum(map(len, train.values())) == 2
+
+
 def test_nothing_usable_is_told_with_reasons() -> None:
     with pytest.raises(InputError, match=r"no row of .* can be used: .*null_user 1.*unknown_item 1"):
         made([{"user": None}, {"user": "u", "item": 77}], spec_text())

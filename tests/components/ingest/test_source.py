@@ -8,9 +8,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from lazydp.components.ingest.dataset import DatasetManifest, EncodedDataset
+from lazydp.components.ingest.dataset import EncodedDataset
 from lazydp.components.ingest.ingest import IngestOptions, ingest
 from lazydp.components.ingest.locations import open_location, resolve_location
+from lazydp.components.ingest.manifest import DatasetManifest
 from lazydp.components.ingest.source import RowSource
 from lazydp.components.shared.errors import InputError
 

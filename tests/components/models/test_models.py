@@ -91,7 +91,7 @@ def test_dlrm_interactions_are_the_pairwise_dot_products() -> None:
     inputs = ModelInputs(
         example={"a": a, "b": b}, candidate={}, dense=torch.zeros(3, 0), item_dense=torch.zeros(3, 1, 0)
     )
-    expected = a @ top.weight[0, :4] + (a * b).sum(dim=1) * top.weight[0, 4] + top.bias
+    expected = a @ top.weight[0, :4] + (a * b).sum(dim=1) * top.weight[0, 4] + top.bias  # type: ignore[index, operator]
     torch.testing.assert_close(model(inputs).squeeze(1), expected)
 
 
@@ -149,7 +149,7 @@ def test_initial_weights_come_from_the_public_seed_alone(config: Any) -> None:
 
 
 def test_tables_start_apart() -> None:
-    tables = initial_tables(build_model(LAYOUT, CONFIGS[0]))
+    tables = initial_tables(build_model(LAYOUT, CONFIGS[0]))  # type: ignore[arg-type]
     assert {name: tuple(weight.shape) for name, weight in tables.items()} == {
         "user": (5, 4),
         "item": (8, 4),

@@ -10,7 +10,7 @@ from click.testing import CliRunner
 from lazydp.components.ingest.dataset import EncodedDataset
 from lazydp.components.ingest.ingest import ingest
 from lazydp.components.sample.cli import command
-from lazydp.components.sample.sample import SampleSize, make_sample
+from lazydp.components.sample.sample import SampleSize, _items_table, _world, make_sample
 from lazydp.components.shared.errors import InputError
 
 SMALL = SampleSize(users=50, items=200, interactions=1000)
@@ -74,6 +74,30 @@ def test_tastes_predict_clearly_more_than_popularity(dataset: EncodedDataset) ->
     assert by_neighbours > 2.5 * by_popularity
     # Skewed, as interaction logs are: a tenth of the items has more than a third of the interactions.
     assert np.sort(popularity)[::-1][:300].sum() > popularity.sum() / 3
+
+
+def explained(features: np.ndarray, rest: np.ndarray) -> float:
+    """Share of `rest` [items, d] that a linear function of `features` explains."""
+    fitted = features @ np.linalg.lstsq(features, rest, rcond=None)[0]
+    return float(np.square(fitted).sum() / np.square(rest).sum())
+
+
+def test_what_is_told_of_books_says_nothing_of_their_own_distance() -> None:
+    """Features come before the latent vectors; computed from these, they would give away what is to be learned."""
+    dice = np.random.default_rng(1)
+    world = _world(dice, SampleSize())
+    shelves = np.eye(world.shelf.max() + 1)[world.shelf]
+    rest = world.items - shelves @ np.linalg.lstsq(shelves, world.items, rcond=None)[0]
+    tags = _items_table(dice, world).column("tags").to_pylist()
+    told = np.array([[f"shelf-{shelf}" in row.split() for shelf in range(shelves.shape[1])] for row in tags], float)
+    # Of as many features that are noise as much is explained by chance: 60 of 3,000.
+    assert explained(told, rest) < 2 * told.shape[1] / len(told)
+    # The controls: what is told does say where a book lies, and features made of the vectors would be found out.
+    assert explained(told, world.items) > 0.2
+    leaning = np.argsort(-(world.items @ dice.normal(size=(world.items.shape[1], 24))), axis=1)[:, :3]
+    leaked = np.zeros((len(told), 24))
+    np.put_along_axis(leaked, leaning, 1.0, axis=1)
+    assert explained(leaked, rest) > 5 * 24 / len(told)
 
 
 def test_a_seed_makes_one_sample(tmp_path: Path) -> None:

@@ -47,7 +47,10 @@ def test_repeats_are_interleaved_and_prepared() -> None:
     seen: list[str] = []
     contestants = [
         Contestant(
-            name, lambda name=name: seen.append(name), bytes=0, prepare=lambda name=name: seen.append(f"prepare {name}")
+            name,
+            lambda name=name: seen.append(name),  # type: ignore[misc]
+            bytes=0,
+            prepare=lambda name=name: seen.append(f"prepare {name}"),  # type: ignore[misc]
         )
         for name in ("a", "b", "c")
     ]

@@ -107,7 +107,7 @@ cli.main(["write"])
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP, signal.SIGINT])
 def test_a_command_that_is_told_to_stop_leaves_nothing(tmp_path: Path, number: signal.Signals) -> None:
     pipes = dict.fromkeys(("stdin", "stdout", "stderr"), subprocess.PIPE)
-    with subprocess.Popen([sys.executable, "-c", _COMMAND], text=True, **pipes) as process:
+    with subprocess.Popen([sys.executable, "-c", _COMMAND], text=True, **pipes) as process:  # type: ignore[call-overload]
         assert process.stdin is not None
         assert process.stdout is not None
         assert process.stderr is not None

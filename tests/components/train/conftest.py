@@ -163,14 +163,18 @@ def placed_engine(world: Any, placement: Placement, *, model: str = "dlrm", **ch
         "dense": DenseOptimizer.named("sgd", learning_rate=schedules.constant(0.1)),
         "key": NoiseKey.for_tests(5),
     }
-    return Engine(build_model(world.layout, PLACED_MODELS[model]), placement=placement, **{**settings, **changes})
+    return Engine(build_model(world.layout, PLACED_MODELS[model]), placement=placement, **{**settings, **changes})  # type: ignore[arg-type]
 
 
 def assert_close_weights(found: dict[str, Tensor], expected: dict[str, Tensor]) -> None:
     assert found.keys() == expected.keys()
     for name, value in expected.items():
         torch.testing.assert_close(
-            found[name], value, rtol=1e-5, atol=1e-5, msg=lambda text, name=name: f"{name}: {text}"
+            found[name],
+            value,
+            rtol=1e-5,
+            atol=1e-5,
+            msg=lambda text, name=name: f"{name}: {text}",  # type: ignore[misc]
         )
 
 

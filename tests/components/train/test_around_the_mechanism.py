@@ -95,7 +95,7 @@ def trained(how: str) -> dict[str, Tensor]:
     model = Kept(how)
     trainer = trainer_of(model)
     for step in range(3):
-        trainer.step(lambda step=step: model(ids_of(step)).square())
+        trainer.step(lambda step=step: model(ids_of(step)).square())  # type: ignore[misc]
     trainer.flush()
     return state(model)
 
@@ -138,7 +138,7 @@ def test_no_kept_reference_reads_what_is_trained() -> None:
         lambda ids: torch.stack([weight])[0][ids],
     ):
         with pytest.raises(InputError, match="the parameter that was the weight of embedding layer 'rows' is used"):
-            trainer.step(lambda read=read: model.scores(read, ids_of(0)).square())
+            trainer.step(lambda read=read: model.scores(read, ids_of(0)).square())  # type: ignore[misc]
     with pytest.raises(InputError, match="weight of embedding layer 'rows' is read during a step"):
         trainer.step(lambda: model.scores(bound, ids_of(0)).square())
     with pytest.raises(InputError, match="the parameter that was the weight"):
@@ -149,7 +149,7 @@ def test_no_kept_reference_reads_what_is_trained() -> None:
     views = [model.rows.weight.detach(), model.rows.weight.detach().numpy(), model.rows.weight.detach()[2:]]
     trainer = trainer_of(model)
     for step in range(4):
-        trainer.step(lambda step=step: model(ids_of(step)).square())
+        trainer.step(lambda step=step: model(ids_of(step)).square())  # type: ignore[misc]
     trainer.flush()
     assert not torch.equal(model.rows.weight, initial)
     assert torch.equal(torch.as_tensor(views[0]), initial)
@@ -168,14 +168,14 @@ def test_a_reference_taken_between_steps_is_seen(kind: str) -> None:
 
     def losses() -> Tensor:
         return (
-            model(ids_of(0)) + torch.as_tensor(kept)[ids_of(0)[:, 0]].sum(1) + model.other(ids_of(0)).sum(1)
+            model(ids_of(0)) + torch.as_tensor(kept)[ids_of(0)[:, 0]].sum(1) + model.other(ids_of(0)).sum(1)  # type: ignore[operator]
         ).square()
 
     with pytest.raises(InputError, match="rows of embedding layer 'rows' reach the losses past the layer's call"):
         trainer.step(losses)
     assert trainer.steps_done == 0
     assert torch.equal(model.rows.weight, before)
-    trainer.step(lambda: (model(ids_of(0)) + model.other(ids_of(0)).sum(1)).square())  # noqa: PLW0108 - the control
+    trainer.step(lambda: (model(ids_of(0)) + model.other(ids_of(0)).sum(1)).square())  # type: ignore[operator]  # noqa: PLW0108 - the control
 
 
 # --- weights that are used past their layer's call -----------------------------------------------------------------
@@ -263,7 +263,7 @@ def test_rounding_is_no_difference(scale: float, seed: int) -> None:
     model = Positions()
     trainer = trainer_of(model)
     for step in range(STEPS_LOOKED_AT):
-        trainer.step(lambda step=step: scale * model(ids_of(10 * seed + step)).square())
+        trainer.step(lambda step=step: scale * model(ids_of(10 * seed + step)).square())  # type: ignore[misc]
     assert trainer.steps_done == STEPS_LOOKED_AT
 
 
@@ -289,7 +289,7 @@ def test_reparametrised_layers_are_refused_by_name(change: Callable[[nn.Module],
     model = Scores()
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # torch deprecates two of them
-        model.hidden = change(model.hidden)
+        model.hidden = change(model.hidden)  # type: ignore[assignment]
     with pytest.raises(InputError, match=found):
         trainer_of(model)
 
@@ -298,7 +298,7 @@ def test_reparametrised_layers_are_refused_by_name(change: Callable[[nn.Module],
 
 
 def norm_over_the_batch(model: Scores) -> dict[str, Any]:
-    model.norm = nn.BatchNorm1d(DIM)
+    model.norm = nn.BatchNorm1d(DIM)  # type: ignore[assignment]
     return {}
 
 
@@ -371,9 +371,9 @@ class Running(Scores):
 
     def forward(self, ids: Tensor) -> Tensor:
         if self.how == "in place":
-            self.mean.add_(ids.float().mean())
+            self.mean.add_(ids.float().mean())  # type: ignore[has-type]
         elif self.how == "another tensor":
-            self.mean = 0.9 * self.mean + ids.float().mean()
+            self.mean = 0.9 * self.mean + ids.float().mean()  # type: ignore[has-type]
         elif self.how == "attribute":
             self.kept = ids.float().mean()
         return super().forward(ids)
@@ -387,7 +387,7 @@ def test_a_buffer_that_the_forward_moves_is_refused(how: str, name: str) -> None
     model = Running("none")
     trainer = trainer_of(model)
     for step in range(5):
-        trainer.step(lambda step=step: model(ids_of(step)).square())
+        trainer.step(lambda step=step: model(ids_of(step)).square())  # type: ignore[misc]
     model.mean.fill_(3.0)  # the caller's own doing, between steps
     model.kept = torch.full((), 3.0)
     model.how = how

@@ -8,17 +8,19 @@ import pytest
 
 from lazydp.components.shared.errors import InputError
 from lazydp.components.train.config import ScheduleSettings, TrainConfig
-from lazydp.components.train.mechanism.parameters import GroupNorms
-from lazydp.components.train.run.costs import RunCost, calibrated_noise_multiplier
+from lazydp.components.train.mechanism.parameters import SMALLEST_NORM, GroupNorms
 
 MINIMAL: dict[str, Any] = {
     "model": {"kind": "two_tower", "embedding_dim": 8},
+    "privacy_unit": "example",
     "sampling_prob": 0.01,
     "expected_batch_size": 100,
     "steps": 50,
     "noise_multiplier": 1.0,
     "target_delta": 1e-5,
 }
+
+HISTORY_MODEL = {"kind": "two_tower", "embedding_dim": 8, "user": "history", "prior": True}
 
 
 def parse(**changes: Any) -> TrainConfig:
@@ -29,7 +31,18 @@ def parse(**changes: Any) -> TrainConfig:
     ("changes", "message"),
     [
         ({"stepz": 3}, "stepz: there is no such field; did you mean 'steps'?"),
-        ({"steps": 0}, "steps: Input should be greater than 0, found 0"),
+        ({"steps": -1}, "steps: Input should be greater than or equal to 0, found -1"),
+        ({"steps": 0, "start": None}, "steps: 0 trains nothing"),
+        ({"steps": 0}, "start makes item vectors for a model of histories"),
+        ({"start": {"noise_multiplier": 9}}, "start makes item vectors for a model of histories"),
+        ({"start": {}, "model": HISTORY_MODEL}, "start.noise_multiplier is missing"),
+        ({"steps": 0, "start": {"noise_multiplier": 9}, "model": HISTORY_MODEL}, "without steps it is the run's"),
+        (
+            {"start": {"noise_multiplier": 9}, "model": HISTORY_MODEL, "popularity": {"noise_multiplier": 9}},
+            "a start releases counts itself",
+        ),
+        ({"model": {**HISTORY_MODEL, "user": "features"}}, "model.prior needs counts"),
+        ({"model": {**HISTORY_MODEL, "user_widths": [8]}}, "user: history has no towers"),
         ({"sampling_prob": 1.5}, "sampling_prob: Input should be less than or equal to 1, found 1.5"),
         ({"model": {"kind": "transformer"}}, "model"),
         ({"noise_multiplier": None}, "give one of noise_multiplier and target_epsilon"),
@@ -40,7 +53,7 @@ def parse(**changes: Any) -> TrainConfig:
         ({"max_grad_norm": {"dense": 1.0}}, "max_grad_norm.embeddings: the field is missing"),
         (
             {"max_grad_norm": {"dense": 0, "embeddings": 1}},
-            "max_grad_norm.dense: Input should be greater than 0, found 0",
+            "max_grad_norm.dense: Input should be greater than or equal to 0.0000000001, found 0",
         ),
         ({"max_grad_norm": {"dense": 1, "embeddings": 1, "bias": 1}}, "max_grad_norm.bias: there is no such field"),
         ({"popularity": {}}, "popularity.noise_multiplier: the field is missing"),
@@ -132,55 +145,14 @@ def test_schedules(kind: str) -> None:
     assert all(late <= early for early, late in itertools.pairwise(decay))
 
 
-def test_the_event_is_of_the_unit_asked_for() -> None:
-    example = RunCost(parse(), 7).of_run()
-    assert example == RunCost(parse(), 3).of_run()
-    user = parse(privacy_unit="user")
-    assert RunCost(user, 7).of_run() != example
-    assert RunCost(user, 7).of_run() != RunCost(user, 3).of_run()
-    assert RunCost(parse(), 7).of_run(steps=10) != example
-
-
-@pytest.mark.parametrize("unit", [{}, {"privacy_unit": "user"}], ids=["example", "user"])
-def test_the_event_of_a_run_with_counts_is_training_and_counts(unit: dict[str, Any]) -> None:
-    from dp_accounting import dp_event
-
-    counting = parse(popularity={"noise_multiplier": 20.0}, **unit)
-    for steps in (0, 10, None):
-        training = RunCost(parse(**unit), 7).of_run(steps=steps)
-        assert RunCost(counting, 7).of_training(steps=steps) == training
-        assert RunCost(counting, 7).of_run(steps=steps) == dp_event.ComposedDpEvent(
-            [training, dp_event.GaussianDpEvent(20.0)]
-        )
-
-
-def test_noise_is_calibrated_for_training_and_counts_together() -> None:
-    from lazydp.components.budget.accounting.epsilon import epsilon
-
-    def calibrated(**changes: Any) -> tuple[TrainConfig, float]:
-        config = parse(noise_multiplier=None, target_epsilon=2.0, **changes)
-        return config, calibrated_noise_multiplier(config, 7)
-
-    for unit in ({}, {"privacy_unit": "user"}):
-        config, sigma = calibrated(popularity={"noise_multiplier": 5.0}, **unit)
-        whole = epsilon(RunCost(config, 7, sigma).of_run(), delta=1e-5)
-        assert 1.96 < whole <= 2.0
-        # The control: the sigma of training alone would overspend.
-        _, alone = calibrated(**unit)
-        assert alone < sigma
-        assert epsilon(RunCost(config, 7, alone).of_run(), delta=1e-5) > 2.0
-    with pytest.raises(InputError, match=r"popularity.noise_multiplier 1 costs epsilon 4.\d+ before any training"):
-        calibrated(popularity={"noise_multiplier": 1.0})
-
-
-def test_the_noise_multiplier_is_calibrated_to_the_target() -> None:
-    from lazydp.components.budget.accounting.epsilon import epsilon
-
-    config = parse(noise_multiplier=None, target_epsilon=2.0)
-    sigma = calibrated_noise_multiplier(config, 1)
-    assert epsilon(RunCost(config, 1, sigma).of_run(), delta=1e-5) == pytest.approx(2.0, rel=0.02)
-    assert epsilon(RunCost(config, 1, sigma).of_run(), delta=1e-5) <= 2.0
-    assert calibrated_noise_multiplier(parse(), 1) == 1.0
+def test_a_norm_outside_its_bounds_is_refused() -> None:
+    """The configuration says so itself, before the mechanism does."""
+    for norms, field in ((9e-11, "max_grad_norm"), ({"dense": 1.0, "embeddings": 9e-11}, "max_grad_norm.embeddings")):
+        with pytest.raises(InputError, match=rf"{field}: .*greater than or equal to 0.0000000001"):
+            parse(max_grad_norm=norms)
+    with pytest.raises(InputError, match=r"max_grad_norm: .*less than or equal to"):
+        parse(max_grad_norm=2e10)
+    assert parse(max_grad_norm=SMALLEST_NORM).privacy_parameters(1.0).max_grad_norm == SMALLEST_NORM
 
 
 def test_the_mechanism_follows_from_the_settings() -> None:
@@ -206,27 +178,23 @@ def test_the_mechanism_follows_from_the_settings() -> None:
     assert "max_grad_norm.dense: 0.5 != None" in config.differences(parse())
 
 
-def test_the_event_follows_from_what_is_sampled() -> None:
-    of_users = parse(privacy_unit="user", sampling="user", user_gradient="sum", noise_multiplier=2.0)
-    plain = parse(noise_multiplier=2.0)
-    # A sampled user contributes one clipped gradient, whatever k is: the event of one example, per user.
-    assert RunCost(of_users, 20).of_run() == RunCost(of_users, 3).of_run() == RunCost(plain, 20).of_run()
-    bounded = parse(privacy_unit="user", noise_multiplier=2.0)
-    assert (
-        len(
-            {
-                str(event)
-                for event in (
-                    RunCost(of_users, 20).of_run(),
-                    RunCost(bounded, 20).of_run(),
-                    RunCost(bounded, 3).of_run(),
-                )
-            }
-        )
-        == 3
-    )
-    # Norms by group change the noise, not the event.
-    assert (
-        RunCost(parse(noise_multiplier=2.0, max_grad_norm={"dense": 1, "embeddings": 9}), None).of_run()
-        == RunCost(plain, None).of_run()
-    )
+def test_an_epsilon_alone_is_a_whole_configuration() -> None:
+    alone = TrainConfig.parse({"target_epsilon": 3}, where="train.yaml")
+    assert (alone.privacy_unit, alone.steps, alone.target_delta) == ("user", 0, 1e-5)
+    assert alone.start is not None
+    assert alone.model.model_dump(exclude_defaults=True) == {"embedding_dim": 48, "user": "history", "prior": True}
+    # Said in full it is the same configuration; and what is said wins over what is filled in.
+    said = alone.model_dump(exclude={"sampling_prob", "expected_batch_size"})
+    assert TrainConfig.parse(said, where="train.yaml").digest() == alone.digest()
+    assert TrainConfig.parse({"target_epsilon": 3, "target_delta": 1e-7}, where="").target_delta == 1e-7
+    # The control: who says something of sampling is asked for the rest.
+    with pytest.raises(InputError, match="steps: the field is missing"):
+        TrainConfig.parse({key: value for key, value in MINIMAL.items() if key != "steps"}, where="train.yaml")
+
+
+def test_without_steps_or_towers_an_older_configuration_keeps_its_digest() -> None:
+    assert set(parse()._deciding()["model"]) == {
+        "kind", "embedding_dim", "embedding_init_std", "seed", "user_widths", "item_widths", "temperature", "loss",
+    }  # fmt: skip
+    assert not {"start", "popularity"} & set(parse()._deciding())
+    assert parse(model={**HISTORY_MODEL, "prior": False}).digest() != parse().digest()

@@ -339,7 +339,7 @@ def test_a_resumed_trainer_ends_in_the_same_bits(flushed: bool) -> None:
     ends = []
     for stop in (None, 4):
         model, trainer = resumable()
-        scheduler = torch.optim.lr_scheduler.ExponentialLR(trainer.optimizer, 0.5)
+        scheduler = torch.optim.lr_scheduler.ExponentialLR(trainer.optimizer, 0.5)  # type: ignore[arg-type]
         for step in range(8):
             if step == 4 and flushed:
                 trainer.flush()
@@ -347,7 +347,7 @@ def test_a_resumed_trainer_ends_in_the_same_bits(flushed: bool) -> None:
                 file = io.BytesIO()
                 torch.save({"trainer": trainer.state_dict(), "scheduler": scheduler.state_dict()}, file)
                 model, trainer = resumable()
-                scheduler = torch.optim.lr_scheduler.ExponentialLR(trainer.optimizer, 0.5)
+                scheduler = torch.optim.lr_scheduler.ExponentialLR(trainer.optimizer, 0.5)  # type: ignore[arg-type]
                 saved = torch.load(io.BytesIO(file.getvalue()), weights_only=True)
                 trainer.load_state_dict(saved["trainer"])
                 scheduler.load_state_dict(saved["scheduler"])

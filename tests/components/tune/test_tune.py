@@ -125,6 +125,7 @@ def test_what_a_sweep_costs() -> None:
         TrainConfig.parse(
             {
                 "model": {"kind": "two_tower"},
+                "privacy_unit": "example",
                 "sampling_prob": 0.01,
                 "expected_batch_size": 10,
                 "steps": 100,
@@ -354,10 +355,10 @@ def test_the_best_is_kept(tiny: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     for number, (given_scores, best) in enumerate(
         [([3.0, 1.0, 2.0], 1), ([1.0, None, 2.0], 3), ([None, -5.0, None], 2)]
     ):
-        scores[:] = given_scores
+        scores[:] = given_scores  # type: ignore[call-overload]
         found = tune(**given(tiny, out=tiny.folder / f"sweep-{number}", config=tiny.config(steps=1)))
         drawn = yaml.safe_load((tiny.folder / f"sweep-{number}" / "sweep.json").read_text())["trials"]
-        assert (found.score, found.settings) == (given_scores[best - 1], drawn[best - 1])
+        assert (found.score, found.settings) == (given_scores[best - 1], drawn[best - 1])  # type: ignore[index]
         with RunFolder.locked(found.folder) as folder:
             kept = folder.identity()
         assert kept is not None

@@ -45,6 +45,7 @@ features:
 """
 CONFIG = {
     "model": {"kind": "two_tower", "embedding_dim": 8},
+    "privacy_unit": "example",
     "sampling_prob": 0.05,
     "expected_batch_size": 24,
     "steps": 30,

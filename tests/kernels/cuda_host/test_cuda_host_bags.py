@@ -107,7 +107,7 @@ def test_offsets_that_decrease_are_refused(cuda: Any) -> None:
 def test_sums_agree_with_the_cpu(cuda: Any, batch: Case) -> None:
     weight = batch.floats(batch.num_rows, batch.columns)
     arguments = (weight, batch.indices, batch.offsets, batch.per_lookup_weights)
-    torch.testing.assert_close(cuda.bag_sum(*arguments), ops.bag_sum(*arguments), **FEW_ULP)
+    torch.testing.assert_close(cuda.bag_sum(*arguments), ops.bag_sum(*arguments), **FEW_ULP)  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("batch", cases())
@@ -146,9 +146,9 @@ def test_norms_agree_with_the_cpu(cuda: Any, features: int, weighted: bool, colu
     grad = batch.floats(features, examples, columns)
     arguments = (batch.indices, batch.offsets, grad, batch.per_lookup_weights)
     wanted = ops.bag_sq_norms(*arguments)
-    torch.testing.assert_close(cuda.bag_sq_norms(*arguments), wanted, **FEW_ULP)
+    torch.testing.assert_close(cuda.bag_sq_norms(*arguments), wanted, **FEW_ULP)  # type: ignore[arg-type]
     of_other_tables = torch.full((examples,), 3.0, dtype=torch.float64)
-    torch.testing.assert_close(cuda.bag_sq_norms(*arguments, add_to=of_other_tables), wanted + 3.0, **FEW_ULP)
+    torch.testing.assert_close(cuda.bag_sq_norms(*arguments, add_to=of_other_tables), wanted + 3.0, **FEW_ULP)  # type: ignore[arg-type]
 
 
 def test_gradients_that_cancel_leave_no_negative_norm(cuda: Any) -> None:

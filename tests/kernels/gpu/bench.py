@@ -119,7 +119,7 @@ def one_step(num_rows: int, batch: int, tables: int) -> None:
     moved = lookups * COLUMNS * 4
 
     def fused() -> Tensor:
-        return ops.catch_up_bag_sum_(weight, last, groups, KEY, indices, offsets, bags, **skip)
+        return ops.catch_up_bag_sum_(weight, last, groups, KEY, indices, offsets, bags, **skip)  # type: ignore[arg-type]
 
     def scatter() -> None:
         ops.scatter_add_(weight, groups, bags, grad, scale, alpha=-0.1)
@@ -141,7 +141,10 @@ def one_step(num_rows: int, batch: int, tables: int) -> None:
     contestants = {
         "group_rows": Contestant(lambda: ops.group_rows(indices, num_rows=total), 4 * 8 * lookups),
         "catch_up": Contestant(
-            lambda: ops.catch_up_(weight, last, groups.rows, KEY, **skip), 2 * moved, lookups * COLUMNS, last.zero_
+            lambda: ops.catch_up_(weight, last, groups.rows, KEY, **skip),  # type: ignore[arg-type]
+            2 * moved,
+            lookups * COLUMNS,
+            last.zero_,  # type: ignore[arg-type]
         ),
         "gather": Contestant(lambda: ops.bag_sum(weight, indices, offsets), 2 * moved),
         "catch_up_and_gather": Contestant(fused, 3 * moved, lookups * COLUMNS, last.zero_),

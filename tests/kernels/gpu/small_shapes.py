@@ -30,7 +30,7 @@ def run(num_rows: int, columns: int, bags: int, longest: int, *, momentum: bool,
     groups = ops.group_rows(indices, num_rows=num_rows)
     half = ops.group_rows(indices[::2].contiguous(), num_rows=num_rows)
     skip = {"transition": transition, "factor": factor, "momentum": velocity}
-    ops.catch_up_(weight, last, half.rows, KEY, table=1, step=STEP - 1, **skip)
+    ops.catch_up_(weight, last, half.rows, KEY, table=1, step=STEP - 1, **skip)  # type: ignore[arg-type]
     ops.catch_up_bag_sum_(
         weight,
         last,
@@ -42,7 +42,7 @@ def run(num_rows: int, columns: int, bags: int, longest: int, *, momentum: bool,
         table=1,
         step=STEP,
         per_lookup_weights=weights,
-        **skip,
+        **skip,  # type: ignore[arg-type]
     )
     ops.bag_sum(weight, indices, offsets, weights)
     ops.foreach_bag_sum([weight, weight], [indices, indices], [offsets, offsets], [weights, None])
@@ -51,7 +51,7 @@ def run(num_rows: int, columns: int, bags: int, longest: int, *, momentum: bool,
     by_bag = grad.view(features, bags // features, columns)
     ops.foreach_bag_sq_norms([indices, indices], [offsets, offsets], [by_bag, by_bag], [weights, None])
     ops.scatter_add_(weight, groups, bag_of_lookup, grad, scale, alpha=-0.1, per_lookup_weights=weights)
-    ops.flush_(weight, last, KEY, table=1, step=STEP + 1, **skip)
+    ops.flush_(weight, last, KEY, table=1, step=STEP + 1, **skip)  # type: ignore[arg-type]
     ops.normal_(torch.empty(num_rows, columns, device=DEVICE), KEY, table=1, first_row=3, step=1)
     torch.cuda.synchronize()
 

@@ -280,11 +280,11 @@ def test_no_call_waits() -> None:
     def step() -> None:
         ops.bag_ids(offsets, num_lookups=indices.numel())
         groups = ops.group_rows(indices, num_rows=500)
-        ops.catch_up_(table["weight"], table["last"], groups.rows, KEY, table=2, step=STEP, **skip)
+        ops.catch_up_(table["weight"], table["last"], groups.rows, KEY, table=2, step=STEP, **skip)  # type: ignore[arg-type]
         ops.bag_sum(table["weight"], indices, offsets)
         ops.bag_sq_norms(indices, offsets, grad.view(1, 100, 32))
         ops.scatter_add_(table["weight"], groups, bags, grad, scale, alpha=1.0)
-        ops.flush_(table["weight"], table["last"], KEY, table=2, step=STEP, **skip)
+        ops.flush_(table["weight"], table["last"], KEY, table=2, step=STEP, **skip)  # type: ignore[arg-type]
 
     step()  # the first call of a kernel loads it, and may wait
     torch.cuda.synchronize()

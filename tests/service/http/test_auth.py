@@ -129,7 +129,7 @@ def test_other_ways_to_bring_a_key(guarded: httpx.Client) -> None:
         "/v1/privacy%2fbudget",
     ],
 )
-def test_no_spelling_of_a_path_goes_around_the_door(guarded: httpx.Client, path: str) -> None:
+def test_no_spelling_of_a_path_goes_around_the_keys(guarded: httpx.Client, path: str) -> None:
     request = guarded.build_request("GET", "/")
     request.url = request.url.copy_with(raw_path=path.encode())
     assert guarded.send(request).status_code == 401
@@ -139,18 +139,18 @@ def test_no_spelling_of_a_path_goes_around_the_door(guarded: httpx.Client, path:
 
 def test_keys_are_compared_in_constant_time_and_all_of_them(monkeypatch: pytest.MonkeyPatch) -> None:
     compared = []
-    monkeypatch.setattr(hmac, "compare_digest", lambda a, b: compared.append(a) or a == b)
+    monkeypatch.setattr(hmac, "compare_digest", lambda a, b: compared.append(a) or a == b)  # type: ignore[func-returns-value]
     keys = [ApiKey(name=scope, sha256=digest, scopes=frozenset({"recommend"})) for scope, (_, digest) in KEYS.items()]
     headers = {b"authorization": f"Bearer {KEYS['recommend'][0]}".encode()}
-    assert auth.Doorkeeper(keys).admit("/v1/models", headers) == "recommend"
+    assert auth.KeyCheck(keys).admit("/v1/models", headers) == "recommend"
     assert len(compared) == len(KEYS)
 
 
-def test_a_door_is_not_left_open_by_accident() -> None:
+def test_an_address_is_not_left_open_by_accident() -> None:
     with pytest.raises(InputError, match="no API key is set"):
-        load_settings(host="0.0.0.0").refuse_open_door()
+        load_settings(host="0.0.0.0").refuse_open_address()
     with pytest.raises(InputError, match="no API key is set"):
-        load_settings(host="example.org").refuse_open_door()
+        load_settings(host="example.org").refuse_open_address()
     for settings in (
         load_settings(),
         load_settings(host="::1"),
@@ -158,7 +158,7 @@ def test_a_door_is_not_left_open_by_accident() -> None:
         load_settings(host="0.0.0.0", allow_anonymous=True),
         load_settings(host="0.0.0.0", api_keys=[{"name": "a", "sha256": "0" * 64, "scopes": ["admin"]}]),
     ):
-        settings.refuse_open_door()
+        settings.refuse_open_address()
 
 
 def test_settings_come_from_options_environment_and_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

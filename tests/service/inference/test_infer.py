@@ -1,6 +1,7 @@
 """Everything that a native query takes can be asked through the protocol, and is answered alike."""
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -115,7 +116,7 @@ def test_answers_are_counted_however_they_are_asked_for(start: Any, bundles: dic
             lines = client.get("/metrics").text.splitlines()
             return sum(float(line.split()[-1]) for line in lines if line.startswith("lazydp_recommendations_total{"))
 
-        for ask, answers in (
+        asked: list[tuple[Callable[[], object], int]] = [
             (lambda: native(client, user_id="7"), 1),
             (lambda: native(client, user_id="7"), 1),
             (lambda: native(client, queries=[{"user_id": "7"}] * 3), 3),
@@ -123,7 +124,8 @@ def test_answers_are_counted_however_they_are_asked_for(start: Any, bundles: dic
             (lambda: client.get("/v1/users/7/recommendations"), 1),
             (lambda: client.get("/v1/items/1/similar"), 1),
             (lambda: infer(client, inputs=[{**USER, "shape": [2], "data": ["7", "8"]}]), 2),
-        ):
+        ]
+        for ask, answers in asked:
             before = counted()
             ask()
             assert counted() - before == answers

@@ -17,6 +17,7 @@ OPERATIONS = [
     (method, path, operation) for path, methods in DOCUMENT["paths"].items() for method, operation in methods.items()
 ]
 load_all_checks()
+pytest_plugins = ("schemathesis.pytest.plugin",)  # loaded here alone: it takes seconds, of every process
 SCHEMA = schemathesis.openapi.from_dict(DOCUMENT)
 
 

@@ -7,21 +7,22 @@ from typing import Any
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lazydp.service.serving.answer_cache import AnswerCache
+from lazydp.service.serving.answer_cache import Answer, AnswerCache
 
 
 def test_the_oldest_go_first_and_use_keeps_young() -> None:
     cache = AnswerCache(2, max_bytes=100)
-    cache.put(b"a", b"1")
-    cache.put(b"b", b"2")
-    assert cache.get(b"a") == b"1"
-    cache.put(b"c", b"3")
-    assert [cache.get(key) for key in (b"a", b"b", b"c")] == [b"1", None, b"3"]
+    one, two, three = (Answer(body, "user") for body in (b"1", b"2", b"3"))
+    cache.put(b"a", one)
+    cache.put(b"b", two)
+    assert cache.get(b"a") == one
+    cache.put(b"c", three)
+    assert [cache.get(key) for key in (b"a", b"b", b"c")] == [one, None, three]
 
 
 def test_nothing_is_kept_where_nothing_may_be() -> None:
     for cache in (AnswerCache(0, max_bytes=100), AnswerCache(10, max_bytes=0), AnswerCache(10, max_bytes=1)):
-        cache.put(b"a", b"1")
+        cache.put(b"a", Answer(b"1", "user"))
         assert cache.get(b"a") is None
 
 
@@ -33,12 +34,12 @@ def test_nothing_is_kept_where_nothing_may_be() -> None:
 def test_it_never_holds_more_than_it_may(given: list[tuple[bytes, bytes]], entries: int, max_bytes: int) -> None:
     cache = AnswerCache(entries, max_bytes=max_bytes)
     for key, answer in given:
-        cache.put(key, answer)
-        held = [(other, found) for other in {key for key, _ in given} if (found := cache.get(other)) is not None]
+        cache.put(key, Answer(answer, "user"))
+        held = [(other, found.body) for other in {key for key, _ in given} if (found := cache.get(other)) is not None]
         assert len(held) <= entries
         assert sum(len(key) + len(answer) for key, answer in held) <= max_bytes
         if len(key) + len(answer) <= max_bytes:
-            assert cache.get(key) == answer
+            assert cache.get(key) == Answer(answer, "user")
 
 
 def test_large_requests_do_not_fill_the_memory(start: Any, bundles: dict[str, Path]) -> None:

@@ -110,3 +110,38 @@ def test_a_ledger_that_hangs_holds_up_nobody_for_long(
         deadline = time.monotonic() + 30
         while client.get("/v1/privacy/budget").json()["source"] != "ledger":
             assert time.monotonic() < deadline
+
+
+def test_a_reading_that_never_ends_does_not_blind_the_service(
+    start: Any, bundles: dict[str, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    come_back = threading.Event()
+    readings: list[str] = []
+
+    def hanging_once(url: str, _: Any) -> Any:
+        readings.append(url)
+        if len(readings) == 1:
+            come_back.wait(60)
+        return []
+
+    monkeypatch.setattr(budget_module, "_read_ledger", hanging_once)
+    monkeypatch.setattr(budget_module, "_PATIENCE_SECONDS", 0.2)
+    monkeypatch.setattr(budget_module, "_GIVEN_UP_SECONDS", 0.5)
+    with start(bundles["towers"], ledger="postgresql://nobody@192.0.2.1/ledger") as client:
+        deadline = time.monotonic() + 30
+        while client.get("/v1/privacy/budget").json()["source"] != "ledger":
+            assert time.monotonic() < deadline
+        come_back.set()
+
+
+def test_a_ledger_that_cannot_be_read_fails_nothing(
+    start: Any, bundles: dict[str, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def unreadable(url: str, _: Any) -> Any:
+        raise RecursionError(url)
+
+    monkeypatch.setattr(budget_module, "_read_ledger", unreadable)
+    with start(bundles["towers"], ledger="postgresql://nobody@192.0.2.1/ledger") as client:
+        for path in ("/v1/privacy/budget", "/v1/privacy/releases", "/metrics", "/"):
+            assert client.get(path).status_code == 200
+        assert client.get("/v1/privacy/budget").json()["source"] == "statement"

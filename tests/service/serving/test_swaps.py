@@ -94,7 +94,7 @@ def swap_under_load(start: Any, bundles: dict[str, Path], folder: Path, *, swaps
         for number in range(swaps):
             target = bundles["newer"] if number % 2 == 0 else bundles["towers"]
             point(link, target)
-            eventually(lambda target=target: version(client) == versions[target])
+            eventually(lambda target=target: version(client) == versions[target])  # type: ignore[misc]
             memory.append(int(Path("/proc/self/statm").read_text().split()[1]) * resource.getpagesize())
         eventually(lambda: load.count > 50)
     return load, memory
@@ -128,7 +128,7 @@ def test_a_bad_version_is_refused_while_the_old_one_serves(
         before = version(client)
         for target, words in ((bad, "dense.safetensors"), (other, "'other'")):
             point(link, target)
-            eventually(lambda words=words: words in (client.get("/v1/models").json()["models"][0]["refused"] or ""))
+            eventually(lambda words=words: words in (client.get("/v1/models").json()["models"][0]["refused"] or ""))  # type: ignore[misc]
             assert version(client) == before
             assert client.get("/v1/users/7/recommendations").status_code == 200
             assert client.get("/readyz").status_code == 200

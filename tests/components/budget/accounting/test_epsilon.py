@@ -285,12 +285,12 @@ def test_grid_against_opacus_and_renyi(point: tuple[float, float, int, float]) -
 
 def test_user_level_lies_between_its_bounds() -> None:
     common = {"noise_multiplier": 2.0, "sampling_prob": 0.01, "steps": 500}
-    found = [epsilon(user_level_event(**common, max_examples_per_user=k), delta=1e-5) for k in (1, 2, 5)]
+    found = [epsilon(user_level_event(**common, max_examples_per_user=k), delta=1e-5) for k in (1, 2, 5)]  # type: ignore[arg-type]
     assert found == sorted(found)
     assert found[-1] < epsilon(
         without_amplification(noise_multiplier=2.0, steps=500, max_examples_per_user=5), delta=1e-5
     )
-    event = user_level_event(**common, max_examples_per_user=5)
+    event = user_level_event(**common, max_examples_per_user=5)  # type: ignore[arg-type]
     assert found[-1] <= epsilon(event, delta=1e-5, accountant="rdp")
 
 
@@ -350,7 +350,7 @@ def test_calibration_is_done_once_a_process(monkeypatch: pytest.MonkeyPatch) -> 
             calibrate_noise_multiplier(
                 target_epsilon=target,
                 target_delta=delta,
-                make_event=lambda sigma, steps=steps: dpsgd_event(
+                make_event=lambda sigma, steps=steps: dpsgd_event(  # type: ignore[misc]
                     noise_multiplier=sigma, sampling_prob=0.5, steps=steps
                 ),
             )

@@ -77,9 +77,9 @@ def test_user_level_event_never_understates_the_binomial(k: int, q: float) -> No
 
 def test_user_of_one_example_is_an_example() -> None:
     common = {"noise_multiplier": 1.0, "sampling_prob": 0.02, "steps": 9}
-    assert user_level_event(**common, max_examples_per_user=1) == dpsgd_event(**common)
+    assert user_level_event(**common, max_examples_per_user=1) == dpsgd_event(**common)  # type: ignore[arg-type]
     with pytest.raises(InputError, match="max_examples_per_user"):
-        user_level_event(**common, max_examples_per_user=0)
+        user_level_event(**common, max_examples_per_user=0)  # type: ignore[arg-type]
 
 
 def test_counts_cost_what_one_gaussian_does() -> None:

@@ -29,7 +29,7 @@ def known(ledger: Ledger, fingerprint: str, **more: Any) -> str:
 
 def test_a_nightly_dataset_draws_on_the_budget_of_its_family(ledger: Ledger) -> None:
     monday = known(ledger, "monday")
-    ledger.set_budget(monday, **SETTINGS, by="officer")
+    ledger.set_budget(monday, **SETTINGS, by="officer")  # type: ignore[arg-type]
     ledger.reserve(dataset=monday, event=EVENT, run_id="monday")
     tuesday = known(ledger, "tuesday, one row more")
     assert tuesday != monday
@@ -72,18 +72,18 @@ def test_three_hundred_nights_are_one_account(ledger: Ledger) -> None:
 )
 def test_people_who_look_known_need_words(ledger: Ledger, more: dict[str, Any], common: str) -> None:
     before = known(ledger, "first", user_column="customer", places=["s3://lake/clicks.parquet"])
-    ledger.set_budget(before, **SETTINGS, by="officer")
+    ledger.set_budget(before, **SETTINGS, by="officer")  # type: ignore[arg-type]
     fresh = known(ledger, "fresh", **more)
     with pytest.raises(
         PrivacyError, match=rf"looks like people who have a budget there: family shop \(same .*{common}"
     ):
-        ledger.set_budget(fresh, **SETTINGS, by="officer")
+        ledger.set_budget(fresh, **SETTINGS, by="officer")  # type: ignore[arg-type]
     with pytest.raises(PrivacyError, match="has no budget"):
         ledger.reserve(dataset=fresh, event=EVENT, run_id="fresh")
     with pytest.raises(PrivacyError, match="looks like"):
-        ledger.set_budget(fresh, **SETTINGS, by="officer", other_people="  ")
+        ledger.set_budget(fresh, **SETTINGS, by="officer", other_people="  ")  # type: ignore[arg-type]
     words = "customers of the subsidiary in Peru, none of whom buys here"
-    assert ledger.set_budget(fresh, **SETTINGS, by="officer", other_people=words).other_people == words
+    assert ledger.set_budget(fresh, **SETTINGS, by="officer", other_people=words).other_people == words  # type: ignore[arg-type]
     assert ledger.entries()[-1].content()["other_people"] == words
     ledger.reserve(dataset=fresh, event=EVENT, run_id="fresh")
     assert ledger.show(before).charged_epsilon == 0
@@ -93,9 +93,9 @@ def test_people_who_look_known_need_words(ledger: Ledger, more: dict[str, Any], 
 
 
 def test_people_who_look_like_nobody_need_none(ledger: Ledger) -> None:
-    ledger.set_budget(known(ledger, "first", user_column="customer", places=["a"]), **SETTINGS, by="officer")
+    ledger.set_budget(known(ledger, "first", user_column="customer", places=["a"]), **SETTINGS, by="officer")  # type: ignore[arg-type]
     other = known(ledger, "second", name="films", default_family="films", user_column="viewer", places=["b"])
-    ledger.set_budget(other, **SETTINGS, by="officer")
+    ledger.set_budget(other, **SETTINGS, by="officer")  # type: ignore[arg-type]
     ledger.reserve(dataset=other, event=EVENT, run_id="films")
 
 
@@ -110,13 +110,13 @@ def test_the_same_rows_keep_their_family(ledger: Ledger) -> None:
 def test_a_dataset_without_family_is_one_of_its_own(ledger: Ledger) -> None:
     """What an older lazydp wrote: found again by its identifier, and joined to a family when somebody says so."""
     old = known(ledger, "old rows", default_family="")
-    ledger.set_budget(old, **SETTINGS, by="officer")
+    ledger.set_budget(old, **SETTINGS, by="officer")  # type: ignore[arg-type]
     ledger.reserve(dataset=old, event=EVENT, run_id="old")
     assert known(ledger, "old rows", default_family="") == old
     nightly = known(ledger, "old rows and one more")
     assert ledger.show(nightly).epsilon is None
     with pytest.raises(PrivacyError, match=r"looks like people who have a budget there: dataset shop"):
-        ledger.set_budget(nightly, **SETTINGS, by="officer")
+        ledger.set_budget(nightly, **SETTINGS, by="officer")  # type: ignore[arg-type]
     ledger.register_dataset(old, name="shop", family="shop")
     assert ledger.show(nightly).epsilon == 0.45
     with pytest.raises(BudgetExceededError):
@@ -127,7 +127,7 @@ def test_families_that_had_budgets_keep_both_when_they_become_one(ledger: Ledger
     one = known(ledger, "one", name="one", default_family="")
     two = known(ledger, "two", name="two", default_family="")
     ledger.set_budget(one, epsilon=5.0, delta=1e-5, by="officer")
-    ledger.set_budget(two, **SETTINGS, by="officer")
+    ledger.set_budget(two, **SETTINGS, by="officer")  # type: ignore[arg-type]
     ledger.reserve(dataset=one, event=EVENT, run_id="one")
     for identifier, name in ((one, "one"), (two, "two")):
         ledger.register_dataset(identifier, name=name, family="all")

@@ -8,8 +8,9 @@ from pathlib import Path
 import pytest
 from dp_accounting import dp_event
 
-from lazydp.components.budget.ledger.identifiers import VARIABLE, LedgerSecret, register
+from lazydp.components.budget.ledger.identifiers import register
 from lazydp.components.budget.ledger.ledger import Ledger
+from lazydp.components.budget.ledger.secret import VARIABLE, LedgerSecret
 from lazydp.components.budget.ledger.verify import verify
 from lazydp.components.shared.errors import BudgetExceededError, InputError, PrivacyError
 
@@ -50,7 +51,7 @@ def test_who_knows_the_content_cannot_find_it_in_the_ledger(tmp_path: Path) -> N
             assert spelling not in published
         assert guessed.identifier("dataset", digest) not in published
         assert guessed.identifier("source", digest) not in published
-    held = LedgerSecret.of(url_of(tmp_path), create=False)
+    held = LedgerSecret.of(url_of(tmp_path))
     assert held.identifier("dataset", CONTENT) in published
     assert held.identifier("source", LOG) in published
     assert secret_of(tmp_path).read_text().strip() not in published
@@ -94,9 +95,9 @@ def test_without_its_secret_a_ledger_takes_no_known_data_for_new(loss: str, tmp_
 def test_the_environment_names_it_where_there_is_no_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     postgres = "postgresql://user:***@host/ledger"
     with pytest.raises(InputError, match=f"set {VARIABLE} to 64 hexadecimal digits"):
-        LedgerSecret.of(postgres, create=True)
+        LedgerSecret.of(postgres)
     monkeypatch.setenv(VARIABLE, "ab" * 32)
-    given = LedgerSecret.of(postgres, create=True)
+    given = LedgerSecret.of(postgres)
     assert given.name == LedgerSecret(b"\xab" * 32).name
     with Ledger.open(url_of(tmp_path)) as ledger:
         assert register(ledger, fingerprint=CONTENT, name="shop").identifier == given.identifier("dataset", CONTENT)
@@ -104,15 +105,20 @@ def test_the_environment_names_it_where_there_is_no_file(tmp_path: Path, monkeyp
     for wrong in ("ab" * 31, "AB" * 32, "kilroy"):
         monkeypatch.setenv(VARIABLE, wrong)
         with pytest.raises(InputError, match="found something else") as refused:
-            LedgerSecret.of(postgres, create=True)
+            LedgerSecret.of(postgres)
         assert wrong not in str(refused.value)
 
 
 def test_many_at_once_make_one_secret(tmp_path: Path) -> None:
-    for number in range(20):
+    def secret(url: str) -> str:
+        with Ledger.open(url) as ledger:
+            return ledger.secret().name
+
+    for number in range(5):
         url = f"sqlite:///{tmp_path / f'{number}.db'}"
+        Ledger.open(url).close()
         with ThreadPoolExecutor(8) as pool:
-            found = list(pool.map(lambda url: LedgerSecret.of(url, create=True).name, [url] * 8))
+            found = list(pool.map(secret, [url] * 8))
         assert len(set(found)) == 1
     assert not list(tmp_path.glob(".*"))
 

@@ -29,7 +29,7 @@ def full(ledger: Ledger) -> Iterator[Ledger]:
     ledger.commit("one", event=gaussian(8.5), release="bundle")
     ledger.void("two", by="officer", reason="crashed")
     ledger.charge(dataset="shop", event=gaussian(20.0), run_id="three", purpose="vocabulary")
-    return ledger
+    return ledger  # type: ignore[return-value]
 
 
 Tamper = Callable[[str], None]
@@ -182,7 +182,7 @@ def test_impossible_histories_are_found(full: Ledger) -> None:
         forged.append(
             next_entry(
                 forged[-1] if forged else None,
-                kind=entry.kind,
+                kind=entry.kind,  # type: ignore[arg-type]
                 dataset=entry.dataset,
                 run_id=entry.run_id,
                 recorded_at=entry.recorded_at,

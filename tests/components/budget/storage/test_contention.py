@@ -45,7 +45,7 @@ def check(url: str, *, processes: int, kills: int, seed: int) -> None:
     with Ledger.open(url, read_only=True) as ledger:
         shown = ledger.show("shop")
         assert shown.reserved_runs == ADMITS
-        assert shown.charged_epsilon <= shown.epsilon
+        assert shown.charged_epsilon <= shown.epsilon  # type: ignore[operator]
         assert verify(ledger.entries()).problems == ()
     # A process that was killed may have been admitted without living to say so.
     assert ADMITS - found["killed"] <= found["admitted"] <= ADMITS

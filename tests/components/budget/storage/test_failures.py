@@ -155,7 +155,7 @@ def test_a_foreign_database(ledger_url: str, tmp_path: Path) -> None:
     garbage = tmp_path / "garbage.db"
     garbage.write_bytes(b"not a database, " * 100)
     for read_only in (True, False):
-        with pytest.raises(FormatError, match="damaged or no SQLite database") as error:
+        with pytest.raises(FormatError, match="damaged or is not a SQLite database") as error:
             Ledger.open(f"sqlite:///{garbage}", read_only=read_only).entries()
         one_line(error)
 
@@ -190,3 +190,30 @@ def test_passwords_are_not_shown() -> None:
     assert without_password("postgresql://u:p@ss@h/n") == "postgresql://u:***@h/n"
     assert without_password("postgresql://u@h:5432/n") == "postgresql://u@h:5432/n"
     assert without_password("sqlite:////a/b.db") == "sqlite:////a/b.db"
+
+
+@pytest.mark.parametrize("name", ["a?b.db", "50%.db", "50%25.db", "c#d.db", "e f;g=h&i.db", "?mode=ro"])
+def test_one_text_names_one_file(tmp_path: Path, name: str) -> None:
+    """For the writer, the reader, the secret and the memory of the ledger's end."""
+    url = f"sqlite:///{tmp_path / name}"
+    with Ledger.open(url) as ledger:
+        ledger.register_dataset("a" * 64, name="shop")
+    with Ledger.open(url, read_only=True) as ledger:
+        assert len(ledger.entries()) == 1
+    found = {path.name for path in tmp_path.iterdir() if not path.name.endswith(("-wal", "-shm"))}
+    assert found == {name, f"{name}.secret", f"{name}.head", f"{name}.lock"}
+
+
+def test_a_silent_server_is_not_waited_for(postgres_url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The statement waits, the connection lives: without a deadline of its own the reading would not end."""
+    Ledger.open(postgres_url).close()
+    monkeypatch.setattr(sql_storage, "READ_SECONDS", 0.5)
+    with psycopg.connect(postgres_url) as holder:
+        with Ledger.open(postgres_url, read_only=True) as ledger:
+            holder.execute("LOCK TABLE lazydp_entries IN ACCESS EXCLUSIVE MODE")
+            with pytest.raises(UnavailableError) as error:
+                ledger.entries()
+            assert "has held its lock" not in one_line(error)
+        holder.rollback()
+    with Ledger.open(postgres_url, read_only=True) as ledger:
+        assert ledger.entries() == ()

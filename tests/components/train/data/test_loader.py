@@ -25,7 +25,7 @@ def test_nothing_to_do() -> None:
 
 def test_batches_are_made_ahead_and_not_too_far() -> None:
     made: list[int] = []
-    with Prefetcher(lambda step: made.append(step) or step, first=1, last=100, depth=2) as batches:
+    with Prefetcher(lambda step: made.append(step) or step, first=1, last=100, depth=2) as batches:  # type: ignore[func-returns-value]
         for step, _ in batches:
             time.sleep(0.02)
             if step == 3:
@@ -39,7 +39,7 @@ def test_an_error_surfaces_at_its_step() -> None:
             raise OSError("disk gone")
         return step
 
-    seen = []
+    seen = []  # type: ignore[var-annotated]
 
     def consume() -> None:
         with Prefetcher(make, first=1, last=10) as batches:

@@ -136,7 +136,7 @@ WHERE = {"table": 1, "first_row": 0, "step": 1}
 def test_a_wait_is_seen(world: Any, placed_engine: Any, simulated_gpu: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     made = world()
     bag_ids = ops.foreach_bag_ids
-    monkeypatch.setattr(tables.ops, "foreach_bag_ids", lambda offsets, num_lookups: bag_ids(offsets))
+    monkeypatch.setattr(tables.ops, "foreach_bag_ids", lambda offsets, num_lookups: bag_ids(offsets))  # type: ignore[attr-defined]
     watched(placed_engine(made, Placement.of("cuda")), simulated_gpu, [made.examples(3, seed=1)])
     assert len(simulated_gpu.reads) == 2 * 3, "a check of the lengths and an unknown size, for each of three tables"
     value = torch.ones(3, device="cuda")

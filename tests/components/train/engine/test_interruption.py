@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import inspect
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from types import FrameType
 from typing import Any
 
@@ -16,10 +16,10 @@ from torch import Tensor, nn
 from lazydp.components.models.build import build_model
 from lazydp.components.models.config import TwoTowerConfig
 from lazydp.components.shared.errors import FormatError, PendingNoiseError, UnfinishedStepError
-from lazydp.components.train import private
+from lazydp.components.train import private, private_trainer
 from lazydp.components.train.engine import dense
 from lazydp.components.train.engine import step as engine
-from lazydp.components.train.mechanism import step_guard
+from lazydp.components.train.mechanism import gradient_check, step_guard
 from lazydp.components.train.mechanism.step_guard import StepGuard
 from lazydp.components.train.tables import embedding_tables as tables
 from lazydp.components.train.tables import schedules, skip_ahead
@@ -27,7 +27,7 @@ from lazydp.kernels.noise_key import NoiseKey
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
-FILES = {inspect.getfile(module) for module in (private, engine, tables, dense, skip_ahead, step_guard)}
+FILES = {inspect.getfile(module) for module in (private_trainer, engine, tables, dense, skip_ahead, step_guard)}
 FIRST, OTHER = 7, 8
 """Seeds of the batch that is interrupted and of the one that the user comes back with."""
 
@@ -86,13 +86,13 @@ def of_module(_: Any) -> Subject:
     return Subject(trainer, step, model.state_dict)
 
 
-def interrupted_at(line: int, action: Callable[[], object]) -> bool:
-    """Run `action`, pressing Ctrl-C at the line-th line that it runs in one of `FILES`; whether there was one."""
+def interrupted_at(line: int, action: Callable[[], object], files: Collection[str] = FILES) -> bool:
+    """Run `action`, pressing Ctrl-C at the line-th line that it runs in one of `files`; whether there was one."""
     left = line
 
     def trace(frame: FrameType, event: str, _: object) -> Any:
         nonlocal left
-        if frame.f_code.co_filename not in FILES:
+        if frame.f_code.co_filename not in files:
             return None
         left -= event == "line"
         if event == "line" and left == 0:
@@ -181,3 +181,24 @@ def test_a_load_that_failed_leaves_nothing_to_go_on_with(world: Any, make: Any) 
         subject.step(FIRST)
     subject.trainer.load_state_dict(good)
     subject.step(FIRST)
+
+
+def test_an_interrupted_look_spoils_no_row() -> None:
+    """The first steps make the rows they read NaN for a while."""
+    files = {inspect.getfile(gradient_check)}
+    expected = of_module(None).then(OTHER)
+    line, refused = 0, 0
+    while True:
+        line += 1
+        subject = of_module(None)
+        before = copy.deepcopy(subject.trainer.state_dict())
+        if not interrupted_at(line, lambda subject=subject: subject.step(FIRST), files):  # type: ignore[misc]
+            break
+        try:
+            found = subject.then(OTHER)
+        except UnfinishedStepError:
+            refused += 1
+            found = subject.after(before, OTHER)
+        assert same(found, expected), line
+    assert line > 50
+    assert refused > 10

@@ -11,10 +11,11 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from lazydp.components.shared.noise_addresses import MAX_TABLES
 from lazydp.components.train.engine.dense import DenseLayers
 from lazydp.components.train.private import DenseOptimizer, EmbeddingSgd, NoiseKey, PrivacyParameters, make_private
 from lazydp.components.train.tables import schedules
-from lazydp.components.train.tables.embedding_tables import MAX_TABLES, EmbeddingTables
+from lazydp.components.train.tables.embedding_tables import EmbeddingTables
 from lazydp.kernels import ops
 
 pytestmark = pytest.mark.usefixtures("one_thread")

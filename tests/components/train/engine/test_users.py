@@ -53,7 +53,7 @@ def engine_of(made: Any, name: str, privacy: PrivacyParameters, **more: Any) -> 
         "dense": DenseOptimizer.named("sgd", learning_rate=schedules.constant(1.0)),
         "key": NoiseKey.for_tests(0),
     }
-    return Engine(build_model(made.layout, CONFIGS[name]), privacy=privacy, **{**settings, **more})
+    return Engine(build_model(made.layout, CONFIGS[name]), privacy=privacy, **{**settings, **more})  # type: ignore[arg-type]
 
 
 def weights_of(engine: Engine) -> Sums:

@@ -1,5 +1,6 @@
 """One backward pass gives the norms and clipped sums that torch.func gives example by example."""
 
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -303,6 +304,24 @@ def test_an_input_modified_after_the_layer_read_it_is_refused() -> None:
         captured(Overwrites(), torch.randn(5, 4), torch.ones(5))
 
 
+@pytest.mark.parametrize("spread", [1.0, 1e-2, 1e-3])
+def test_norms_are_close_where_positions_nearly_cancel(spread: float, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Candidates that look alike, with the gradients of a softmax: clipped more than needed would cost accuracy."""
+    generator = torch.Generator().manual_seed(0)
+    shared, own = (torch.randn(8, positions, 256, generator=generator) for positions in (1, 21))
+    inputs = shared + spread * own
+    grads = torch.randn(8, 21, 128, generator=generator)
+    grads -= grads.mean(dim=1, keepdim=True)
+    true = torch.linalg.matrix_norm(grads.double().transpose(1, 2) @ inputs.double())
+    ratios = of_rule(nn.Linear(256, 128), "weight")(inputs, grads).sqrt() / true
+    assert float(ratios.min()) >= 1.0
+    assert float(ratios.max()) <= 1.01
+    monkeypatch.setattr(norm_rules, "_LOOSE", math.inf)  # the control: what it was before
+    before = of_rule(nn.Linear(256, 128), "weight")(inputs, grads).sqrt() / true
+    assert float(before.max()) > {1.0: 1.0, 1e-2: 1.03, 1e-3: 3.0}[spread]
+    assert float(before.min()) >= 1.0
+
+
 class Scale(nn.Module):
     """A layer of a user's own: one factor a column."""
 
@@ -332,7 +351,7 @@ def test_a_registered_rule_makes_a_layer_private(monkeypatch: pytest.MonkeyPatch
         trained_layers(model)
 
     class Unnamed(ScaleRule):
-        parameters = ()
+        parameters = ()  # type: ignore[assignment]
 
     with pytest.raises(InputError, match="Unnamed does not state its `parameters`: name those of Scale"):
         register_rule(Scale, Unnamed())

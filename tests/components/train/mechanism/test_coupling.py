@@ -106,7 +106,7 @@ def test_losses_that_depend_on_other_examples_are_refused(name: str) -> None:
 def test_negatives_of_the_batch_are_refused() -> None:
     for losses in (hinge, lambda z: -torch.log_softmax(z, dim=0)):
         with pytest.raises(InputError, match="depends on other examples through layer 'bags'"):
-            trainer_of(model := fresh()).step(lambda losses=losses, model=model: losses(model(ids_of(0))))
+            trainer_of(model := fresh()).step(lambda losses=losses, model=model: losses(model(ids_of(0))))  # type: ignore[misc]
 
 
 @pytest.mark.parametrize("name", INDEPENDENT)
@@ -114,7 +114,7 @@ def test_losses_of_one_example_each_are_accepted(name: str, caplog: pytest.LogCa
     model = fresh()
     trainer = trainer_of(model)
     for step in range(5):
-        trainer.step(lambda step=step: INDEPENDENT[name](model(ids_of(step))).square())
+        trainer.step(lambda step=step: INDEPENDENT[name](model(ids_of(step))).square())  # type: ignore[misc]
     assert trainer.steps_done == 5
     assert not caplog.records
 
@@ -127,7 +127,7 @@ def test_either_look_misses_what_the_other_sees(monkeypatch: pytest.MonkeyPatch)
         for name, couple in COUPLED.items():
             model = fresh()
             try:
-                trainer_of(model).step(lambda couple=couple, model=model: couple(model(ids_of(0))).square())
+                trainer_of(model).step(lambda couple=couple, model=model: couple(model(ids_of(0))).square())  # type: ignore[misc]
                 names.add(name)
             except InputError:
                 pass
@@ -147,7 +147,7 @@ def test_what_couples_later_steps_is_seen_in_the_first_few() -> None:
     model = fresh()
     trainer = trainer_of(model)
     for step in range(coupling.STEPS_LOOKED_AT - 1):
-        trainer.step(lambda step=step: model(ids_of(step)).square())
+        trainer.step(lambda step=step: model(ids_of(step)).square())  # type: ignore[misc]
     with pytest.raises(InputError, match="the loss of one example"):
         trainer.step(lambda: COUPLED["the mean"](model(ids_of(3))).square())
 
@@ -167,7 +167,7 @@ def test_examples_of_one_user_may_depend_on_each_other() -> None:
         trainer = trainer_of(model := fresh(), user_gradient="sum")
         with pytest.raises(InputError, match="the loss of one example"):
             trainer.step(
-                lambda name=name, model=model: COUPLED[name](model(ids_of(0))).square(),
+                lambda name=name, model=model: COUPLED[name](model(ids_of(0))).square(),  # type: ignore[misc]
                 user_sizes=users,
             )
 
@@ -188,7 +188,7 @@ def test_a_look_leaves_no_trace(monkeypatch: pytest.MonkeyPatch) -> None:
             return model(ids_of(seed)).square()
 
         for step in range(5):
-            trainer.step(lambda step=step: losses(step), lambda step=step: losses(10 + step))
+            trainer.step(lambda step=step: losses(step), lambda step=step: losses(10 + step))  # type: ignore[misc]
         trainer.flush()
         ends.append({name: value.clone() for name, value in model.state_dict().items()})
         calls.append(called)

@@ -141,7 +141,7 @@ def test_users_without_a_training_example_add_nothing(tiny: Any, monkeypatch: py
     more = data.num_users + 40
     monkeypatch.setattr(EncodedDataset, "num_users", property(lambda self: more))
     make = batch_maker(data, tiny.config(**USERS, sampling_prob=1.0), KEY)
-    assert sum(len(examples.user_sizes) for examples in make(1)) == more - 40  # type: ignore[arg-type]
+    assert sum(len(examples.user_sizes) for examples in make(1)) == more - 40  # type: ignore[arg-type, misc]
 
 
 # --- the distribution of what is really read ---------------------------------------------------------------------

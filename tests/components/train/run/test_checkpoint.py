@@ -18,6 +18,7 @@ from lazydp.kernels.noise_key import NoiseKey
 
 CONFIG: dict[str, Any] = {
     "model": {"kind": "two_tower", "embedding_dim": 8},
+    "privacy_unit": "example",
     "sampling_prob": 0.01,
     "expected_batch_size": 100,
     "steps": 50,
@@ -165,7 +166,7 @@ def test_identity_comes_back_and_differences_are_named(tmp_path: Path) -> None:
         ({"dataset": "xyz"}, "dataset: its content is another"),
         ({"version": "0.2.0"}, "lazydp version: '0.2.0' != '0.1.0'"),
     ]:
-        assert found.differences(identity(**changes)) == [message]
+        assert found.differences(identity(**changes)) == [message]  # type: ignore[arg-type]
 
 
 FOREIGN = [

@@ -25,6 +25,7 @@ from lazydp.components.export.publish import Snapshots
 from lazydp.components.ingest.dataset import EncodedDataset
 from lazydp.components.ingest.ingest import ingest
 from lazydp.components.shared.errors import InputError
+from lazydp.components.shared.noise_addresses import FIRST_RESERVED, MAX_TABLES, POPULARITY_TABLE
 from lazydp.components.train.engine import dense
 from lazydp.components.train.engine.dense import DenseLayers, DenseOptimizer
 from lazydp.components.train.run import popularity as module
@@ -32,7 +33,6 @@ from lazydp.components.train.run.popularity import item_histogram, noised_counts
 from lazydp.components.train.run.settings_check import check_fits
 from lazydp.components.train.run.train import train
 from lazydp.components.train.tables import schedules
-from lazydp.components.train.tables.embedding_tables import MAX_TABLES, POPULARITY_TABLE
 from lazydp.kernels import ops, reference
 from lazydp.kernels.noise_key import NoiseKey
 from lazydp.kernels.reference import KEYSTREAM_TABLE
@@ -112,11 +112,11 @@ def test_a_user_in_two_parts_would_be_counted_twice(rows: Rows, monkeypatch: pyt
 
 
 def test_examples_are_counted_where_there_are_no_users(rows: Rows) -> None:
-    nameless: Any = replace(rows, user_index=None)
+    nameless: Any = replace(rows, user_index=None)  # type: ignore[arg-type]
     assert histogram(nameless, "example").tolist() == plainly(rows, "example")
     with pytest.raises(InputError, match="no user column"):
         histogram(nameless, "user")
-    itemless: Any = replace(rows, item=None)
+    itemless: Any = replace(rows, item=None)  # type: ignore[arg-type]
     with pytest.raises(InputError, match="counts items, and this dataset has none"):
         histogram(itemless, "example")
 
@@ -261,11 +261,11 @@ def dense_layers(count: int, *, noise_scale: float = 0.0) -> DenseLayers:
 
 
 def test_dense_parameters_end_below_the_table_of_the_counts() -> None:
-    most = POPULARITY_TABLE - MAX_TABLES
+    most = FIRST_RESERVED - MAX_TABLES
     dense_layers(most)  # the last one's number is MAX_TABLES + most - 1
     with pytest.raises(InputError, match=f"at most {most} dense parameters have addresses, found {most + 1}"):
         dense_layers(most + 1)
-    assert POPULARITY_TABLE < KEYSTREAM_TABLE
+    assert FIRST_RESERVED <= POPULARITY_TABLE < KEYSTREAM_TABLE
 
 
 @pytest.fixture

@@ -81,7 +81,8 @@ def test_a_run_that_goes_on_elsewhere_says_so(tiny: Any, tmp_path: Path, caplog:
     assert "rounded" not in caplog.text
     with caplog.at_level(logging.WARNING):
         assert train(**given, config=tiny.config(), out=tmp_path / "run", resume=True).step == 30
-    assert "began with device cuda, table_device cpu; given were cpu, cpu" in caplog.text
+    assert "was computed with device cuda, table_device cpu, processor torch" in caplog.text
+    assert "it would go on with device cpu, table_device cpu, processor torch" in caplog.text
     publish = Snapshots(tmp_path / "snapshots", given["ledger"]).release
     train(**given, config=tiny.config(publish_every=10), out=tmp_path / "published", publish=publish)
     elsewhere = tiny.config(publish_every=10, device="cuda")

@@ -57,8 +57,10 @@ def test_the_gate_refuses_what_would_fail_and_reserves_nothing(
     url = f"sqlite:///{tmp_path / 'ledger.db'}"
     with Ledger.open(url):
         pass
+    page = SimpleNamespace(path=str(tmp_path / "page"))
+    common = {"dataset": folder, "config": config, "job_id": "one", "page": page}
     with pytest.raises(InputError, match=message):
-        budget_gate.python_func(dataset=folder, config=config, job_id="one", ledger_url=url, budget_epsilon=9.0)
+        budget_gate.python_func(**common, ledger_url=url, budget_epsilon=9.0)
     with Ledger.open(url, read_only=True) as ledger:
         assert list(ledger.runs()) == []
 

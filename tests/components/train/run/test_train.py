@@ -155,7 +155,7 @@ def test_the_ledger_holds_the_event_of_the_sampler(tiny: Any, tmp_path: Path) ->
     """Per user, and by no bound: the plain sampled Gaussian, and so a smaller figure than sampling examples gives."""
     charges = {}
     for name, settings in {"users": {**USERS, "user_gradient": "sum"}, "examples": {"privacy_unit": "user"}}.items():
-        config = tiny.config(**{"sampling_prob": 0.2, **settings})
+        config = tiny.config(**{"sampling_prob": 0.2, **settings})  # type: ignore[dict-item]
         run = train(dataset=tiny.dataset, config=config, out=tmp_path / name, ledger=tiny.ledger(privacy_unit="user"))
         event = latest(run.folder).event
         assert event is not None
@@ -203,7 +203,7 @@ def test_a_sampler_of_another_law_is_refused_before_anything_is_charged(
 ) -> None:
     settings = {"example": {}, "user": {"privacy_unit": "user"}, "whole users": {**USERS, "user_gradient": "sum"}}[unit]
     url = tiny.ledger(privacy_unit="example" if unit == "example" else "user")
-    given: dict[str, Any] = {"dataset": tiny.dataset, "config": tiny.config(**settings, steps=2), "ledger": url}
+    given: dict[str, Any] = {"dataset": tiny.dataset, "config": tiny.config(**settings, steps=2), "ledger": url}  # type: ignore[arg-type]
     with monkeypatch.context() as patch:
         patch.setattr(batches, "PoissonSampler", impostor)
         with pytest.raises(PrivacyError, match=r"would be charged for \{.*its sampler draws batches for \{"):

@@ -185,7 +185,7 @@ def test_weights_that_cannot_be_are_refused() -> None:
         (torch.ones(LENGTH), r"found torch.float32 \[6\]"),
     ):
         with pytest.raises(InputError, match=f"layer 'bags': per_sample_weights.*{why}"):
-            trainer.step(lambda weights=weights: model(ids, weights).square())
+            trainer.step(lambda weights=weights: model(ids, weights).square())  # type: ignore[misc]
     for layer in (nn.EmbeddingBag(ROWS, DIM, mode="mean"), nn.Embedding(ROWS, DIM)):
         other = nn.ModuleDict({"bags": layer})
         trainer_of(other, max_grad_norm=1.0)

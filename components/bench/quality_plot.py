@@ -1,0 +1,47 @@
+"""The picture of `bench quality`: quality against epsilon, one panel a dataset."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Sequence
+
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from lazydp.components.bench.quality import Quality
+
+_NAMES = {"hr_at_10": "HR@10", "ndcg_at_10": "NDCG@10", "recall_at_20": "Recall@20"}
+
+
+def draw(results: Sequence[Quality], *, metric: str) -> bytes:
+    """An SVG: lines for private contestants, with bars of one standard deviation over seeds; levels for the others."""
+    datasets = list(dict.fromkeys(result.dataset for result in results))
+    figure = Figure(figsize=(5 * len(datasets), 4), layout="constrained")
+    panels = figure.subplots(1, len(datasets), squeeze=False)[0]
+    for panel, dataset in zip(panels, datasets, strict=True):
+        _draw_dataset(panel, [result for result in results if result.dataset == dataset], metric)
+    file = io.BytesIO()
+    figure.savefig(file, format="svg", metadata={"Date": None})
+    return file.getvalue()
+
+
+def _draw_dataset(axes: Axes, results: Sequence[Quality], metric: str) -> None:
+    private = [result for result in results if result.epsilon is not None]
+    for contestant, unit in dict.fromkeys((result.contestant, result.privacy_unit) for result in private):
+        line = sorted(
+            (result.epsilon or 0.0, result.mean[metric], result.std[metric])
+            for result in private
+            if (result.contestant, result.privacy_unit) == (contestant, unit)
+        )
+        epsilons, means, deviations = zip(*line, strict=True)
+        axes.errorbar(epsilons, means, yerr=deviations, marker="o", capsize=3, label=f"{contestant}, per {unit}")
+    for number, result in enumerate(result for result in results if result.epsilon is None):
+        style = ("-", "--", "-.", ":")[number % 4]
+        label = f"{result.contestant}, without privacy"
+        axes.axhline(result.mean[metric], color="grey", linestyle=style, linewidth=1, label=label)
+    axes.set_title(results[0].dataset)
+    axes.set_xscale("log")
+    axes.set_xlabel("epsilon")
+    axes.set_ylabel(_NAMES[metric])
+    axes.set_ylim(bottom=0)
+    axes.legend(fontsize=7)

@@ -1,0 +1,265 @@
+"""First versions of a feature spec and a training configuration, for somebody's own log.
+
+Nothing here looks at a value: names and types of columns come from schemas, sizes from what the owner states as public.
+What cannot be known so stands in a comment, for the owner to decide.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Literal
+
+import pyarrow as pa
+
+from lazydp.components.features.encode import is_list_type
+from lazydp.components.features.values import is_scalar_type, plain_type
+from lazydp.components.ingest.source import RowSource
+from lazydp.components.shared.errors import InputError
+
+Unit = Literal["user", "example"]
+# Names that columns of logs go by, the likeliest first; compared without case and marks.
+_NAMES = {
+    "user": ("userid", "user", "uid", "customerid", "customer", "memberid", "visitorid", "accountid", "client"),
+    "item": ("itemid", "item", "productid", "product", "movieid", "articleid", "songid", "sku", "iid", "video"),
+    "time": ("timestamp", "time", "ts", "eventtime", "datetime", "date", "at", "createdat", "day"),
+    "title": ("title", "name", "movietitle", "producttitle", "itemtitle", "productname", "itemname"),
+}
+_CONTRIBUTIONS = (8, 16, 32, 64, 128, 256)
+# Up to here every step takes all users; above, so many of them.
+_USERS_A_STEP = 5000
+_MAX_BUCKETS = 2**24
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Asked:
+    """What the owner of a log states: columns where their names say too little, and public orders of magnitude."""
+
+    users: int
+    interactions: int
+    unit: Unit = "user"
+    name: str = "mine"
+    user: str | None = None
+    item: str | None = None
+    time: str | None = None
+    title: str | None = None
+    items_location: str | None = None
+    item_count: int | None = None
+
+    @property
+    def max_examples_per_user(self) -> int:
+        """A bound near what users have on average, from the stated numbers alone."""
+        average = self.interactions / self.users
+        return next((bound for bound in _CONTRIBUTIONS if bound >= average), _CONTRIBUTIONS[-1])
+
+
+def first_spec(log: RowSource, items: RowSource | None, asked: Asked) -> str:
+    """The text of a feature spec.
+
+    Args:
+        log: the interactions, of which schemas are read.
+        items: the public catalogue; None where item ids are integers up to `item_count`.
+        asked: see `Asked`.
+
+    Raises:
+        InputError: no column can be taken for the user or the item, or for the key of the catalogue.
+    """
+    user = asked.user or _named(log, "user", option="--user")
+    item = asked.item or _named(log, "item", option="--item")
+    time = asked.time or _guess(log.column_names, "time")
+    taken = [name for name in (user, item, time) if name is not None]
+    for name in taken:
+        if name not in log.column_names:
+            raise InputError(f"{log.where} has no column {name!r}; it has: {', '.join(log.column_names)}")
+    bound = asked.max_examples_per_user
+    lines = [
+        "# Written by `lazydp init` from the names and types of columns and from the numbers that you gave.",
+        "# No value of your data was looked at. Whatever stands here is public with every model:",
+        "# never choose it by counting private rows.",
+        "format_version: 1",
+        f"name: {_identifier(asked.name)}",
+        "",
+        "user:",
+        f"  column: {_text(user)}",
+        "  # Ids fall into so many rows of a table by a keyed hash; about twice the users keeps most apart.",
+        f"  vocabulary: {{kind: hashed, buckets: {_buckets(asked.users)}, salt: {_text(_identifier(asked.name))}}}",
+        "",
+        *_item_lines(log, item, items, asked),
+        "",
+        *_time_lines(time),
+        "label: {kind: implicit}    # every row is a positive example",
+        "# For ratings, let only good ones count:",
+        "# label: {kind: threshold, column: rating, at_least: 4}",
+        "",
+        f"# At most so many training examples a user: {asked.interactions:,} interactions of {asked.users:,} users are "
+        f"{asked.interactions / asked.users:.3g} each.",
+        f"max_examples_per_user: {bound}",
+        f"history: {{max_length: {min(bound, 50)}, pooling: mean}}",
+        "split: {kind: leave_last_out}    # each user's last interaction is for evaluation",
+        "",
+        "features:",
+        *_feature_lines(log, taken, source="context"),
+    ]
+    if items is not None:
+        key = _key(items, item)
+        title = asked.title or _guess(items.column_names, "title")
+        lines += _feature_lines(items, [key, *([title] if title else [])], source="item")
+    if not any(line.startswith("  - ") for line in lines):
+        lines[lines.index("features:")] = "features: []"
+    return "\n".join(lines) + "\n"
+
+
+def first_config(asked: Asked) -> str:
+    """The text of a training configuration for a two-tower model at epsilon 8."""
+    examples = min(asked.interactions, asked.users * asked.max_examples_per_user)
+    units = "users" if asked.unit == "user" else "examples"
+    delta = 10.0 ** -(math.ceil(math.log10(asked.users)) + 2)
+    if asked.unit == "user":
+        prob = min(1.0, round(_USERS_A_STEP / asked.users, 6))
+        batch, steps = prob * asked.users, 40 if prob == 1 else 200
+        unit = ["privacy_unit: user    # epsilon is for all that one person did", "sampling: user"]
+        unit += ["user_gradient: mean"]
+        rates = ["embeddings: {learning_rate: 100, schedule: {kind: cosine}}"]
+        rates += ["dense: {optimizer: adam, learning_rate: 0.003, schedule: {kind: cosine}}"]
+    else:
+        prob = min(0.1, round(20_000 / examples, 6))
+        batch, steps = prob * examples, 300
+        unit = ["privacy_unit: example    # epsilon is for one interaction; of a person it says less"]
+        rates = ["embeddings: {learning_rate: 30, schedule: {kind: cosine}}"]
+        rates += ["dense: {optimizer: adam, learning_rate: 0.001, schedule: {kind: cosine}}"]
+    return "\n".join(
+        [
+            "# Written by `lazydp init` from the numbers that you gave; no value of your data was looked at.",
+            "# sampling_prob, expected_batch_size and steps are public: never choose them by counting private rows.",
+            "format_version: 1",
+            f"model: {{kind: two_tower, embedding_dim: {16 if asked.unit == 'user' else 32}}}",
+            "mode: lazydp",
+            *unit,
+            f"sampling_prob: {prob:g}",
+            f"expected_batch_size: {max(1, round(batch))}    # sampling_prob times the {units}",
+            f"steps: {steps}",
+            "target_epsilon: 8",
+            f"target_delta: {delta:.1e}    # well below one over the users",
+            "max_grad_norm: 0.1",
+            "negatives: 20",
+            *rates,
+            f"micro_batch_size: {max(2048, asked.max_examples_per_user)}",
+            "checkpoint_every: 100",
+            "",
+        ]
+    )
+
+
+def _item_lines(log: RowSource, item: str, items: RowSource | None, asked: Asked) -> list[str]:
+    if items is not None:
+        key = _key(items, item)
+        title = asked.title or _guess(items.column_names, "title")
+        return [
+            "item:",
+            f"  column: {_text(item)}",
+            "  vocabulary: {kind: declared, table: items}    # the catalogue is public",
+            *([f"  title: {_text(title)}"] if title is not None else []),
+            f"items: {{path: {_text(asked.items_location or '')}, key: {_text(key)}}}",
+        ]
+    if asked.item_count is None:
+        raise InputError(
+            "what is on offer must be declared, since answers name it: give the catalogue (--items), a table of CSV or "
+            "Parquet with a row for each item; or --item-count, where ids are the integers up to it"
+        )
+    return [
+        "item:",
+        f"  column: {_text(item)}",
+        "  # Ids are integers from 0 or 1 up to the number that you gave.",
+        f"  vocabulary: {{kind: integer, first: 0, size: {asked.item_count + 1}}}",
+    ]
+
+
+def _time_lines(time: str | None) -> list[str]:
+    if time is None:
+        missing = "# No column is called like a time. With one, a user's latest examples are kept and held out:"
+        return [missing, "# timestamp: at"]
+    return [f"timestamp: {_text(time)}"]
+
+
+def _feature_lines(source_of: RowSource, taken: Iterable[str], *, source: str) -> list[str]:
+    """A line for every further column: text becomes a hashed feature, a number waits in a comment for its bounds."""
+    lines = []
+    names: set[str] = {"user", "item", "history", *taken}
+    for column in source_of.column_names:
+        if column in taken:
+            continue
+        kinds = list(source_of.types(column))
+        name = _identifier(column)
+        of = "" if source == "context" else f", source: {source}"
+        named = "" if name == column else f", column: {_text(column)}"
+        numeric = all(_is_number(kind) for kind in kinds)
+        if name in names or not all(is_scalar_type(kind) or is_list_type(kind) for kind in kinds):
+            lines.append(f"  # column {column!r} ({', '.join(map(str, kinds))}) is left out")
+            continue
+        names.add(name)
+        if source == "context":
+            # What describes an interaction may be its outcome, such as a rating: that is for the owner to know.
+            mark, note = "# ", "    # of the interaction: only if it is known when you ask for recommendations"
+        else:
+            mark, note = ("# ", "    # TODO: its public range") if numeric else ("", "")
+        if numeric:
+            lines.append(f"  {mark}- {{name: {name}{of}{named}, kind: dense, bounds: [0, 1]}}{note}")
+        else:
+            kind = "list" if all(is_list_type(found) for found in kinds) else "single"
+            vocabulary = f"{{kind: hashed, buckets: 1000, salt: {_text(name)}}}"
+            lines.append(f"  {mark}- {{name: {name}{of}{named}, kind: {kind}, vocabulary: {vocabulary}}}{note}")
+    return lines
+
+
+def _is_number(kind: pa.DataType) -> bool:
+    kind = plain_type(kind)
+    return bool(pa.types.is_integer(kind) or pa.types.is_floating(kind) or pa.types.is_decimal(kind))
+
+
+def _key(items: RowSource, item: str) -> str:
+    """The column of the catalogue that holds the item's id."""
+    if item in items.column_names:
+        return item
+    found = _guess(items.column_names, "item") or _guess(items.column_names, "id")
+    if found is None:
+        raise InputError(
+            f"{items.where} has neither a column {item!r} nor one called id; it has: {', '.join(items.column_names)}"
+        )
+    return found
+
+
+def _named(source: RowSource, role: str, *, option: str) -> str:
+    found = _guess(source.column_names, role)
+    if found is None:
+        raise InputError(
+            f"no column of {source.where} is called like a {role}; it has: {', '.join(source.column_names)}. "
+            f"Name the column by {option}"
+        )
+    return found
+
+
+def _guess(columns: Iterable[str], role: str) -> str | None:
+    by_name = {re.sub(r"[^a-z0-9]", "", column.lower()): column for column in reversed(list(columns))}
+    return next((by_name[name] for name in _NAMES.get(role, (role,)) if name in by_name), None)
+
+
+def _identifier(text: str) -> str:
+    """A name that a spec accepts."""
+    plain = re.sub(r"[^A-Za-z0-9_-]+", "_", text)[:64].strip("-") or "x"
+    return plain if re.match(r"[A-Za-z_]", plain) else f"c_{plain}"[:64]
+
+
+def _text(value: str) -> str:
+    """A YAML scalar in a mapping in braces: plain where nothing could be misread."""
+    plain = re.fullmatch(r"[A-Za-z_/.][A-Za-z0-9_./-]*", value) and not _READ_OTHERWISE.fullmatch(value)
+    return value if plain else json.dumps(value, ensure_ascii=False)
+
+
+_READ_OTHERWISE = re.compile(r"y|n|yes|no|true|false|on|off|null", re.IGNORECASE)
+
+
+def _buckets(users: int) -> int:
+    return int(min(_MAX_BUCKETS, 2 ** math.ceil(math.log2(2 * max(users, 8)))))

@@ -1,0 +1,153 @@
+"""A start: noised counts and noised item vectors, from a few passes over the histories, before any step of training.
+
+    histogram     how popular each item is, and how many privacy units there are
+    rule          which statistics that admits
+    matrix        how the most popular items go together (where the rule says so)
+    sketch        how all items go with directions of public features, and of the matrix
+    vectors       one an item, for a model of histories with a prior
+
+The accountant sees two mechanisms, the histogram and the statistics after it; `rules` says why these are one.
+A start is computed whole or not at all: killed, it begins again under the run's key, to the same bits.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from lazydp.components.ingest.dataset import EncodedDataset
+from lazydp.components.onepass import basis, item_vectors, rules, statistics
+from lazydp.components.onepass.contributions import USER_SHARE, Matrix, contributions
+from lazydp.components.onepass.rules import Noise, PrivacyUnit
+from lazydp.components.onepass.statistics import Pass
+from lazydp.kernels.noise_key import NoiseKey
+
+# A count below this many standard deviations of its noise, or below 1, says no more than that it is small.
+_FLOOR = 1.5
+
+_log = logging.getLogger("lazydp.onepass")
+
+
+@dataclass(frozen=True, slots=True)
+class Start:
+    """What a start releases.
+
+    Attributes:
+        counts: noised counts, float32 [num_items + 1] by item code; 0 for the unknown item.
+        prior: their logarithms, floored, float32 [num_items + 1]; the part of a logit that is never trained.
+        vectors: float32 [num_items + 1, dim].
+    """
+
+    counts: Tensor
+    prior: Tensor
+    vectors: Tensor
+
+
+def noised_counts(data: EncodedDataset, privacy_unit: PrivacyUnit, noise: Noise, key: NoiseKey) -> Tensor:
+    """The counts alone, float32 [num_items + 1]: the same bits as those of `one_pass`."""
+    return _counts(_histogram(_units(data, privacy_unit), data, noise, key))
+
+
+def one_pass(data: EncodedDataset, privacy_unit: PrivacyUnit, noise: Noise, key: NoiseKey, *, dim: int) -> Start:
+    """Compute the start of a run.
+
+    Args:
+        data: with items and users (unit `user`) or histories (unit `example`).
+        privacy_unit: whose contribution has length 1.
+        noise: that is charged.
+        key: the run's noise key.
+        dim: columns of the item table.
+
+    Raises:
+        InputError: the dataset lacks what the unit needs.
+    """
+    units = _units(data, privacy_unit)
+    histogram = _histogram(units, data, noise, key)
+    popularity = _floored(histogram, noise)
+    known = basis.has_features(data.items, data.item_table)
+    chosen = rules.choose(
+        units=histogram[0] / USER_SHARE,
+        mu=noise.mu,
+        num_items=data.items.num_items,
+        has_features=known,
+        privacy_unit=privacy_unit,
+    )
+    _log.info("start: %s", chosen)
+    vectors = _vectors(units, data, popularity, chosen, noise, key, dim=dim, refill=privacy_unit == "example")
+    return Start(
+        counts=_counts(histogram),
+        prior=log_counts(torch.from_numpy(popularity), std=noise.histogram),
+        vectors=torch.from_numpy(vectors).float(),
+    )
+
+
+def _units(data: EncodedDataset, privacy_unit: PrivacyUnit) -> Pass:
+    return lambda: contributions(data, privacy_unit)
+
+
+def _histogram(units: Pass, data: EncodedDataset, noise: Noise, key: NoiseKey) -> Matrix:
+    return statistics.noised_histogram(units, num_items=data.items.num_items, std=noise.histogram, key=key)
+
+
+def _counts(histogram: Matrix) -> Tensor:
+    return torch.from_numpy(np.concatenate([[0.0], histogram[1:]])).float()
+
+
+def log_counts(counts: Tensor, *, std: float) -> Tensor:
+    """The prior that counts make, float32 [n]: the logarithm, floored where a count is lost in its noise.
+
+    Args:
+        counts: noised.
+        std: standard deviation of the noise on each.
+    """
+    return counts.double().clamp(min=_floor(std)).log().float()
+
+
+def _floor(std: float) -> float:
+    return max(1.0, _FLOOR * std)
+
+
+def _floored(histogram: Matrix, noise: Noise) -> Matrix:
+    popularity = np.maximum(histogram, _floor(noise.histogram))
+    popularity[0] = _floor(noise.histogram)
+    return popularity
+
+
+def _vectors(
+    units: Pass,
+    data: EncodedDataset,
+    popularity: Matrix,
+    chosen: rules.Statistics,
+    noise: Noise,
+    key: NoiseKey,
+    *,
+    dim: int,
+    refill: bool,
+) -> Matrix:
+    directions = np.zeros((len(popularity), 0))
+    if chosen.directions:
+        features = basis.public_features(data.items, data.item_table)
+        directions = basis.feature_basis(features, popularity, directions=chosen.directions)
+    if chosen.matrix_items:
+        items = 1 + np.argsort(-popularity[1:], kind="stable")[: chosen.matrix_items]
+        std = noise.statistics / math.sqrt(chosen.matrix_share)
+        matrix = statistics.noised_matrix(units, items, std=std, key=key)
+        if chosen.matrix_share == 1.0:
+            found = item_vectors.matrix_eigenvectors(matrix, std=std, rank=dim, refill=refill)
+            return item_vectors.item_vectors(*found, popularity, items=items, dim=dim, scale=chosen.scale)
+        fewest, most = chosen.eigenvectors
+        shown = item_vectors.above_noise(matrix, std=std, fewest=fewest, most=most)
+        directions = basis.with_eigenvectors(directions, items, shown)
+    std = noise.statistics / math.sqrt(1.0 - chosen.matrix_share)
+    sketch = statistics.noised_sketch(units, directions, std=std, key=key)
+    return item_vectors.item_vectors(
+        *item_vectors.sketched_eigenvectors(sketch, directions, std=std, rank=dim),
+        popularity,
+        dim=dim,
+        scale=chosen.scale,
+    )

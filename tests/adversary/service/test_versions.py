@@ -1,0 +1,211 @@
+"""Versions that are broken, hostile, half copied or changed in place, and a watch that ends."""
+
+import json
+import os
+import shutil
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import httpx
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from lazydp.components.bundle import inventory
+from lazydp.components.bundle.untrained import write_untrained
+from lazydp.service.serving.registry import Registry
+from support.service import running
+
+
+def eventually(holds: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + 60
+    while not holds():
+        assert time.monotonic() < deadline, "it did not come about"
+        time.sleep(0.05)
+
+
+def model(client: httpx.Client) -> dict[str, Any]:
+    found: dict[str, Any] = client.get("/v1/models").json()["models"][0]
+    return found
+
+
+def sealed(folder: Path, **manifest: Any) -> None:
+    """Make the manifest list the files as they are now."""
+    path = folder / "manifest.json"
+    document = json.loads(path.read_text())
+    document["files"] = [entry.model_dump() for entry in inventory.take(folder)]
+    path.write_text(json.dumps(document | manifest))
+
+
+def items(change: Callable[[pa.Table], pa.Table]) -> Callable[[Path], None]:
+    def vandalise(folder: Path) -> None:
+        table = pq.read_table(folder / "items.parquet")
+        pq.write_table(change(table), folder / "items.parquet")
+        sealed(folder)
+
+    return vandalise
+
+
+def column(name: str, values: Any) -> Callable[[Path], None]:
+    return items(lambda table: table.set_column(table.column_names.index(name), name, pa.array(values)))
+
+
+def weights(folder: Path) -> None:
+    tensors = load_file(folder / "dense.safetensors")
+    next(iter(tensors.values())).view(-1)[0] = float("nan")
+    save_file(tensors, folder / "dense.safetensors")
+    sealed(folder)
+
+
+def counts(folder: Path) -> None:
+    save_file({"popularity": torch.full((61,), float("nan"))}, folder / "popularity.safetensors")
+    sealed(folder)
+
+
+def layers(folder: Path) -> None:
+    document = json.loads((folder / "manifest.json").read_text())
+    sealed(folder, model=document["model"] | {"user_widths": [1] * 100_000})
+
+
+def many_files(folder: Path) -> None:
+    document = json.loads((folder / "manifest.json").read_text())
+    entry = {"sha256": "0" * 64, "size": 0}
+    files = [{"path": f"a{number % 30_000}", **entry} for number in range(60_000)]
+    (folder / "manifest.json").write_text(json.dumps(document | {"files": files}))
+
+
+def written(text: str) -> Callable[[Path], None]:
+    def vandalise(folder: Path) -> None:
+        (folder / "manifest.json").write_text(text)
+
+    return vandalise
+
+
+def vocabulary(values: list[Any]) -> Callable[[Path], None]:
+    def vandalise(folder: Path) -> None:
+        pq.write_table(pa.table({"value": pa.array(values)}), folder / "vocab" / "device.parquet")
+        # By reference to the file, as long lists are.
+        features = json.loads((folder / "manifest.json").read_text())["features"]
+        features["features"][0]["vocabulary"] = {"kind": "declared", "size": 3, "sha256": "0" * 64}
+        sealed(folder, features=features)
+
+    return vandalise
+
+
+def bomb(folder: Path) -> None:
+    """A megabyte that unfolds to gigabytes: one long title, named by every item."""
+    table = pq.read_table(folder / "items.parquet")
+    titles = pa.array(["x" * 30_000_000] * table.num_rows)
+    table = table.set_column(table.column_names.index("title"), "title", titles)
+    pq.write_table(table, folder / "items.parquet", compression="zstd", use_dictionary=True)
+    sealed(folder)
+
+
+HOSTILE: dict[str, Callable[[Path], None]] = {
+    "ids that are integers": column("item", list(range(60))),
+    "ids that are null": column("item", [None] * 60),
+    "ids that are lists": column("item", [["a"]] * 60),
+    "ids twice": column("item", ["a"] * 60),
+    "titles that are numbers": column("title", np.zeros(60)),
+    "a column twice": items(lambda table: table.append_column("title", table.column("title"))),
+    "no ids": items(lambda table: table.drop_columns(["item"])),
+    "weights that are no numbers": weights,
+    "counts that are no numbers": counts,
+    "100,000 layers": layers,
+    "files listed twice": many_files,
+    "a Parquet bomb": bomb,
+    "no manifest": lambda folder: (folder / "manifest.json").unlink(),
+    "a manifest of something else": written('{"format_version": 1}'),
+    "a manifest nested deeply": written("[" * 100_000),
+    "a vocabulary of integers": vocabulary([1, 2, 3]),
+    "a vocabulary with nulls": vocabulary(["phone", None, "desktop"]),
+    "a vocabulary of lists": vocabulary([["phone"], ["tablet"], ["desktop"]]),
+    "a vocabulary of others": vocabulary(["phone", "tablet", "watch"]),
+}
+
+
+@pytest.mark.parametrize("case", HOSTILE)
+def test_a_hostile_version_is_refused_and_the_next_good_one_served(
+    bundles: dict[str, Path], tmp_path: Path, case: str
+) -> None:
+    link = tmp_path / "current"
+    link.symlink_to(bundles["popular"])
+    write_untrained(tmp_path / "bad", num_items=60, popularity=True, name="popular", seed=3)
+    HOSTILE[case](tmp_path / "bad")
+    write_untrained(tmp_path / "good", num_items=60, popularity=True, name="popular", seed=4)
+    with running(link, poll_s=0.05) as client:
+        first = model(client)["version"]
+        point(link, tmp_path / "bad")
+        if (tmp_path / "bad" / "manifest.json").exists():
+            eventually(lambda: model(client)["refused"] is not None)
+        assert model(client)["version"] == first
+        assert client.get("/v1/users/7/recommendations").status_code == 200
+        point(link, tmp_path / "good")
+        eventually(lambda: model(client)["version"] != first)
+        assert model(client)["refused"] is None
+
+
+def point(link: Path, target: Path) -> None:
+    fresh = link.with_name(link.name + ".new")
+    fresh.symlink_to(target)
+    fresh.replace(link)
+
+
+def test_a_version_that_is_copied_slowly_is_served_once_it_is_whole(bundles: dict[str, Path], tmp_path: Path) -> None:
+    folder = tmp_path / "current"
+    shutil.copytree(bundles["towers"], folder)
+    with running(folder, poll_s=0.05) as client:
+        first = model(client)["version"]
+        # The manifest first, and nothing of it is touched again.
+        names = sorted((bundles["newer"]).rglob("*"), key=lambda path: path.name != "manifest.json")
+        for path in names:
+            if path.is_file():
+                shutil.copyfile(path, folder / path.relative_to(bundles["newer"]))
+                if path.name == "manifest.json":
+                    eventually(lambda: model(client)["refused"] is not None)
+        eventually(lambda: model(client)["version"] != first)
+        assert model(client)["refused"] is None
+
+
+def test_a_bundle_may_be_destroyed_in_place_while_it_is_served(bundles: dict[str, Path], tmp_path: Path) -> None:
+    # A mapped file that is cut short kills the process that reads it.
+    folder = tmp_path / "current"
+    shutil.copytree(bundles["towers"], folder)
+    with running(folder, poll_s=0.05, copy_folder=tmp_path) as client:
+        answer = client.get("/v1/users/9/recommendations").json()
+        assert [path.name for path in tmp_path.iterdir()] == ["current"]
+        for path in folder.rglob("*"):
+            if path.is_file() and path.suffix != ".json":
+                path.write_bytes(b"")
+                os.truncate(path, 0)
+        for user in range(50):
+            assert client.get(f"/v1/users/{user}/recommendations").status_code == 200
+        assert client.get("/v1/users/9/recommendations", params={"k": 10}).json() == answer
+
+
+def test_a_watch_that_ends_begins_again_and_shows(
+    bundles: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    link = tmp_path / "current"
+    link.symlink_to(bundles["towers"])
+    watch = Registry.watch
+    ends = iter([True, True])
+
+    async def watch_that_ends(registry: Registry) -> None:
+        if next(ends, False):
+            raise ZeroDivisionError
+        await watch(registry)
+
+    monkeypatch.setattr(Registry, "watch", watch_that_ends)
+    with running(link, poll_s=0.05) as client:
+        eventually(lambda: "restarting" in client.get("/readyz").json()["background"].values())
+        first = model(client)["version"]
+        point(link, bundles["newer"])
+        eventually(lambda: model(client)["version"] != first)
+        assert set(client.get("/readyz").json()["background"].values()) == {"running"}
+        assert 'lazydp_background_restarts_total{task="watch for versions"} 2.0' in client.get("/metrics").text
