@@ -12,9 +12,10 @@ from lazydp.components.shared.frozen_model import FrozenModel
 PrivacyUnit = Literal["example", "user"]
 
 FLOATING_POINT = (
-    "float32 arithmetic: squared norms accumulate in float64 within a table, in float32 within dense layers and over "
-    "layers and tables, with a bound on the rounding of sums that cancel and a relative margin of 1e-5 when clipping; "
-    "no claim of immunity to attacks on floating-point noise (Mironov 2012)"
+    "norms are upper bounds; gradients of table rows are summed exactly, those of dense layers in float64 where a unit "
+    "has several positions or examples and in float32 where it has one; a table row is rounded to float32 between its "
+    "gradient and its noise by at most 1/128 of what one unit may add to it, or kept in two floats; the bounds are in "
+    "docs/floating-point.md; no claim of immunity to attacks on floating-point noise (Mironov 2012)"
 )
 COUNTS_FLOATING_POINT = "noised counts are rounded to whole numbers"
 RANDOM_GENERATOR = "ChaCha20 (RFC 8439 block function), 256-bit key from the operating system, Box-Muller"
@@ -83,6 +84,14 @@ class StepEpsilon(FrozenModel):
     epsilon: float = Field(ge=0)
 
 
+class RealisedNoise(FrozenModel):
+    """What the noise of a step changes in released weights, at their precision: measured with noise of another key."""
+
+    elements: int = Field(ge=1, description="weights that were looked at")
+    variance: float = Field(ge=0, description="of what the noise changed, over the promised variance: about 1")
+    standard_error: float = Field(gt=0, description="of that variance")
+
+
 class PrivacyStatement(FrozenModel):
     """Everything that docs/design.md, section 3, promises of a release.
 
@@ -124,6 +133,9 @@ class PrivacyStatement(FrozenModel):
     random_generator: str = RANDOM_GENERATOR
     test_key: bool = False
     floating_point: str = FLOATING_POINT
+    realised_noise: RealisedNoise | None = Field(
+        default=None, description="measured at the export on released rows; null in older statements"
+    )
     code_version: str
     audit: AuditResult | None = None
 

@@ -22,10 +22,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from lazydp.components.audit.report import AuditReport
-from lazydp.components.budget.statement import AuditResult
+from lazydp.components.budget.statement import AuditResult, RealisedNoise
 from lazydp.components.bundle.manifest import BundleManifest, Lineage
 from lazydp.components.bundle.writer import write_bundle
 from lazydp.components.export.proof import PendingRows, prove_flushed
+from lazydp.components.export.realised import realised_noise
 from lazydp.components.export.statement import statement_of
 from lazydp.components.ingest.dataset import EncodedDataset
 from lazydp.components.models.build import build_model
@@ -116,11 +117,13 @@ class Flushed:
         engine: holds it.
         steps: for each table the step that every row stands at.
         key: the run's noise key, under which the noise was drawn.
+        realised_noise: how much of a step's noise arrives at the precision of these weights.
     """
 
     engine: Engine
     steps: dict[str, int]
     key: NoiseKey
+    realised_noise: RealisedNoise | None = None
 
 
 def _identity(folder: RunFolder, *, allow_non_private: bool) -> RunIdentity:
@@ -210,7 +213,14 @@ def flush_and_prove(engine: Engine, identity: RunIdentity, key: NoiseKey) -> Flu
         key=key.derive("noise"),
         step=step,
     )
-    return Flushed(engine, steps, key)
+    realised = realised_noise(
+        engine.state_dict()["embeddings"]["tables"],
+        optimizer=embedding_optimizer(identity.config),
+        noise_scale=engine.privacy.noise_scale("embeddings"),
+        key=key,
+        step=step,
+    )
+    return Flushed(engine, steps, key, realised)
 
 
 def _audited(report: Path | None, identity: RunIdentity) -> AuditResult | None:
@@ -254,6 +264,7 @@ def stage(
             spent_elsewhere=stands.spent_elsewhere,
             family=stands.family,
             audit=audit,
+            realised_noise=flushed.realised_noise,
         ),
         lineage=Lineage(
             run_id=identity.run_id,

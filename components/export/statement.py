@@ -21,6 +21,7 @@ from lazydp.components.budget.statement import (
     Family,
     PopularityRelease,
     PrivacyStatement,
+    RealisedNoise,
     SpentElsewhere,
     StartRelease,
     StepEpsilon,
@@ -50,6 +51,7 @@ def statement_of(
     spent_elsewhere: tuple[SpentElsewhere, ...] = (),
     family: Family | None = None,
     audit: AuditResult | None = None,
+    realised_noise: RealisedNoise | None = None,
 ) -> PrivacyStatement:
     """The statement of a run that is about to be released.
 
@@ -62,6 +64,7 @@ def statement_of(
         spent_elsewhere: what other releases of the dataset cost.
         family: that the dataset declared, as the ledger knows it.
         audit: lower bound that an audit of this run's configuration found.
+        realised_noise: how much of a step's noise arrives in the weights.
     """
     config = identity.config
     private = config.private and not test_key
@@ -123,6 +126,7 @@ def statement_of(
         floating_point=_floating_point(config, steps=steps),
         code_version=identity.code_version,
         audit=audit,
+        realised_noise=realised_noise,
     )
 
 

@@ -7,17 +7,26 @@ every row). See `skip_ahead` for the mathematics.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import logging
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
-from lazydp.components.shared.errors import FormatError, InputError, NonFiniteError, PendingNoiseError
+from lazydp.components.shared.errors import FormatError, InputError, NonFiniteError, PendingNoiseError, PrivacyError
 from lazydp.components.shared.noise_addresses import MAX_TABLES
 from lazydp.components.train.device.placement import CPU
 from lazydp.components.train.tables.lookups import Lookups, join, join_lookups
+from lazydp.components.train.tables.precision import (
+    MOST_MARGIN,
+    expected_largest,
+    largest_of,
+    margin,
+    needs_second_float,
+)
+from lazydp.components.train.tables.second_float import catch_up_rows, chunks
 from lazydp.components.train.tables.skip_ahead import EmbeddingSgd, SkipAhead
 from lazydp.kernels import ops
 from lazydp.kernels.arguments import Distribution, RowGroups
@@ -28,6 +37,8 @@ Mode = Literal["lazydp", "dpsgd", "sgd"]
 `sgd`: neither clipping nor noise."""
 
 _FINITE_CHUNK = 1 << 22
+_MOST_GROWTH = 4.0
+_log = logging.getLogger("lazydp.train")
 # An exact sum has 63 bits, of which one unit takes 38 (`ops.scatter_add_`).
 _MAX_EXAMPLES = 1 << 24
 
@@ -38,6 +49,13 @@ class _Table:
     weight: Tensor
     last: Tensor
     momentum: Tensor | None
+    rest: Tensor | None = None
+
+    def second_float(self) -> Tensor:
+        """What the weights leave of the true values."""
+        if self.rest is None:
+            self.rest = torch.zeros_like(self.weight)
+        return self.rest
 
 
 @dataclass(frozen=True, slots=True)
@@ -125,6 +143,15 @@ class EmbeddingTables:
             momentum = torch.zeros_like(weight) if self._skip_ahead.dimension == 2 else None
             self._tables[name] = _Table(number, weight, last, momentum)
         self._has_pending_noise = False
+        self._optimizer = optimizer
+        # None where nothing is clipped or has noise: rounding then shows nothing that is to be hidden.
+        rounds = bound if noise_scale > 0.0 else None
+        self._largest = None if rounds is None else max(map(expected_largest, weights.values()), default=0.0)
+        self._two_floats = rounds is not None and needs_second_float(
+            weights.values(), optimizer=optimizer, bound=rounds
+        )
+        if self._two_floats:
+            _log.info("tables keep two float32 a weight: at this learning rate and batch size one rounds noise away")
 
     @property
     def has_pending_noise(self) -> bool:
@@ -170,6 +197,10 @@ class EmbeddingTables:
         if self._skip_ahead.is_identity:
             return
         tables = [self._tables[name] for name in groups]
+        if self._two_floats:
+            for table, group in zip(tables, groups.values(), strict=True):
+                self._catch_up_two_floats(table, group.rows.rows)
+            return
         ops.foreach_catch_up_(
             [table.weight for table in tables],
             [table.last for table in tables],
@@ -197,7 +228,8 @@ class EmbeddingTables:
             groups: what `group_rows` gave for this one micro-batch.
             reads: the micro-batch.
         """
-        if self._skip_ahead.is_identity:
+        if self._skip_ahead.is_identity or self._two_floats:
+            self.catch_up(groups)
             return self.gather(reads)
         tables = [self._tables[name] for name in reads]
         pooled = ops.foreach_catch_up_bag_sum_(
@@ -242,8 +274,10 @@ class EmbeddingTables:
                 f"a private step sums fewer than 2^24 examples, this one has {examples}: lower sampling_prob"
             )
         tables = [self._tables[name] for name in gradients]
+        if self._is_below_precision(tables):
+            return
         ops.foreach_scatter_add_(
-            [table.weight if table.momentum is None else table.momentum for table in tables],
+            [self._target(table) for table in tables],
             [groups[name].rows for name in gradients],
             [groups[name].bag_of_lookup for name in gradients],
             [join([part.gradient for part in parts]) for parts in gradients.values()],
@@ -251,6 +285,39 @@ class EmbeddingTables:
             alpha=self._skip_ahead.gradient_scale(),
             per_lookup_weights=[groups[name].weights for name in gradients],
             bound=self._bound,
+        )
+
+    def _target(self, table: _Table) -> Tensor:
+        if table.momentum is not None:
+            return table.momentum
+        return table.second_float() if self._two_floats else table.weight
+
+    def _is_below_precision(self, tables: Sequence[_Table]) -> bool:
+        """Whether the step moves so little that rounding would show more of it than its noise covers.
+
+        Such are the last steps of a schedule that ends near 0. They add their noise, and no gradient.
+        """
+        if self._largest is None or self._two_floats or self._optimizer.momentum:
+            return False
+        return self._margin(tables, self._largest, self._optimizer.rate(self.step + 1)) > MOST_MARGIN
+
+    def _margin(self, tables: Iterable[_Table], largest: float, rate: float) -> float:
+        assert self._bound is not None
+        columns = max((table.weight.shape[1] for table in tables), default=0)
+        return margin(largest=largest, columns=columns, rate=rate, bound=self._bound, optimizer=self._optimizer)
+
+    def _catch_up_two_floats(self, table: _Table, rows: Tensor) -> None:
+        arguments = self._catch_up_arguments([table])
+        catch_up_rows(
+            table.weight,
+            table.second_float(),
+            table.last,
+            table.momentum,
+            rows,
+            self._key.tensor(),
+            number=table.number,
+            arguments={name: arguments[name] for name in ("step", "transition", "factor", "noise")},
+            exact_transition=self._skip_ahead.exact_transition,
         )
 
     def advance(self) -> None:
@@ -265,6 +332,10 @@ class EmbeddingTables:
         if self._skip_ahead.is_identity:
             return
         for table in self._tables.values():
+            if self._two_floats:
+                for rows in chunks(table.weight.shape[0], table.weight.device):
+                    self._catch_up_two_floats(table, rows)
+                continue
             ops.flush_(
                 table.weight,
                 table.last,
@@ -290,6 +361,7 @@ class EmbeddingTables:
         Raises:
             PendingNoiseError: a row has pending noise; flush first.
             NonFiniteError: a weight is not finite.
+        PrivacyError: weights grew so large that float32 rounded them before their noise.
         """
         pending = self.pending()
         if pending:
@@ -301,15 +373,36 @@ class EmbeddingTables:
                 raise NonFiniteError(
                     f"table {name!r} holds weights that are not finite: the run diverged, lower the learning rate"
                 )
+        self._refuse_lost_noise()
         return {name: table.weight for name, table in self._tables.items()}
+
+    def _refuse_lost_noise(self) -> None:
+        """Weights that grew far beyond what the choice of one float32 was made for."""
+        if self._largest is None or self._two_floats or not self.step:
+            return
+        largest = max((largest_of(table.weight) for table in self._tables.values()), default=0.0)
+        if largest <= _MOST_GROWTH * self._largest:
+            return
+        rate = max(self._optimizer.rate(step) for step in range(1, self.step + 1))
+        found = self._margin(self._tables.values(), largest, rate)
+        if found > MOST_MARGIN:
+            raise PrivacyError(
+                f"a table's weights grew to {largest:.3g}, where float32 rounds a step of rate {rate:.3g} to "
+                f"{found:.2g} of what one unit adds to a row (at most {MOST_MARGIN:.2g} is covered); nothing is "
+                "released: train with a higher learning rate, a smaller expected_batch_size or larger initial weights"
+            )
 
     def state_dict(self) -> dict[str, Any]:
         """Weights with their pending noise, for a private checkpoint: references, not copies."""
         tables = {
-            name: {"weight": table.weight, "last": table.last, "momentum": table.momentum}
+            name: {"weight": table.weight, "last": table.last, "momentum": table.momentum, "rest": table.rest}
             for name, table in self._tables.items()
         }
-        return {"tables": tables, "skip_ahead": self._skip_ahead.state_dict()}
+        return {
+            "tables": tables,
+            "skip_ahead": self._skip_ahead.state_dict(),
+            "precision": {"two_floats": self._two_floats, "largest": self._largest},
+        }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Continue from `state`, copied into the tensors of this object.
@@ -336,6 +429,12 @@ class EmbeddingTables:
             table.last.copy_(saved["last"])
             if table.momentum is not None:
                 table.momentum.copy_(saved["momentum"])
+            rest = saved.get("rest")
+            table.rest = None if rest is None else table.second_float().copy_(rest)
+        # Chosen from the initial weights, which a resumed run does not see: the state says.
+        if "precision" in state:
+            self._two_floats = bool(state["precision"]["two_floats"])
+            self._largest = state["precision"]["largest"]
         self._has_pending_noise = self.pending() > 0
 
 

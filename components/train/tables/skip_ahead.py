@@ -147,6 +147,12 @@ class SkipAhead:
         return self._for_kernels()[0]
 
     @property
+    def exact_transition(self) -> Tensor:
+        """M in float64."""
+        size = self.dimension**2
+        return moved([self._moments[: self.step + 1, :size]], self._device)[0]
+
+    @property
     def factor(self) -> Tensor:
         """L, float32 [step + 1, 1 or 3]: the scale, or (l11, l21, l22) of the lower triangular factor."""
         return self._for_kernels()[1]

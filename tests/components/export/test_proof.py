@@ -120,3 +120,18 @@ def test_backwards_and_forwards_agree(name: str) -> None:
     lower = [(0, 0)] if size == 1 else [(0, 0), (1, 0), (1, 1)]
     for column, (row, other) in enumerate(lower, start=size * size):
         torch.testing.assert_close(covariance[:, row, other], moments[:, column])
+
+
+@pytest.mark.parametrize("name", list(OPTIMIZERS))
+@pytest.mark.parametrize("rate", [1e-2, 1e-4])
+def test_a_flush_that_only_marks_rows_is_rejected_however_small_the_noise(name: str, rate: float) -> None:
+    given = OPTIMIZERS[name]
+    optimizer = EmbeddingSgd(linear(rate, steps=STEPS), momentum=given.momentum, weight_decay=given.weight_decay)
+    made = tables(optimizer)
+    pending = {table: PendingRows.of(value, step=STEPS) for table, value in made.items()}
+    marks_only(made, optimizer)
+    with pytest.raises(PendingNoiseError, match="the flushed weight lies"):
+        prove(made, pending, optimizer)
+    made = tables(optimizer)
+    flush(made, skip_ahead(optimizer))
+    prove(made, pending, optimizer)

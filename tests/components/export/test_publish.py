@@ -93,40 +93,40 @@ def test_snapshots_are_charged_once_at_the_latest(tiny: Any, tmp_path: Path) -> 
 
 
 class Addresses:
-    """Counts every (table, row, step) at which noise is drawn."""
+    """Counts every (key, table, row, step) at which noise is drawn."""
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        self.seen: Counter[tuple[int, int, int]] = Counter()
+        self.seen: Counter[tuple[bytes, int, int, int]] = Counter()
         self.by_reading = 0  # tables that caught up because they were read
         catch_up, flush, both = ops.foreach_catch_up_, ops.flush_, ops.foreach_catch_up_bag_sum_
 
-        def note_listed(last: Any, rows: Any, tables: Any, step: int) -> None:
+        def note_listed(key: Any, last: Any, rows: Any, tables: Any, step: int) -> None:
             for number, since, listed in zip(tables, last, rows, strict=True):
                 self.by_reading += 1
-                self._note(number, listed[since[listed] < step], step)
+                self._note(key, number, listed[since[listed] < step], step)
 
         def watched_catch_up(
             weights: Any, last: Any, rows: Any, key: Any, *, tables: Any, step: int, **more: Any
         ) -> Any:
-            note_listed(last, rows, tables, step)
+            note_listed(key, last, rows, tables, step)
             return catch_up(weights, last, rows, key, tables=tables, step=step, **more)
 
         def watched_flush(weight: Any, last: Any, key: Any, *, table: int, step: int, **more: Any) -> Any:
-            self._note(table, torch.nonzero(last < step).squeeze(1), step)
+            self._note(key, table, torch.nonzero(last < step).squeeze(1), step)
             return flush(weight, last, key, table=table, step=step, **more)
 
         def watched_both(
             weights: Any, last: Any, groups: Any, key: Any, *bags: Any, tables: Any, step: int, **more: Any
         ) -> Any:
-            note_listed(last, [group.rows for group in groups], tables, step)
+            note_listed(key, last, [group.rows for group in groups], tables, step)
             return both(weights, last, groups, key, *bags, tables=tables, step=step, **more)
 
         monkeypatch.setattr(ops, "foreach_catch_up_", watched_catch_up)
         monkeypatch.setattr(ops, "flush_", watched_flush)
         monkeypatch.setattr(ops, "foreach_catch_up_bag_sum_", watched_both)
 
-    def _note(self, table: int, rows: Any, step: int) -> None:
-        self.seen.update((table, row, step) for row in rows.tolist())
+    def _note(self, key: Any, table: int, rows: Any, step: int) -> None:
+        self.seen.update((key.numpy().tobytes(), table, row, step) for row in rows.tolist())
 
 
 def test_no_address_is_used_twice(tiny: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -82,7 +82,7 @@ def test_a_start_is_charged_released_and_better_than_popularity(tiny: Tiny, tmp_
 def test_the_service_answers_a_history_and_calls_nobody_by_name(tiny: Tiny, tmp_path: Path) -> None:
     bundle = Bundle.open(release(tiny, tmp_path / "one").bundle)
     scorer = make_scorer(bundle)
-    first, stranger, nobody = scorer.rank(
+    first, unknown, nobody = scorer.rank(
         [
             Query(history=("1", "2", "3"), k=10),
             Query(user_id="u1", k=10),
@@ -91,8 +91,8 @@ def test_the_service_answers_a_history_and_calls_nobody_by_name(tiny: Tiny, tmp_
     )
     assert first.source == "history"
     assert sum(code <= 20 for code in first.codes) >= 7  # of the half that the history is of; by chance 5
-    assert stranger.source == nobody.source == "popular"
-    assert stranger.codes == nobody.codes
+    assert unknown.source == nobody.source == "popular"
+    assert unknown.codes == nobody.codes
     # The ranking is the prior and the history's part: by hand.
     weight = bundle.tables["item"]
     codes = torch.tensor([1, 2, 3])
