@@ -403,3 +403,33 @@ def test_a_buffer_that_the_forward_moves_is_refused(how: str, name: str) -> None
     allowed = Running(how)
     trainer_of(allowed, allow_moving_buffers=True).step(lambda: allowed(ids_of(0)).square())
     assert float(getattr(allowed, name)) != 0.0
+
+
+class Unversioned(nn.Module):
+    """Writes the mean of its inputs where autograd keeps no version: by `.data`, or by NumPy."""
+
+    def __init__(self, how: str) -> None:
+        super().__init__()
+        self.how = how
+        self.layer = nn.Linear(2, 1)
+        self.register_buffer("mean", torch.tensor([0.0, float("nan")]))
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        if self.how == "data":
+            self.mean.data[0] += inputs.mean()
+        if self.how == "numpy":
+            self.mean.numpy()[0] += float(inputs.mean())
+        return self.layer(inputs).squeeze(1)
+
+
+@pytest.mark.parametrize("how", ["data", "numpy", "none"])
+def test_a_buffer_that_moves_without_a_version_is_refused(how: str) -> None:
+    model, inputs = Unversioned(how), torch.ones(SIZE, 2)
+    trainer = trainer_of(model)
+    for _ in range(2):
+        if how == "none":
+            trainer.step(lambda: model(inputs).square())
+        else:
+            with pytest.raises(InputError, match="buffer 'mean' changes in the forward pass"):
+                trainer.step(lambda: model(inputs).square())
+    assert float(model.mean[0]) == 0.0
