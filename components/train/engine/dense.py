@@ -25,7 +25,7 @@ _MAX_PARAMETERS = FIRST_RESERVED - MAX_TABLES
 
 @dataclass(frozen=True, slots=True)
 class DenseOptimizer:
-    """How the dense layers follow their privatised gradient: with any optimizer, since it sees nothing else.
+    """The optimizer of the dense layers. Any will do, since it sees privatised gradients only.
 
     Attributes:
         make: builds the optimizer for given parameters.
@@ -42,10 +42,10 @@ class DenseOptimizer:
         Args:
             name: such as `adam`.
             learning_rate: rate, or a schedule: step (1, 2, ...) -> rate.
-            options: of the optimizer.
+            options: further arguments of the optimizer.
 
         Raises:
-            InputError: there is no such optimizer, or it needs more than gradients (LBFGS, SparseAdam).
+            InputError: there is no such optimizer, or it does not work with dense gradients alone (LBFGS, SparseAdam).
         """
         known: dict[str, Callable[..., torch.optim.Optimizer]] = {
             key.lower(): value
@@ -65,8 +65,8 @@ class DenseOptimizer:
 class DenseLayers:
     """The trained dense parameters of a model, in their fixed order.
 
-    Parameter i draws its noise at table address 0x8000 + i, so the order (that of `model.named_parameters()`) is part
-    of what a checkpoint relies on. All are on one device, and stay there.
+    Parameter i draws its noise under table number 0x8000 + i. So a checkpoint fits only a model with the same order of
+    `model.named_parameters()`. All parameters are on one device, and stay there.
 
     Raises:
         InputError: too many parameters to address.
@@ -93,16 +93,16 @@ class DenseLayers:
         self._key = key
         self._noise = noise
         self.sums = DoubleSums()
-        """Of the coming step, for gradients that float32 does not hold well enough; `add_noise` joins them."""
+        """Float64 gradient sums of the next step, where float32 is not exact enough; `add_noise` adds them in."""
         largest = max((p.numel() for p in self._parameters.values()), default=0)
-        # One buffer for the noise of every parameter in turn: a step asks for no fresh memory.
+        # One buffer, used for the noise of every parameter in turn: a step allocates no memory.
         device = next((parameter.device for parameter in self._parameters.values()), CPU)
         self._buffer = torch.empty(largest if noise_scale and noise == "gaussian" else 0, device=device)
         self.zero_gradients()
 
     @property
     def optimizer(self) -> torch.optim.Optimizer | None:
-        """What follows the privatised gradients, for a scheduler of `torch.optim`; None without dense parameters."""
+        """The `torch.optim` optimizer, so that a scheduler can change its rate; None without dense parameters."""
         return self._optimizer
 
     def draw_under(self, key: NoiseKey) -> None:
@@ -110,7 +110,7 @@ class DenseLayers:
         self._key = key
 
     def zero_gradients(self) -> None:
-        """Empty the gradient buffers of the coming step, keeping their memory where nobody took it away."""
+        """Set the gradients to zero for the next step; a buffer that is still there is used again."""
         self.sums.clear()
         for parameter in self._parameters.values():
             if parameter.grad is None:
@@ -119,7 +119,7 @@ class DenseLayers:
                 parameter.grad.zero_()
 
     def add_noise(self, step: int) -> None:
-        """Add the noise of `step` to every gradient; those with a float64 sum are rounded after it."""
+        """Add the noise of `step` to every gradient. A float64 sum is rounded to float32 after its noise is added."""
         for number, parameter in enumerate(self._parameters.values()):
             gradient, exact = _gradient(parameter), self.sums.used(parameter)
             total = gradient if exact is None else exact.add_(gradient)
@@ -139,7 +139,7 @@ class DenseLayers:
         total.add_(noise.view_as(total), alpha=self._noise_scale)
 
     def update(self, step: int) -> None:
-        """Let the optimizer follow the gradients of `step`."""
+        """Update the parameters with the gradients of `step`, at the learning rate of `step`."""
         if self._optimizer is None:
             return
         if self._learning_rate is not None:
@@ -171,7 +171,7 @@ class DenseLayers:
         try:
             self._model.load_state_dict(state["model"])
             if self._optimizer is not None:
-                # torch would take the very tensors of the state, and train on in them.
+                # Without the copy, torch would keep the tensors of `state` and change them in later steps.
                 self._optimizer.load_state_dict(copy.deepcopy(state["optimizer"]))
         except (RuntimeError, ValueError, KeyError) as error:
             raise FormatError(f"the checkpoint's dense layers belong to another model: {error}") from error

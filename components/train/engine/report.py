@@ -1,4 +1,4 @@
-"""Figures of one step: they depend on the data, and are private like it; show them only where the data may be seen."""
+"""Figures of one step. They are computed from private data without noise: show them only where the data may be seen."""
 
 from __future__ import annotations
 
@@ -23,9 +23,10 @@ class GroupReport:
     """Figures of one group of parameters.
 
     Attributes:
-        mean_norm: mean norm of the group's part of a unit's gradient before clipping, over units with a finite one.
+        mean_norm: mean L2 norm, before clipping, of the group's part of a unit's gradient; units whose norm is not
+            finite are left out.
         clipped: fraction of the units for which the group's part was scaled down.
-        signal: sum of the norms of the clipped parts: the most that the clipped sum can measure.
+        signal: sum over the units of the norms of their clipped parts: an upper bound on the norm of the clipped sum.
     """
 
     mean_norm: float
@@ -43,9 +44,10 @@ class StepReport:
         units: privacy units drawn: the examples, or the users where users are sampled.
         loss: mean loss of the examples; NaN for an empty batch.
         clipped: fraction of the units whose gradient was scaled down, in any group.
-        mean_norm: mean norm of a unit's gradient before clipping, over units with a finite one; NaN where none has.
-        non_finite: units that counted zero because their gradient was not finite.
-        groups: the same by group of parameters; empty without clipping.
+        mean_norm: mean L2 norm of a unit's gradient before clipping; units whose norm is not finite are left out; NaN
+            where none is left.
+        non_finite: units that contributed zero because their gradient was not finite.
+        groups: figures of each group of parameters; empty without clipping.
     """
 
     step: int
@@ -59,13 +61,13 @@ class StepReport:
 
     @classmethod
     def of(cls, step: int, losses: Sequence[Tensor], contributions: Sequence[Contributions]) -> StepReport:
-        """The figures of micro-batches with these losses [B] and contributions; none at all is a legal draw."""
+        """The figures of micro-batches, from the losses [B] and the contributions of each; both may be empty."""
         contributions = [part for part in contributions if part.units.count]
         if not contributions:
             none = GroupReport(mean_norm=math.nan, clipped=0.0, signal=0.0)
             return cls.unclipped(step, losses, units=0, groups=dict.fromkeys(GROUPS, none))
         losses, sq_norms_of, factors_of = _fetched(losses, contributions)
-        # A row for each group and one for both together; in numpy, whose small operations cost a step less.
+        # One row for each group, then one for all together. In numpy, whose small operations are faster than torch's.
         sq_norms, factors = _rows(sq_norms_of), _rows(factors_of)
         norms = np.sqrt(np.concatenate([sq_norms, sq_norms.sum(axis=0, keepdims=True)]))
         factors = np.concatenate([factors, factors.min(axis=0, keepdims=True)])
@@ -98,7 +100,7 @@ class StepReport:
         units: int,
         groups: Mapping[Group, GroupReport] = MappingProxyType({}),
     ) -> StepReport:
-        """The figures of a step that clips nothing, or drew nothing, and so knows no norm."""
+        """The figures of a step without norms: it clips nothing, or its sample is empty."""
         return cls(
             step=step,
             size=sum(part.shape[0] for part in losses),
@@ -114,7 +116,7 @@ class StepReport:
 def _fetched(
     losses: Sequence[Tensor], contributions: Sequence[Contributions]
 ) -> tuple[Sequence[Tensor], list[dict[Group, Tensor]], list[dict[Group, Tensor]]]:
-    """Losses, squared norms and coefficients of each micro-batch on the host, which waits for a GPU here and once."""
+    """Losses, squared norms and coefficients of each micro-batch, on the host; one copy, so one wait for a GPU."""
     figures = [figure for part in contributions for figure in (part.sq_norms, part.coefficients)]
     arrived = iter(moved([*losses, *(figure[group] for figure in figures for group in GROUPS)], CPU))
     losses = [next(arrived) for _ in losses]
@@ -123,7 +125,7 @@ def _fetched(
 
 
 def _rows(parts: Sequence[Mapping[Group, Tensor]]) -> Array:
-    """[groups, U] of all micro-batches, float64: squares and sums of float32 values don't overflow there."""
+    """The values of all micro-batches, float64 [groups, U]: in float64, squares and sums of float32 do not overflow."""
     return np.stack([np.concatenate([part[group].numpy() for part in parts], dtype=np.float64) for group in GROUPS])
 
 

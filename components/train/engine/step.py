@@ -1,21 +1,21 @@
 """One step of training, private or not: read this file from top to bottom.
 
-    lookups       which rows the batch reads
-    catch-up      their pending noise is applied
-    gather        and are pooled into bags
-    forward, backward       one pass; no weight gradients, no per-example gradients
+    lookups       find the rows that the batch reads
+    catch-up      apply the pending noise of these rows
+    gather        pool the rows into bags
+    forward, backward       one pass; it forms neither weight gradients nor per-example gradients
     norms         of each privacy unit's gradient, over all layers and tables
-    weighted products       one per layer: the sum of clipped gradients
-    scatter       the same for the rows that were read
-    dense noise, optimizer  the dense layers move
-    advance       the noise of this step is pending for every row
+    weighted products       one for each dense layer: the sum of clipped gradients
+    scatter       add the sum of clipped gradients to the rows that were read
+    dense noise, optimizer  add noise to the gradients of the dense layers, and update the layers
+    advance       the noise of this step becomes pending on every row
 
 With c_i = min(1, C / ||g_i||) for each unit (an example, or a user with all examples) and a fixed expected batch size
-b, the step follows
+b, the optimizers apply
 
     g_hat = ( sum_i c_i g_i  +  sigma C xi ) / b,     xi ~ N(0, I) over every parameter and every row.
 
-`mechanism` says what changes with one norm for each group of parameters.
+`mechanism/parameters.py` says what changes with one clipping norm for each group of parameters.
 """
 
 from __future__ import annotations
@@ -54,17 +54,17 @@ class Engine:
 
     Args:
         model: dense layers; trained in place.
-        mode: `lazydp`, `dpsgd` (the same step with noise on every row at every step) or `sgd` (no clipping, no noise:
-            of `privacy` only the expected batch size counts).
+        mode: `lazydp`, `dpsgd` (the same step with noise on every row at every step) or `sgd` (no clipping and no
+            noise; of `privacy` it uses only the expected batch size).
         privacy: parameters of the mechanism.
         embeddings: optimizer of the tables.
         dense: optimizer of the dense layers.
         key: noise key; may be None where there is no noise.
-        tables: initial weights by table; those of the model's public seed where None. Trained in place.
-        noise: `gaussian`, or `ones` for tests of exactness.
+        tables: initial weights [R, D] by table, trained in place. None: weights drawn from the model's public seed.
+        noise: `gaussian`, or `ones` for tests that compare lazy and eager noise exactly.
         timer: collects the time of each phase.
-        placement: where the dense layers compute and the tables live; both are moved there. Examples come from the
-            host.
+        placement: the device of the dense layers and the device of the tables; both are moved there. Examples are
+            always on the host.
 
     Raises:
         InputError: a layer without a rule for per-example norms, a missing key, or tables of the wrong names or shapes.
@@ -116,12 +116,12 @@ class Engine:
         return self.tables.step
 
     def step(self, micro_batches: Examples | Sequence[Examples]) -> StepReport:
-        """Do one step with the examples of all micro-batches: they sum to the same step as one large batch.
+        """Do one step with the examples of all micro-batches; the result is that of one large batch.
 
-        No examples at all is a legal draw of a Poisson sample: the step then consists of noise alone, and counts.
+        A Poisson sample may hold no example. The step then adds noise only, and counts as a step.
 
         Raises:
-            UnfinishedStepError: a step before it was interrupted while it changed the weights.
+            UnfinishedStepError: an earlier step was interrupted while it changed the weights.
         """
         self._guard.refuse_unfinished()
         if isinstance(micro_batches, Examples):
@@ -133,7 +133,7 @@ class Engine:
             )
             micro_batches = send_examples(micro_batches, self.placement.device)
             groups = self.tables.group_rows(reads)
-        # One micro-batch is gathered in the pass that catches up; several are gathered one by one, to bound memory.
+        # A single micro-batch catches up and is gathered in one pass. Several are gathered one by one, to bound memory.
         pooled: Mapping[str, Tensor] | None = None
         with self._phase("catch-up"):
             if len(reads) == 1:
@@ -165,7 +165,7 @@ class Engine:
             with self._phase("forward"):
                 inputs = model_inputs(self.model.layout, examples, pooled, with_items=self.model.has_prior)
                 losses = self.model.losses(self.model(inputs), examples.labels)
-                # Private: clipping coefficients bring the weights, once the norms are known.
+                # Private: losses have equal weights here; the clipping coefficients carry the weights of the examples.
                 total = losses.sum() if self._private else objective(losses, units, self.privacy)
             with self._phase("backward"):
                 total.backward()  # type: ignore[no-untyped-call]
@@ -196,7 +196,7 @@ class Engine:
         return self.tables.pending()
 
     def table_weights(self) -> dict[str, Tensor]:
-        """The weights of every table (the very tensors), once nothing is pending and everything is finite.
+        """The weights [R, D] of every table: references, not copies. No noise is pending and every value is finite.
 
         Raises:
             PendingNoiseError: a row has pending noise; flush first.
@@ -208,7 +208,7 @@ class Engine:
         return self.tables.weights()
 
     def state_dict(self) -> dict[str, Any]:
-        """Everything that a private checkpoint needs beside key and sampler: references, not copies.
+        """The state for a private checkpoint, without noise key and sampler: references, not copies.
 
         Raises:
             UnfinishedStepError: a step was interrupted while it changed the weights.
@@ -241,7 +241,7 @@ class Engine:
 
 @dataclass(frozen=True, slots=True)
 class _Pass:
-    """What one micro-batch leaves for the end of the step."""
+    """The results of one micro-batch that the end of the step needs."""
 
     losses: Tensor
     tables: dict[str, TableGradient]

@@ -1,4 +1,4 @@
-"""Where the time of a step goes, by named phase."""
+"""The time of a step, by phase."""
 
 from __future__ import annotations
 
@@ -31,8 +31,8 @@ class StepTimer:
     """Adds up the seconds spent in each phase; phases don't nest.
 
     Args:
-        settle: called at the end of each phase and counted to it: waits for a GPU, on which a phase otherwise is over
-            when it is asked for.
+        settle: called at the end of each phase, inside its time. On a GPU it waits until the phase is computed; without
+            it only the launch of the kernels is timed.
     """
 
     def __init__(self, settle: Callable[[], None] = _nothing) -> None:
@@ -50,5 +50,5 @@ class StepTimer:
             self.seconds[name] = self.seconds.get(name, 0.0) + time.perf_counter() - start
 
     def reset(self) -> None:
-        """Forget everything."""
+        """Set the seconds of every phase to zero."""
         self.seconds.clear()

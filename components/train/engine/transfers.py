@@ -1,10 +1,13 @@
-"""What of a step crosses between host and GPU; on the CPU alone nothing does, and nothing is copied.
+"""The host-device copies of a step. On the CPU alone nothing is copied.
 
-Sampling, the dataset and the looking up of features stay on the host. Of what they make, labels and dense features go
-to the dense layers; row numbers go to the tables, if these live on the GPU. With tables in host memory the pooled rows
-go to the dense layers instead, and what `home` brings back is all that the tables and the clipping need: the norms of
-the tables' part are found on the CPU, from the gradients that came back for the scatter anyway, because the GPU would
-need every row number for them.
+Sampling, dataset and lookups are on the host. Every step copies labels and dense features to the device of the dense
+layers. The other copies depend on where the tables are:
+
+    on the GPU          row numbers go to the GPU.
+    in host memory      pooled rows go to the GPU, and `home` brings their gradients back.
+
+With tables in host memory, the table part of the gradient norms is computed on the CPU. The scatter needs the
+gradients there anyway, and on the GPU the norms would need every row number.
 """
 
 from __future__ import annotations
@@ -21,7 +24,7 @@ from lazydp.components.train.tables.lookups import Lookups
 
 
 def send_examples(micro_batches: Sequence[Examples], device: torch.device) -> Sequence[Examples]:
-    """The examples with what the dense layers read of them on `device`; the bags stay where they are."""
+    """The examples with labels and dense features on `device`; the bags stay on the host."""
     if device.type == "cpu":
         return micro_batches
     arrived = iter(moved([part for e in micro_batches for part in (e.labels, e.dense, e.item_dense)], device))
@@ -32,7 +35,7 @@ def send_examples(micro_batches: Sequence[Examples], device: torch.device) -> Se
 
 
 def send_lookups(reads: Sequence[Mapping[str, Lookups]], device: torch.device) -> Sequence[Mapping[str, Lookups]]:
-    """The lookups on `device`, each with its twin on the host."""
+    """The lookups on `device`; each keeps its host copy as `on_host`."""
     if device.type == "cpu":
         return reads
     arrived = iter(moved([part for read in reads for lookups in read.values() for part in lookups.tensors()], device))
@@ -52,7 +55,7 @@ def send_lookups(reads: Sequence[Mapping[str, Lookups]], device: torch.device) -
 
 
 def leaves(pooled: Mapping[str, Tensor], device: torch.device) -> dict[str, Tensor]:
-    """Pooled rows [F * B, D] of each table where the dense layers compute, as leaves of a backward pass."""
+    """The pooled rows [F * B, D] of each table on `device`, as leaves of the backward pass."""
     arrived = moved(list(pooled.values()), device)
     return {name: rows.requires_grad_() for name, rows in zip(pooled, arrived, strict=True)}
 
@@ -60,15 +63,15 @@ def leaves(pooled: Mapping[str, Tensor], device: torch.device) -> dict[str, Tens
 def home(
     pooled: Mapping[str, Tensor], beside: Sequence[Tensor], device: torch.device
 ) -> tuple[dict[str, Tensor], list[Tensor]]:
-    """After the backward pass: what the tables' device needs of it; from a GPU to the host with one wait for all.
+    """Copy the results of the backward pass to the tables' device: all in one copy, so with one wait for a GPU.
 
     Args:
         pooled: the leaves.
-        beside: what else the tables' device needs (norms of the dense part, losses).
-        device: where the tables live.
+        beside: other tensors to copy (losses, squared norms of the dense part).
+        device: the device of the tables.
 
     Returns:
-        the gradient of each leaf, [F * B, D], by table; and `beside`.
+        the gradient of each leaf, [F * B, D], by table; and the copies of `beside`.
     """
     gradients = [rows.grad if rows.grad is not None else torch.zeros_like(rows) for rows in pooled.values()]
     arrived = moved([*beside, *gradients], device)

@@ -82,7 +82,7 @@ def test_a_start_is_charged_released_and_better_than_popularity(tiny: Tiny, tmp_
 def test_the_service_answers_a_history_and_calls_nobody_by_name(tiny: Tiny, tmp_path: Path) -> None:
     bundle = Bundle.open(release(tiny, tmp_path / "one").bundle)
     scorer = make_scorer(bundle)
-    first, stranger, nobody = scorer.rank(
+    first, unknown, nobody = scorer.rank(
         [
             Query(history=("1", "2", "3"), k=10),
             Query(user_id="u1", k=10),
@@ -91,8 +91,8 @@ def test_the_service_answers_a_history_and_calls_nobody_by_name(tiny: Tiny, tmp_
     )
     assert first.source == "history"
     assert sum(code <= 20 for code in first.codes) >= 7  # of the half that the history is of; by chance 5
-    assert stranger.source == nobody.source == "popular"
-    assert stranger.codes == nobody.codes
+    assert unknown.source == nobody.source == "popular"
+    assert unknown.codes == nobody.codes
     # The ranking is the prior and the history's part: by hand.
     weight = bundle.tables["item"]
     codes = torch.tensor([1, 2, 3])
@@ -153,9 +153,10 @@ def test_steps_go_on_from_a_start_and_both_are_charged(tiny: Tiny, tmp_path: Pat
     assert statement.steps == 3
     assert statement.epsilon is not None
     assert statement.epsilon > (Bundle.open(alone.bundle).statement.epsilon or 0.0)
-    measured = evaluate(bundle=done.bundle, dataset=tiny.dataset).model
-    assert measured is not None
-    assert measured.hr_at_10 > 0.8
+    measured = evaluate(bundle=done.bundle, dataset=tiny.dataset)
+    assert measured.model is not None
+    # Popularity reaches 0.3 here; the start and three noised steps 0.8, give or take the noise.
+    assert measured.model.hr_at_10 > measured.popularity.hr_at_10 + 0.3
 
 
 def test_without_privacy_nothing_is_noised_and_no_counts_are_released(tiny: Tiny, tmp_path: Path) -> None:

@@ -10,6 +10,7 @@ from lazydp.components.train.run.costs import RunCost, calibrated_noise_multipli
 
 MINIMAL: dict[str, Any] = {
     "model": {"kind": "two_tower", "embedding_dim": 8},
+    "privacy_unit": "example",
     "sampling_prob": 0.01,
     "expected_batch_size": 100,
     "steps": 50,
