@@ -398,6 +398,11 @@ struct AddRows {
     const int width = quad_width(column, job.columns);
     float* const to = job.weight + row * job.columns + column;
     Quad value = load_quad<kVector>(to, width);
+    if (end - begin == 1 && is_plain(begin)) {
+      Lookups<kVector, InFloat>{job}.sum(begin, end, column, width).add_to(job, value);
+      store_quad<kVector>(to, value, width);
+      return;
+    }
     const Sum sum =
         end - begin > kChunk ? sum_of_parts(begin, end, quad) : Lookups<kVector, Sum>{job}.sum(begin, end, column, width);
     sum.add_to(job, value);
@@ -405,6 +410,16 @@ struct AddRows {
   }
 
  private:
+  // Whether a sum of this one lookup is float32 throughout. What points outside is refused where it is read.
+  LAZYDP_DEVICE bool is_plain(int64_t begin) const {
+    const int64_t lookup = job.order[begin];
+    if (lookup < 0 || lookup >= job.lookups) return false;
+    const int64_t bag = job.bag[lookup];
+    if (bag < 0 || bag >= job.bags) return false;
+    const auto scale = static_cast<double>(job.scale[bag]);
+    return is_plain_weight(job.per_lookup ? scale * static_cast<double>(job.per_lookup[lookup]) : scale);
+  }
+
   LAZYDP_DEVICE Sum sum_of_parts(int64_t begin, int64_t end, int64_t quad) const {
     Sum sum(job);
     for (int64_t chunk = begin / kChunk; chunk <= (end - 1) / kChunk; ++chunk) {
