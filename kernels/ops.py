@@ -339,7 +339,7 @@ def scatter_add_(
     With a `bound` the sum is exact: every term is formed in float64 and rounded once to a multiple of
     `exact_grid(bound)`, so that what one term adds depends neither on the other terms nor on their order, and the bits
     are the same on every device. The sum is then multiplied by alpha and added to the row in float64, and rounded once.
-    Without a bound everything is float32.
+    (A row with one lookup needs no sum: it is float32.) Without a bound everything is float32.
 
     Args:
         weight: float32 [R, D].

@@ -242,12 +242,27 @@ def scatter_add_(
         factor = factor * per_lookup_weights[:, None].double()
     sent = factor * grad[bag_of_lookup].double()
     if bound is not None:
+        plain = _add_single_terms_(weight, groups, bag_of_lookup, grad, factor, alpha=alpha)
         sent = (sent / exact_grid(bound)).round().to(torch.int64)
+        sent[plain] = 0
     group_of_sorted = torch.repeat_interleave(torch.arange(groups.rows.numel()), groups.starts.diff())
     sums = torch.zeros(groups.rows.numel(), weight.shape[1], dtype=sent.dtype)
     sums.index_add_(0, group_of_sorted, sent[groups.order])
     step = alpha if bound is None else alpha * exact_grid(bound)
     weight[groups.rows] = (weight[groups.rows].double() + step * sums.double()).float()
+
+
+def _add_single_terms_(
+    weight: Tensor, groups: RowGroups, bag_of_lookup: Tensor, grad: Tensor, factor: Tensor, *, alpha: float
+) -> Tensor:
+    """Add sums of one term, which are float32 throughout; the lookups [n] that they were."""
+    single = groups.starts.diff() == 1
+    lookups = groups.order[groups.starts[:-1][single]]
+    factors = factor[lookups].float()
+    normal = (factors.abs() >= torch.finfo(torch.float32).tiny).squeeze(1) & factors.isfinite().squeeze(1)
+    rows, lookups = groups.rows[single][normal], lookups[normal]
+    weight[rows] += torch.tensor(alpha, dtype=torch.float32) * (factors[normal] * grad[bag_of_lookup[lookups]])
+    return lookups
 
 
 def bag_ids(offsets: Tensor, *, num_lookups: int | None = None) -> Tensor:

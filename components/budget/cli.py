@@ -63,7 +63,7 @@ def show(ledger: str | None, dataset: str | None, as_json: bool) -> None:
 @click.option(
     "--privacy-unit",
     type=click.Choice(["example", "user"]),
-    default="example",
+    default="user",
     show_default=True,
     help="Whose presence the budget bounds.",
 )

@@ -37,6 +37,13 @@ LAZYDP_HD uint64_t bits_of(double x) {
 #endif
 }
 
+// A sum of one term needs no grid, and is float32 throughout: alpha (weight value), added to the row. Unless the weight is no normal
+// float32: its rounding would then not be relative.
+LAZYDP_HD bool is_plain_weight(double weight) {
+  const auto single = static_cast<float>(weight < 0.0 ? -weight : weight);
+  return single >= 0x1p-126f && single <= 0x1.fffffep127f;
+}
+
 // The terms of one sum: n of them, each weight * value.
 struct ExactSum {
   uint64_t sum = 0;

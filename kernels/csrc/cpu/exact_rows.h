@@ -33,7 +33,9 @@ struct EightDoubles {
   LAZYDP_INLINE void load(const float* from, Double& x) {
     x = __builtin_convertvector(*reinterpret_cast<const Floats8*>(from), Double);
   }
-  LAZYDP_INLINE void store(float* to, const Double& x) { *reinterpret_cast<Floats8*>(to) = __builtin_convertvector(x, Floats8); }
+  LAZYDP_INLINE void store(float* to, const Double& x) {
+    *reinterpret_cast<Floats8*>(to) = __builtin_convertvector(x, Floats8);
+  }
   LAZYDP_INLINE void add_bits(const Double& x, Bits& sum) { sum += reinterpret_cast<Bits>(x); }
   LAZYDP_INLINE void from_bits(const Bits& bits, Double& x) { x = reinterpret_cast<Double>(bits); }
 };
@@ -50,7 +52,8 @@ LAZYDP_INLINE void to_double(const typename V::Bits& signed_integer, typename V:
 
 // out += alpha * sum over i of weight(i) row(i), for kVectors vectors of columns from `column` on.
 template <class V, int kVectors, class Rows>
-LAZYDP_INLINE void add_exact_columns(const Rows& rows, int64_t first, int64_t end, int64_t column, const Grid& grid, float* out) {
+LAZYDP_INLINE void add_exact_columns(const Rows& rows, int64_t first, int64_t end, int64_t column, const Grid& grid,
+                                     float* out) {
   const double shift = kShift * grid.size;
   const uint64_t nothing = bits_of(shift);  // what a term of 0 adds
   typename V::Bits sums[kVectors];
@@ -74,25 +77,9 @@ LAZYDP_INLINE void add_exact_columns(const Rows& rows, int64_t first, int64_t en
   }
 }
 
-// The same for a sum of one term, which needs no integers.
-template <class V, class Rows>
-LAZYDP_INLINE void add_exact_term(const Rows& rows, int64_t i, int64_t column, const Grid& grid, float* out) {
-  const double shift = kShift * grid.size;
-  typename V::Double row, term;
-  V::load(rows.row(i) + column, term);
-  V::load(out + column, row);
-  term = (term * rows.exact_weight(i) + shift) - shift;
-  V::store(out + column, row + term * grid.alpha);
-}
-
 template <class Rows>
 LAZYDP_INLINE void add_exact_sum(const Rows& rows, int64_t first, int64_t end, int64_t columns, const Grid& grid, float* out) {
   int64_t c = 0;
-  if (end - first == 1) {
-    for (; c + 8 <= columns; c += 8) add_exact_term<EightDoubles>(rows, first, c, grid, out);
-    for (; c < columns; ++c) add_exact_term<OneDouble>(rows, first, c, grid, out);
-    return;
-  }
   for (; c + 64 <= columns; c += 64) add_exact_columns<EightDoubles, 8>(rows, first, end, c, grid, out);
   for (; c + 32 <= columns; c += 32) add_exact_columns<EightDoubles, 4>(rows, first, end, c, grid, out);
   for (; c + 8 <= columns; c += 8) add_exact_columns<EightDoubles, 1>(rows, first, end, c, grid, out);

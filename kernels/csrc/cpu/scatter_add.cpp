@@ -55,8 +55,15 @@ void add_exactly_to_rows(const ScatterAdd& job, int64_t begin, int64_t end) {
   const Grouping& groups = job.groups;
   for (int64_t u = begin; u < end; ++u) {
     fetch_ahead(job, u, end);
-    add_exact_sum(SentGradients{job}, groups.starts[u], groups.starts[u + 1], job.columns, Grid{job.grid, job.alpha},
-                  job.weight + groups.rows[u] * job.columns);
+    const SentGradients sent{job};
+    const int64_t first = groups.starts[u];
+    const int64_t last = groups.starts[u + 1];
+    float* const row = job.weight + groups.rows[u] * job.columns;
+    if (last - first == 1 && is_plain_weight(sent.exact_weight(first))) {
+      sum_rows(sent, first, last, job.columns, AddTo{row, static_cast<float>(job.alpha)});
+    } else {
+      add_exact_sum(sent, first, last, job.columns, Grid{job.grid, job.alpha}, row);
+    }
   }
 }
 

@@ -105,9 +105,6 @@ struct PairNorms {
     double weight[kLanes];
     double dot[kLanes];
     int matches[kLanes];
-    double absolute[kLanes];  // of one feature: weights, and the largest of weights and of the gradient
-    double heaviest[kLanes];
-    double largest[kLanes];
   };
 
   BagSquaredNorms job;
@@ -132,7 +129,6 @@ struct PairNorms {
     const Pair pair = pair_of(tile);
     count_matches(pair, lane, shared);
     shared.dot[lane] = dot(pair, lane);
-    if (pair.f == pair.g) look_at_terms(pair, lane, shared);
   }
 
   LAZYDP_DEVICE void second(int64_t tile, int lane, const Thread&, const Shared& shared) const {
@@ -148,7 +144,6 @@ struct PairNorms {
     const Pair pair = pair_of(tile);
     // A pair without a common row counts nothing, even where its gradients are not finite.
     job.workspace[tile] = matches == 0 ? 0.0 : (pair.f == pair.g ? 1.0 : 2.0) * weight * dot;
-    if (pair.f == pair.g) write_terms(pair, shared, dot);
   }
 
  private:
@@ -168,42 +163,6 @@ struct PairNorms {
     shared.matches[lane] = matches;
   }
 
-  LAZYDP_DEVICE void look_at_terms(const Pair& pair, int lane, Shared& shared) const {
-    const int64_t* of_bag = job.offsets + pair.f * job.examples + pair.example;
-    double absolute = 0.0;
-    double heaviest = 0.0;
-    for (int64_t j = of_bag[0] + lane; j < of_bag[1]; j += kLanes) {
-      const double weight = job.per_lookup ? std::fabs(static_cast<double>(job.per_lookup[j])) : 1.0;
-      absolute += weight;
-      heaviest = weight > heaviest ? weight : heaviest;
-    }
-    const float* gradient = job.grad + (pair.f * job.examples + pair.example) * job.columns;
-    double largest = 0.0;
-    for (int64_t column = lane; column < job.columns; column += kLanes) {
-      const double value = std::fabs(static_cast<double>(gradient[column]));
-      largest = value > largest ? value : largest;
-    }
-    shared.absolute[lane] = absolute;
-    shared.heaviest[lane] = heaviest;
-    shared.largest[lane] = largest;
-  }
-
-  // After the pairs: for each feature of each example what its terms add up to in absolute value, and the largest term.
-  LAZYDP_DEVICE void write_terms(const Pair& pair, const Shared& shared, double sq_norm) const {
-    double absolute = 0.0;
-    double heaviest = 0.0;
-    double largest = 0.0;
-    for (int lane = 0; lane < kLanes; ++lane) {
-      absolute += shared.absolute[lane];
-      heaviest = shared.heaviest[lane] > heaviest ? shared.heaviest[lane] : heaviest;
-      largest = shared.largest[lane] > largest ? shared.largest[lane] : largest;
-    }
-    double* const terms = job.workspace + count + 2 * (pair.f * job.examples + pair.example);
-    const int64_t* of_bag = job.offsets + pair.f * job.examples + pair.example;
-    terms[0] = of_bag[0] == of_bag[1] ? 0.0 : absolute * std::sqrt(sq_norm);
-    terms[1] = of_bag[0] == of_bag[1] ? 0.0 : heaviest * largest;
-  }
-
   LAZYDP_DEVICE double dot(const Pair& pair, int lane) const {
     const float* e_f = job.grad + (pair.f * job.examples + pair.example) * job.columns;
     const float* e_g = job.grad + (pair.g * job.examples + pair.example) * job.columns;
@@ -220,6 +179,69 @@ struct PairNorms {
 };
 
 int64_t pairs_of(int64_t features) { return features * (features + 1) / 2; }
+
+// For each bag what its terms add up to in absolute value, times the norm of its gradient, and the largest term. A warp takes one bag.
+struct TermSizes {
+  struct Thread {};
+  struct Shared {
+    double absolute[kLanes];
+    double heaviest[kLanes];
+    double squares[kLanes];
+    double largest[kLanes];
+  };
+
+  BagSquaredNorms job;
+  double* sizes;  // [bags, 2]
+  int64_t count;
+
+  LAZYDP_DEVICE static double absolute_of(const Shared& shared) {
+    double absolute = 0.0;
+    double squares = 0.0;
+    for (int lane = 0; lane < kLanes; ++lane) {
+      absolute += shared.absolute[lane];
+      squares += shared.squares[lane];
+    }
+    return absolute * std::sqrt(squares);
+  }
+
+  LAZYDP_DEVICE static double largest_of(const Shared& shared) {
+    double heaviest = 0.0;
+    double largest = 0.0;
+    for (int lane = 0; lane < kLanes; ++lane) {
+      heaviest = shared.heaviest[lane] > heaviest ? shared.heaviest[lane] : heaviest;
+      largest = shared.largest[lane] > largest ? shared.largest[lane] : largest;
+    }
+    return heaviest * largest;
+  }
+
+  LAZYDP_DEVICE void first(int64_t bag, int lane, Thread&, Shared& shared) const {
+    double absolute = 0.0;
+    double heaviest = 0.0;
+    for (int64_t j = job.offsets[bag] + lane; j < job.offsets[bag + 1]; j += kLanes) {
+      const double weight = job.per_lookup ? std::fabs(static_cast<double>(job.per_lookup[j])) : 1.0;
+      absolute += weight;
+      heaviest = weight > heaviest ? weight : heaviest;
+    }
+    shared.absolute[lane] = absolute;
+    shared.heaviest[lane] = heaviest;
+    double squares = 0.0;
+    double largest = 0.0;
+    for (int64_t column = lane; column < job.columns; column += kLanes) {
+      const double value = std::fabs(static_cast<double>(job.grad[bag * job.columns + column]));
+      squares += value * value;
+      largest = value > largest ? value : largest;
+    }
+    shared.squares[lane] = squares;
+    shared.largest[lane] = largest;
+  }
+
+  LAZYDP_DEVICE void second(int64_t bag, int lane, const Thread&, const Shared& shared) const {
+    if (lane > 1) return;
+    // Empty bags have no terms, whatever their gradient is, finite or not.
+    const bool empty = job.offsets[bag] == job.offsets[bag + 1];
+    sizes[2 * bag + lane] = empty ? 0.0 : lane == 0 ? absolute_of(shared) : largest_of(shared);
+  }
+};
 
 struct SumPairs {
   BagSquaredNorms job;
@@ -376,6 +398,11 @@ struct AddRows {
     const int width = quad_width(column, job.columns);
     float* const to = job.weight + row * job.columns + column;
     Quad value = load_quad<kVector>(to, width);
+    if (end - begin == 1 && is_plain(begin)) {
+      Lookups<kVector, InFloat>{job}.sum(begin, end, column, width).add_to(job, value);
+      store_quad<kVector>(to, value, width);
+      return;
+    }
     const Sum sum =
         end - begin > kChunk ? sum_of_parts(begin, end, quad) : Lookups<kVector, Sum>{job}.sum(begin, end, column, width);
     sum.add_to(job, value);
@@ -383,6 +410,16 @@ struct AddRows {
   }
 
  private:
+  // Whether a sum of this one lookup is float32 throughout. What points outside is refused where it is read.
+  LAZYDP_DEVICE bool is_plain(int64_t begin) const {
+    const int64_t lookup = job.order[begin];
+    if (lookup < 0 || lookup >= job.lookups) return false;
+    const int64_t bag = job.bag[lookup];
+    if (bag < 0 || bag >= job.bags) return false;
+    const auto scale = static_cast<double>(job.scale[bag]);
+    return is_plain_weight(job.per_lookup ? scale * static_cast<double>(job.per_lookup[lookup]) : scale);
+  }
+
   LAZYDP_DEVICE Sum sum_of_parts(int64_t begin, int64_t end, int64_t quad) const {
     Sum sum(job);
     for (int64_t chunk = begin / kChunk; chunk <= (end - 1) / kChunk; ++chunk) {
@@ -416,8 +453,9 @@ cudaError_t bag_squared_norms(const BagSquaredNorms& job, cudaStream_t stream) {
   const int64_t pairs = pairs_of(job.features);
   const Divider examples(job.examples);
   const int64_t tiles = pairs * job.examples;
-  const cudaError_t error = rows_are_aligned(job.grad, job.columns) ? each_tile(PairNorms<true>{job, examples, tiles}, stream)
-                                                                    : each_tile(PairNorms<false>{job, examples, tiles}, stream);
+  cudaError_t error = rows_are_aligned(job.grad, job.columns) ? each_tile(PairNorms<true>{job, examples, tiles}, stream)
+                                                              : each_tile(PairNorms<false>{job, examples, tiles}, stream);
+  if (error == cudaSuccess) error = each_tile(TermSizes{job, job.workspace + tiles, job.features * job.examples}, stream);
   return error == cudaSuccess ? each(SumPairs{job, pairs, job.examples}, stream) : error;
 }
 

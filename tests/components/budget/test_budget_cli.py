@@ -43,7 +43,8 @@ def dataset_folder(path: Path) -> Path:
 
 def test_the_life_of_a_budget(sqlite_url: str, tmp_path: Path) -> None:
     folder = dataset_folder(tmp_path / "dataset")
-    out = lines(sqlite_url, "set", "--dataset", str(folder), "--epsilon", "3", "--delta", "1e-5", "--by", "officer")
+    size = ["--epsilon", "3", "--delta", "1e-5", "--privacy-unit", "example"]
+    out = lines(sqlite_url, "set", "--dataset", str(folder), *size, "--by", "officer")
     assert out == "shop: epsilon 3 at delta 1e-05 per example; charged 0, remaining 3\n"
     with Ledger.open(sqlite_url) as ledger:
         [known] = ledger.state().datasets.values()
@@ -58,7 +59,7 @@ def test_the_life_of_a_budget(sqlite_url: str, tmp_path: Path) -> None:
     [found] = json.loads(lines(sqlite_url, "show", "--dataset", "shop", "--json"))
     assert (found["epsilon"], found["releases"], found["privacy_unit"]) == (3.0, 1, "example")
 
-    raise_it = ["set", "--dataset", "shop", "--epsilon", "4", "--delta", "1e-5"]
+    raise_it = ["set", "--dataset", "shop", "--epsilon", "4", "--delta", "1e-5", "--privacy-unit", "example"]
     assert "name and a reason" in str(refusal(sqlite_url, *raise_it, "--by", "officer"))
     assert "epsilon 4" in lines(sqlite_url, *raise_it, "--by", "officer", "--reason", "new season")
 
@@ -73,6 +74,12 @@ def test_the_life_of_a_budget(sqlite_url: str, tmp_path: Path) -> None:
     verified = json.loads(lines(sqlite_url, "verify", "--json"))
     assert verified["ok"]
     assert lines(sqlite_url, "verify", "--expect-head", verified["head"]).startswith("7 entries, ")
+
+
+def test_a_budget_is_per_person_unless_said_otherwise(sqlite_url: str, tmp_path: Path) -> None:
+    folder = dataset_folder(tmp_path / "dataset")
+    out = lines(sqlite_url, "set", "--dataset", str(folder), "--epsilon", "3", "--delta", "1e-5", "--by", "officer")
+    assert out.startswith("shop: epsilon 3 at delta 1e-05 per user")
 
 
 def test_verify_fails_where_something_does_not_hold(sqlite_url: str) -> None:

@@ -26,7 +26,7 @@ CLICKS += "features: [{name: x, kind: dense, bounds: [0, 1]}]\n"
 NO_TRAIN = "name: a\nlabel: {kind: column, column: y}\nsplit: {kind: column, column: s}\n"
 NO_TRAIN += "features: [{name: x, kind: dense, bounds: [0, 1]}]\n"
 TWO_TOWER = "model: {kind: two_tower}\nsampling_prob: 0.5\nexpected_batch_size: 4\nsteps: 2\nnoise_multiplier: 1\n"
-TWO_TOWER += "target_delta: 1.0e-5\n"
+TWO_TOWER += "target_delta: 1.0e-5\nprivacy_unit: example\n"
 DLRM = TWO_TOWER.replace("two_tower", "dlrm")
 
 
@@ -43,7 +43,7 @@ BAD: dict[str, tuple[str, str, str]] = {
         DLRM + "popularity: {noise_multiplier: 9}\n",
         "popularity counts items",
     ),
-    "users that are not there": (CLICKS, DLRM + "privacy_unit: user\n", "privacy_unit user needs a bound"),
+    "users that are not there": (CLICKS, DLRM.replace(": example", ": user"), "privacy_unit user needs a bound"),
     "nothing to train on": (NO_TRAIN, DLRM, "has no training examples"),
 }
 
