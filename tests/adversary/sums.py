@@ -11,7 +11,7 @@ import inspect
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -124,7 +124,7 @@ class Step:
     """
 
     max_grad_norm: Any = 1.0
-    users: str | None = None
+    users: Literal["sum", "mean"] | None = None
     micro_batches: int = 1
     place: str = "first"
     threads: int = 1
@@ -137,6 +137,7 @@ class Step:
             noise_multiplier=0.0, max_grad_norm=self.max_grad_norm, expected_batch_size=1.0, user_gradient=self.users
         )
         known = inspect.signature(make_private).parameters
+        flags: dict[str, Any] = {"allow_unrepeatable_losses": True} if "allow_unrepeatable_losses" in known else {}
         trainer = make_private(
             model,
             privacy=privacy,
@@ -144,7 +145,7 @@ class Step:
             dense=DenseOptimizer(lambda parameters: torch.optim.SGD(parameters, lr=0.0)),
             key=NoiseKey.for_tests(0),
             # What the first steps look for is not looked for here: extreme losses are no sign of a wrong model.
-            **({"allow_unrepeatable_losses": True} if "allow_unrepeatable_losses" in known else {}),
+            **flags,
         )
         threads = torch.get_num_threads()
         torch.set_num_threads(self.threads)

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from adversary.membership import Floats, epsilon_shown
 from torch import Tensor, nn
 
 from lazydp.components.budget.accounting.epsilon import epsilon
@@ -20,7 +21,6 @@ from lazydp.components.train.tables import schedules
 from lazydp.components.train.tables.skip_ahead import EmbeddingSgd
 from lazydp.kernels import ops, reference
 from lazydp.kernels.noise_key import NoiseKey
-from tests.adversary.membership import Floats, epsilon_shown
 
 DELTA = 1e-5
 SIGMA = 4.0

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Literal
 
 import pytest
 import torch
@@ -131,7 +132,7 @@ def some_batches(draw: st.DrawFn, count: int) -> Batch:
 
 
 @pytest.mark.parametrize("users", [None, "sum"])
-def test_a_search_finds_no_unit_that_moves_a_step_by_more(users: str | None) -> None:
+def test_a_search_finds_no_unit_that_moves_a_step_by_more(users: Literal["sum"] | None) -> None:
     found: list[float] = [0.0]
 
     @settings(max_examples=40, deadline=None, suppress_health_check=list(HealthCheck), derandomize=True, database=None)

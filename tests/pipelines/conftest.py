@@ -26,6 +26,7 @@ _PRELOAD = (
     "torch._dynamo",
 )
 CONFIG = {
+    "privacy_unit": "example",
     "model": {"kind": "two_tower", "embedding_dim": 8},
     "sampling_prob": 0.1,
     "expected_batch_size": 32,

@@ -67,11 +67,18 @@ def add(
     if sqlite_path(storage.shown) is not None:
         own_secret(storage)
     entries = storage.read()
-    entry, state = prepared(entries)
-    if entry is None:
-        return None, state
+    entry: Entry | None = None
+    try:
+        entry, state = prepared(entries)
+    except IntegrityError:
+        # Read without the lock: somebody may have added and remembered an entry since. Under the lock it is damage.
+        stale = True
+    else:
+        stale = False
+        if entry is None:
+            return None, state
     with storage.locked() as transaction:
-        if transaction.head() != entry.previous:
+        if stale or entry is None or transaction.head() != entry.previous:
             entries = transaction.read()
             entry, state = prepared(entries)
         if entry is None:

@@ -80,7 +80,9 @@ def test_the_component_calls_the_same_function(folder: Path) -> None:
 
     artifact = dsl.Dataset(uri=str(folder / "artifact"))
     artifact.path = str(folder / "artifact")
-    ingest.python_func(input_uri=str(folder / "log.parquet"), spec=SPEC, dataset=artifact)
+    page = dsl.HTML(uri=str(folder / "page.html"))
+    page.path = str(folder / "page.html")
+    ingest.python_func(input_uri=str(folder / "log.parquet"), spec=SPEC, dataset=artifact, page=page)
     dataset = EncodedDataset.open(folder / "artifact")
     assert artifact.metadata == {}
     assert dataset.manifest.counts.train == 3

@@ -47,7 +47,7 @@ def test_gowalla(tmp_path: Path) -> None:
     batch = test.take(np.arange(0, len(test), 5000))
     # Without time all of a user's training items precede what is held out.
     assert batch.user_index is not None
-    assert batch.bags["history"].lengths().tolist() == seen.lengths()[batch.user_index].clamp(max=50).tolist()
+    assert batch.bags["history"].lengths().tolist() == seen.lengths()[batch.user_index].clamp(max=500).tolist()
 
 
 def test_criteo(tmp_path: Path) -> None:

@@ -155,6 +155,7 @@ def test_steps_go_on_from_a_start_and_both_are_charged(tiny: Tiny, tmp_path: Pat
     assert statement.epsilon > (Bundle.open(alone.bundle).statement.epsilon or 0.0)
     measured = evaluate(bundle=done.bundle, dataset=tiny.dataset)
     assert measured.model is not None
+    assert measured.popularity is not None
     # Popularity reaches 0.3 here; the start and three noised steps 0.8, give or take the noise.
     assert measured.model.hr_at_10 > measured.popularity.hr_at_10 + 0.3
 

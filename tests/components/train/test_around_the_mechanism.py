@@ -408,6 +408,8 @@ def test_a_buffer_that_the_forward_moves_is_refused(how: str, name: str) -> None
 class Unversioned(nn.Module):
     """Writes the mean of its inputs where autograd keeps no version: by `.data`, or by NumPy."""
 
+    mean: Tensor
+
     def __init__(self, how: str) -> None:
         super().__init__()
         self.how = how
@@ -419,7 +421,8 @@ class Unversioned(nn.Module):
             self.mean.data[0] += inputs.mean()
         if self.how == "numpy":
             self.mean.numpy()[0] += float(inputs.mean())
-        return self.layer(inputs).squeeze(1)
+        losses: Tensor = self.layer(inputs).squeeze(1)
+        return losses
 
 
 @pytest.mark.parametrize("how", ["data", "numpy", "none"])

@@ -101,6 +101,8 @@ class Runs:
         self._dice = random.Random(5)
         # A server that has everything imported: a child is there in no time, and most of its life is training.
         monkeypatch.setenv("OMP_NUM_THREADS", "1")  # the children's: many small steps beside other processes
+        threads = torch.get_num_threads()
+        torch.set_num_threads(1)  # a run that releases snapshots goes on with as many threads as it began with
         self._processes = multiprocessing.get_context("forkserver")
         self._processes.set_forkserver_preload(PRELOADED)
         with monkeypatch.context() as patch:
@@ -113,6 +115,7 @@ class Runs:
                 key=NoiseKey.for_tests(21),
                 publish=None if self._config.publish_every is None else lambda *arguments, **named: None,
             )
+        torch.set_num_threads(threads)
         undisturbed = self.copy(self._base, "undisturbed")
         process = self.start(undisturbed)
         self._wait_for_step(undisturbed, process)
