@@ -22,6 +22,7 @@ import torch
 from torch import Tensor
 
 from lazydp.components.shared.errors import InputError
+from lazydp.components.train.device.placement import CPU, moved
 from lazydp.components.train.tables.skip_ahead import EmbeddingSgd
 from lazydp.kernels.arguments import RowGroups
 
@@ -127,8 +128,8 @@ def sizes_of(tables: list[tuple[Tensor, Tensor | None, RowGroups]]) -> Iterator[
     One look at all of them: on a device the host waits once.
     """
     if tables:
-        figures = torch.stack([_figures(*table) for table in tables]).tolist()
-        yield from (RowSizes(*found) for found in figures)
+        (figures,) = moved([torch.stack([_figures(*table) for table in tables])], CPU)
+        yield from (RowSizes(*found) for found in figures.tolist())
 
 
 def _figures(weight: Tensor, velocity: Tensor | None, groups: RowGroups) -> Tensor:
