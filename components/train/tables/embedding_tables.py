@@ -10,6 +10,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Literal
 
 import torch
@@ -23,6 +24,7 @@ from lazydp.components.train.tables.precision import MOST_MARGIN, Rounding, RowS
 from lazydp.components.train.tables.second_float import chunks
 from lazydp.components.train.tables.skip_ahead import EmbeddingSgd, SkipAhead
 from lazydp.components.train.tables.table import Table
+from lazydp.components.train.tables.weight_bound import WeightBound
 from lazydp.kernels import ops
 from lazydp.kernels.arguments import Distribution, RowGroups
 from lazydp.kernels.noise_key import NoiseKey
@@ -124,6 +126,7 @@ class EmbeddingTables:
         self._has_pending_noise = False
         self._optimizer = optimizer
         # None where nothing is clipped or has noise: rounding then shows nothing that is to be hidden.
+        self._bounds: dict[str, WeightBound] = {}
         self._rounding = Rounding(optimizer, bound, noise_scale) if bound is not None and noise_scale > 0.0 else None
         self._largest: float | None = None
         if self._rounding is not None:
@@ -314,12 +317,29 @@ class EmbeddingTables:
             return
         rate = self._optimizer.rate(self.step + 1)
         single = [name for name in names if not self._tables[name].has_two_floats]
+        single = [name for name in single if not self._is_surely_small(name, groups[name].rows, rate)]
         looked_at = [(self._tables[name].weight, self._tables[name].momentum, groups[name].rows) for name in single]
         for name, sizes in zip(single, sizes_of(looked_at), strict=True):
             table = self._tables[name]
             if self._rounding.needs_second_float(sizes, columns=table.weight.shape[1], rate=rate):
                 table.two_floats()
                 _log.info("[private] step %d: table %r keeps two float32 a weight from here on", self.step + 1, name)
+
+    def _is_surely_small(self, name: str, groups: RowGroups, rate: float) -> bool:
+        """Whether no row of the step can have outgrown one float32, by the bound on its table."""
+        assert self._rounding is not None
+        weight = self._tables[name].weight
+        # Eager noise changes every row at every step; velocities have no bound; on a device a look costs next to nothing.
+        if self._mode != "lazydp" or self._optimizer.momentum or not weight.is_cpu or not groups.rows.numel():
+            return False
+        needs = partial(self._rounding.needs_second_float, columns=weight.shape[1], rate=rate)
+        units = float(groups.starts.diff().max())
+        bound = self._bounds.setdefault(name, WeightBound(weight))
+        small = bound.refutes(
+            lambda largest: needs(RowSizes(largest, units=units)), noise=self._skip_ahead.longest_noise
+        )
+        bound.grow(groups, step=rate * self._rounding.bound)
+        return small
 
     def _catch_up_two_floats(self, table: Table, rows: Tensor) -> None:
         arguments = self._catch_up_arguments([table])
@@ -341,6 +361,7 @@ class EmbeddingTables:
 
     def flush(self) -> None:
         """Bring every row of every table up to date; nothing is pending afterwards."""
+        self._bounds.clear()  # who has flushed may change weights
         if self._skip_ahead.is_identity:
             return
         for table in self._tables.values():
@@ -408,6 +429,7 @@ class EmbeddingTables:
         for name, table in self._tables.items():
             table.check(state["tables"][name], name)
         self._skip_ahead.load_state_dict(state["skip_ahead"])
+        self._bounds.clear()
         precision = state.get("precision", {})
         self._largest = precision.get("largest", self._largest)
         for name, table in self._tables.items():

@@ -144,5 +144,5 @@ def _figures(weight: Tensor, velocity: Tensor | None, groups: RowGroups) -> Tens
 def _largest(values: Tensor | None, rows: Tensor) -> Tensor:
     if values is None:
         return torch.zeros((), device=rows.device)
-    found: Tensor = torch.linalg.vector_norm(values.index_select(0, rows), ord=math.inf)
-    return found
+    least, most = torch.aminmax(values.index_select(0, rows))  # an infinity norm takes twenty times as long
+    return torch.maximum(-least, most)
