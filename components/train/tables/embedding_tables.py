@@ -329,16 +329,16 @@ class EmbeddingTables:
         """Whether no row of the step can have outgrown one float32, by the bound on its table."""
         assert self._rounding is not None
         weight = self._tables[name].weight
-        # Eager noise changes every row at every step; velocities have no bound; on a device a look costs next to nothing.
+        # Eager noise changes every row at every step, velocities have no bound, and on a device a look costs nothing.
         if self._mode != "lazydp" or self._optimizer.momentum or not weight.is_cpu or not groups.rows.numel():
             return False
         needs = partial(self._rounding.needs_second_float, columns=weight.shape[1], rate=rate)
-        units = float(groups.starts.diff().max())
+        lookups = groups.starts.diff()
+        units = float(lookups.max())
         bound = self._bounds.setdefault(name, WeightBound(weight))
-        small = bound.refutes(
-            lambda largest: needs(RowSizes(largest, units=units)), noise=self._skip_ahead.longest_noise
-        )
-        bound.grow(groups, step=rate * self._rounding.bound)
+        noise = self._skip_ahead.longest_noise
+        small = bound.refutes(lambda largest: needs(RowSizes(largest, units=units)), noise=noise)
+        bound.grow(groups.rows, lookups, step=abs(self._skip_ahead.gradient_scale()) * self._rounding.bound)
         return small
 
     def _catch_up_two_floats(self, table: Table, rows: Tensor) -> None:

@@ -13,7 +13,6 @@ from collections.abc import Callable
 from torch import Tensor
 
 from lazydp.components.train.tables.precision import largest_of
-from lazydp.kernels.arguments import RowGroups
 
 _HOT = 8
 _STEPS_BETWEEN_LOOKS = 256
@@ -47,17 +46,17 @@ class WeightBound:
         self._since, self._largest = 0, largest_of(self._weight)
         return not too_large(self._largest + _NOISE_DEVIATIONS * noise)
 
-    def grow(self, groups: RowGroups, *, step: float) -> None:
+    def grow(self, rows: Tensor, lookups: Tensor, *, step: float) -> None:
         """Take in a step, before it changes the rows.
 
         Args:
-            groups: of its lookups.
-            step: lr C / b.
+            rows: that it reads, int64 [U].
+            lookups: how many of its lookups read each, int64 [U]; no fewer than the units that do.
+            step: what one unit adds at most, lr C / b.
         """
         self._since += 1
-        counts = groups.starts.diff()
-        hot = counts > _HOT
         self._largest += _HOT * step
-        if bool(hot.any()):
-            reach = self._weight[groups.rows[hot]].abs().amax(1) + step * counts[hot]
+        hot = (lookups > _HOT).nonzero().squeeze(1)
+        if hot.numel():
+            reach = self._weight[rows[hot]].abs().amax(1) + step * lookups[hot]
             self._largest = max(self._largest, float(reach.max()))
