@@ -184,7 +184,8 @@ class Engine:
             with self._phase("forward"):
                 inputs = model_inputs(self.model.layout, examples, pooled, with_items=self.model.has_prior)
                 losses = self.model.losses(self.model(inputs), examples.labels)
-                # In a private step the weights of the examples are part of the clipping coefficients, which come later.
+                # A private step sums the losses here. Its clipping coefficients later contain the divisor b, and with
+                # user gradient `mean` the number of a user's examples.
                 total = losses.sum() if self._private else objective(losses, units, self.privacy)
             with self._phase("backward"):
                 total.backward()  # type: ignore[no-untyped-call]
@@ -220,7 +221,7 @@ class Engine:
         Raises:
             PendingNoiseError: a row has pending noise; call `flush` first.
             NonFiniteError: a weight or a dense parameter is not finite.
-            PrivacyError: weights grew so large that float32 rounded gradients more than the noise covers.
+            PrivacyError: weights grew so large that the noise does not cover their rounding to float32.
             UnfinishedStepError: a step, or a load, was interrupted while it changed the weights.
         """
         self._guard.refuse_unfinished()
