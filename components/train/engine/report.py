@@ -22,7 +22,8 @@ Array = npt.NDArray[np.float64]
 class GroupReport:
     """Figures of one group of parameters: the dense layers, or the embedding tables.
 
-    A unit is a privacy unit. Its *part* is the part of its gradient that belongs to the group.
+    A unit is what is clipped as a whole: an example, or with user sampling a user. A *part* is the part of a unit's
+    gradient that belongs to the group.
 
     Attributes:
         mean_norm: mean L2 norm of the units' parts before clipping. Units whose norm is not finite are left out. NaN if
@@ -43,7 +44,7 @@ class StepReport:
     Attributes:
         step: number of the step, from 1.
         size: number of examples in the batch.
-        units: number of units that are clipped, each as a whole: the examples, or with user sampling the users.
+        units: number of units in the batch: of examples, or with user sampling of users.
         loss: mean loss of the examples; NaN for an empty batch.
         clipped: fraction of the units whose gradient was scaled down in any group, between 0 and 1.
         mean_norm: mean L2 norm of the units' gradients before clipping. Units whose norm is not finite are left out.

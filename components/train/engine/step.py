@@ -1,24 +1,25 @@
 """One step of training, private or not. Read this file from top to bottom.
 
-A step has these phases, in this order (`timer.py` names them; the phase `sampling` belongs to the caller):
+A unit is what is clipped as a whole: an example, or with user sampling a user with all examples. A step has these
+phases, in this order. (`timer.py` names them. It names a phase `sampling` as well, which belongs to the caller.)
 
     lookups             find the rows that the batch reads
     catch-up            apply the pending noise of these rows; with a single micro-batch, pool them in the same pass
     gather              pool the rows of a micro-batch, if that is not done yet
     forward             compute the losses
     backward            compute the gradients of all layers' outputs and of the pooled rows, in one pass
-    norms               compute the gradient norm of each privacy unit, over all layers and tables
+    norms               compute the norm of each unit's gradient, over all layers and tables
     weighted products   sum the clipped gradients of the dense layers, by one matrix product for each layer
     scatter             add the clipped gradients of the tables to the rows that were read
     dense noise         add noise to the summed gradients of the dense layers
-    optimizer           update the dense layers; make the noise of this step pending on every row of every table
-    eager noise         in mode `dpsgd` only: add the noise of this step to every row at once
+    optimizer           update the dense layers; in mode `lazydp`, make the noise of this step pending on every row
+    eager noise         in mode `dpsgd` instead: add the noise of this step to every row at once
 
 The phases from gather to weighted products are repeated for each micro-batch. Mode `sgd` has no norms, no weighted
 products and no noise.
 
-Let g_i be the gradient of unit i (an example, or with user sampling all examples of a user). Let C be the clipping
-norm, b the expected batch size and sigma the noise multiplier. With c_i = min(1, C / ||g_i||), the optimizers apply
+Let g_i be the gradient of unit i, C the clipping norm, b the expected batch size and sigma the noise multiplier.
+With c_i = min(1, C / ||g_i||), the optimizers apply
 
     g_hat = ( sum_i c_i g_i  +  sigma C xi ) / b,     xi ~ N(0, I) over every parameter and every row.
 
