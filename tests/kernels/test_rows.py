@@ -104,7 +104,8 @@ def test_rows_are_ordered_as_by_a_sort_of_tuples(
     log: list[tuple[int, str, int, int, int]], timed: bool, parted: bool
 ) -> None:
     """Users may share a hash: then their texts decide, and their rows do not mix."""
-    group, names, time, part, content = ([row[n] for row in log] for n in range(5))
+    group, time, part, content = ([row[0] for row in log], *([row[n] for row in log] for n in (2, 3, 4)))
+    names = [row[1] for row in log]
     times = np.array(time, dtype=np.int64) if timed else None
     parts = np.array(part, dtype=np.float64) if parted else None
     hashes, contents = (np.array(column, dtype=np.uint64) for column in (group, content))
