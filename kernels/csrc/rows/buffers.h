@@ -2,9 +2,9 @@
 #pragma once
 
 #define PY_SSIZE_T_CLEAN
-#ifndef Py_LIMITED_API
+// Buffers are part of the stable interface since 3.11; the build of torch's extensions states an earlier one.
+#undef Py_LIMITED_API
 #define Py_LIMITED_API 0x030B0000
-#endif
 #include <Python.h>
 
 #include <cstdint>
