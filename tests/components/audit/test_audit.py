@@ -178,7 +178,7 @@ def equal_rows_not_added_up(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(ops, "foreach_bag_sq_norms", over_tables)
 
 
-PLAIN = {
+PLAIN: dict[Callable[[pytest.MonkeyPatch], None], str] = {
     no_clipping: "clipping",
     noise_missed_at_flush: "times the variance of the promised noise .look at the flush",
     noise_dropped_on_reading: "noise on reading",

@@ -112,7 +112,7 @@ def no_weight_decay(made: Tables, optimizer: EmbeddingSgd) -> None:
 
 NONE = "has none of its noise"
 OTHER = "has other noise than the run's"
-FAULTS = {
+FAULTS: dict[Callable[[Tables, EmbeddingSgd], None], str] = {
     marks_only: NONE,
     misses_a_row: NONE,
     adds_noise_to_a_part: NONE,
