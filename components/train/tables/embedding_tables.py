@@ -10,7 +10,6 @@ from __future__ import annotations
 import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
 from typing import Any, Literal
 
 import torch
@@ -20,11 +19,11 @@ from lazydp.components.shared.errors import FormatError, InputError, NonFiniteEr
 from lazydp.components.shared.noise_addresses import MAX_TABLES
 from lazydp.components.train.device.placement import CPU
 from lazydp.components.train.tables.lookups import Lookups, join, join_lookups
-from lazydp.components.train.tables.precision import MOST_MARGIN, Rounding, RowSizes, expected_largest, sizes_of
+from lazydp.components.train.tables.precision import MOST_MARGIN, Rounding, RowSizes, expected_largest
+from lazydp.components.train.tables.rounding_watch import RoundingWatch
 from lazydp.components.train.tables.second_float import chunks
 from lazydp.components.train.tables.skip_ahead import EmbeddingSgd, SkipAhead
 from lazydp.components.train.tables.table import Table
-from lazydp.components.train.tables.weight_bound import WeightBound
 from lazydp.kernels import ops
 from lazydp.kernels.arguments import Distribution, RowGroups
 from lazydp.kernels.noise_key import NoiseKey
@@ -126,12 +125,12 @@ class EmbeddingTables:
         self._has_pending_noise = False
         self._optimizer = optimizer
         # None where nothing is clipped or has noise: rounding then shows nothing that is to be hidden.
-        self._bounds: dict[str, WeightBound] = {}
         self._rounding = Rounding(optimizer, bound, noise_scale) if bound is not None and noise_scale > 0.0 else None
-        self._largest: float | None = None
+        self._watch: RoundingWatch | None = None
         if self._rounding is not None:
-            self._largest = max(map(expected_largest, weights.values()), default=0.0)
+            self._watch = RoundingWatch(self._rounding, keeps_bounds=mode == "lazydp")
             for name, table in self._tables.items():
+                table.expected = expected_largest(table.weight)
                 table.began_with_two = self._rounding.begins_with_two(table.weight)
                 if table.began_with_two:
                     table.two_floats()
@@ -301,45 +300,25 @@ class EmbeddingTables:
         Such are the last steps of a schedule that ends near 0. They add their noise, and no gradient. Public numbers
         decide, never the rows: with and without its gradient a step differs by more than one unit.
         """
-        if self._rounding is None or self._largest is None or table.began_with_two or self._optimizer.momentum:
-            return False
         rate = self._optimizer.rate(self.step + 1)
-        sizes = RowSizes(self._largest)
-        return self._rounding.margin(sizes, columns=table.weight.shape[1], rate=rate) > MOST_MARGIN
+        if self._rounding is None or table.began_with_two or not self._rounding.is_negligible(rate):
+            return False
+        return self._rounding.margin(RowSizes(table.expected), columns=table.weight.shape[1], rate=rate) > MOST_MARGIN
 
     def _watch_rounding(self, groups: Mapping[str, GroupedLookups], names: Sequence[str]) -> None:
-        """Give tables whose rows outgrew one float32 the second, before the step's gradient is rounded to the first.
-
-        The rows decide, before they have their noise. That tells nothing: whichever is chosen, on either of two
-        neighbouring datasets, rounding stays within its half of the margin.
-        """
-        if self._rounding is None:
+        """Give tables whose rows outgrew one float32 the second, before the step's gradient is rounded to the first."""
+        if self._rounding is None or self._watch is None:
             return
-        rate = self._optimizer.rate(self.step + 1)
-        single = [name for name in names if not self._tables[name].has_two_floats]
-        single = [name for name in single if not self._is_surely_small(name, groups[name].rows, rate)]
-        looked_at = [(self._tables[name].weight, self._tables[name].momentum, groups[name].rows) for name in single]
-        for name, sizes in zip(single, sizes_of(looked_at), strict=True):
-            table = self._tables[name]
-            if self._rounding.needs_second_float(sizes, columns=table.weight.shape[1], rate=rate):
-                table.two_floats()
-                _log.info("[private] step %d: table %r keeps two float32 a weight from here on", self.step + 1, name)
-
-    def _is_surely_small(self, name: str, groups: RowGroups, rate: float) -> bool:
-        """Whether no row of the step can have outgrown one float32, by the bound on its table."""
-        assert self._rounding is not None
-        weight = self._tables[name].weight
-        # Eager noise changes every row at every step, velocities have no bound, and on a device a look costs nothing.
-        if self._mode != "lazydp" or self._optimizer.momentum or not weight.is_cpu or not groups.rows.numel():
-            return False
-        needs = partial(self._rounding.needs_second_float, columns=weight.shape[1], rate=rate)
-        lookups = groups.starts.diff()
-        units = float(lookups.max())
-        bound = self._bounds.setdefault(name, WeightBound(weight))
-        noise = self._skip_ahead.longest_noise
-        small = bound.refutes(lambda largest: needs(RowSizes(largest, units=units)), noise=noise)
-        bound.grow(groups.rows, lookups, step=abs(self._skip_ahead.gradient_scale()) * self._rounding.bound)
-        return small
+        outgrown = self._watch.outgrown(
+            {name: self._tables[name] for name in names},
+            {name: groups[name].rows for name in names},
+            rate=self._optimizer.rate(self.step + 1),
+            reach=abs(self._skip_ahead.gradient_scale()) * self._rounding.bound,
+            noise=self._skip_ahead.longest_noise,
+        )
+        for name in outgrown:
+            self._tables[name].two_floats()
+            _log.info("[private] step %d: table %r keeps two float32 a weight from here on", self.step + 1, name)
 
     def _catch_up_two_floats(self, table: Table, rows: Tensor) -> None:
         arguments = self._catch_up_arguments([table])
@@ -361,7 +340,8 @@ class EmbeddingTables:
 
     def flush(self) -> None:
         """Bring every row of every table up to date; nothing is pending afterwards."""
-        self._bounds.clear()  # who has flushed may change weights
+        if self._watch is not None:
+            self._watch.forget()  # who has flushed may change weights
         if self._skip_ahead.is_identity:
             return
         for table in self._tables.values():
@@ -412,7 +392,6 @@ class EmbeddingTables:
         return {
             "tables": {name: table.state() for name, table in self._tables.items()},
             "skip_ahead": self._skip_ahead.state_dict(),
-            "precision": {"largest": self._largest},
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
@@ -429,11 +408,11 @@ class EmbeddingTables:
         for name, table in self._tables.items():
             table.check(state["tables"][name], name)
         self._skip_ahead.load_state_dict(state["skip_ahead"])
-        self._bounds.clear()
+        if self._watch is not None:
+            self._watch.forget()
         precision = state.get("precision", {})
-        self._largest = precision.get("largest", self._largest)
         for name, table in self._tables.items():
-            table.load(state["tables"][name], began_with_two=precision.get("two_floats"))
+            table.load(state["tables"][name], older=precision)
         self._has_pending_noise = self.pending() > 0
 
 

@@ -17,6 +17,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 from torch import Tensor
@@ -53,7 +54,7 @@ class RowSizes:
     units: float = 0.0
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Rounding:
     """What the rounding of rows is measured by.
 
@@ -90,11 +91,16 @@ class Rounding:
 
         It is a function of public numbers: the initial weights, the schedule, sigma, C and b.
         """
-        rates = rates_that_matter(self._rates())
+        rates = rates_that_matter(self._rates)
         if not rates or not weight.numel():
             return False
         return self.needs_second_float(RowSizes(expected_largest(weight)), columns=weight.shape[1], rate=min(rates))
 
+    def is_negligible(self, rate: float) -> bool:
+        """Whether a step of this rate moves next to nothing beside the others; never so with momentum."""
+        return not self.optimizer.momentum and rate < _LEAST_PART * max(self._rates, default=0.0)
+
+    @cached_property
     def _rates(self) -> list[float]:
         """Rates at steps 1, 2, 4, ..., as far as the schedule goes."""
         rates = []

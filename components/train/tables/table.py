@@ -24,6 +24,7 @@ class Table:
         momentum: the velocity, float32 [R, D], or None.
         rest: what `weight` leaves of the true value, float32 [R, D]; None where rows have one float.
         momentum_rest: likewise of `momentum`.
+        expected: how large weights are taken to become, from the initial ones: a public number.
         began_with_two: whether public numbers asked for two floats before the first step.
     """
 
@@ -33,6 +34,7 @@ class Table:
     momentum: Tensor | None
     rest: Tensor | None = None
     momentum_rest: Tensor | None = None
+    expected: float = 0.0
     began_with_two: bool = False
 
     @property
@@ -50,7 +52,7 @@ class Table:
 
     def state(self) -> dict[str, Any]:
         """For a private checkpoint: references, not copies."""
-        names = ("weight", "last", "momentum", "rest", "momentum_rest", "began_with_two")
+        names = ("weight", "last", "momentum", "rest", "momentum_rest", "expected", "began_with_two")
         return {name: getattr(self, name) for name in names}
 
     def check(self, saved: Mapping[str, Any], name: str) -> None:
@@ -65,20 +67,20 @@ class Table:
                 f"{tuple(self.weight.shape)}: it belongs to another model or optimizer"
             )
 
-    def load(self, saved: Mapping[str, Any], *, began_with_two: bool | None) -> None:
+    def load(self, saved: Mapping[str, Any], *, older: Mapping[str, Any]) -> None:
         """Continue from `saved`, copied into these tensors.
 
         Args:
             saved: what `state` gave.
-            began_with_two: for the state of an older lazydp, which does not say it of each table; None: as now.
+            older: what an older lazydp said of all tables together: `largest` and `two_floats`.
         """
         self.weight.copy_(saved["weight"])
         self.last.copy_(saved["last"])
         if self.momentum is not None:
             self.momentum.copy_(saved["momentum"])
         # Chosen from the initial weights, which a resumed run does not see: the state says.
-        known = saved.get("began_with_two", began_with_two)
-        self.began_with_two = self.began_with_two if known is None else bool(known)
+        self.expected = saved.get("expected", older.get("largest")) or self.expected
+        self.began_with_two = saved.get("began_with_two", older.get("two_floats", self.began_with_two))
         self.rest, self.momentum_rest = None, None
         if self.began_with_two or saved.get("rest") is not None:
             self.two_floats()

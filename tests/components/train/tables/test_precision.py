@@ -181,3 +181,25 @@ def test_one_float_lets_a_unit_add_more(name: str, monkeypatch: pytest.MonkeyPat
     """The control, and with momentum the case that was found: the velocity's ulp is 12.5 % of C / b."""
     one_float(monkeypatch)
     assert max(excess(part=part, **OPTIMIZERS[name]) for part in PARTS) > MOST_MARGIN
+
+
+def test_a_small_table_takes_its_gradients_beside_a_large_one() -> None:
+    """What one table needs says nothing of another: each is judged by its own weights."""
+    tables = EmbeddingTables(
+        {"large": torch.full((2, 2), 1e6), "small": torch.zeros(2, 2)},
+        mode="lazydp",
+        optimizer=EmbeddingSgd(1.0),
+        noise_scale=1e-3 / BATCH,
+        key=NoiseKey.for_tests(0),
+        bound=1.0 / BATCH,
+    )
+    lookups = Lookups(torch.zeros(1, dtype=torch.int64), torch.arange(2), None, 1)
+    groups = tables.group_rows([{name: lookups for name in tables.names}])
+    scale = torch.full((1,), 1.0 / BATCH)
+    sent = {name: [TableGradient(lookups, torch.ones(1, 2), scale)] for name in tables.names}
+    tables.add_gradient(groups, sent)
+    state = tables.state_dict()["tables"]
+    assert [name for name in tables.names if state[name]["rest"] is not None] == ["large"]
+    assert torch.equal(state["small"]["weight"][0], torch.full((2,), -1.0 / BATCH))
+    moved = state["large"]["rest"][0] + (state["large"]["weight"][0] - 1e6)
+    torch.testing.assert_close(moved, torch.full((2,), -1.0 / BATCH), rtol=1e-5, atol=0.0)
