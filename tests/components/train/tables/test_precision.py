@@ -194,7 +194,7 @@ def test_a_small_table_takes_its_gradients_beside_a_large_one() -> None:
         bound=1.0 / BATCH,
     )
     lookups = Lookups(torch.zeros(1, dtype=torch.int64), torch.arange(2), None, 1)
-    groups = tables.group_rows([{name: lookups for name in tables.names}])
+    groups = tables.group_rows([dict.fromkeys(tables.names, lookups)])
     scale = torch.full((1,), 1.0 / BATCH)
     sent = {name: [TableGradient(lookups, torch.ones(1, 2), scale)] for name in tables.names}
     tables.add_gradient(groups, sent)
