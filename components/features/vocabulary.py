@@ -30,7 +30,8 @@ from lazydp.components.shared.bounded_parquet import read_bounded
 from lazydp.components.shared.errors import FormatError, InputError, IntegrityError
 
 _HASH_PERSON = b"lazydp.vocab"
-_INTEGER = r"^[+-]?\d{1,18}$"
+# The one text form of an integer: neither "+2", "007" nor "-0" is the number 2, 7 or 0 (`values`).
+INTEGER_TEXT = r"^(0|-?[1-9][0-9]{0,17})$"
 _VALUE = "value"
 
 Codes = np.ndarray[tuple[int], np.dtype[np.int64]]
@@ -131,8 +132,7 @@ class Integers(Vocabulary):
         array = as_array(values)
         if not pa.types.is_integer(array.type) or pa.types.is_uint64(array.type):
             text = canonical_text(array)
-            array = pc.if_else(pc.match_substring_regex(text, _INTEGER), text, pa.scalar(None, pa.string()))
-            array = pc.utf8_ltrim(array, "+")
+            array = pc.if_else(pc.match_substring_regex(text, INTEGER_TEXT), text, pa.scalar(None, pa.string()))
         # One below `first` has code 0: unknown.
         numbers = array.cast(pa.int64()).fill_null(self._first - 1).to_numpy(zero_copy_only=False)
         last = self._first + self.size - 1

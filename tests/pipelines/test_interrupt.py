@@ -12,6 +12,9 @@ import os, signal, sys, types
 import click
 from lazydp.pipelines import cli
 
+# A shell that runs the tests in the background has them ignore it.
+signal.signal(signal.SIGINT, signal.default_int_handler)
+
 @click.command()
 def command():
     try:
