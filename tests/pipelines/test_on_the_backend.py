@@ -6,10 +6,10 @@ from typing import Any
 
 import pyarrow.parquet as pq
 import pytest
-import yaml
 
 from lazydp.components.budget.ledger.ledger import Ledger
 from lazydp.components.bundle.reader import Bundle
+from lazydp.pipelines.package import documents_of
 from support.kfp_backend import BackendRun
 
 TASKS = {"ingest", "budget-gate", "train", "export", "evaluate", "finish"}
@@ -92,7 +92,7 @@ def with_old_names(package: Path) -> Path:
 
 def partial_placeholders(package: Path) -> list[str]:
     """Constants of the IR that hold a placeholder and more."""
-    spec = next(yaml.safe_load_all(package.read_text()))
+    spec = documents_of(package)[0]
     found = []
 
     def visit(node: Any) -> None:

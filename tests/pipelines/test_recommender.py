@@ -3,6 +3,8 @@
 import json
 import re
 import stat
+import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -11,6 +13,7 @@ from click.testing import CliRunner, Result
 from lazydp.components.budget.accounting.epsilon import epsilon
 from lazydp.components.budget.accounting.events import composed, counts_event, dpsgd_event
 from lazydp.pipelines.cli import cli, main
+from support.kfp_backend import PodHost
 
 CONFIG = """
 format_version: 1
@@ -55,7 +58,24 @@ def run(sample: Path, out: Path, *options: str) -> list[str]:
     return ["pipeline", "run", *data, "--config", str(sample / "train.yaml"), "--out", str(out), *options]
 
 
-def test_whole_run_then_a_run_over_budget(sample: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+@pytest.fixture
+def forked_tasks(pod_host: PodHost, tmp_path: Path) -> Iterator[None]:
+    """kfp's runner starts the processes of tasks from a server that has the libraries imported."""
+    (tmp_path / "pod").mkdir()
+    pod_host.make_python(tmp_path / "pod" / "python3")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sys, "executable", str(tmp_path / "pod" / "python3"))
+        patch.setenv("KFP_BACKEND_POD", str(tmp_path / "pod"))
+        yield
+
+
+@pytest.mark.parametrize("tasks", ["forks", pytest.param("programs", marks=pytest.mark.slow)])
+def test_whole_run_then_a_run_over_budget(
+    sample: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str], tasks: str, request: pytest.FixtureRequest
+) -> None:
+    python = sys.executable
+    if tasks == "forks":
+        request.getfixturevalue("forked_tasks")
     counts = counts_event(noise_multiplier=5.0)
     once, twice = (
         epsilon(
@@ -95,7 +115,8 @@ def test_whole_run_then_a_run_over_budget(sample: Path, tmp_path: Path, capfd: p
     assert 0 <= metrics["model"]["hr_at_10"] <= 1
     assert stat.S_IMODE(out.stat().st_mode) == 0o700, "the folder holds the private dataset and checkpoints"
 
-    # The same again: two such runs together are over the budget, and the second never trains.
+    # The same again, now by programs of their own: two such runs together are over the budget, the second never trains.
+    sys.executable = python  # which the fixture, or nobody, restores
     with pytest.raises(SystemExit) as exited:
         main(run(sample, out))
     error = capfd.readouterr().err

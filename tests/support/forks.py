@@ -18,6 +18,8 @@ from multiprocessing.context import ForkServerProcess
 from pathlib import Path
 from typing import Any
 
+from lazydp.pipelines import cli
+
 # Everything that some test runs in a fork: there is one server a test process, and the first fork starts it.
 PRELOADED = (
     "torch._dynamo",
@@ -32,6 +34,11 @@ PRELOADED = (
     "sqlalchemy.dialects.postgresql.psycopg",
     "sqlalchemy.dialects.sqlite",
 )
+
+
+LAZYDP = Path(cli.__file__)
+"""The command `lazydp` as a program."""
+NOWHERE = Path(os.devnull)
 
 
 @dataclass(frozen=True)

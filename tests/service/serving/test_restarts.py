@@ -6,8 +6,6 @@ import json
 import os
 import signal
 import socket
-import subprocess
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -19,6 +17,7 @@ from lazydp.components.bundle.manifest import BundleManifest
 from lazydp.components.bundle.untrained import write_untrained
 from lazydp.components.shared.errors import FormatError
 from lazydp.service.serving.state_file import Loaded, State
+from support.forks import LAZYDP, NOWHERE, Fork
 from support.service_load import Load, eventually, point
 
 QUERY = b'{"user_id":"7","k":5}'
@@ -36,16 +35,13 @@ class Process:
     def __init__(self, bundle: Path, **settings: object) -> None:
         self.port = free_port()
         self.url = f"http://127.0.0.1:{self.port}"
-        self._command = [sys.executable, "-m", "lazydp.pipelines.cli", "serve", "--bundle", str(bundle)]
-        self._command += ["--port", str(self.port), "--allow-test-key"]
+        self._command = ["serve", "--bundle", str(bundle), "--port", str(self.port), "--allow-test-key"]
         named = {f"LAZYDP_SERVE_{name.upper()}": str(value) for name, value in {"drain_delay_s": 0, **settings}.items()}
         self._environment = {**os.environ, "LAZYDP_SERVE_ACCESS_LOG": "false", **named}
         self.start()
 
     def start(self) -> None:
-        self.process = subprocess.Popen(
-            self._command, env=self._environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
-        )
+        self.process = Fork(LAZYDP, *self._command, environment=self._environment, output=(NOWHERE, NOWHERE))
 
     def wait_until_ready(self) -> None:
         eventually(self.is_ready)

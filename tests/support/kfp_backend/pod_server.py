@@ -10,6 +10,8 @@ import traceback
 from pathlib import Path
 from typing import Any
 
+from lazydp.components.shared.version import code_version
+
 _LOOPBACK = ("127.", "::1", "localhost")
 
 
@@ -17,6 +19,7 @@ def serve(path: str, preload: list[str]) -> None:
     """Fork for every connection, until terminated."""
     for name in ["kfp.dsl.executor_main", *preload]:
         importlib.import_module(name)
+    code_version()  # which each process computes once
     signal.signal(signal.SIGCHLD, signal.SIG_IGN)
     server = socket.socket(socket.AF_UNIX)
     server.bind(f"{path}.new")
