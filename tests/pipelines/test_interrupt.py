@@ -12,7 +12,7 @@ import os, signal, sys, types
 import click
 from lazydp.pipelines import cli
 
-# A shell that runs the tests in the background has them ignore it.
+# A process that was started in the background of a shell ignores the signal, and so do its children.
 signal.signal(signal.SIGINT, signal.default_int_handler)
 
 @click.command()
