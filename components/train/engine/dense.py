@@ -158,15 +158,22 @@ class DenseLayers:
         ops.normal_(noise, self._key.tensor(), table=MAX_TABLES + number, first_row=0, step=step)
         total.add_(noise.view_as(total), alpha=self._noise_scale)
 
-    def update(self, step: int) -> None:
-        """Let the optimizer update the parameters, at the learning rate of `step`."""
-        if self._optimizer is None:
+    def set_rate(self, step: int) -> None:
+        """Give the optimizer the learning rate of `step`, if there is a schedule; no weight changes.
+
+        Raises:
+            InputError: the schedule does not cover the step.
+        """
+        if self._optimizer is None or self._learning_rate is None:
             return
-        if self._learning_rate is not None:
-            rate = self._learning_rate(step)
-            for group in self._optimizer.param_groups:
-                group["lr"] = rate
-        self._optimizer.step()
+        rate = self._learning_rate(step)
+        for group in self._optimizer.param_groups:
+            group["lr"] = rate
+
+    def update(self) -> None:
+        """Let the optimizer update the parameters, at the rate that `set_rate` gave it."""
+        if self._optimizer is not None:
+            self._optimizer.step()
 
     def check_finite(self) -> None:
         """Check every value of every parameter.

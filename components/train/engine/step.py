@@ -141,6 +141,9 @@ class Engine:
         if isinstance(micro_batches, Examples):
             micro_batches = [micro_batches]
         micro_batches = [examples for examples in micro_batches if examples.size]
+        step = self.tables.step + 1
+        self.tables.refuse_step(sum(examples.size for examples in micro_batches))
+        self.dense.set_rate(step)
         with self._phase("lookups"):
             reads = send_lookups(
                 [lookups_of(self.model.layout, examples) for examples in micro_batches], self.placement.table_device
@@ -161,11 +164,10 @@ class Engine:
         with self._phase("scatter"):
             gradients = {name: [done.tables[name] for done in passes] for name in groups}
             self.tables.add_gradient(groups, gradients)
-        step = self.tables.step + 1
         with self._phase("dense noise"):
             self.dense.add_noise(step)
         with self._phase("optimizer"):
-            self.dense.update(step)
+            self.dense.update()
         with self._phase("eager noise" if self.mode == "dpsgd" else "optimizer"):
             self.tables.advance()
         self._guard.end()
