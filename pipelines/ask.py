@@ -2,14 +2,8 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
-import signal
-import subprocess
-import sys
-import tempfile
-import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,53 +11,11 @@ from urllib.parse import quote
 
 import httpx
 
-from lazydp.components.shared.errors import UnavailableError
 from lazydp.components.shared.files import PRIVATE_FILE, write_bytes
+from lazydp.components.shared.running_service import running_service
 
-_START_TIMEOUT_S = 60.0
-_STOP_TIMEOUT_S = 15.0
 _K = 5
 _BUDGET = "GET /v1/privacy/budget"
-
-
-@contextlib.contextmanager
-def running_service(bundle: Path, ledger_url: str) -> Iterator[str]:
-    """Run `lazydp serve` on a free loopback port; yields its base URL once it is ready.
-
-    Raises:
-        UnavailableError: the service ended or was not ready within a minute; its log is in the message.
-    """
-    with tempfile.TemporaryDirectory(prefix="lazydp-serve-") as folder:
-        port_file = Path(folder) / "port"
-        log = Path(folder) / "log"
-        command = [sys.executable, "-m", "lazydp.pipelines.cli", "serve", "--bundle", str(bundle)]
-        command += [*(["--ledger", ledger_url] if ledger_url else []), "--port", "0", "--port-file", str(port_file)]
-        with log.open("wb") as output:
-            process = subprocess.Popen(command, stdout=output, stderr=output)  # noqa: S603 - our own command
-        try:
-            yield _wait_until_ready(process, port_file, log)
-        finally:
-            # No load balancer stands before it, so it need not go on accepting for a while.
-            process.send_signal(signal.SIGINT)
-            try:
-                process.wait(_STOP_TIMEOUT_S)
-            except subprocess.TimeoutExpired:
-                process.kill()
-                process.wait()
-
-
-def _wait_until_ready(process: subprocess.Popen[bytes], port_file: Path, log: Path) -> str:
-    deadline = time.monotonic() + _START_TIMEOUT_S
-    while time.monotonic() < deadline and process.poll() is None:
-        if port_file.exists() and (port := port_file.read_text().strip()):
-            url = f"http://127.0.0.1:{port}"
-            with contextlib.suppress(httpx.TransportError):
-                if httpx.get(f"{url}/readyz", timeout=5).status_code == httpx.codes.OK:
-                    return url
-        time.sleep(0.05)
-    tail = log.read_text(errors="replace")[-2000:]
-    state = "ended" if process.poll() is not None else f"was not ready within {_START_TIMEOUT_S:.0f} s"
-    raise UnavailableError(f"the service {state}; its log ends with:\n{tail}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,7 +60,7 @@ def ask_service(bundle: Path, ledger_url: str, *, user_id: str, history: list[st
     bodies = bodies | alone if manifest["features"].get("history") else alone | bodies
     bodies[_BUDGET] = None
     answers = {}
-    with running_service(bundle, ledger_url) as url, httpx.Client(base_url=url, timeout=30) as client:
+    with running_service(bundle, ledger_url=ledger_url) as url, httpx.Client(base_url=url, timeout=30) as client:
         for question, body in bodies.items():
             method, path = question.split(" ")[:2]
             answer = client.request(method, path, json=body)

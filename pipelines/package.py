@@ -16,6 +16,13 @@ from lazydp.components.shared.errors import InputError
 _KUBERNETES_NAME = re.compile(r"[a-z0-9]([-a-z0-9]{0,61}[a-z0-9])?")
 
 
+def documents_of(package: Path) -> list[Any]:
+    """The documents of a compiled package: the pipeline, and the platform's configuration where there is one."""
+    # libyaml's parser, where it is there: a package has thousands of lines.
+    loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
+    return list(yaml.load_all(package.read_text(), Loader=loader))
+
+
 class _OneLine(yaml.SafeDumper):
     """YAML on one line, in ASCII: every text in double quotes, everything else as YAML writes it."""
 
@@ -41,18 +48,17 @@ def on_one_line(text: str, *, what: str, where: Path) -> str:
         InputError: not YAML.
     """
     try:
-        document = yaml.safe_load(text)
-        line = yaml.dump(
-            document,
-            Dumper=_OneLine,
-            default_flow_style=True,
-            width=float("inf"),
-            allow_unicode=False,
-            sort_keys=False,
-        ).strip()
+        return one_line(yaml.safe_load(text))
     except (yaml.YAMLError, ValueError) as error:
         raise InputError(f"{what} {where} is not YAML: {' '.join(str(error).split())}") from error
-    return line.replace("{{", "{\\x7b")
+
+
+def one_line(document: Any) -> str:
+    """A document of YAML as such a line."""
+    line: str = yaml.dump(
+        document, Dumper=_OneLine, default_flow_style=True, width=float("inf"), allow_unicode=False, sort_keys=False
+    )
+    return line.strip().replace("{{", "{\\x7b")
 
 
 def compile_package(

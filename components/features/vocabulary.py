@@ -17,7 +17,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from lazydp.components.features.spec import FeatureSpec
-from lazydp.components.features.values import Values, as_array, canonical_text, to_numbers
+from lazydp.components.features.values import Values, as_array, canonical_text, texts_of, to_numbers
 from lazydp.components.features.vocabulary_spec import (
     AnyVocabulary,
     BucketVocabulary,
@@ -28,33 +28,26 @@ from lazydp.components.features.vocabulary_spec import (
 )
 from lazydp.components.shared.bounded_parquet import read_bounded
 from lazydp.components.shared.errors import FormatError, InputError, IntegrityError
+from lazydp.kernels.rows import TextIndex, Texts, hashed_codes
 
 _HASH_PERSON = b"lazydp.vocab"
-_INTEGER = r"^[+-]?\d{1,18}$"
+# The one text form of an integer: neither "+2", "007" nor "-0" is the number 2, 7 or 0 (`values`).
+INTEGER_TEXT = r"^(0|-?[1-9][0-9]{0,17})$"
 _VALUE = "value"
 
 Codes = np.ndarray[tuple[int], np.dtype[np.int64]]
 
 
-class _KeyedHash:
-    """BLAKE2b (RFC 7693), 64-bit, keyed with a salt; the keyed state is made once and copied for each value."""
-
-    def __init__(self, *, buckets: int, salt: str) -> None:
-        key = salt.encode()
-        # BLAKE2b takes keys of up to 64 bytes; a salt of 64 characters may be longer.
-        key = key if len(key) <= 64 else hashlib.sha256(key).digest()
-        self._keyed = hashlib.blake2b(digest_size=8, key=key, person=_HASH_PERSON)
-        self._buckets = buckets
-
-    def code(self, text: str) -> int:
-        state = self._keyed.copy()
-        state.update(text.encode())
-        return 1 + int.from_bytes(state.digest(), "little") % self._buckets
+def _key_of(salt: str) -> bytes:
+    """BLAKE2b takes keys of up to 64 bytes; a salt of 64 characters may be longer."""
+    key = salt.encode()
+    return key if len(key) <= 64 else hashlib.sha256(key).digest()
 
 
 def hash_code(text: str, *, buckets: int, salt: str) -> int:
     """Code 1..buckets of a value: BLAKE2b (RFC 7693) of its UTF-8, 64-bit, keyed with the salt, little-endian, mod."""
-    return _KeyedHash(buckets=buckets, salt=salt).code(text)
+    digest = hashlib.blake2b(text.encode(), digest_size=8, key=_key_of(salt), person=_HASH_PERSON).digest()
+    return 1 + int.from_bytes(digest, "little") % buckets
 
 
 class Vocabulary(ABC):
@@ -76,19 +69,22 @@ class Vocabulary(ABC):
 
 
 class _TextVocabulary(Vocabulary):
-    """Encodes each distinct text once."""
+    """Encodes texts."""
 
     @abstractmethod
-    def _encode_distinct(self, texts: pa.Array) -> Codes:
-        """Codes of distinct, non-null texts."""
+    def _encode_texts(self, texts: Texts) -> Codes:
+        """Codes of texts; what stands for a missing one does not count."""
 
     def encode(self, values: Values) -> Codes:
-        encoded = canonical_text(values).dictionary_encode()
-        codes = np.zeros(len(encoded.dictionary) + 1, dtype=np.int64)
-        codes[:-1] = self._encode_distinct(encoded.dictionary)
-        # Null indices point at the last entry, which is 0: unknown.
-        indices = encoded.indices.fill_null(len(encoded.dictionary)).to_numpy(zero_copy_only=False)
-        return np.asarray(codes[indices])
+        if isinstance(values, pa.DictionaryArray):
+            codes = np.append(self.encode(values.dictionary), 0)
+            # Null indices point at the last entry, which is 0: unknown.
+            return np.asarray(codes[values.indices.fill_null(len(codes) - 1).to_numpy(zero_copy_only=False)])
+        text = canonical_text(values)
+        codes = self._encode_texts(texts_of(text))
+        if text.null_count:
+            codes[np.asarray(text.is_null().to_numpy(zero_copy_only=False))] = 0
+        return codes
 
 
 class Hashed(_TextVocabulary):
@@ -96,10 +92,10 @@ class Hashed(_TextVocabulary):
 
     def __init__(self, spec: HashedVocabulary) -> None:
         self.size = spec.buckets
-        self._hash = _KeyedHash(buckets=spec.buckets, salt=spec.salt)
+        self._key = _key_of(spec.salt)
 
-    def _encode_distinct(self, texts: pa.Array) -> Codes:
-        return np.fromiter(map(self._hash.code, texts.to_pylist()), dtype=np.int64, count=len(texts))
+    def _encode_texts(self, texts: Texts) -> Codes:
+        return hashed_codes(texts, key=self._key, person=_HASH_PERSON, buckets=self.size)
 
 
 class Declared(_TextVocabulary):
@@ -108,13 +104,12 @@ class Declared(_TextVocabulary):
     def __init__(self, values: pa.Array) -> None:
         self._values = values
         self.size = len(values)
-        self._codes: dict[str, int] | None = None
+        self._index: TextIndex | None = None
 
-    def _encode_distinct(self, texts: pa.Array) -> Codes:
-        if self._codes is None:
-            self._codes = {value: code for code, value in enumerate(self._values.to_pylist(), start=1)}
-        known = self._codes
-        return np.fromiter((known.get(text, 0) for text in texts.to_pylist()), dtype=np.int64, count=len(texts))
+    def _encode_texts(self, texts: Texts) -> Codes:
+        if self._index is None:
+            self._index = TextIndex(texts_of(self._values))
+        return self._index.find(texts)
 
     def values(self) -> pa.Array:
         return self._values
@@ -131,8 +126,7 @@ class Integers(Vocabulary):
         array = as_array(values)
         if not pa.types.is_integer(array.type) or pa.types.is_uint64(array.type):
             text = canonical_text(array)
-            array = pc.if_else(pc.match_substring_regex(text, _INTEGER), text, pa.scalar(None, pa.string()))
-            array = pc.utf8_ltrim(array, "+")
+            array = pc.if_else(pc.match_substring_regex(text, INTEGER_TEXT), text, pa.scalar(None, pa.string()))
         # One below `first` has code 0: unknown.
         numbers = array.cast(pa.int64()).fill_null(self._first - 1).to_numpy(zero_copy_only=False)
         last = self._first + self.size - 1
