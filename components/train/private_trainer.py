@@ -70,9 +70,12 @@ class PrivateTrainer:
         self.privacy = privacy
         self.mode: Mode = mode
         self.steps = steps
+        self.embeddings = embeddings
+        self.allow_moving_buffers = allow_moving_buffers
+        self.allow_unrepeatable_losses = allow_unrepeatable_losses
         self._key = key
         self._nonce = key.new_nonce()
-        own = key.for_trainer(self._nonce)
+        self._own = own = key.for_trainer(self._nonce)
         tables = {name: layer.weight for name, layer in rows.items()}
         self.tables = EmbeddingTables(
             tables,
@@ -97,6 +100,11 @@ class PrivateTrainer:
     def steps_done(self) -> int:
         """Steps completed."""
         return self.tables.step
+
+    @property
+    def noise_key(self) -> NoiseKey:
+        """The key that the noise is drawn under: private, for the proof that an export makes."""
+        return self._own
 
     @property
     def optimizer(self) -> torch.optim.Optimizer | None:
@@ -125,7 +133,7 @@ class PrivateTrainer:
             BudgetExceededError: all steps that the noise was calibrated for are done.
         """
         self._guard.refuse_unfinished()
-        self._refuse_step_beyond_the_last()
+        self.refuse_step_beyond_the_last()
         self.dense.zero_gradients()
         if self._buffers is not None:
             self._buffers.begin()
@@ -194,7 +202,7 @@ class PrivateTrainer:
         nonce = _nonce_of(state)
         own = self._key.for_trainer(nonce)
         self._begin_change()
-        self._nonce = nonce
+        self._nonce, self._own = nonce, own
         self.tables.draw_under(own)
         self.dense.draw_under(own)
         self.tables.load_state_dict(state["embeddings"])
@@ -202,7 +210,12 @@ class PrivateTrainer:
             self.dense.load_state_dict(state["dense"])
         self._end_change()
 
-    def _refuse_step_beyond_the_last(self) -> None:
+    def refuse_step_beyond_the_last(self) -> None:
+        """Refuse a step after the last one.
+
+        Raises:
+            BudgetExceededError: all steps that the noise was calibrated for are done.
+        """
         if self.steps is not None and self.steps_done >= self.steps:
             raise BudgetExceededError(
                 f"all {self.steps} steps that the noise was calibrated for are done, and step {self.steps_done + 1} "

@@ -36,7 +36,7 @@ _CHUNK = 1 << 22
 _STEPS_ASKED = 24
 _LEAST_LARGEST = 1 / 16
 # Below this part of the largest rate, steps move next to nothing.
-_LEAST_PART = 1 / 16
+LEAST_PART = 1 / 16
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,7 +98,7 @@ class Rounding:
 
     def is_negligible(self, rate: float) -> bool:
         """Whether a step of this rate moves next to nothing beside the others; never so with momentum."""
-        return not self.optimizer.momentum and rate < _LEAST_PART * max(self._rates, default=0.0)
+        return not self.optimizer.momentum and rate < LEAST_PART * max(self._rates, default=0.0)
 
     @cached_property
     def _rates(self) -> list[float]:
@@ -112,9 +112,24 @@ class Rounding:
         return rates
 
 
+<<<<<<< HEAD
 def rates_that_matter(rates: list[float]) -> list[float]:
     """Those above 0 that are no less than a sixteenth of the largest."""
-    return [rate for rate in rates if rate > 0.0 and rate >= _LEAST_PART * max(rates)]
+    return [rate for rate in rates if rate > 0.0 and rate >= LEAST_PART * max(rates)]
+=======
+def needs_second_float(weights: Iterable[Tensor], *, optimizer: EmbeddingSgd, bound: float) -> bool:
+    """Whether the margin is too large at a rate that matters, for weights twice as large as at the beginning."""
+    rates = _rates(optimizer)
+    if not rates:
+        return False
+    least = min(rate for rate in rates if rate >= LEAST_PART * max(rates))
+    return any(
+        margin(largest=expected_largest(weight), columns=weight.shape[1], rate=least, bound=bound, optimizer=optimizer)
+        > MOST_MARGIN
+        for weight in weights
+        if weight.numel()
+    )
+>>>>>>> main
 
 
 def expected_largest(weight: Tensor) -> float:
