@@ -112,24 +112,9 @@ class Rounding:
         return rates
 
 
-<<<<<<< HEAD
 def rates_that_matter(rates: list[float]) -> list[float]:
     """Those above 0 that are no less than a sixteenth of the largest."""
     return [rate for rate in rates if rate > 0.0 and rate >= LEAST_PART * max(rates)]
-=======
-def needs_second_float(weights: Iterable[Tensor], *, optimizer: EmbeddingSgd, bound: float) -> bool:
-    """Whether the margin is too large at a rate that matters, for weights twice as large as at the beginning."""
-    rates = _rates(optimizer)
-    if not rates:
-        return False
-    least = min(rate for rate in rates if rate >= LEAST_PART * max(rates))
-    return any(
-        margin(largest=expected_largest(weight), columns=weight.shape[1], rate=least, bound=bound, optimizer=optimizer)
-        > MOST_MARGIN
-        for weight in weights
-        if weight.numel()
-    )
->>>>>>> main
 
 
 def expected_largest(weight: Tensor) -> float:
