@@ -25,6 +25,7 @@ _HOMES = {
     "epsilon": "lazydp.components.budget.accounting.epsilon",
     "evaluate": "lazydp.api.steps",
     "export": "lazydp.api.steps",
+    "fix": "lazydp.components.train.replacements",
     "ingest": "lazydp.api.steps",
     "make_private": "lazydp.components.train.private",
     "train": "lazydp.api.steps",

@@ -11,6 +11,7 @@ from lazydp.components.train.engine.dense import DenseOptimizer as DenseOptimize
 from lazydp.components.train.mechanism.parameters import PrivacyParameters as PrivacyParameters
 from lazydp.components.train.private import PrivateTrainer as PrivateTrainer
 from lazydp.components.train.private import make_private as make_private
+from lazydp.components.train.replacements import fix as fix
 from lazydp.components.train.tables.skip_ahead import EmbeddingSgd as EmbeddingSgd
 from lazydp.kernels.noise_key import NoiseKey as NoiseKey
 from lazydp.service.client import Client as Client

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass
 from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils._pytree import tree_flatten, tree_unflatten
 
 from lazydp.components.shared.errors import BudgetExceededError, FormatError, InputError
 from lazydp.components.train.device.allocator import keep_freed_memory
@@ -19,13 +20,16 @@ from lazydp.components.train.engine.report import StepReport
 from lazydp.components.train.mechanism.capture import Capture
 from lazydp.components.train.mechanism.contributions import Contributions, units_of
 from lazydp.components.train.mechanism.coupling import CouplingCheck, Disturbance
+from lazydp.components.train.mechanism.example_dims import of_results
 from lazydp.components.train.mechanism.gradient_check import GradientCheck, Reading, ReadRows
-from lazydp.components.train.mechanism.layers import Layers
+from lazydp.components.train.mechanism.layers import Layers, slow_paths
 from lazydp.components.train.mechanism.moved_buffers import MovedBuffers
 from lazydp.components.train.mechanism.parameters import PrivacyParameters
+from lazydp.components.train.mechanism.per_example import running_apart
 from lazydp.components.train.mechanism.step_guard import StepGuard
 from lazydp.components.train.mechanism.units import Units
 from lazydp.components.train.tables.embedding_tables import EmbeddingTables, Mode, TableGradient
+from lazydp.components.train.tables.examples_apart import are_apart, with_whole_batch
 from lazydp.components.train.tables.lazy_embedding import LazyRows
 from lazydp.components.train.tables.lookups import Lookups, join, join_lookups
 from lazydp.components.train.tables.skip_ahead import EmbeddingSgd
@@ -99,6 +103,11 @@ class PrivateTrainer:
         return self.tables.step
 
     @property
+    def slow_paths(self) -> tuple[str, ...]:
+        """Names of the parameters whose per-example gradients are formed, at B times their memory."""
+        return slow_paths(self._layers)
+
+    @property
     def optimizer(self) -> torch.optim.Optimizer | None:
         """The optimizer of the dense layers: attach a scheduler of `torch.optim.lr_scheduler` to it, and step that
         after each step of the trainer. (The tables' schedule is known in advance: see `schedules.from_torch`.)
@@ -134,15 +143,20 @@ class PrivateTrainer:
             raise InputError(f"{len(micro_batches)} micro-batches came with the user_sizes of {len(sizes)}")
         passes = [self._pass(losses_of, of_users) for losses_of, of_users in zip(micro_batches, sizes, strict=True)]
         self._begin_change()
+        self._change(passes)
+        self._end_change()
+        return StepReport.of(self.steps_done, [done.losses for done in passes], [done.contributions for done in passes])
+
+    def _change(self, passes: Sequence[_Pass]) -> None:
+        """Add gradients and noise, and update."""
         sent = {name: [done.tables[name] for done in passes if name in done.tables] for name in self.tables.names}
         groups = self.tables.group_rows([{name: part.lookups for name, part in done.tables.items()} for done in passes])
         self.tables.add_gradient(groups, {name: parts for name, parts in sent.items() if parts})
         step = self.tables.step + 1
         self.dense.add_noise(step)
         self.dense.update(step)
-        self.tables.advance()
-        self._end_change()
-        return StepReport.of(step, [done.losses for done in passes], [done.contributions for done in passes])
+        with self._padding_kept():
+            self.tables.advance()
 
     def flush(self) -> None:
         """Apply all pending noise: before evaluating, saving or releasing the model. Training may go on.
@@ -151,7 +165,8 @@ class PrivateTrainer:
             UnfinishedStepError: a step was interrupted while it changed the weights.
         """
         self._guard.refuse_unfinished()
-        self.tables.flush()
+        with self._padding_kept():
+            self.tables.flush()
         self._mark_rows()
 
     def pending(self) -> int:
@@ -223,6 +238,13 @@ class PrivateTrainer:
             layer.has_pending_noise = self.tables.has_pending_noise
 
     @contextmanager
+    def _padding_kept(self) -> Iterator[None]:
+        with ExitStack() as stack:
+            for layer in self._rows:
+                stack.enter_context(layer.padding_kept())
+            yield
+
+    @contextmanager
     def _rows_kept(self) -> Iterator[None]:
         for layer in self._rows:
             layer.kept_by_trainer = True
@@ -288,21 +310,34 @@ class PrivateTrainer:
                 layer.read = None
 
     def _losses_from(self, losses_of: Losses, read: ReadRows) -> Tensor:
-        with self._reading(read), self._coupling.replayed():
+        with self._reading(read), self._coupling.replayed(), running_apart(self._layers):
             return losses_of()
 
     def _losses_again(self, losses_of: Losses, disturbance: Disturbance) -> Tensor:
-        """The losses once more, with what tables and layers give disturbed; for a look at them and nothing else."""
+        """The losses once more, with what tables and layers give disturbed; for a look at them and nothing else.
+
+        Without a disturbance the model runs as it is written, on the slow path, too: it has to give the same.
+        """
+        if disturbance.is_none:
+            with self._reading(self._pooled):
+                return losses_of()
 
         def read(table: str, lookups: Lookups) -> Tensor:
             return disturbance.of_rows(self._pooled(table, lookups))
 
-        def disturb(layer: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> Tensor:
-            return disturbance.of_outputs(output)
+        def disturb(layer: nn.Module, inputs: object, output: Any) -> Any:
+            leaves, structure = tree_flatten(output)
+            if are_apart():
+                whole = partial(with_whole_batch, disturbance.of_outputs)
+                return tree_unflatten([whole(leaf) if isinstance(leaf, Tensor) else leaf for leaf in leaves], structure)
+            for place, dim in of_results(layer, leaves).items():
+                if leaves[place].dim() > dim:
+                    leaves[place] = disturbance.of_outputs(leaves[place].movedim(dim, 0)).movedim(0, dim)
+            return tree_unflatten(leaves, structure)
 
-        handles = [layer.register_forward_hook(disturb) for layer, _ in self._layers.values()]
+        handles = [layer.module.register_forward_hook(disturb) for layer in self._layers.values()]
         try:
-            with self._reading(read):
+            with self._reading(read), running_apart(self._layers):
                 return losses_of()
         finally:
             for handle in handles:
@@ -322,7 +357,8 @@ class PrivateTrainer:
             if reading.lookups.num_bags != reading.lookups.bags_per_example * size:
                 raise InputError(
                     f"embedding layer {reading.table!r} read {reading.lookups.num_bags} bags in a batch of {size} "
-                    "examples: layers must be batch-first"
+                    "examples: layers must be batch-first, and what is the same for all examples is read for each "
+                    "(positions.expand(B, L))"
                 )
 
     def _joined(self) -> dict[str, tuple[Lookups, Tensor]]:

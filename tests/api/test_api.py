@@ -33,6 +33,7 @@ NAMES = {
     "epsilon",
     "evaluate",
     "export",
+    "fix",
     "ingest",
     "make_private",
     "train",

@@ -52,9 +52,14 @@ class Disturbance:
         self._examples = examples
         self._generator = generator
 
+    @property
+    def is_none(self) -> bool:
+        """Whether no example is disturbed."""
+        return not bool(self._examples.any())
+
     def of_outputs(self, outputs: Tensor) -> Tensor:
         """Outputs of a layer, [B, ...]; others (of a catalogue, for a metric) belong to no example and stay."""
-        if outputs.shape[0] != self._examples.shape[0]:
+        if outputs.shape[0] != self._examples.shape[0] or not outputs.is_floating_point():
             return outputs
         noise = torch.randn(outputs.shape, generator=self._generator).to(outputs.device, outputs.dtype)
         disturbed = outputs + noise * (1.0 + outputs.detach().abs())
@@ -173,7 +178,8 @@ class CouplingCheck:
         what = (
             "the losses of one batch cannot be computed again alike, so that neither examples that depend on each "
             "other by a value, nor weights and tables that are used past their layers, can be told: give step() a "
-            "function that repeats itself, with what is random drawn by torch's default generator, or before the step"
+            "function that repeats itself, with what is random drawn by torch's default generator or before the step, "
+            "and layers on the slow path that give a batch what they give its examples one by one"
         )
         if not self._allow_unrepeatable:
             raise InputError(
