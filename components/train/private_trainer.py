@@ -285,7 +285,8 @@ class PrivateTrainer:
     def _look(self, losses_of: Losses, losses: Tensor, units: Units, capture: Capture, *, step: int) -> None:
         """Compute the losses again, and refuse what should not change them or their gradients."""
         readings = tuple(self._readings)
-        repeats = self._coupling.refuse_values(partial(self._losses_again, losses_of), losses, units, step=step)
+        run = partial(self._losses_again, losses_of, as_written=not self._coupling.drew())
+        repeats = self._coupling.refuse_values(run, losses, units, step=step)
         if not (repeats and self._gradients.looks_at(losses, step=step)):
             return
         again = partial(self._losses_from, losses_of)
@@ -313,12 +314,16 @@ class PrivateTrainer:
         with self._reading(read), self._coupling.replayed(), running_apart(self._layers):
             return losses_of()
 
-    def _losses_again(self, losses_of: Losses, disturbance: Disturbance) -> Tensor:
+    def _losses_again(self, losses_of: Losses, disturbance: Disturbance, *, as_written: bool) -> Tensor:
         """The losses once more, with what tables and layers give disturbed; for a look at them and nothing else.
 
-        Without a disturbance the model runs as it is written, on the slow path, too: it has to give the same.
+        Args:
+            losses_of: gives them.
+            disturbance: of what tables and layers give.
+            as_written: let the model run as it is written, on the slow path, too, where nothing is disturbed: it has to
+                give the same. (Dropout does not: it draws in the order of a tensor's memory.)
         """
-        if disturbance.is_none:
+        if disturbance.is_none and as_written:
             with self._reading(self._pooled):
                 return losses_of()
 

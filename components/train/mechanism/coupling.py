@@ -156,6 +156,13 @@ class CouplingCheck:
             )
         return True
 
+    def drew(self) -> bool:
+        """Whether torch's generators were used since the forward pass began: dropout, say."""
+        assert self._state is not None
+        (on_host, on_devices), (now, now_on_devices) = self._state, _random_state()
+        pairs = zip([on_host, *on_devices], [now, *now_on_devices], strict=False)
+        return not all(torch.equal(before, after) for before, after in pairs)
+
     @contextmanager
     def replayed(self) -> Iterator[None]:
         """Torch's generators as they were before the forward pass, so that dropout drops the same."""
