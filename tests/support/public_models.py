@@ -23,6 +23,8 @@ DENSE = 3
 class FactorizationMachine(nn.Module):
     """Rendle 2010: a bias, linear terms, and pairwise products of factors, fields in one table with offsets."""
 
+    offsets: Tensor
+
     def __init__(self, fields: Sequence[int] = FIELDS, dim: int = DIM) -> None:
         super().__init__()
         self.register_buffer("offsets", torch.tensor([0, *fields[:-1]]).cumsum(0))
@@ -266,7 +268,9 @@ class GRU4Rec(nn.Module):
         self.gru = nn.GRU(dim, hidden, num_layers=1, bias=False, batch_first=True)
         self.dense = nn.Linear(hidden, dim)
         self.output_bias = nn.Embedding(items, 1, padding_idx=0)
-        nn.init.orthogonal_(self.gru.weight_hh_l0)
+        for name, parameter in self.gru.named_parameters():
+            if name.startswith("weight_hh"):
+                nn.init.orthogonal_(parameter)
 
     def forward(self, session: Tensor, candidates: Tensor) -> Tensor:
         outputs, _ = self.gru(self.dropout(self.items(session)))
