@@ -228,6 +228,7 @@ def test_a_plot_is_named_as_what_it_is(tmp_path: Path) -> None:
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", modules.KINDS)
 def test_modules_of_ones_own_are_measured(kind: str) -> None:
     results = modules.run(kind, rows=50, repeats=1, batch_size=9, contestants=("torch_sgd", "lazydp"))
