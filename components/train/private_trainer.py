@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from functools import partial
 from typing import Any
@@ -74,10 +74,14 @@ class PrivateTrainer:
         self.privacy = privacy
         self.mode: Mode = mode
         self.steps = steps
+        self.embeddings = embeddings
+        self.allow_moving_buffers = allow_moving_buffers
+        self.allow_unrepeatable_losses = allow_unrepeatable_losses
         self._key = key
         self._nonce = key.new_nonce()
-        own = key.for_trainer(self._nonce)
+        self._own = own = key.for_trainer(self._nonce)
         tables = {name: layer.weight for name, layer in rows.items()}
+        padding = {name: layer.padding_idx for name, layer in rows.items()}
         self.tables = EmbeddingTables(
             tables,
             mode=mode,
@@ -86,6 +90,7 @@ class PrivateTrainer:
             key=own,
             noise=noise,
             bound=privacy.bound("embeddings"),
+            constant_rows={name: row for name, row in padding.items() if row is not None},
         )
         self.dense = DenseLayers(model, optimizer=dense, noise_scale=privacy.noise_scale("dense"), key=own, noise=noise)
         self._layers = layers
@@ -106,6 +111,11 @@ class PrivateTrainer:
     def slow_paths(self) -> tuple[str, ...]:
         """Names of the parameters whose per-example gradients are formed, at B times their memory."""
         return slow_paths(self._layers)
+
+    @property
+    def noise_key(self) -> NoiseKey:
+        """The key that the noise is drawn under: private, for the proof that an export makes."""
+        return self._own
 
     @property
     def optimizer(self) -> torch.optim.Optimizer | None:
@@ -134,7 +144,7 @@ class PrivateTrainer:
             BudgetExceededError: all steps that the noise was calibrated for are done.
         """
         self._guard.refuse_unfinished()
-        self._refuse_step_beyond_the_last()
+        self.refuse_step_beyond_the_last()
         self.dense.zero_gradients()
         if self._buffers is not None:
             self._buffers.begin()
@@ -151,8 +161,7 @@ class PrivateTrainer:
         self.tables.add_gradient(groups, {name: parts for name, parts in sent.items() if parts})
         self.dense.add_noise(step)
         self.dense.update()
-        with self._padding_kept():
-            self.tables.advance()
+        self.tables.advance()
         self._end_change()
         return StepReport.of(step, [done.losses for done in passes], [done.contributions for done in passes])
 
@@ -163,8 +172,7 @@ class PrivateTrainer:
             UnfinishedStepError: a step was interrupted while it changed the weights.
         """
         self._guard.refuse_unfinished()
-        with self._padding_kept():
-            self.tables.flush()
+        self.tables.flush()
         self._mark_rows()
 
     def pending(self) -> int:
@@ -205,7 +213,7 @@ class PrivateTrainer:
         nonce = _nonce_of(state)
         own = self._key.for_trainer(nonce)
         self._begin_change()
-        self._nonce = nonce
+        self._nonce, self._own = nonce, own
         self.tables.draw_under(own)
         self.dense.draw_under(own)
         self.tables.load_state_dict(state["embeddings"])
@@ -213,7 +221,12 @@ class PrivateTrainer:
             self.dense.load_state_dict(state["dense"])
         self._end_change()
 
-    def _refuse_step_beyond_the_last(self) -> None:
+    def refuse_step_beyond_the_last(self) -> None:
+        """Refuse a step after the last one.
+
+        Raises:
+            BudgetExceededError: all steps that the noise was calibrated for are done.
+        """
         if self.steps is not None and self.steps_done >= self.steps:
             raise BudgetExceededError(
                 f"all {self.steps} steps that the noise was calibrated for are done, and step {self.steps_done + 1} "
@@ -234,13 +247,6 @@ class PrivateTrainer:
     def _mark_rows(self) -> None:
         for layer in self._rows:
             layer.has_pending_noise = self.tables.has_pending_noise
-
-    @contextmanager
-    def _padding_kept(self) -> Iterator[None]:
-        with ExitStack() as stack:
-            for layer in self._rows:
-                stack.enter_context(layer.padding_kept())
-            yield
 
     @contextmanager
     def _rows_kept(self) -> Iterator[None]:

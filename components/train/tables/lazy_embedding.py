@@ -129,18 +129,6 @@ class LazyRows(nn.Module):
             if loaded is not None and loaded is not self._table:
                 self._table.copy_(loaded)
 
-    @contextmanager
-    def padding_kept(self) -> Iterator[None]:
-        """Whatever happens to all rows in the block, the row at `padding_idx` is as it was: no example changes it."""
-        if self.padding_idx is None:
-            yield
-            return
-        row = self._table[self.padding_idx].clone()
-        try:
-            yield
-        finally:
-            self._table[self.padding_idx] = row
-
     def _pooling(self) -> str:
         """`sum` or `mean`; empty for rows one by one."""
         return str(vars(self).get("mode", ""))
