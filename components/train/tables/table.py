@@ -26,6 +26,7 @@ class Table:
         momentum_rest: likewise of `momentum`.
         expected: how large weights are taken to become, from the initial ones: a public number.
         began_with_two: whether public numbers asked for two floats before the first step.
+        constant: a row that no example reads, and that gets no noise (padding), or None.
     """
 
     number: int
@@ -36,6 +37,7 @@ class Table:
     momentum_rest: Tensor | None = None
     expected: float = 0.0
     began_with_two: bool = False
+    constant: int | None = None
 
     @property
     def has_two_floats(self) -> bool:
