@@ -11,6 +11,8 @@ CSRC   := $(shell find kernels/csrc -name '*.h' -o -name '*.cpp' -o -name '*.cu'
 NVCC   ?= $(shell command -v nvcc || ls /usr/local/cuda/bin/nvcc 2>/dev/null)
 # Two workers by default would fight the kernels for the same two cores; tests measure equality, not time.
 PYTEST_ARGS ?=
+# Processes of tests read modules as compiled before, also where the environment forbids to keep that.
+test test-slow: export PYTHONDONTWRITEBYTECODE =
 # Folders of tests lie in memory where there is room: they hold little, and what is synced to a disk waits for it.
 IN_MEMORY := $(shell room=$$(df --output=avail -k /dev/shm 2>/dev/null | tail -1); \
   [ "$${room:-0}" -gt 8388608 ] && echo PYTEST_DEBUG_TEMPROOT=/dev/shm)
