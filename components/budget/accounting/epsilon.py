@@ -411,10 +411,16 @@ def _fitting_interval(key: str) -> float:
 
 
 def _renyi_epsilon(event: DpEvent, delta: float) -> float:
-    accountant = RenyiAccountant()
-    if not accountant.supports(event):
+    if not RenyiAccountant().supports(event):
         raise PrivacyError(f"the rdp accountant does not know {event}")
+    return _renyi_epsilon_of(canonical(event), delta)
+
+
+@functools.lru_cache(maxsize=1 << 10)
+def _renyi_epsilon_of(key: str, delta: float) -> float:
+    """By the event's canonical JSON, since a sweep's reservation, its charge and its statement ask for the same."""
+    accountant = RenyiAccountant()
     with quiet_about_excluded_orders():
-        accountant.compose(event)
+        accountant.compose(event_from_json(json.loads(key)))
     found = float(accountant.get_epsilon(delta))
     return math.inf if math.isnan(found) else found
