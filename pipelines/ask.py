@@ -11,6 +11,7 @@ from urllib.parse import quote
 
 import httpx
 
+from lazydp.components.shared.files import PRIVATE_FILE, write_bytes
 from lazydp.components.shared.running_service import running_service
 
 _K = 5
@@ -31,8 +32,8 @@ class Answers:
 
     @property
     def recommendations(self) -> dict[str, Any]:
-        """Those of the user."""
-        return self.questions[_of_user(self.user_id)]
+        """Those of the user: the first that was asked for."""
+        return next(iter(self.questions.values()))
 
     @property
     def budget(self) -> dict[str, Any]:
@@ -40,17 +41,23 @@ class Answers:
         return self.questions[_BUDGET]
 
     def save(self, path: Path) -> None:
-        """Write all of them as JSON."""
-        path.write_text(json.dumps(self.questions, indent=2, ensure_ascii=False) + "\n")
+        """Write all of them as JSON, for the owner alone: a question holds a person's history."""
+        text = json.dumps(self.questions, indent=2, ensure_ascii=False) + "\n"
+        write_bytes(path, text.encode(), mode=PRIVATE_FILE)
 
 
 def ask_service(bundle: Path, ledger_url: str, *, user_id: str, history: list[str]) -> Answers:
-    """What a user gets, a history and, where counts were released, an unknown user; and the budget."""
-    bodies: dict[str, dict[str, Any] | None] = {_of_user(user_id): None}
-    queries: list[dict[str, Any]] = [{"history": history, "k": _K, "exclude_seen": True}]
-    if json.loads((bundle / "manifest.json").read_text())["privacy"].get("popularity"):
+    """What a user gets, with the history and without it, and, where counts were released, an unknown user; the budget.
+
+    Where the model reads histories, the user who gives one is asked about first.
+    """
+    manifest = json.loads((bundle / "manifest.json").read_text())
+    queries: list[dict[str, Any]] = [{"user_id": user_id, "history": history, "k": _K, "exclude_seen": True}]
+    if manifest["privacy"].get("popularity"):
         queries.append({"k": _K})
-    bodies |= {f"POST /v1/recommendations {json.dumps(query)}": query for query in queries}
+    bodies: dict[str, dict[str, Any] | None] = {f"POST /v1/recommendations {json.dumps(one)}": one for one in queries}
+    alone: dict[str, dict[str, Any] | None] = {f"GET /v1/users/{quote(user_id, safe='')}/recommendations?k={_K}": None}
+    bodies = bodies | alone if manifest["features"].get("history") else alone | bodies
     bodies[_BUDGET] = None
     answers = {}
     with running_service(bundle, ledger_url=ledger_url) as url, httpx.Client(base_url=url, timeout=30) as client:
@@ -60,7 +67,3 @@ def ask_service(bundle: Path, ledger_url: str, *, user_id: str, history: list[st
             answer.raise_for_status()
             answers[question] = answer.json()
     return Answers(user_id, answers)
-
-
-def _of_user(user_id: str) -> str:
-    return f"GET /v1/users/{quote(user_id, safe='')}/recommendations?k={_K}"

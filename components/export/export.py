@@ -93,7 +93,7 @@ def export(
             flushed, commitment = _flush_and_prove(folder, identity, data)
             staged = out.absolute().with_name(f".{out.name}.{identity.run_id}")
             clear(staged)
-            stands = standing(ledger, identity) if identity.config.private else UNREGISTERED
+            stands = standing(ledger, identity.run_id) if identity.config.private else UNREGISTERED
             if not _good_enough(flushed, identity, data):
                 bound = contribution_bound(data)
                 close_without_release(ledger, identity, max_examples_per_user=bound, key=commitment)

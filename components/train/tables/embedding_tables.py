@@ -50,6 +50,7 @@ class _Table:
     last: Tensor
     momentum: Tensor | None
     rest: Tensor | None = None
+    constant: int | None = None
 
     def second_float(self) -> Tensor:
         """What the weights leave of the true values."""
@@ -106,6 +107,7 @@ class EmbeddingTables:
         noise: `gaussian`, or `ones` for tests of exactness.
         bound: what one privacy unit adds to all tables at most, in norm, divided by the expected batch size: C / b. Its
             gradients are then added exactly (`ops.scatter_add_`); None: in float32.
+        constant_rows: for some tables one row that no example reads, and that gets no noise: padding.
 
     Raises:
         InputError: too many tables, tables on several devices, or noise without a key.
@@ -121,6 +123,7 @@ class EmbeddingTables:
         key: NoiseKey | None,
         noise: Distribution = "gaussian",
         bound: float | None = None,
+        constant_rows: Mapping[str, int] | None = None,
     ) -> None:
         if len(weights) > MAX_TABLES:
             raise InputError(f"at most {MAX_TABLES} tables have addresses for their noise, found {len(weights)}")
@@ -141,7 +144,7 @@ class EmbeddingTables:
         last_of_tables = torch.split(torch.zeros(sum(rows), dtype=torch.int32, device=device), rows)
         for number, ((name, weight), last) in enumerate(zip(weights.items(), last_of_tables, strict=True)):
             momentum = torch.zeros_like(weight) if self._skip_ahead.dimension == 2 else None
-            self._tables[name] = _Table(number, weight, last, momentum)
+            self._tables[name] = _Table(number, weight, last, momentum, constant=(constant_rows or {}).get(name))
         self._has_pending_noise = False
         self._optimizer = optimizer
         # None where nothing is clipped or has noise: rounding then shows nothing that is to be hidden.
@@ -331,6 +334,9 @@ class EmbeddingTables:
     def advance(self) -> None:
         """Complete the step: its noise is pending from now on; in mode `dpsgd` it is added to every row at once."""
         self._skip_ahead.advance()
+        for table in self._tables.values():
+            if table.constant is not None:
+                table.last[table.constant] = self.step
         self._has_pending_noise = not self._skip_ahead.is_identity
         if self._mode == "dpsgd":
             self.flush()

@@ -28,7 +28,7 @@ _CHUNK = 1 << 22
 _STEPS_ASKED = 24
 _LEAST_LARGEST = 1 / 16
 # Rates that matter: below this part of the largest, steps move next to nothing.
-_LEAST_PART = 1 / 16
+LEAST_PART = 1 / 16
 
 
 def margin(*, largest: float, columns: int, rate: float, bound: float, optimizer: EmbeddingSgd) -> float:
@@ -57,7 +57,7 @@ def needs_second_float(weights: Iterable[Tensor], *, optimizer: EmbeddingSgd, bo
     rates = _rates(optimizer)
     if not rates:
         return False
-    least = min(rate for rate in rates if rate >= _LEAST_PART * max(rates))
+    least = min(rate for rate in rates if rate >= LEAST_PART * max(rates))
     return any(
         margin(largest=expected_largest(weight), columns=weight.shape[1], rate=least, bound=bound, optimizer=optimizer)
         > MOST_MARGIN
