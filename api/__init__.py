@@ -28,6 +28,7 @@ _HOMES = {
     "evaluate": "lazydp.api.steps",
     "export": "lazydp.api.steps",
     "export_module": "lazydp.components.export.module",
+    "fix": "lazydp.components.train.replacements",
     "ingest": "lazydp.api.steps",
     "load_module_release": "lazydp.components.bundle.module_release",
     "make_private": "lazydp.components.train.private",

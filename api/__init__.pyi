@@ -15,6 +15,7 @@ from lazydp.components.train.mechanism.parameters import PrivacyParameters as Pr
 from lazydp.components.train.private import PrivateTrainer as PrivateTrainer
 from lazydp.components.train.private import make_private as make_private
 from lazydp.components.train.private_with_epsilon import make_private_with_epsilon as make_private_with_epsilon
+from lazydp.components.train.replacements import fix as fix
 from lazydp.components.train.tables.skip_ahead import EmbeddingSgd as EmbeddingSgd
 from lazydp.kernels.noise_key import NoiseKey as NoiseKey
 from lazydp.service.client import Client as Client

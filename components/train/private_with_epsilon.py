@@ -31,8 +31,8 @@ from lazydp.components.train.engine.dense import DenseOptimizer
 from lazydp.components.train.mechanism.layers import trained_layers
 from lazydp.components.train.mechanism.parameters import GroupNorms, PrivacyParameters
 from lazydp.components.train.private import make_private
+from lazydp.components.train.tables.embedding_layers import trained_embeddings
 from lazydp.components.train.tables.embedding_tables import Mode
-from lazydp.components.train.tables.lazy_embedding import trained_embeddings
 from lazydp.components.train.tables.skip_ahead import EmbeddingSgd
 from lazydp.kernels.noise_key import NoiseKey
 

@@ -35,6 +35,7 @@ NAMES = {
     "evaluate",
     "export",
     "export_module",
+    "fix",
     "ingest",
     "load_module_release",
     "make_private",

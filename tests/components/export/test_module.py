@@ -142,6 +142,16 @@ def test_without_a_reservation_it_is_reserved_at_the_export_and_says_so(clicks: 
     assert charged(clicks) == pytest.approx(release.statement.epsilon)
 
 
+def test_a_model_with_padding_is_released_with_its_row_as_it_was(clicks: str, tmp_path: Path) -> None:
+    """The proof takes the rows that were read least; that of padding is read never, and has no noise."""
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.EmbeddingBag(9, 4, mode="sum", padding_idx=0), nn.Linear(4, 1), nn.Flatten(0))
+    export_module(ready(model=model), tmp_path / "model", ledger=clicks, dataset="clicks", name="padded")
+    table = load_module_release(tmp_path / "model").weights["0.weight"]
+    assert not table[0].any()
+    assert table[1:].any(dim=1).all()
+
+
 def test_a_training_that_the_budget_does_not_admit_stays_private(clicks: str, tmp_path: Path) -> None:
     first, second = ready(), ready()
     export_module(first, tmp_path / "first", name="model", ledger=clicks, dataset="clicks")
