@@ -15,8 +15,9 @@ from lazydp.components.shared.errors import FormatError, InputError, NonFiniteEr
 from lazydp.components.shared.noise_addresses import FIRST_RESERVED, MAX_TABLES
 from lazydp.components.train.device.placement import CPU
 from lazydp.components.train.mechanism.double_sums import DoubleSums
+from lazydp.components.train.mechanism.unit_order import UnitOrder
 from lazydp.components.train.tables.skip_ahead import Schedule
-from lazydp.kernels import ops
+from lazydp.kernels import ops, products
 from lazydp.kernels.arguments import Distribution
 from lazydp.kernels.noise_key import NoiseKey
 
@@ -68,6 +69,14 @@ class DenseLayers:
     Parameter i draws its noise under table number 0x8000 + i. So a checkpoint fits only a model with the same order of
     `model.named_parameters()`. All parameters are on one device, and stay there.
 
+    Args:
+        model: whose parameters are trained.
+        optimizer: of the parameters.
+        noise_scale: standard deviation of the noise on gradients; 0 for none.
+        key: noise key; None where there is no noise.
+        noise: `gaussian`, or `ones` for tests.
+        private: gradients come as float64 `sums`; else autograd adds them to `.grad`.
+
     Raises:
         InputError: too many parameters to address.
     """
@@ -80,7 +89,9 @@ class DenseLayers:
         noise_scale: float,
         key: NoiseKey | None,
         noise: Distribution = "gaussian",
+        private: bool = True,
     ) -> None:
+        self._private = private
         self._model = model
         self._parameters = {name: p for name, p in model.named_parameters() if p.requires_grad}
         if len(self._parameters) > _MAX_PARAMETERS:
@@ -93,12 +104,14 @@ class DenseLayers:
         self._key = key
         self._noise = noise
         self.sums = DoubleSums()
-        """Float64 gradient sums of the next step, where float32 is not exact enough; `add_noise` adds them in."""
+        """Clipped gradient sums of a step; `add_noise` rounds them to `.grad`."""
+        self.order = UnitOrder(key)
+        """In which the units of a step are added up."""
         largest = max((p.numel() for p in self._parameters.values()), default=0)
         # One buffer, used for the noise of every parameter in turn: a step allocates no memory.
         device = next((parameter.device for parameter in self._parameters.values()), CPU)
-        self._buffer = torch.empty(largest if noise_scale and noise == "gaussian" else 0, device=device)
-        self.zero_gradients()
+        self._buffer = torch.empty(largest if noise_scale else 0, device=device)
+        self.begin_step(0)
 
     @property
     def optimizer(self) -> torch.optim.Optimizer | None:
@@ -108,35 +121,48 @@ class DenseLayers:
     def draw_under(self, key: NoiseKey) -> None:
         """Draw noise under `key` from now on."""
         self._key = key
+        self.order.draw_under(key)
 
-    def zero_gradients(self) -> None:
-        """Set the gradients to zero for the next step; a buffer that is still there is used again."""
+    def begin_step(self, step: int, *, exchanges: int = 1) -> None:
+        """Set all sums to zero for `step`.
+
+        Args:
+            step: its number.
+            exchanges: see `UnitOrder.begin`.
+        """
         self.sums.clear()
+        self.order.begin(step, exchanges=exchanges)
         for parameter in self._parameters.values():
             if parameter.grad is None:
                 parameter.grad = torch.zeros_like(parameter)
-            else:
+            elif not self._private:
                 parameter.grad.zero_()
 
     def add_noise(self, step: int) -> None:
-        """Add the noise of `step` to every gradient. A float64 sum is rounded to float32 after its noise is added."""
-        for number, parameter in enumerate(self._parameters.values()):
-            gradient, exact = _gradient(parameter), self.sums.used(parameter)
-            total = gradient if exact is None else exact.add_(gradient)
-            if self._noise_scale:
-                self._add_noise_of(number, parameter, total, step)
-            if exact is not None:
-                gradient.copy_(exact)
-
-    def _add_noise_of(self, number: int, parameter: Tensor, total: Tensor, step: int) -> None:
-        if self._noise == "ones":
-            total.add_(self._noise_scale)
+        """The gradients of a private step: the sums with the noise of `step`, rounded to float32 after it is added."""
+        if not self._private:
             return
-        assert self._key is not None
+        for number, parameter in enumerate(self._parameters.values()):
+            gradient, total = _gradient(parameter), self.sums.used(parameter)
+            if total is None:  # no micro-batch, or none that reached the parameter
+                total = self.sums.of(parameter)
+            noise = self._noise_of(number, parameter, step) if self._noise_scale else None
+            if total.is_cpu and gradient.is_contiguous():
+                flat = None if noise is None else noise.view(-1)
+                products.noised_sum_(gradient.view(-1), total.view(-1), flat, scale=self._noise_scale)
+            else:
+                gradient.copy_(total if noise is None else total.add_(noise, alpha=self._noise_scale))
+
+    def _noise_of(self, number: int, parameter: Tensor, step: int) -> Tensor:
+        """Noise of the parameter's shape, float32; until it is called for the next one."""
         rows = parameter.shape[0] if parameter.dim() > 1 else 1
         noise = self._buffer[: parameter.numel()].view(rows, -1)
-        ops.normal_(noise, self._key.tensor(), table=MAX_TABLES + number, first_row=0, step=step)
-        total.add_(noise.view_as(total), alpha=self._noise_scale)
+        if self._noise == "ones":
+            noise.fill_(1.0)
+        else:
+            assert self._key is not None
+            ops.normal_(noise, self._key.tensor(), table=MAX_TABLES + number, first_row=0, step=step)
+        return noise.view(parameter.shape)
 
     def update(self, step: int) -> None:
         """Update the parameters with the gradients of `step`, at the learning rate of `step`."""
