@@ -1,4 +1,4 @@
-"""Builds the extension `lazydp.kernels._C`; everything else is in pyproject.toml.
+"""Builds the extensions `lazydp.kernels._C` and `_rows`; everything else is in pyproject.toml.
 
 CUDA sources are compiled in when LAZYDP_CUDA=1, or when it is unset and both CUDA_HOME and a CUDA build of torch
 are there. Never decided by torch.cuda.is_available(): images are built on machines without a GPU.
@@ -39,6 +39,19 @@ def extension() -> CppExtension:
     )
 
 
+def rows_extension() -> Extension:
+    """What reads logs: without torch, which takes seconds to load."""
+    return Extension(
+        "lazydp.kernels._rows",
+        [str(CSRC / "rows/module.cpp")],
+        include_dirs=[str(CSRC.absolute())],
+        depends=[str(path) for path in sorted(CSRC.glob("rows/*.h"))],
+        extra_compile_args={"cxx": ["-O3", "-std=c++20", "-fvisibility=hidden"]},  # type: ignore[arg-type]
+        language="c++",
+        py_limited_api=True,
+    )
+
+
 class AtomicBuild(BuildExtension):
     """Links and copies under another name, then renames: a killed build leaves no half-written library that imports."""
 
@@ -72,7 +85,7 @@ def _unfinished_name(library: str) -> str:
 
 
 setup(
-    ext_modules=[extension()],
+    ext_modules=[extension(), rows_extension()],
     cmdclass={"build_ext": AtomicBuild.with_options(use_ninja=True)},
     options={"bdist_wheel": {"py_limited_api": "cp311"}},
 )

@@ -1,4 +1,4 @@
-"""The public Python API of lazydp: everything exported here is stable, everything else may move between releases.
+"""The public Python API of lazydp. The names that it exports are stable; other Python names may change in any release.
 
     from lazydp.api import make_private, PrivacyParameters, epsilon      # private training of a module of your own
     from lazydp.api import ingest, train, export, evaluate              # the steps of the pipeline, as functions

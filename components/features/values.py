@@ -28,6 +28,8 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from lazydp.kernels.rows import Texts
+
 # Characters of the id of a user or an item: in data, in requests and in the inference protocol alike.
 MAX_ID = 256
 _NUMBER = r"^[+-]?(\d+(\.\d*)?|\.\d+)([eE][+-]?\d+)?$"
@@ -130,6 +132,19 @@ def canonical_text(values: Values) -> pa.Array:
             f"{kind} cannot be read as text: a value is not UTF-8; cast the column to text, integers or UUID"
         ) from None
     return _without_empty(text)
+
+
+def texts_of(text: pa.Array) -> Texts:
+    """A string or binary array as the functions of `kernels.rows` take it, without a copy; a null counts as ""."""
+    array = text.combine_chunks() if isinstance(text, pa.ChunkedArray) else text
+    if array.null_count:
+        array = array.fill_null("")
+    wide = pa.types.is_large_string(array.type) or pa.types.is_large_binary(array.type)
+    _, offsets, data = array.buffers()
+    if offsets is None or len(array) == 0:
+        return Texts(None, np.zeros(1, dtype=np.int64))
+    places = np.frombuffer(offsets, dtype=np.int64 if wide else np.int32)
+    return Texts(data, places[array.offset : array.offset + len(array) + 1])
 
 
 def to_numbers(values: Values) -> Numbers:

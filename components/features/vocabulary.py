@@ -17,7 +17,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from lazydp.components.features.spec import FeatureSpec
-from lazydp.components.features.values import Values, as_array, canonical_text, to_numbers
+from lazydp.components.features.values import Values, as_array, canonical_text, texts_of, to_numbers
 from lazydp.components.features.vocabulary_spec import (
     AnyVocabulary,
     BucketVocabulary,
@@ -28,33 +28,27 @@ from lazydp.components.features.vocabulary_spec import (
 )
 from lazydp.components.shared.bounded_parquet import read_bounded
 from lazydp.components.shared.errors import FormatError, InputError, IntegrityError
+from lazydp.kernels.rows import TextIndex, Texts, hashed_codes
 
 _HASH_PERSON = b"lazydp.vocab"
 _INTEGER = r"^[+-]?\d{1,18}$"
+# Longer ones are unknown, also where a column holds them as integers: a value has one code whatever type holds it.
+_LARGEST_INTEGER = 10**18
 _VALUE = "value"
 
 Codes = np.ndarray[tuple[int], np.dtype[np.int64]]
 
 
-class _KeyedHash:
-    """BLAKE2b (RFC 7693), 64-bit, keyed with a salt; the keyed state is made once and copied for each value."""
-
-    def __init__(self, *, buckets: int, salt: str) -> None:
-        key = salt.encode()
-        # BLAKE2b takes keys of up to 64 bytes; a salt of 64 characters may be longer.
-        key = key if len(key) <= 64 else hashlib.sha256(key).digest()
-        self._keyed = hashlib.blake2b(digest_size=8, key=key, person=_HASH_PERSON)
-        self._buckets = buckets
-
-    def code(self, text: str) -> int:
-        state = self._keyed.copy()
-        state.update(text.encode())
-        return 1 + int.from_bytes(state.digest(), "little") % self._buckets
+def _key_of(salt: str) -> bytes:
+    """BLAKE2b takes keys of up to 64 bytes; a salt of 64 characters may be longer."""
+    key = salt.encode()
+    return key if len(key) <= 64 else hashlib.sha256(key).digest()
 
 
 def hash_code(text: str, *, buckets: int, salt: str) -> int:
     """Code 1..buckets of a value: BLAKE2b (RFC 7693) of its UTF-8, 64-bit, keyed with the salt, little-endian, mod."""
-    return _KeyedHash(buckets=buckets, salt=salt).code(text)
+    digest = hashlib.blake2b(text.encode(), digest_size=8, key=_key_of(salt), person=_HASH_PERSON).digest()
+    return 1 + int.from_bytes(digest, "little") % buckets
 
 
 class Vocabulary(ABC):
@@ -76,19 +70,22 @@ class Vocabulary(ABC):
 
 
 class _TextVocabulary(Vocabulary):
-    """Encodes each distinct text once."""
+    """Encodes texts."""
 
     @abstractmethod
-    def _encode_distinct(self, texts: pa.Array) -> Codes:
-        """Codes of distinct, non-null texts."""
+    def _encode_texts(self, texts: Texts) -> Codes:
+        """Codes of texts; what stands for a missing one does not count."""
 
     def encode(self, values: Values) -> Codes:
-        encoded = canonical_text(values).dictionary_encode()
-        codes = np.zeros(len(encoded.dictionary) + 1, dtype=np.int64)
-        codes[:-1] = self._encode_distinct(encoded.dictionary)
-        # Null indices point at the last entry, which is 0: unknown.
-        indices = encoded.indices.fill_null(len(encoded.dictionary)).to_numpy(zero_copy_only=False)
-        return np.asarray(codes[indices])
+        if isinstance(values, pa.DictionaryArray):
+            codes = np.append(self.encode(values.dictionary), 0)
+            # Null indices point at the last entry, which is 0: unknown.
+            return np.asarray(codes[values.indices.fill_null(len(codes) - 1).to_numpy(zero_copy_only=False)])
+        text = canonical_text(values)
+        codes = self._encode_texts(texts_of(text))
+        if text.null_count:
+            codes[np.asarray(text.is_null().to_numpy(zero_copy_only=False))] = 0
+        return codes
 
 
 class Hashed(_TextVocabulary):
@@ -96,10 +93,10 @@ class Hashed(_TextVocabulary):
 
     def __init__(self, spec: HashedVocabulary) -> None:
         self.size = spec.buckets
-        self._hash = _KeyedHash(buckets=spec.buckets, salt=spec.salt)
+        self._key = _key_of(spec.salt)
 
-    def _encode_distinct(self, texts: pa.Array) -> Codes:
-        return np.fromiter(map(self._hash.code, texts.to_pylist()), dtype=np.int64, count=len(texts))
+    def _encode_texts(self, texts: Texts) -> Codes:
+        return hashed_codes(texts, key=self._key, person=_HASH_PERSON, buckets=self.size)
 
 
 class Declared(_TextVocabulary):
@@ -108,13 +105,12 @@ class Declared(_TextVocabulary):
     def __init__(self, values: pa.Array) -> None:
         self._values = values
         self.size = len(values)
-        self._codes: dict[str, int] | None = None
+        self._index: TextIndex | None = None
 
-    def _encode_distinct(self, texts: pa.Array) -> Codes:
-        if self._codes is None:
-            self._codes = {value: code for code, value in enumerate(self._values.to_pylist(), start=1)}
-        known = self._codes
-        return np.fromiter((known.get(text, 0) for text in texts.to_pylist()), dtype=np.int64, count=len(texts))
+    def _encode_texts(self, texts: Texts) -> Codes:
+        if self._index is None:
+            self._index = TextIndex(texts_of(self._values))
+        return self._index.find(texts)
 
     def values(self) -> pa.Array:
         return self._values
@@ -137,7 +133,8 @@ class Integers(Vocabulary):
         numbers = array.cast(pa.int64()).fill_null(self._first - 1).to_numpy(zero_copy_only=False)
         last = self._first + self.size - 1
         codes = numbers - (self._first - 1)
-        return np.where((numbers >= self._first) & (numbers <= last), codes, 0).astype(np.int64)
+        known = (numbers >= self._first) & (numbers <= last) & (np.abs(numbers) < _LARGEST_INTEGER)
+        return np.where(known, codes, 0).astype(np.int64)
 
     def values(self) -> pa.Array:
         return pa.array(np.arange(self._first, self._first + self.size)).cast(pa.string())

@@ -7,8 +7,9 @@ from collections.abc import Iterator, Sequence
 from lazydp.components.features.catalogue import ID_COLUMN, TITLE_COLUMN, catalogue_table
 from lazydp.components.ingest.ingest import IngestOptions
 from lazydp.components.ingest.resolve import load_spec, resolve
-from lazydp.components.ingest.rows import InteractionEncoder
+from lazydp.components.ingest.rows import InteractionEncoder, Tally
 from lazydp.components.ingest.source import RowSource
+from lazydp.components.ingest.workers import in_order
 from lazydp.components.shared.progress import Progress
 
 _SHOWN = 5
@@ -38,12 +39,13 @@ def check(inputs: Sequence[str], spec: str, options: IngestOptions | None = None
         for row in table.select([ID_COLUMN, TITLE_COLUMN]).slice(0, _SHOWN).to_pylist():
             title = "" if row[TITLE_COLUMN] is None else f": {row[TITLE_COLUMN]}"
             yield f"  {row[ID_COLUMN]}{title}"
+    tally = Tally()
     with Progress("ingest: check", total=source.num_rows, unit="rows") as progress:
-        for batch in source.batches(encoder.columns):
-            encoder.encode(batch)
-            progress.advance(batch.num_rows)
-    left_out = sum(encoder.rejected.values())
-    yield f"private: {encoder.num_rows:,} rows, of which {encoder.num_rows - left_out:,} can be used"
-    for reason, count in encoder.rejected.most_common():
+        for encoded in in_order(encoder.encode, source.batches(encoder.columns), workers=options.workers):
+            tally.add(encoded)
+            progress.advance(encoded.num_rows)
+    left_out = sum(tally.rejected.values())
+    yield f"private: {tally.num_rows:,} rows, of which {tally.num_rows - left_out:,} can be used"
+    for reason, count in tally.rejected.most_common():
         yield f"  left out: {count:,} rows, {reason}"
     yield "nothing was written"

@@ -59,6 +59,9 @@ class _Bytes(click.ParamType[int]):
     show_default=True,
     help="Share of rows that may have no usable user, item, time, label or split before it is an error.",
 )
+@click.option(
+    "--workers", type=click.IntRange(min=1), help="Threads to work on; all cores by default. The dataset is the same."
+)
 @click.option("--replace", is_flag=True, help="Replace the dataset where it exists.")
 def command(
     inputs: tuple[str, ...],
@@ -70,6 +73,7 @@ def command(
     memory: int,
     kind: Format,
     max_rejected: float,
+    workers: int | None,
     replace: bool,
 ) -> None:
     """Encode interactions (Parquet, CSV, TSV, JSON lines, Delta) into a dataset for training.
@@ -78,9 +82,16 @@ def command(
     alone, and one is held out for evaluation; the feature spec says how. The dataset is as private as its input.
     """
     from lazydp.components.ingest.ingest import IngestOptions, ingest
+    from lazydp.components.ingest.workers import cores
 
     options = IngestOptions(
-        users=users, items=items, memory_bytes=memory, replace=replace, format=kind, max_rejected=max_rejected
+        users=users,
+        items=items,
+        memory_bytes=memory,
+        replace=replace,
+        format=kind,
+        max_rejected=max_rejected,
+        workers=workers or cores(),
     )
     if dry:
         from lazydp.components.ingest.check import check

@@ -29,8 +29,6 @@ _NAMES = {
     "title": ("title", "name", "movietitle", "producttitle", "itemtitle", "productname", "itemname"),
 }
 _CONTRIBUTIONS = (8, 16, 32, 64, 128, 256)
-# Up to here every step takes all users; above, so many of them.
-_USERS_A_STEP = 5000
 _MAX_BUCKETS = 2**24
 
 
@@ -113,41 +111,18 @@ def first_spec(log: RowSource, items: RowSource | None, asked: Asked) -> str:
 
 
 def first_config(asked: Asked) -> str:
-    """The text of a training configuration for a two-tower model at epsilon 8."""
-    examples = min(asked.interactions, asked.users * asked.max_examples_per_user)
-    units = "users" if asked.unit == "user" else "examples"
+    """The text of a training configuration: a start at epsilon 8, which is what `lazydp plan` answers as well."""
     delta = 10.0 ** -(math.ceil(math.log10(asked.users)) + 2)
-    if asked.unit == "user":
-        prob = min(1.0, round(_USERS_A_STEP / asked.users, 6))
-        batch, steps = prob * asked.users, 40 if prob == 1 else 200
-        unit = ["privacy_unit: user    # epsilon is for all that one person did", "sampling: user"]
-        unit += ["user_gradient: mean"]
-        rates = ["embeddings: {learning_rate: 100, schedule: {kind: cosine}}"]
-        rates += ["dense: {optimizer: adam, learning_rate: 0.003, schedule: {kind: cosine}}"]
-    else:
-        prob = min(0.1, round(20_000 / examples, 6))
-        batch, steps = prob * examples, 300
-        unit = ["privacy_unit: example    # epsilon is for one interaction; of a person it says less"]
-        rates = ["embeddings: {learning_rate: 30, schedule: {kind: cosine}}"]
-        rates += ["dense: {optimizer: adam, learning_rate: 0.001, schedule: {kind: cosine}}"]
+    covers = "all that one user did" if asked.unit == "user" else "one interaction; for a whole user it is larger"
     return "\n".join(
         [
             "# Written by `lazydp init` from the numbers that you gave; no value of your data was looked at.",
-            "# sampling_prob, expected_batch_size and steps are public: never choose them by counting private rows.",
             "format_version: 1",
-            f"model: {{kind: two_tower, embedding_dim: {16 if asked.unit == 'user' else 32}}}",
-            "mode: lazydp",
-            *unit,
-            f"sampling_prob: {prob:g}",
-            f"expected_batch_size: {max(1, round(batch))}    # sampling_prob times the {units}",
-            f"steps: {steps}",
-            "target_epsilon: 8",
-            f"target_delta: {delta:.1e}    # well below one over the users",
-            "max_grad_norm: 0.1",
-            "negatives: 20",
-            *rates,
-            f"micro_batch_size: {max(2048, asked.max_examples_per_user)}",
-            "checkpoint_every: 100",
+            f"privacy_unit: {asked.unit}    # what epsilon covers: {covers}",
+            "start: {}    # a model from statistics that are released once, with noise (docs/quality.md)",
+            "steps: 0    # and no training after that; docs/training.md says how to train with steps",
+            "target_epsilon: 8    # `lazydp plan` says what quality to expect of an epsilon",
+            f"target_delta: {delta:.1e}    # well below one over the number of users",
             "",
         ]
     )

@@ -11,6 +11,9 @@ from typing import Any, TypeAlias
 import numpy as np
 import pyarrow as pa
 
+from lazydp.components.features.values import texts_of
+from lazydp.kernels import rows
+
 Words: TypeAlias = np.ndarray[tuple[int], np.dtype[np.uint64]]
 
 _GOLDEN = np.uint64(0x9E3779B97F4A7C15)
@@ -48,26 +51,9 @@ def hash_lists(words: Words, lengths: np.ndarray[Any, Any]) -> Words:
     return chain(running[ends] - running[ends - lengths], lengths.astype(np.uint64))
 
 
-def hash_text(texts: pa.Array) -> Words:
-    """A hash for each text of a string array without nulls."""
-    array = texts.cast(pa.large_binary())
-    offsets = np.frombuffer(array.buffers()[1], dtype=np.int64)[array.offset : array.offset + len(array) + 1]
-    data = array.buffers()[2]
-    content = np.frombuffer(data, dtype=np.uint8) if data is not None else np.empty(0, dtype=np.uint8)
-    inside = content[offsets[0] : offsets[-1]] if len(offsets) else content[:0]
-    return hash_lists(inside.astype(np.uint64), np.diff(offsets))
-
-
 def hash_texts(texts: pa.Array) -> Words:
-    """A hash for each text of a string array; of repeated texts once, of null as of ""."""
-    encoded = texts.fill_null("").dictionary_encode()
-    return np.asarray(hash_text(encoded.dictionary)[encoded.indices.to_numpy()])
-
-
-def partition_of(hashes: Words, num_partitions: int) -> np.ndarray[Any, np.dtype[np.int64]]:
-    """The partition 0..num_partitions - 1 of each hash; a larger hash never falls into an earlier partition."""
-    high = hashes >> np.uint64(32)
-    return ((high * np.uint64(num_partitions)) >> np.uint64(32)).astype(np.int64)
+    """A hash for each text of a string array, of null as of ""; that of the list of its bytes."""
+    return rows.hash_texts(texts_of(texts))
 
 
 def fraction_of(hashes: Words) -> np.ndarray[Any, np.dtype[np.float64]]:

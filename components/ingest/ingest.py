@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import logging
 from collections import Counter
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -17,7 +18,7 @@ import pyarrow as pa
 
 from lazydp.components.features.spec import FeatureSpec
 from lazydp.components.features.values import MAX_ID
-from lazydp.components.ingest.assemble import Assembler
+from lazydp.components.ingest.assemble import Assembled, assemble
 from lazydp.components.ingest.hashing import Words, hash_texts
 from lazydp.components.ingest.locations import shown
 from lazydp.components.ingest.manifest import MANIFEST, DatasetManifest, Origin
@@ -26,13 +27,17 @@ from lazydp.components.ingest.resolve import ResolvedSpec, load_spec, resolve
 from lazydp.components.ingest.rows import (
     HASH_COLUMN,
     USER_COLUMN,
+    USER_HASH_COLUMN,
+    Encoded,
     InteractionEncoder,
+    Tally,
     encode_features,
     hash_rows,
     text_of,
 )
 from lazydp.components.ingest.source import RowSource
-from lazydp.components.ingest.spill import Spill, partitions_needed
+from lazydp.components.ingest.spill import Parted, Spill, partitions_needed
+from lazydp.components.ingest.workers import cores, in_order
 from lazydp.components.ingest.writer import DatasetWriter
 from lazydp.components.shared.errors import InputError
 from lazydp.components.shared.files import PRIVATE_DIRECTORY, atomic_directory
@@ -63,7 +68,8 @@ _OVER_BOUND = "over_max_examples_per_user"
 class IngestOptions:
     """What does not change the dataset but how it is made, and where side tables are when not where the spec says.
 
-    memory_bytes: the memory that one partition may take while it is worked on, roughly.
+    memory_bytes: the memory that the partitions in work may take, roughly.
+    workers: threads that encode and assemble; all cores by default.
     format: of the interactions' files; `auto` goes by what each is.
     max_rejected: the share of the rows that may lack a usable user, item, time, label or split; more is an error.
     """
@@ -74,6 +80,7 @@ class IngestOptions:
     replace: bool = False
     format: Format = "auto"
     max_rejected: float = 0.5
+    workers: int = field(default_factory=cores)
 
 
 def ingest(inputs: Sequence[str], spec: str, out: Path, options: IngestOptions | None = None) -> DatasetManifest:
@@ -100,42 +107,59 @@ def ingest(inputs: Sequence[str], spec: str, out: Path, options: IngestOptions |
     with atomic_directory(out, mode=PRIVATE_DIRECTORY, replaces=MANIFEST if options.replace else None) as folder:
         scratch = folder / ".spill"
         scratch.mkdir(mode=PRIVATE_DIRECTORY)
-        interactions = _spill_interactions(source, encoder, resolved.spec, scratch, options)
+        interactions, tally = _spill_interactions(source, encoder, resolved.spec, scratch, options)
         users = _spill_users(resolved, scratch, interactions.num_partitions)
         with DatasetWriter(folder, resolved) as writer:
-            _assemble(resolved, interactions, users, writer)
+            _assemble(resolved, interactions, users, writer, options.workers)
             scratch.rmdir()
-            rejected = encoder.rejected + Counter({_OVER_BOUND: writer.over_bound})
-            digest = encoder.source_digest.hexdigest()
-            origin = Origin(locations=tuple(map(shown, inputs)), rows=encoder.num_rows, digest=digest)
+            rejected = tally.rejected + Counter({_OVER_BOUND: writer.over_bound})
+            origin = Origin(locations=tuple(map(shown, inputs)), rows=tally.num_rows, digest=tally.digest())
             return writer.finish(origin=origin, rejected=rejected)
 
 
 def _spill_interactions(
     source: RowSource, encoder: InteractionEncoder, spec: FeatureSpec, scratch: Path, options: IngestOptions
-) -> Spill:
+) -> tuple[Spill, Tally]:
+    tally = Tally()
     spill: Spill | None = None
+    batches = source.batches(encoder.columns)
     try:
         with Progress("ingest: encode", total=source.num_rows, unit="rows") as progress:
-            for batch in source.batches(encoder.columns):
-                rows = encoder.encode(batch)
-                if rows.num_rows:
-                    if spill is None:
-                        number = partitions_needed(
-                            num_rows=_rows_at_most(source, batch),
-                            row_bytes=rows.nbytes / rows.num_rows,
-                            memory_bytes=options.memory_bytes,
-                        )
-                        spill = Spill(scratch, "interactions", number)
-                    spill.add(rows, _partition_hashes(spec, rows))
+            for batch in batches:
+                encoded = encoder.encode(batch)
+                tally.add(encoded)
                 progress.advance(batch.num_rows)
+                if encoded.rows.num_rows:
+                    number = partitions_needed(
+                        num_rows=_rows_at_most(source, batch),
+                        row_bytes=encoded.rows.nbytes / encoded.rows.num_rows,
+                        memory_bytes=options.memory_bytes,
+                        workers=options.workers,
+                    )
+                    spill = Spill(scratch, "interactions", number)
+                    spill.add(spill.part(encoded.rows, _partition_hashes(spec, encoded.rows)))
+                    break
+            # The first rows have said how many parts there are; the others are encoded on all cores.
+            if spill is not None:
+                parted = partial(_encoded_and_parted, encoder, spec, spill)
+                for encoded, parts in in_order(parted, batches, workers=options.workers):
+                    tally.add(encoded)
+                    spill.add(parts)
+                    progress.advance(encoded.num_rows)
     finally:
         if spill is not None:
             spill.close()
     if spill is None:
-        raise InputError(f"no row of {source.where} can be used: {_reasons(encoder.num_rows, encoder.rejected)}")
-    _judge_loss(encoder.num_rows, encoder.rejected, most=options.max_rejected)
-    return spill
+        raise InputError(f"no row of {source.where} can be used: {_reasons(tally.num_rows, tally.rejected)}")
+    _judge_loss(tally.num_rows, tally.rejected, most=options.max_rejected)
+    return spill, tally
+
+
+def _encoded_and_parted(
+    encoder: InteractionEncoder, spec: FeatureSpec, spill: Spill, batch: pa.RecordBatch
+) -> tuple[Encoded, Parted]:
+    encoded = encoder.encode(batch)
+    return encoded, spill.part(encoded.rows, _partition_hashes(spec, encoded.rows)) if encoded.rows.num_rows else []
 
 
 def _rows_at_most(source: RowSource, first: pa.RecordBatch) -> int:
@@ -170,9 +194,7 @@ def _judge_loss(num_rows: int, rejected: Counter[str], *, most: float) -> None:
 
 def _partition_hashes(spec: FeatureSpec, rows: pa.RecordBatch) -> Words:
     """What parts the rows: the user, or without users the row's content."""
-    if spec.user is None:
-        return np.asarray(rows.column(HASH_COLUMN).to_numpy())
-    return hash_texts(rows.column(USER_COLUMN))
+    return np.asarray(rows.column(HASH_COLUMN if spec.user is None else USER_HASH_COLUMN).to_numpy())
 
 
 def _spill_users(resolved: ResolvedSpec, scratch: Path, num_partitions: int) -> Spill | None:
@@ -189,19 +211,22 @@ def _spill_users(resolved: ResolvedSpec, scratch: Path, num_partitions: int) -> 
             rows = pa.record_batch(columns | encode_features(spec, resolved.vocabularies, batch, "user"))
             rows = rows.filter(rows.column(USER_COLUMN).is_valid())
             rows = rows.append_column(HASH_COLUMN, pa.array(hash_rows(rows)))
-            spill.add(rows, hash_texts(rows.column(USER_COLUMN)))
+            spill.add(spill.part(rows, hash_texts(rows.column(USER_COLUMN))))
     finally:
         spill.close()
     return spill
 
 
-def _assemble(resolved: ResolvedSpec, interactions: Spill, users: Spill | None, writer: DatasetWriter) -> None:
-    assembler = Assembler(resolved.spec, resolved.vocabularies)
-    profiles: Iterator[pa.Table | None] = (
-        users.partitions() if users is not None else iter([None] * interactions.num_partitions)
-    )
+def _assemble(
+    resolved: ResolvedSpec, interactions: Spill, users: Spill | None, writer: DatasetWriter, workers: int
+) -> None:
+    def assembled(number: int) -> Assembled | None:
+        rows = interactions.read(number)
+        profiles = users.read(number) if users is not None else None
+        return assemble(resolved.spec, resolved.vocabularies, rows, profiles) if rows is not None else None
+
     with Progress("ingest: assemble", total=interactions.num_partitions, unit="parts") as progress:
-        for rows, profile in zip(interactions.partitions(), profiles, strict=True):
-            if rows is not None:
-                writer.append(assembler.assemble(rows, profile))
+        for part in in_order(assembled, range(interactions.num_partitions), workers=workers):
+            if part is not None:
+                writer.append(part)
             progress.advance()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 from collections import Counter
 from collections.abc import Iterator
@@ -24,13 +25,15 @@ from lazydp.components.features.spec import (
 )
 from lazydp.components.features.values import MAX_ID, Numbers, canonical_text, is_scalar_type, to_numbers
 from lazydp.components.features.vocabulary import Vocabularies
-from lazydp.components.ingest.hashing import Words, as_words, chain, hash_lists, hash_texts, mix
+from lazydp.components.ingest.hashing import Words, as_words, hash_lists, hash_texts
 from lazydp.components.ingest.readers import Reader
 from lazydp.components.ingest.source import RowSource, require_columns
 from lazydp.components.ingest.times import Kind, encode_times, has_parts, kind_of, kind_of_text
 from lazydp.components.shared.errors import InputError
+from lazydp.kernels.rows import chain, hash_decimals, sums
 
 USER_COLUMN = "user"
+USER_HASH_COLUMN = "user_hash"
 TIME_COLUMN = "time"
 TIME_PART_COLUMN = "time_part"
 ITEM_COLUMN = "item"
@@ -42,31 +45,48 @@ FEATURE_PREFIX = "feature:"
 Mask = np.ndarray[Any, np.dtype[np.bool_]]
 
 
-class SourceDigest:
-    """Tells logs apart whatever their order: the sum of two hashes of every row."""
+@dataclasses.dataclass(frozen=True, slots=True)
+class Encoded:
+    """What became of a batch.
 
-    def __init__(self) -> None:
-        self._sums = [0, 0]
-        self._rows = 0
+    rows: the accepted rows, encoded.
+    num_rows: rows of the batch.
+    rejected: reason -> rows that were not accepted, each under the first reason that applies.
+    sums: of two hashes of every row of the batch, accepted or not, modulo 2^64.
+    """
 
-    def add(self, words: Words) -> None:
-        """Take rows in."""
-        for lane in (0, 1):
-            lane_words = mix(words ^ np.uint64(lane))
-            self._sums[lane] = (self._sums[lane] + int(lane_words.sum(dtype=np.uint64))) % 2**64
-        self._rows += len(words)
+    rows: pa.RecordBatch
+    num_rows: int
+    rejected: Counter[str]
+    sums: tuple[int, int]
 
-    def hexdigest(self) -> str:
-        """SHA-256 of the sums and of the number of rows."""
-        content = b"".join(number.to_bytes(8, "little") for number in (*self._sums, self._rows))
+
+@dataclasses.dataclass
+class Tally:
+    """Counts over batches, whatever their order."""
+
+    num_rows: int = 0
+    rejected: Counter[str] = dataclasses.field(default_factory=Counter)
+    sums: tuple[int, int] = (0, 0)
+
+    def add(self, encoded: Encoded) -> None:
+        """Take a batch in."""
+        self.num_rows += encoded.num_rows
+        self.rejected += encoded.rejected
+        self.sums = ((self.sums[0] + encoded.sums[0]) % 2**64, (self.sums[1] + encoded.sums[1]) % 2**64)
+
+    def digest(self) -> str:
+        """Tells logs apart whatever their order: SHA-256 of the sums and of the number of rows."""
+        content = b"".join(number.to_bytes(8, "little") for number in (*self.sums, self.num_rows))
         return hashlib.sha256(content).hexdigest()
 
 
 class InteractionEncoder:
-    """Turns batches of raw interactions into encoded rows.
+    """Turns batches of raw interactions into encoded rows; does not change, so that threads may share it.
 
-    Encoded rows have the columns user (text), time, item (int32), label (float32), test (bool, where a column says so),
-    hash (uint64 of the row's content) and `feature:<name>` of every context feature, each where the spec has one.
+    Encoded rows have the columns user (text), user_hash (uint64), time, item (int32), label (float32), test (bool,
+    where a column says so), `feature:<name>` of every context feature, each where the spec has one, and hash (uint64 of
+    the row's content).
     """
 
     def __init__(self, spec: FeatureSpec, vocabularies: Vocabularies, source: RowSource) -> None:
@@ -77,9 +97,6 @@ class InteractionEncoder:
         """
         self._spec = spec
         self._vocabularies = vocabularies
-        self.rejected: Counter[str] = Counter()
-        self.num_rows = 0
-        self.source_digest = SourceDigest()
         wanted = list(_wanted_columns(spec))
         require_columns(wanted, source, where=source.where)
         self.columns = list(dict.fromkeys(name for name, _ in wanted))
@@ -87,58 +104,69 @@ class InteractionEncoder:
         self._time_kind = _time_kind(spec.timestamp, source) if spec.timestamp is not None else "number"
         self._time_parts = spec.timestamp is not None and any(map(has_parts, source.types(spec.timestamp)))
 
-    def encode(self, batch: pa.RecordBatch) -> pa.RecordBatch:
-        """The accepted rows of a batch; the others are counted in `rejected` under the first reason that applies."""
+    def encode(self, batch: pa.RecordBatch) -> Encoded:
+        """The accepted rows of a batch, and how many were left out for what reason."""
         columns: dict[str, pa.Array] = {}
         refused: list[tuple[str, Mask]] = []
-        self.num_rows += batch.num_rows
-        self._encode_user(batch, columns, refused)
-        self._encode_item(batch, columns, refused)
+        words = self._encode_user(batch, columns, refused)
+        words = self._encode_item(batch, columns, refused, words)
         self._encode_time(batch, columns, refused)
         self._encode_label(batch, columns, refused)
         self._encode_split(batch, columns, refused)
         columns |= encode_features(self._spec, self._vocabularies, batch, "context")
         rows = pa.record_batch(columns)
-        self.source_digest.add(self._raw_words(batch, rows))
-        rows = rows.filter(pa.array(self._accept(refused, batch.num_rows)))
-        return rows.append_column(HASH_COLUMN, pa.array(hash_rows(rows)))
-
-    def _accept(self, refused: list[tuple[str, Mask]], size: int) -> Mask:
-        accepted = np.ones(size, dtype=bool)
-        for reason, mask in refused:
-            count = int((accepted & mask).sum())
-            if count:
-                self.rejected[reason] += count
-                accepted &= ~mask
-        return accepted
-
-    def _raw_words(self, batch: pa.RecordBatch, rows: pa.RecordBatch) -> Words:
-        """A hash of who took what in each raw row, before anything that a spec may choose; without users of the row."""
-        if self._spec.user is None:
-            return hash_rows(rows)
-        words = hash_texts(rows.column(USER_COLUMN))
-        if self._spec.item is not None:
-            words = chain(words, hash_texts(text_of(batch, self._spec.item.column, "item.column")))
-        return words
+        # Who took what in each raw row, before anything that a spec may choose; without users the encoded row.
+        digest = sums(words if words is not None else hash_rows(rows))
+        accepted, rejected = _accepted(refused, batch.num_rows)
+        if rejected:
+            rows = rows.filter(pa.array(accepted))
+        rows = rows.append_column(HASH_COLUMN, pa.array(hash_rows(rows)))
+        return Encoded(rows, batch.num_rows, rejected, digest)
 
     def _encode_user(
         self, batch: pa.RecordBatch, columns: dict[str, pa.Array], refused: list[tuple[str, Mask]]
-    ) -> None:
-        if self._spec.user is not None:
-            text = text_of(batch, self._spec.user.column, "user.column")
-            columns[USER_COLUMN] = text
-            refused.append(("null_user", _mask(text.is_null())))
+    ) -> Words | None:
+        """Returns the hashes of the users, None where the spec has none."""
+        if self._spec.user is None:
+            return None
+        text = text_of(batch, self._spec.user.column, "user.column")
+        hashes = hash_texts(text)
+        columns[USER_COLUMN] = text
+        columns[USER_HASH_COLUMN] = pa.array(hashes)
+        refused.append(("null_user", _mask(text.is_null())))
+        # Bytes are never fewer than characters.
+        if (pc.max(pc.binary_length(text)).as_py() or 0) > MAX_ID:
             refused.append(("long_user", _mask(pc.greater(pc.utf8_length(text).fill_null(0), MAX_ID))))
+        return hashes
 
     def _encode_item(
-        self, batch: pa.RecordBatch, columns: dict[str, pa.Array], refused: list[tuple[str, Mask]]
-    ) -> None:
-        if self._spec.item is not None:
-            text = text_of(batch, self._spec.item.column, "item.column")
-            codes = self._vocabularies[ITEM].encode(text)
-            columns[ITEM_COLUMN] = pa.array(codes.astype(np.int32))
-            refused.append(("null_item", _mask(text.is_null())))
-            refused.append(("unknown_item", codes == 0))
+        self,
+        batch: pa.RecordBatch,
+        columns: dict[str, pa.Array],
+        refused: list[tuple[str, Mask]],
+        users: Words | None,
+    ) -> Words | None:
+        """Returns the hashes of who took what; `users` where there is no item, or no user."""
+        if self._spec.item is None:
+            return users
+        raw = batch.column(self._spec.item.column)
+        if pa.types.is_integer(raw.type) and not pa.types.is_uint64(raw.type):
+            # The text of an integer is its digits: nothing need be written out to know its code and its hash.
+            values, missing = raw, _mask(raw.is_null())
+            hashes = hash_decimals(raw.cast(pa.int64()).fill_null(0).to_numpy())
+            hashes[missing] = hash_texts(pa.array([""]))[0]
+        else:
+            values = text_of(batch, self._spec.item.column, "item.column")
+            missing, hashes = _mask(values.is_null()), hash_texts(values)
+        codes = self._vocabularies[ITEM].encode(values)
+        columns[ITEM_COLUMN] = pa.array(codes.astype(np.int32))
+        refused.append(("null_item", missing))
+        refused.append(("unknown_item", codes == 0))
+        if users is None:
+            return None
+        words = users.copy()
+        chain(words, hashes)
+        return words
 
     def _encode_time(
         self, batch: pa.RecordBatch, columns: dict[str, pa.Array], refused: list[tuple[str, Mask]]
@@ -236,18 +264,27 @@ def hash_rows(rows: pa.RecordBatch) -> Words:
     """The content hash of encoded rows, over every column but the user: one user's rows are ordered by it."""
     hashes = np.zeros(rows.num_rows, dtype=np.uint64)
     for name in rows.schema.names:
-        if name == USER_COLUMN:
+        if name in (USER_COLUMN, USER_HASH_COLUMN):
             continue
         column = rows.column(name)
         if is_list_type(column.type):
             lengths = pc.list_value_length(column).to_numpy(zero_copy_only=False).astype(np.int64)
-            words = hash_lists(as_words(pc.list_flatten(column).to_numpy(zero_copy_only=False)), lengths)
+            chain(hashes, hash_lists(as_words(pc.list_flatten(column).to_numpy(zero_copy_only=False)), lengths))
         else:
-            words = as_words(column.to_numpy(zero_copy_only=False))
-        chained = chain(hashes, words)
-        # A time without a part is the time that a column without parts has.
-        hashes = np.where(words == 0, hashes, chained) if name == TIME_PART_COLUMN else chained
+            # A time without a part is the time that a column without parts has.
+            chain(hashes, column.to_numpy(zero_copy_only=False), without_zeros=name == TIME_PART_COLUMN)
     return hashes
+
+
+def _accepted(refused: list[tuple[str, Mask]], size: int) -> tuple[Mask, Counter[str]]:
+    accepted = np.ones(size, dtype=bool)
+    rejected: Counter[str] = Counter()
+    for reason, mask in refused:
+        count = int((accepted & mask).sum())
+        if count:
+            rejected[reason] += count
+            accepted &= ~mask
+    return accepted, rejected
 
 
 def _mask(array: pa.Array) -> Mask:

@@ -7,24 +7,32 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pyarrow as pa
 
-from lazydp.components.ingest.hashing import Words, partition_of
+from lazydp.components.ingest.hashing import Words
 from lazydp.components.shared.files import PRIVATE_FILE
+from lazydp.kernels.rows import order_by_part
 
-# A partition is held a few times over while it is sorted and gathered.
-_WORKING_COPIES = 6
+# A partition is held so often, in part, while it is sorted and gathered.
+_WORKING_COPIES = 4
 _MAX_PARTITIONS = 512
+# What so many rows take is still near the processor when it is used again: larger parts are slower.
+_GOOD_ROWS = 1 << 19
+
+Parted = list[tuple[int, pa.RecordBatch]]
 
 
-def partitions_needed(*, num_rows: int, row_bytes: float, memory_bytes: int) -> int:
-    """How many partitions keep each within `memory_bytes` while it is worked on; at most 512 (open files)."""
-    return int(min(_MAX_PARTITIONS, max(1, -(-num_rows * row_bytes * _WORKING_COPIES // memory_bytes))))
+def partitions_needed(*, num_rows: int, row_bytes: float, memory_bytes: int, workers: int = 1) -> int:
+    """How many partitions keep what `workers` hold of them within `memory_bytes`; at most 512 (open files)."""
+    for_memory = -(-num_rows * row_bytes * _WORKING_COPIES * workers // memory_bytes)
+    return int(min(_MAX_PARTITIONS, max(1, for_memory, -(-num_rows // _GOOD_ROWS))))
 
 
 class Spill:
-    """Rows on disk in `num_partitions` files: rows are added, it is closed, then read once."""
+    """Rows on disk in `num_partitions` files: rows are added, it is closed, then read once.
+
+    The partition of a row is a function of its hash; a larger hash never falls into an earlier partition.
+    """
 
     def __init__(self, folder: Path, name: str, num_partitions: int) -> None:
         self._paths = [folder / f"{name}.{number}.arrows" for number in range(num_partitions)]
@@ -43,36 +51,40 @@ class Spill:
                 writer.close()
                 sink.close()
 
-    def add(self, rows: pa.RecordBatch, hashes: Words) -> None:
-        """Append rows to the partitions of their hashes."""
+    def part(self, rows: pa.RecordBatch, hashes: Words) -> Parted:
+        """The rows by the partitions of their hashes; changes nothing, so that threads may call it."""
         if self.num_partitions == 1:
-            self._write(0, rows)
-            return
-        partitions = partition_of(hashes, self.num_partitions)
-        order = np.argsort(partitions, kind="stable")
-        ends = np.cumsum(np.bincount(partitions, minlength=self.num_partitions))
-        parted = rows.take(pa.array(order))
+            return [(0, rows)]
+        order, ends = order_by_part(hashes, self.num_partitions)
+        ordered = rows.take(pa.array(order))
+        found: Parted = []
         begin = 0
         for number, end in enumerate(ends.tolist()):
             if end > begin:
-                self._write(number, parted.slice(begin, end - begin))
+                found.append((number, ordered.slice(begin, end - begin)))
             begin = end
+        return found
 
-    def _write(self, number: int, rows: pa.RecordBatch) -> None:
-        if self._writers[number] is None:
-            path = self._paths[number]
-            os.close(os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY, PRIVATE_FILE))
-            self._sinks[number] = pa.OSFile(str(path), "wb")
-            self._writers[number] = pa.ipc.new_stream(self._sinks[number], rows.schema)
-        self._writers[number].write_batch(rows)
+    def add(self, parted: Parted) -> None:
+        """Append what `part` returned."""
+        for number, rows in parted:
+            if self._writers[number] is None:
+                path = self._paths[number]
+                os.close(os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY, PRIVATE_FILE))
+                self._sinks[number] = pa.OSFile(str(path), "wb")
+                self._writers[number] = pa.ipc.new_stream(self._sinks[number], rows.schema)
+            self._writers[number].write_batch(rows)
+
+    def read(self, number: int) -> pa.Table | None:
+        """The rows of a partition, mapped, None where it is empty; its file is deleted, and gone with the table."""
+        path = self._paths[number]
+        if not path.exists():
+            return None
+        with pa.memory_map(str(path)) as source, pa.ipc.open_stream(source) as stream:
+            table = stream.read_all()
+        path.unlink()
+        return table
 
     def partitions(self) -> Iterator[pa.Table | None]:
-        """The partitions in order of hash, None where one is empty; each is deleted when the next is asked for."""
-        for path in self._paths:
-            if not path.exists():
-                yield None
-                continue
-            with pa.OSFile(str(path), "rb") as source, pa.ipc.open_stream(source) as stream:
-                table = stream.read_all()
-            path.unlink()
-            yield table
+        """The partitions in order of hash; see `read`."""
+        return map(self.read, range(self.num_partitions))

@@ -64,14 +64,15 @@ class _SplitWriter:
         for name_of_list in lists:
             self._columns[BAG_PREFIX + name_of_list] = ListColumn(Path(f"{stem}.bag-{name_of_list}.x"))
 
-    def append(self, examples: SplitRows) -> None:
+    def append(self, examples: SplitRows, *, users_before: int, items_before: int) -> None:
+        user, end = examples.user_index, examples.history_end
         fields = {
             "label": examples.label,
             "dense": examples.dense,
             "codes": examples.codes,
             "item": examples.item,
-            "user_index": examples.user_index,
-            "history_end": examples.history_end,
+            "user_index": None if user is None else user + users_before,
+            "history_end": None if end is None else end + items_before,
             "history_length": examples.history_length,
         }
         for name, column in self._columns.items():
@@ -99,6 +100,7 @@ class _UsersWriter:
 
     def __init__(self, folder: Path, spec: FeatureSpec) -> None:
         self.size = 0
+        self.num_items = 0
         self._path = folder / USERS_FILE
         self._user = TextColumn(folder / ".users.user.x")
         self._items = ListColumn(folder / ".users.items.x") if spec.item is not None else None
@@ -112,6 +114,7 @@ class _UsersWriter:
         if self._items is not None:
             assert part.sequences is not None
             self._items.append(part.sequences)
+            self.num_items += len(part.sequences.values)
         self.size += len(part.users)
 
     def close(self) -> None:
@@ -146,8 +149,9 @@ class DatasetWriter:
 
     def append(self, part: Assembled) -> None:
         """Append one partition."""
-        self._splits[TRAIN].append(part.train)
-        self._splits[TEST].append(part.test)
+        users, items = (self._users.size, self._users.num_items) if self._users is not None else (0, 0)
+        self._splits[TRAIN].append(part.train, users_before=users, items_before=items)
+        self._splits[TEST].append(part.test, users_before=users, items_before=items)
         if self._users is not None:
             self._users.append(part)
         self._max_examples = max(self._max_examples, part.max_examples)

@@ -88,6 +88,35 @@ def test_extreme_words_have_the_same_bits() -> None:
     assert_all_levels_agree(lambda: [ops.normals_of_blocks(torch.from_numpy(words))])
 
 
+@pytest.mark.parametrize("length", [1, 3, 8])
+@pytest.mark.parametrize("columns", [1, 13, 32, 64, 200])
+def test_exact_sums_have_the_same_bits(length: int, columns: int) -> None:
+    generator = torch.Generator().manual_seed(2)
+    bags, rows = 60, 40
+    equal = torch.arange(0, bags * length + 1, length)
+    unequal = torch.cat([equal[:1], equal[1:-1] + torch.randint(0, 2, (bags - 1,), generator=generator), equal[-1:]])
+    indices = torch.randint(0, rows, (bags * length,), generator=generator)
+    start = torch.randn(rows, columns, generator=generator)
+    grad, scale = torch.randn(bags, columns, generator=generator), torch.rand(bags, generator=generator)
+    groups = ops.group_rows(indices, num_rows=rows)
+
+    def results() -> list[Tensor]:
+        out = []
+        for offsets in (equal, unequal):
+            for weights in (None, torch.ones(indices.numel())):
+                weight = start.clone()
+                bag = ops.bag_ids(offsets)
+                ops.scatter_add_(
+                    weight, groups, bag, grad, scale, alpha=-0.1, per_lookup_weights=weights, bound=2.0**-9
+                )
+                out.append(weight)
+        return out
+
+    formed_by_bag, formed_by_lookup = results()[::2], results()[1::2]
+    assert all(torch.equal(*pair) for pair in zip(formed_by_bag, formed_by_lookup, strict=True))
+    assert_all_levels_agree(results)
+
+
 @pytest.mark.parametrize("shape", [(1, 100_000), (3, 7000), (1000, 128), (5, 5), (30_000, 2)])
 def test_no_result_depends_on_the_number_of_threads(shape: tuple[int, int], one_thread: None) -> None:
     def results() -> list[Tensor]:

@@ -1,4 +1,4 @@
-"""The dense layers in training: their gradient buffers, the noise on them, and any `torch.optim` optimizer."""
+"""The dense layers in training: their gradients, the noise on these gradients, and the optimizer."""
 
 from __future__ import annotations
 
@@ -26,11 +26,15 @@ _MAX_PARAMETERS = FIRST_RESERVED - MAX_TABLES
 
 @dataclass(frozen=True, slots=True)
 class DenseOptimizer:
-    """The optimizer of the dense layers. Any will do, since it sees privatised gradients only.
+    """How to build the optimizer of the dense layers.
+
+    The optimizer may be any that takes dense gradients and needs no closure. It sees gradients after clipping and noise
+    only, so it costs no privacy.
 
     Attributes:
         make: builds the optimizer for given parameters.
-        learning_rate: schedule that sets the rate of every parameter group at each step; None leaves it to `make`.
+        learning_rate: schedule, step (1, 2, ...) -> rate. It sets the rate of every parameter group at each step. None:
+            the rate stays as `make` set it.
     """
 
     make: Callable[[Iterable[nn.Parameter]], torch.optim.Optimizer]
@@ -38,15 +42,16 @@ class DenseOptimizer:
 
     @classmethod
     def named(cls, name: str, *, learning_rate: Schedule | float, **options: Any) -> DenseOptimizer:
-        """The optimizer of `torch.optim` called `name` (any case), with its options.
+        """The optimizer of `torch.optim` that is called `name`.
 
         Args:
-            name: such as `adam`.
-            learning_rate: rate, or a schedule: step (1, 2, ...) -> rate.
+            name: for example `adam`; upper and lower case are the same.
+            learning_rate: a rate, or a schedule, step (1, 2, ...) -> rate.
             options: further arguments of the optimizer.
 
         Raises:
-            InputError: there is no such optimizer, or it does not work with dense gradients alone (LBFGS, SparseAdam).
+            InputError: `torch.optim` has no such optimizer, or it is LBFGS, which needs a closure, or SparseAdam, which
+                needs sparse gradients.
         """
         known: dict[str, Callable[..., torch.optim.Optimizer]] = {
             key.lower(): value
@@ -57,28 +62,28 @@ class DenseOptimizer:
         }
         found = known.get(name.lower())
         if found is None:
-            raise InputError(f"no dense optimizer {name!r}: choose one of {', '.join(sorted(known))}")
+            raise InputError(f"no dense optimizer is called {name!r}: choose one of {', '.join(sorted(known))}")
         schedule = learning_rate if callable(learning_rate) else None
         first = learning_rate(1) if callable(learning_rate) else learning_rate
         return cls(lambda parameters: found(parameters, lr=first, **options), schedule)
 
 
 class DenseLayers:
-    """The trained dense parameters of a model, in their fixed order.
+    """The trained dense parameters of a model, in the order of `model.named_parameters()`.
 
-    Parameter i draws its noise under table number 0x8000 + i. So a checkpoint fits only a model with the same order of
-    `model.named_parameters()`. All parameters are on one device, and stay there.
+    The noise of parameter i has table number 0x8000 + i in its address. So a checkpoint fits only a model with the same
+    order of parameters. All parameters must be on one device, and must stay there.
 
     Args:
-        model: whose parameters are trained.
-        optimizer: of the parameters.
-        noise_scale: standard deviation of the noise on gradients; 0 for none.
-        key: noise key; None where there is no noise.
-        noise: `gaussian`, or `ones` for tests.
-        private: gradients come as float64 `sums`; else autograd adds them to `.grad`.
+        model: its parameters that require a gradient are trained, in place.
+        optimizer: builds their optimizer.
+        noise_scale: standard deviation of the noise on each coordinate of a gradient, sigma C / b; 0 for no noise.
+        key: the noise key; may be None if `noise_scale` is 0 or `noise` is `ones`.
+        noise: `gaussian`; or `ones`, which replaces every Gaussian number by 1, for tests.
+        private: gradients come as float64 `sums`; otherwise autograd adds them to `.grad`.
 
     Raises:
-        InputError: too many parameters to address.
+        InputError: more parameters than there are table numbers for them.
     """
 
     def __init__(
@@ -96,7 +101,8 @@ class DenseLayers:
         self._parameters = {name: p for name, p in model.named_parameters() if p.requires_grad}
         if len(self._parameters) > _MAX_PARAMETERS:
             raise InputError(
-                f"at most {_MAX_PARAMETERS} dense parameters have addresses, found {len(self._parameters)}"
+                f"a model may have at most {_MAX_PARAMETERS} trained dense parameters, because each needs a noise "
+                f"address; found {len(self._parameters)}: freeze some (requires_grad_(False)) or use fewer layers"
             )
         self._learning_rate = optimizer.learning_rate
         self._optimizer = optimizer.make(self._parameters.values()) if self._parameters else None
@@ -104,22 +110,22 @@ class DenseLayers:
         self._key = key
         self._noise = noise
         self.sums = DoubleSums()
-        """Clipped gradient sums of a step; `add_noise` rounds them to `.grad`."""
+        """The clipped gradient sums of a step. `add_noise` adds the noise, and rounds the result to `.grad`."""
         self.order = UnitOrder(key)
-        """In which the units of a step are added up."""
+        """The order in which the units of a step are added up."""
         largest = max((p.numel() for p in self._parameters.values()), default=0)
-        # One buffer, used for the noise of every parameter in turn: a step allocates no memory.
+        # One buffer holds the noise of each parameter in turn, so a step allocates no memory.
         device = next((parameter.device for parameter in self._parameters.values()), CPU)
         self._buffer = torch.empty(largest if noise_scale else 0, device=device)
         self.begin_step(0)
 
     @property
     def optimizer(self) -> torch.optim.Optimizer | None:
-        """The `torch.optim` optimizer, so that a scheduler can change its rate; None without dense parameters."""
+        """The `torch.optim` optimizer; None if the model has no dense parameters. A scheduler may change its rate."""
         return self._optimizer
 
     def draw_under(self, key: NoiseKey) -> None:
-        """Draw noise under `key` from now on."""
+        """Use the noise key `key` from now on."""
         self._key = key
         self.order.draw_under(key)
 
@@ -165,7 +171,7 @@ class DenseLayers:
         return noise.view(parameter.shape)
 
     def update(self, step: int) -> None:
-        """Update the parameters with the gradients of `step`, at the learning rate of `step`."""
+        """Let the optimizer update the parameters, at the learning rate of `step`."""
         if self._optimizer is None:
             return
         if self._learning_rate is not None:
@@ -175,32 +181,39 @@ class DenseLayers:
         self._optimizer.step()
 
     def check_finite(self) -> None:
-        """Raise NonFiniteError if a parameter is not finite."""
+        """Check every value of every parameter.
+
+        Raises:
+            NonFiniteError: a value is infinite or not a number; the message names the parameter.
+        """
         for name, parameter in self._parameters.items():
             if not bool(torch.isfinite(parameter).all()):
                 raise NonFiniteError(
-                    f"dense parameter {name!r} holds values that are not finite: the run diverged, "
-                    "lower the learning rate"
+                    f"dense parameter {name!r} holds values that are not finite: the run diverged; "
+                    "train again with a lower learning rate"
                 )
 
     def state_dict(self) -> dict[str, Any]:
-        """Parameters and optimizer state, for a private checkpoint: references, not copies."""
+        """The parameters, the buffers and the state of the optimizer, not copied, for a private checkpoint."""
         optimizer = {} if self._optimizer is None else self._optimizer.state_dict()
         return {"model": self._model.state_dict(), "optimizer": optimizer}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Continue from `state`, copied.
+        """Copy `state`, which `state_dict` gave, into the model and the optimizer.
 
         Raises:
-            FormatError: the state belongs to another model or optimizer.
+            FormatError: `state` belongs to another model or optimizer.
         """
         try:
             self._model.load_state_dict(state["model"])
             if self._optimizer is not None:
-                # Without the copy, torch would keep the tensors of `state` and change them in later steps.
+                # torch keeps the tensors that it is given, and later steps change them. So it gets copies.
                 self._optimizer.load_state_dict(copy.deepcopy(state["optimizer"]))
         except (RuntimeError, ValueError, KeyError) as error:
-            raise FormatError(f"the checkpoint's dense layers belong to another model: {error}") from error
+            raise FormatError(
+                "the checkpoint's dense layers belong to another model or optimizer; resume with those that the run "
+                f"began with: {error}"
+            ) from error
 
 
 def _gradient(parameter: nn.Parameter) -> Tensor:

@@ -1,4 +1,4 @@
-"""Figures of one step. They are computed from private data without noise: show them only where the data may be seen."""
+"""Figures of one step. They are private: they are computed from private data, and no noise is added to them."""
 
 from __future__ import annotations
 
@@ -20,13 +20,16 @@ Array = npt.NDArray[np.float64]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class GroupReport:
-    """Figures of one group of parameters.
+    """Figures of one group of parameters: the dense layers, or the embedding tables.
+
+    A unit is what is clipped as a whole: an example, or with user sampling a user. A *part* is the part of a unit's
+    gradient that belongs to the group.
 
     Attributes:
-        mean_norm: mean L2 norm, before clipping, of the group's part of a unit's gradient; units whose norm is not
-            finite are left out.
-        clipped: fraction of the units for which the group's part was scaled down.
-        signal: sum over the units of the norms of their clipped parts: an upper bound on the norm of the clipped sum.
+        mean_norm: mean L2 norm of the units' parts before clipping. Units whose norm is not finite are left out. NaN if
+            no unit is left.
+        clipped: fraction of the units whose part was scaled down, between 0 and 1.
+        signal: the norms of the clipped parts, added up. The norm of the clipped sum is at most this.
     """
 
     mean_norm: float
@@ -40,14 +43,14 @@ class StepReport:
 
     Attributes:
         step: number of the step, from 1.
-        size: examples drawn.
-        units: privacy units drawn: the examples, or the users where users are sampled.
+        size: number of examples in the batch.
+        units: number of units in the batch: of examples, or with user sampling of users.
         loss: mean loss of the examples; NaN for an empty batch.
-        clipped: fraction of the units whose gradient was scaled down, in any group.
-        mean_norm: mean L2 norm of a unit's gradient before clipping; units whose norm is not finite are left out; NaN
-            where none is left.
-        non_finite: units that contributed zero because their gradient was not finite.
-        groups: figures of each group of parameters; empty without clipping.
+        clipped: fraction of the units whose gradient was scaled down in any group, between 0 and 1.
+        mean_norm: mean L2 norm of the units' gradients before clipping. Units whose norm is not finite are left out.
+            NaN if no unit is left.
+        non_finite: number of units that contributed zero because their gradient was not finite.
+        groups: figures of each group of parameters; empty in mode `sgd`, which computes no norms.
     """
 
     step: int
@@ -61,22 +64,29 @@ class StepReport:
 
     @classmethod
     def of(cls, step: int, losses: Sequence[Tensor], contributions: Sequence[Contributions]) -> StepReport:
-        """The figures of micro-batches, from the losses [B] and the contributions of each; both may be empty."""
+        """The figures of a step that clips.
+
+        Args:
+            step: number of the step.
+            losses: of each micro-batch, [B].
+            contributions: of each micro-batch. Both lists are empty for an empty batch.
+        """
         contributions = [part for part in contributions if part.units.count]
         if not contributions:
             none = GroupReport(mean_norm=math.nan, clipped=0.0, signal=0.0)
             return cls.unclipped(step, losses, units=0, groups=dict.fromkeys(GROUPS, none))
-        losses, sq_norms_of, factors_of = _fetched(losses, contributions)
-        # One row for each group, then one for all together. In numpy, whose small operations are faster than torch's.
-        sq_norms, factors = _rows(sq_norms_of), _rows(factors_of)
+        losses, sq_norms_of, coefficients_of = _fetched(losses, contributions)
+        # Each array gets a row for each group, and a last row for the whole gradient. On small arrays numpy is faster
+        # than torch.
+        sq_norms, coefficients = _rows(sq_norms_of), _rows(coefficients_of)
         norms = np.sqrt(np.concatenate([sq_norms, sq_norms.sum(axis=0, keepdims=True)]))
-        factors = np.concatenate([factors, factors.min(axis=0, keepdims=True)])
+        coefficients = np.concatenate([coefficients, coefficients.min(axis=0, keepdims=True)])
         finite = np.isfinite(norms)
         norms[~finite] = 0.0
         counted = finite.sum(axis=1)
         mean_norms = np.where(counted, norms.sum(axis=1) / np.maximum(counted, 1), math.nan).tolist()
-        clipped = (factors < 1.0).mean(axis=1).tolist()
-        signals = (norms * factors).sum(axis=1).tolist()
+        clipped = (coefficients < 1.0).mean(axis=1).tolist()
+        signals = (norms * coefficients).sum(axis=1).tolist()
         return cls(
             step=step,
             size=sum(part.shape[0] for part in losses),
@@ -84,7 +94,7 @@ class StepReport:
             loss=_mean_loss(losses),
             clipped=clipped[-1],
             mean_norm=mean_norms[-1],
-            non_finite=int((factors[-1] == 0.0).sum()),
+            non_finite=int((coefficients[-1] == 0.0).sum()),
             groups={
                 group: GroupReport(mean_norm=mean_norms[row], clipped=clipped[row], signal=signals[row])
                 for row, group in enumerate(GROUPS)
@@ -100,7 +110,14 @@ class StepReport:
         units: int,
         groups: Mapping[Group, GroupReport] = MappingProxyType({}),
     ) -> StepReport:
-        """The figures of a step without norms: it clips nothing, or its sample is empty."""
+        """The figures of a step without norms: a step of mode `sgd`, or a step whose batch is empty.
+
+        Args:
+            step: number of the step.
+            losses: of each micro-batch, [B].
+            units: number of units in the batch.
+            groups: see the attribute.
+        """
         return cls(
             step=step,
             size=sum(part.shape[0] for part in losses),
@@ -116,7 +133,10 @@ class StepReport:
 def _fetched(
     losses: Sequence[Tensor], contributions: Sequence[Contributions]
 ) -> tuple[Sequence[Tensor], list[dict[Group, Tensor]], list[dict[Group, Tensor]]]:
-    """Losses, squared norms and coefficients of each micro-batch, on the host; one copy, so one wait for a GPU."""
+    """Losses, squared norms and clipping coefficients of each micro-batch, on the host.
+
+    All are copied together, so that the host waits for a GPU only once.
+    """
     figures = [figure for part in contributions for figure in (part.sq_norms, part.coefficients)]
     arrived = iter(moved([*losses, *(figure[group] for figure in figures for group in GROUPS)], CPU))
     losses = [next(arrived) for _ in losses]
@@ -125,7 +145,7 @@ def _fetched(
 
 
 def _rows(parts: Sequence[Mapping[Group, Tensor]]) -> Array:
-    """The values of all micro-batches, float64 [groups, U]: in float64, squares and sums of float32 do not overflow."""
+    """The values of all micro-batches, float64 [groups, U]."""
     return np.stack([np.concatenate([part[group].numpy() for part in parts], dtype=np.float64) for group in GROUPS])
 
 

@@ -1,21 +1,29 @@
-"""One step of training, private or not: read this file from top to bottom.
+"""One step of training, private or not. Read this file from top to bottom.
 
-    lookups       find the rows that the batch reads
-    catch-up      apply the pending noise of these rows
-    gather        pool the rows into bags
-    forward, backward       one pass; it forms neither weight gradients nor per-example gradients
-    norms         of each privacy unit's gradient, over all layers and tables
-    weighted products       one for each dense layer: the sum of clipped gradients
-    scatter       add the sum of clipped gradients to the rows that were read
-    dense noise, optimizer  add noise to the gradients of the dense layers, and update the layers
-    advance       the noise of this step becomes pending on every row
+A unit is what is clipped as a whole: an example, or with user sampling a user with all examples. A step has these
+phases, in this order. (`timer.py` names them. It names a phase `sampling` as well, which belongs to the caller.)
 
-With c_i = min(1, C / ||g_i||) for each unit (an example, or a user with all examples) and a fixed expected batch size
-b, the optimizers apply
+    lookups             find the rows that the batch reads
+    catch-up            apply the pending noise of these rows; with a single micro-batch, pool them in the same pass
+    gather              pool the rows of a micro-batch, if that is not done yet
+    forward             compute the losses
+    backward            compute the gradients of all layers' outputs and of the pooled rows, in one pass
+    norms               compute the norm of each unit's gradient, over all layers and tables
+    weighted products   sum the clipped gradients of the dense layers, by one matrix product for each layer
+    scatter             add the clipped gradients of the tables to the rows that were read
+    dense noise         add noise to the summed gradients of the dense layers
+    optimizer           update the dense layers; in mode `lazydp`, make the noise of this step pending on every row
+    eager noise         in mode `dpsgd` instead: add the noise of this step to every row at once
+
+The phases from gather to weighted products are repeated for each micro-batch. Mode `sgd` has no norms, no weighted
+products and no noise.
+
+Let g_i be the gradient of unit i, C the clipping norm, b the expected batch size and sigma the noise multiplier.
+With c_i = min(1, C / ||g_i||), the optimizers apply
 
     g_hat = ( sum_i c_i g_i  +  sigma C xi ) / b,     xi ~ N(0, I) over every parameter and every row.
 
-`mechanism/parameters.py` says what changes with one clipping norm for each group of parameters.
+`mechanism/parameters.py` has the formula for one clipping norm per group of parameters.
 """
 
 from __future__ import annotations
@@ -36,7 +44,7 @@ from lazydp.components.train.device.placement import HOST, Placement
 from lazydp.components.train.engine.dense import DenseLayers, DenseOptimizer
 from lazydp.components.train.engine.report import StepReport
 from lazydp.components.train.engine.timer import Phase, StepTimer
-from lazydp.components.train.engine.transfers import home, leaves, send_examples, send_lookups
+from lazydp.components.train.engine.transfers import leaves, send_examples, send_gradients, send_lookups
 from lazydp.components.train.mechanism.capture import Capture
 from lazydp.components.train.mechanism.contributions import Contributions, objective, units_of
 from lazydp.components.train.mechanism.layers import trained_layers
@@ -53,21 +61,22 @@ class Engine:
     """Trains a recommender step by step.
 
     Args:
-        model: dense layers; trained in place.
-        mode: `lazydp`, `dpsgd` (the same step with noise on every row at every step) or `sgd` (no clipping and no
-            noise; of `privacy` it uses only the expected batch size).
-        privacy: parameters of the mechanism.
+        model: the dense layers; trained in place.
+        mode: `lazydp`; `dpsgd`, the same step with eager noise; or `sgd`, a step without clipping and noise.
+        privacy: parameters of the mechanism. Mode `sgd` uses only `expected_batch_size` and `user_gradient`.
         embeddings: optimizer of the tables.
         dense: optimizer of the dense layers.
-        key: noise key; may be None where there is no noise.
+        key: noise key; may be None in mode `sgd`, or if the noise multiplier is 0.
         tables: initial weights [R, D] by table, trained in place. None: weights drawn from the model's public seed.
-        noise: `gaussian`, or `ones` for tests that compare lazy and eager noise exactly.
-        timer: collects the time of each phase.
-        placement: the device of the dense layers and the device of the tables; both are moved there. Examples are
-            always on the host.
+        noise: `gaussian`; or `ones`, which replaces every Gaussian number by 1, so that tests can compare pending and
+            eager noise exactly.
+        timer: adds up the time of each phase.
+        placement: the device of the dense layers and the device of the tables. The engine moves them there. The caller
+            gives examples on the host.
 
     Raises:
-        InputError: a layer without a rule for per-example norms, a missing key, or tables of the wrong names or shapes.
+        InputError: a layer for which the norm of one example's gradient cannot be computed, a missing key, too many
+            tables or dense parameters, or tables with other names, shapes or order than the model's.
     """
 
     def __init__(
@@ -93,7 +102,7 @@ class Engine:
         self._layers = trained_layers(model) if self._private else {}
         noisy = self._private and privacy.noise_multiplier > 0.0
         if noisy and key is None:
-            raise InputError(f"mode {mode!r} with noise needs a noise key")
+            raise InputError(f"mode {mode!r} with noise needs a noise key: give key=NoiseKey.generate()")
         weights = _checked(model, tables if tables is not None else initial_tables(model))
         self.tables = EmbeddingTables(
             {name: weight.to(placement.table_device) for name, weight in weights.items()},
@@ -117,16 +126,20 @@ class Engine:
 
     @property
     def steps_done(self) -> int:
-        """Steps completed."""
+        """Number of completed steps."""
         return self.tables.step
 
     def step(self, micro_batches: Examples | Sequence[Examples]) -> StepReport:
-        """Do one step with the examples of all micro-batches; the result is that of one large batch.
+        """Do one step with the examples of all micro-batches.
 
-        A Poisson sample may hold no example. The step then adds noise only, and counts as a step.
+        The step is the same as with one large batch. A Poisson sample may be empty. Such a step adds noise only, and
+        counts as a step.
 
         Raises:
-            UnfinishedStepError: an earlier step was interrupted while it changed the weights.
+            UnfinishedStepError: an earlier step, or a load, was interrupted while it changed the weights.
+            InputError: `user_sizes` of the examples do not fit `privacy.user_gradient`, a layer's input is not
+                batch-first or was modified in place, matrix products are set to less than float32, or a private step
+                has 2^24 examples or more.
         """
         self._guard.refuse_unfinished()
         if isinstance(micro_batches, Examples):
@@ -138,7 +151,8 @@ class Engine:
             )
             micro_batches = send_examples(micro_batches, self.placement.device)
             groups = self.tables.group_rows(reads)
-        # A single micro-batch catches up and is gathered in one pass. Several are gathered one by one, to bound memory.
+        # The rows of a single micro-batch catch up and are pooled in one pass. Several micro-batches are pooled one by
+        # one, since their pooled rows together might not fit into memory.
         pooled: Mapping[str, Tensor] | None = None
         with self._phase("catch-up"):
             if len(reads) == 1:
@@ -163,7 +177,13 @@ class Engine:
         return self._report(step, passes)
 
     def _pass(self, examples: Examples, reads: Mapping[str, Lookups], gathered: Mapping[str, Tensor] | None) -> _Pass:
-        """Forward and backward of one micro-batch; its clipped sum is added to the dense gradients."""
+        """Do the forward and backward pass of one micro-batch, and add its clipped gradients to the dense gradients.
+
+        Args:
+            examples: of the micro-batch.
+            reads: its lookups, by table.
+            gathered: its pooled rows, by table, if they are there already.
+        """
         units = units_of(examples.size, examples.user_sizes, self.privacy)
         with self._phase("gather"):
             pooled = leaves(self.tables.gather(reads) if gathered is None else gathered, self.placement.device)
@@ -171,28 +191,29 @@ class Engine:
             with self._phase("forward"):
                 inputs = model_inputs(self.model.layout, examples, pooled, with_items=self.model.has_prior)
                 losses = self.model.losses(self.model(inputs), examples.labels)
-                # Private: losses have equal weights here; the clipping coefficients carry the weights of the examples.
+                # A private step sums the losses here. Its clipping coefficients later contain the divisor b, and with
+                # user gradient `mean` the number of a user's examples.
                 total = losses.sum() if self._private else objective(losses, units, self.privacy)
             with self._phase("backward"):
                 total.backward()  # type: ignore[no-untyped-call]
         if not self._private:
-            gradients, (losses,) = home(pooled, [losses.detach()], self.placement.table_device)
+            gradients, (losses,) = send_gradients(pooled, [losses.detach()], self.placement.table_device)
             ones = torch.ones(examples.size, device=self.placement.table_device)
             sent = {name: TableGradient(reads[name], gradient, ones) for name, gradient in gradients.items()}
             return _Pass(losses, sent, units.count, None)
         with self._phase("norms"):
-            beside = [losses.detach(), capture.sq_norms(units)]
-            gradients, (losses, of_dense) = home(pooled, beside, self.placement.table_device)
+            others = [losses.detach(), capture.sq_norms(units)]
+            gradients, (losses, of_dense) = send_gradients(pooled, others, self.placement.table_device)
             tables = {name: (reads[name], gradient) for name, gradient in gradients.items()}
             contributions = Contributions.of(of_dense, tables, units, self.privacy)
         with self._phase("weighted products"):
             return _Pass(losses, contributions.add(capture, tables), units.count, contributions)
 
     def flush(self) -> None:
-        """Apply all pending noise; needed before weights are released or evaluated. Training may go on.
+        """Apply all pending noise. Weights may be released or evaluated after a flush only. Training may continue.
 
         Raises:
-            UnfinishedStepError: a step was interrupted while it changed the weights.
+            UnfinishedStepError: a step, or a load, was interrupted while it changed the weights.
         """
         self._guard.refuse_unfinished()
         self.tables.flush()
@@ -202,34 +223,38 @@ class Engine:
         return self.tables.pending()
 
     def table_weights(self) -> dict[str, Tensor]:
-        """The weights [R, D] of every table: references, not copies. No noise is pending and every value is finite.
+        """The weights [R, D] of every table, not copied, after a check that they may be released.
 
         Raises:
-            PendingNoiseError: a row has pending noise; flush first.
-            NonFiniteError: a weight or dense parameter is not finite.
-            UnfinishedStepError: a step was interrupted while it changed the weights.
+            PendingNoiseError: a row has pending noise; call `flush` first.
+            NonFiniteError: a weight or a dense parameter is not finite.
+            PrivacyError: weights grew so large that the noise does not cover their rounding to float32.
+            UnfinishedStepError: a step, or a load, was interrupted while it changed the weights.
         """
         self._guard.refuse_unfinished()
         self.dense.check_finite()
         return self.tables.weights()
 
     def state_dict(self) -> dict[str, Any]:
-        """The state for a private checkpoint, without noise key and sampler: references, not copies.
+        """The state for a private checkpoint, not copied. It contains neither the noise key nor the sampler.
 
         Raises:
-            UnfinishedStepError: a step was interrupted while it changed the weights.
+            UnfinishedStepError: a step, or a load, was interrupted while it changed the weights.
         """
         self._guard.refuse_unfinished()
         return {"mode": self.mode, "dense": self.dense.state_dict(), "embeddings": self.tables.state_dict()}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Continue from `state`, copied into this engine.
+        """Copy `state`, which `state_dict` gave, into this engine.
 
         Raises:
-            FormatError: the state belongs to another mode, model or optimizer; the message names the difference.
+            FormatError: `state` belongs to another mode, model or optimizer; the message names the difference.
         """
         if state["mode"] != self.mode:
-            raise FormatError(f"the checkpoint was written in mode {state['mode']!r}, this run is {self.mode!r}")
+            raise FormatError(
+                f"the checkpoint was written in mode {state['mode']!r}, and this run has mode {self.mode!r}: resume in "
+                "the mode of the checkpoint, or train a new run"
+            )
         self._guard.begin()
         self.tables.load_state_dict(state["embeddings"])
         self.dense.load_state_dict(state["dense"])
@@ -247,7 +272,14 @@ class Engine:
 
 @dataclass(frozen=True, slots=True)
 class _Pass:
-    """The results of one micro-batch that the end of the step needs."""
+    """What the last phases of a step need from one micro-batch.
+
+    Attributes:
+        losses: [B].
+        tables: the gradient of each table.
+        units: number of units.
+        contributions: the clipped contributions; None in mode `sgd`.
+    """
 
     losses: Tensor
     tables: dict[str, TableGradient]
@@ -259,5 +291,8 @@ def _checked(model: Recommender, weights: Mapping[str, Tensor]) -> Mapping[str, 
     expected = {name: (shape.num_rows, shape.dim) for name, shape in model.tables.items()}
     found = {name: tuple(weight.shape) for name, weight in weights.items()}
     if expected != found or list(expected) != list(found):
-        raise InputError(f"the model has tables {expected}, weights were given for {found}")
+        raise InputError(
+            f"initial weights must have the model's tables in the model's order, with shapes [rows, columns]: expected "
+            f"{expected}, found {found}"
+        )
     return weights

@@ -1,4 +1,4 @@
-"""The time of a step, by phase."""
+"""The time of a step, phase by phase."""
 
 from __future__ import annotations
 
@@ -21,6 +21,7 @@ Phase = Literal[
     "optimizer",
     "eager noise",
 ]
+"""The phases of a step. `step.py` explains them. The phase `sampling`, drawing the batch, is timed by the caller."""
 
 
 def _nothing() -> None:
@@ -28,11 +29,14 @@ def _nothing() -> None:
 
 
 class StepTimer:
-    """Adds up the seconds spent in each phase; phases don't nest.
+    """Adds up the seconds of each phase. A phase must not contain another phase.
 
     Args:
-        settle: called at the end of each phase, inside its time. On a GPU it waits until the phase is computed; without
-            it only the launch of the kernels is timed.
+        settle: called at the end of each phase, and timed with it. For a GPU, give a function that waits until the GPU
+            is done. Otherwise only the launch of the GPU's kernels is timed.
+
+    Attributes:
+        seconds: of each phase so far.
     """
 
     def __init__(self, settle: Callable[[], None] = _nothing) -> None:
@@ -41,7 +45,7 @@ class StepTimer:
 
     @contextmanager
     def phase(self, name: Phase) -> Iterator[None]:
-        """Count the time of the block under `name`."""
+        """Add the time of the `with` block to the phase `name`."""
         start = time.perf_counter()
         try:
             yield

@@ -1,13 +1,13 @@
-"""The host-device copies of a step. On the CPU alone nothing is copied.
+"""Copies between host memory and a GPU in a step. If a step computes on the CPU alone, nothing is copied.
 
-Sampling, dataset and lookups are on the host. Every step copies labels and dense features to the device of the dense
-layers. The other copies depend on where the tables are:
+The batch is drawn and its lookups are found on the host. `send_examples` copies the labels and the dense features to
+the device of the dense layers. Which other copies there are depends on where the tables are:
 
-    on the GPU          row numbers go to the GPU.
-    in host memory      pooled rows go to the GPU, and `home` brings their gradients back.
+    tables on the GPU           `send_lookups` copies the row numbers to the GPU
+    tables in host memory       `leaves` copies the pooled rows to the GPU; `send_gradients` copies their gradients back
 
-With tables in host memory, the table part of the gradient norms is computed on the CPU. The scatter needs the
-gradients there anyway, and on the GPU the norms would need every row number.
+With tables in host memory, the gradient norms of the tables are computed on the CPU. The scatter needs the gradients
+on the CPU anyway. On the GPU, the norms would need a copy of every row number.
 """
 
 from __future__ import annotations
@@ -24,27 +24,27 @@ from lazydp.components.train.tables.lookups import Lookups
 
 
 def send_examples(micro_batches: Sequence[Examples], device: torch.device) -> Sequence[Examples]:
-    """The examples with labels and dense features on `device`; the bags stay on the host."""
+    """The examples, with labels and dense features on `device`. The bags stay on the host."""
     if device.type == "cpu":
         return micro_batches
-    arrived = iter(moved([part for e in micro_batches for part in (e.labels, e.dense, e.item_dense)], device))
+    copies = iter(moved([part for e in micro_batches for part in (e.labels, e.dense, e.item_dense)], device))
     return [
-        replace(examples, labels=next(arrived), dense=next(arrived), item_dense=next(arrived))
+        replace(examples, labels=next(copies), dense=next(copies), item_dense=next(copies))
         for examples in micro_batches
     ]
 
 
 def send_lookups(reads: Sequence[Mapping[str, Lookups]], device: torch.device) -> Sequence[Mapping[str, Lookups]]:
-    """The lookups on `device`; each keeps its host copy as `on_host`."""
+    """The lookups on `device`. Each has its copy in host memory as `on_host`."""
     if device.type == "cpu":
         return reads
-    arrived = iter(moved([part for read in reads for lookups in read.values() for part in lookups.tensors()], device))
+    copies = iter(moved([part for read in reads for lookups in read.values() for part in lookups.tensors()], device))
     return [
         {
             name: Lookups(
-                next(arrived),
-                next(arrived),
-                None if lookups.weights is None else next(arrived),
+                next(copies),
+                next(copies),
+                None if lookups.weights is None else next(copies),
                 lookups.bags_per_example,
                 on_host=lookups,
             )
@@ -55,24 +55,29 @@ def send_lookups(reads: Sequence[Mapping[str, Lookups]], device: torch.device) -
 
 
 def leaves(pooled: Mapping[str, Tensor], device: torch.device) -> dict[str, Tensor]:
-    """The pooled rows [F * B, D] of each table on `device`, as leaves of the backward pass."""
-    arrived = moved(list(pooled.values()), device)
-    return {name: rows.requires_grad_() for name, rows in zip(pooled, arrived, strict=True)}
+    """The pooled rows [F * B, D] of each table on `device`, as leaves of the backward pass.
+
+    F is the number of bags of an example in the table, B the number of examples and D the number of columns.
+    """
+    copies = moved(list(pooled.values()), device)
+    return {name: rows.requires_grad_() for name, rows in zip(pooled, copies, strict=True)}
 
 
-def home(
-    pooled: Mapping[str, Tensor], beside: Sequence[Tensor], device: torch.device
+def send_gradients(
+    pooled: Mapping[str, Tensor], others: Sequence[Tensor], device: torch.device
 ) -> tuple[dict[str, Tensor], list[Tensor]]:
-    """Copy the results of the backward pass to the tables' device: all in one copy, so with one wait for a GPU.
+    """Copy the gradients of the pooled rows to the device of the tables, after the backward pass.
+
+    The gradients and `others` are copied together, so that the host waits for a GPU only once.
 
     Args:
-        pooled: the leaves.
-        beside: other tensors to copy (losses, squared norms of the dense part).
+        pooled: what `leaves` gave.
+        others: other tensors that are needed there: losses, squared norms.
         device: the device of the tables.
 
     Returns:
-        the gradient of each leaf, [F * B, D], by table; and the copies of `beside`.
+        The gradient of each leaf, [F * B, D] by table, zeros for a leaf without one; and the copies of `others`.
     """
     gradients = [rows.grad if rows.grad is not None else torch.zeros_like(rows) for rows in pooled.values()]
-    arrived = moved([*beside, *gradients], device)
-    return dict(zip(pooled, arrived[len(beside) :], strict=True)), arrived[: len(beside)]
+    copies = moved([*others, *gradients], device)
+    return dict(zip(pooled, copies[len(others) :], strict=True)), copies[: len(others)]

@@ -87,6 +87,7 @@ struct ScatterAdd {
   double alpha;
   double grid;  // of exact sums (common/exact_sum.h), or 0: sums in float32
   int64_t columns;
+  int64_t bags;
 };
 void scatter_add(std::span<const ScatterAdd> jobs, const Parallel& parallel);
 

@@ -365,7 +365,7 @@ void foreach_scatter_add_(const Tensors& weights, const Tensors& rows, const Ten
   for_each_table(weights.size(), [&](size_t j) {
     const float* per_lookup = read_per_lookup(check, per_lookup_weights[j], groups.lookups(j));
     jobs.push_back({write<float>(weights[j]), groups.jobs[j], per_lookup, read<float>(grads[j]), read<float>(scales[j]), alpha,
-                    grid, weights[j].size(1)});
+                    grid, weights[j].size(1), grads[j].size(0)});
   });
   check_tables(jobs.size(), [&](size_t j) { groups.check_values(j, weights[j].size(0), grads[j].size(0)); });
   scatter_add(jobs, torch_threads());

@@ -17,6 +17,7 @@ from lazydp.components.commands.init_cli import command as init
 from lazydp.components.features.spec_file import read_spec
 from lazydp.components.ingest.cli import command as ingest
 from lazydp.components.ingest.dataset import EncodedDataset
+from lazydp.components.plan.plan import plan
 from lazydp.components.shared.errors import InputError
 from lazydp.components.train.config import TrainConfig
 
@@ -49,8 +50,10 @@ def test_from_two_csv_files_to_a_profile(folder: Path) -> None:
     assert (spec.item.title, spec.max_examples_per_user) == ("name", 8)
     assert [(feature.name, feature.column_name) for feature in spec.features] == [("c_2nd_kind", "2nd kind")]
     config = TrainConfig.load(folder / "train.yaml")
-    assert (config.privacy_unit, config.sampling, config.target_epsilon) == ("user", "user", 8)
-    assert (config.sampling_prob, config.expected_batch_size) == (1, 20)
+    planned = plan(users=20, items=12, epsilon=8, delta=config.target_delta or 0.0)
+    assert config == planned.config
+    assert config.start is not None
+    assert config.steps == 0
 
     common = ["--input", "clicks.csv", "--spec", "spec.yaml"]
     checked = run(ingest, *common, "--check")
@@ -136,8 +139,7 @@ def test_configurations_are_valid_at_every_size(folder: Path, users: int, unit: 
     config = TrainConfig.load(folder / "train.yaml")
     assert config.target_delta is not None
     assert config.target_delta * users <= 0.1
-    units = users if unit == "user" else users * 30
-    assert config.sampling_prob * units == pytest.approx(config.expected_batch_size, rel=0.1, abs=1)
+    assert (config.privacy_unit, config.steps) == (unit, 0)
     assert yaml.safe_load((folder / "spec.yaml").read_text())["max_examples_per_user"] == 32
 
 

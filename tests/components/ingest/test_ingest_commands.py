@@ -5,15 +5,11 @@ import subprocess
 import sys
 from pathlib import Path
 
-import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from click.testing import CliRunner
-from hypothesis import given
-from hypothesis import strategies as st
 
-from lazydp.components.ingest.assemble import _order_of
 from lazydp.components.ingest.cli import command
 from lazydp.components.ingest.dataset import EncodedDataset
 from lazydp.components.sample.sample import SampleSize, make_sample
@@ -156,10 +152,3 @@ def test_ingest_does_not_load_torch() -> None:
     code = "import sys, lazydp.components.ingest.ingest; print('torch' in sys.modules, 'pyarrow' in sys.modules)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.split() == ["False", "True"]
-
-
-@given(st.lists(st.tuples(st.integers(0, 3), st.integers(-2, 2), st.integers(0, 2), st.integers(0, 1)), max_size=40))
-def test_rows_are_ordered_as_by_a_sort_of_tuples(rows: list[tuple[int, int, int, int]]) -> None:
-    rank, time, part, content = (np.array([row[n] for row in rows], dtype=np.int64) for n in range(4))
-    order = _order_of(rank, [content.astype(np.uint64), part.astype(np.float64), time])
-    assert [rows[place] for place in order] == sorted(rows)

@@ -126,14 +126,14 @@ BOUND = st.integers(1, 4)
 HISTORY = st.integers(1, 3)
 
 
-def made(rows: list[dict[str, Any]], spec: str, *, cuts: int = 1, memory_bytes: int = 1 << 30) -> Any:
+def made(rows: list[dict[str, Any]], spec: str, *, cuts: int = 1, memory_bytes: int = 1 << 30, workers: int = 1) -> Any:
     """Ingest the rows as `cuts` files; returns (manifest, train, test) with examples by user."""
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name) / "in"
         folder.mkdir()
         for number, part in enumerate(np.array_split(np.arange(len(rows)), cuts)):
             pq.write_table(table_of([rows[i] for i in part]), folder / f"{number}.parquet")
-        options = IngestOptions(memory_bytes=memory_bytes, max_rejected=1)
+        options = IngestOptions(memory_bytes=memory_bytes, max_rejected=1, workers=workers)
         manifest = ingest([str(folder)], spec, Path(name) / "out", options)
         dataset = EncodedDataset.open(Path(name) / "out")
         return manifest, examples_of(dataset, "train"), examples_of(dataset, "test")
@@ -216,12 +216,12 @@ def test_no_user_contributes_more_than_the_bound(rows: list[dict[str, Any]], bou
 
 @FEW
 @given(LOG, st.randoms(use_true_random=False), st.sampled_from(["", "selection: sample\n"]))
-def test_order_files_and_partitions_change_nothing(rows: list[dict[str, Any]], random: Any, extra: str) -> None:
+def test_order_files_partitions_and_workers_change_nothing(rows: list[dict[str, Any]], random: Any, extra: str) -> None:
     spec = spec_text(bound=2, extra=extra)
     manifest, train, test = made(rows, spec)
     shuffled = list(rows)
     random.shuffle(shuffled)
-    other, other_train, other_test = made(shuffled, spec, cuts=3, memory_bytes=1)
+    other, other_train, other_test = made(shuffled, spec, cuts=3, memory_bytes=1, workers=3)
     assert (other.fingerprint, other.source.digest) == (manifest.fingerprint, manifest.source.digest)
     assert other.rejected == manifest.rejected
     assert (list(other_train.items()), list(other_test.items())) == (list(train.items()), list(test.items()))

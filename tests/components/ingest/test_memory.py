@@ -9,7 +9,6 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from lazydp.components.ingest.hashing import partition_of
 from lazydp.components.ingest.spill import Spill, partitions_needed
 
 _MEASURE = """
@@ -41,17 +40,21 @@ print(peak)
 
 def test_parts_are_as_many_as_memory_asks_for() -> None:
     assert partitions_needed(num_rows=1000, row_bytes=50, memory_bytes=1 << 30) == 1
-    assert partitions_needed(num_rows=10**7, row_bytes=50, memory_bytes=10**9) == 3
+    assert partitions_needed(num_rows=10**7, row_bytes=50, memory_bytes=10**7) == 200
+    # Workers hold a part each.
+    assert partitions_needed(num_rows=10**7, row_bytes=50, memory_bytes=10**7, workers=2) == 400
     assert partitions_needed(num_rows=10**12, row_bytes=50, memory_bytes=10**6) == 512
+    # With memory enough parts are of half a million rows.
+    assert partitions_needed(num_rows=10**7, row_bytes=50, memory_bytes=1 << 40) == 20
 
 
 def test_a_spill_gives_back_every_row_in_order_of_parts(tmp_path: Path) -> None:
     hashes = np.random.default_rng(0).integers(0, 2**64, 1000, dtype=np.uint64)
     spill = Spill(tmp_path, "x", 7)
     for part in np.array_split(np.arange(1000), 3):
-        spill.add(pa.record_batch({"row": part}), hashes[part])
+        spill.add(spill.part(pa.record_batch({"row": part}), hashes[part]))
     spill.close()
-    number_of = partition_of(hashes, 7)
+    number_of = np.array([(int(word) * 7) >> 64 for word in hashes])
     for number, table in enumerate(spill.partitions()):
         assert table is not None
         assert sorted(table.column("row").to_pylist()) == np.flatnonzero(number_of == number).tolist()

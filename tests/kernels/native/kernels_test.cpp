@@ -237,7 +237,8 @@ void test_bags(uint32_t seed) {
   const ScatterAdd to_add{table.data(),   {rows.data(), order.data(), starts.data(), bag.data(), groups},
                           weights.data(), grad.data(),
                           scale.data(),   -1.0,
-                          0.0,            columns};
+                          0.0,            columns,
+                          bags};
   scatter_add({&to_add, 1}, threads(4));
   EXPECT(table == expected);
   for (int64_t i = 0; i < count; ++i)
@@ -301,7 +302,10 @@ struct Table {
             Distribution::kGaussian};
   }
   BagSquaredNorms to_norm() const { return {indices.data(), offsets.data(), per_lookup.data(), grad.data(), 1, bags, columns}; }
-  ScatterAdd to_add() { return {weight.data(), grouping(), per_lookup.data(), grad.data(), scale.data(), -0.5, 0.25, columns}; }
+  ScatterAdd to_add(bool weighted) {
+    const float* const weights = weighted ? per_lookup.data() : nullptr;
+    return {weight.data(), grouping(), weights, grad.data(), scale.data(), -0.5, 0.25, columns, bags};
+  }
 };
 
 // Tables of unlike sizes, one long enough for several chunks and one that nobody reads.
@@ -335,7 +339,7 @@ void test_tables(int64_t longest_bag, bool with_momentum, bool weighted) {
       tables[j].groups = groups[j].groups;
       catch_ups.push_back({tables[j].to_catch_up(with_momentum, j), tables[j].to_sum(weighted), tables[j].grouping()});
       to_norm.push_back(tables[j].to_norm());
-      to_add.push_back(tables[j].to_add());
+      to_add.push_back(tables[j].to_add(weighted));
     }
     std::vector<double> norm(1500);
     if (number > 0) {

@@ -434,8 +434,11 @@ def test_parameters_outside_their_range_are_refused(world: Any) -> None:
             dense=SGD,
             key=None,
         )
-    with pytest.raises(InputError, match="weights were given"):
+    with pytest.raises(InputError, match=r"expected .*, found \{'user': \(3, 4\)\}"):
         engine_of(model, tables={"user": torch.zeros(3, 4)})
+    other_order = dict(reversed(list(initial_tables(model).items())))
+    with pytest.raises(InputError, match="in the model's order"):
+        engine_of(model, tables=other_order)
 
 
 def test_phases_are_timed(world: Any) -> None:
