@@ -41,6 +41,7 @@ _BENCHES = {
         "lazydp.components.bench.cli:quality",
         "Ranking held-out items, private and not, against EASE and iALS.",
     ),
+    "pipeline": ("lazydp.pipelines.bench_cli:command", "The whole pipeline, against the plain commands."),
     "serve": ("lazydp.service.bench.cli:command", "Answering requests, against a bare route and a bare product."),
 }
 

@@ -22,6 +22,9 @@ TASKS = (
     "export",
     "evaluate",
     "validate",
+    "tune",
+    "register",
+    "deploy",
     "finish",
 )
 """Names by which `tasks` of cluster.yaml gives one task options of its own."""
@@ -31,6 +34,7 @@ Name = Annotated[str, Field(pattern=rf"^{_DNS_LABEL}(\.{_DNS_LABEL})*$", max_len
 AbsolutePath = Annotated[str, Field(pattern=r"^/[A-Za-z0-9_.][A-Za-z0-9_./-]*$")]
 Cpu = Annotated[str, Field(pattern=r"^([0-9]*[.])?[0-9]+m?$")]
 Memory = Annotated[str, Field(pattern=r"^[1-9][0-9]*(E|Ei|P|Pi|T|Ti|G|Gi|M|Mi|K|Ki)?$")]
+Url = Annotated[str, Field(pattern=r"^https?://[^/\s?#@{}]+$")]
 Variable = Annotated[str, Field(pattern=r"^[A-Za-z_][A-Za-z0-9_]*$")]
 SecretKey = Annotated[str, Field(pattern=r"^[-._a-zA-Z0-9]+$")]
 _LABEL = r"([A-Za-z0-9]([-A-Za-z0-9_.]{0,61}[A-Za-z0-9])?)"
@@ -43,6 +47,7 @@ _EXPECTED = {
     "memory": "memory as Kubernetes writes it, such as 16Gi or 512Mi",
     "memory_limit": "memory as Kubernetes writes it, such as 16Gi or 512Mi",
     "shared_memory": "memory as Kubernetes writes it, such as 2Gi",
+    "url": "a URL of scheme, host and port, such as http://registry:8080",
     "size": "a size as Kubernetes writes it, such as 100Gi",
     "mount": "an absolute path",
     "claim": "the name of a persistent volume claim: lower-case letters, digits, '-' and '.'",
@@ -147,6 +152,26 @@ class Runs(_Options):
     )
 
 
+class Registry(_Options):
+    """The Kubeflow Model Registry that releases are entered in."""
+
+    url: Url = Field(description="such as http://model-registry-service.kubeflow.svc:8080")
+    secret: Name | None = Field(default=None, description="secret with a bearer token; needed with https")
+    token_key: SecretKey = Field(default="token", description="key of the token in that secret")
+
+
+class Deployment(_Options):
+    """The KServe InferenceService that serves the newest release."""
+
+    name: Annotated[str, Field(pattern=rf"^{_DNS_LABEL}$", max_length=63)] = Field(description="of the service")
+    namespace: Annotated[str, Field(pattern=rf"^{_DNS_LABEL}$", max_length=63)] = Field(description="of the service")
+    service_account: Name | None = Field(default=None, description="of its pods: the one with the store's keys")
+    changes: dict[str, Any] = Field(
+        default={}, description="merged over the manifest, such as {spec: {predictor: ...}}"
+    )
+    apply: bool = Field(default=False, description="apply it; otherwise the manifest is an artifact, and no more")
+
+
 class Cluster(_Options):
     """What a package asks of a cluster.
 
@@ -178,6 +203,8 @@ class Cluster(_Options):
     max_latency_ms: float = Field(
         default=1000.0, gt=0, description="with check_release: 95th percentile of an answer that is tolerated"
     )
+    registry: Registry | None = Field(default=None, description="model registry that releases are entered in")
+    deploy: Deployment | None = Field(default=None, description="KServe service of the newest release")
     environment: dict[Variable, str] = Field(default={}, description="variables of every task")
     labels: dict[LabelName, LabelValue] = Field(default={}, description="labels of every pod")
     defaults: TaskOptions = Field(default=TaskOptions(), description="options of every task")
@@ -245,6 +272,7 @@ def _built_in(task: str) -> TaskOptions:
         "export": {"cpu": "2", "memory": "16Gi"},
         "evaluate": {"cpu": "2", "memory": "8Gi"},
         "validate": {"cpu": "1", "memory": "8Gi"},
+        "tune": {"cpu": "4", "memory": "16Gi"},
     }
     return small.model_copy(update=larger.get(task, {}))
 
@@ -269,7 +297,7 @@ def _problem(error: ValidationError) -> str:
 
 def _names(model: type[BaseModel]) -> set[str]:
     found = set(model.model_fields)
-    for part in (Accelerator, Toleration, Retries, TaskOptions, LedgerSecret, DataSecret, Runs):
+    for part in (Accelerator, Toleration, Retries, TaskOptions, LedgerSecret, DataSecret, Runs, Registry, Deployment):
         found |= set(part.model_fields)
     return found
 
@@ -291,11 +319,13 @@ _SECTIONS: dict[str, type[BaseModel]] = {
     "ledger": LedgerSecret,
     "data": DataSecret,
     "runs": Runs,
+    "registry": Registry,
+    "deploy": Deployment,
     "defaults": TaskOptions,
     "accelerator": Accelerator,
     "retries": Retries,
 }
-_ABSENT = {"data", "accelerator", "retries"}
+_ABSENT = {"data", "accelerator", "retries", "registry", "deploy"}
 
 
 def _section(model: type[BaseModel], built_in: BaseModel | None, indent: str) -> list[str]:

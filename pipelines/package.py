@@ -41,18 +41,17 @@ def on_one_line(text: str, *, what: str, where: Path) -> str:
         InputError: not YAML.
     """
     try:
-        document = yaml.safe_load(text)
-        line = yaml.dump(
-            document,
-            Dumper=_OneLine,
-            default_flow_style=True,
-            width=float("inf"),
-            allow_unicode=False,
-            sort_keys=False,
-        ).strip()
+        return one_line(yaml.safe_load(text))
     except (yaml.YAMLError, ValueError) as error:
         raise InputError(f"{what} {where} is not YAML: {' '.join(str(error).split())}") from error
-    return line.replace("{{", "{\\x7b")
+
+
+def one_line(document: Any) -> str:
+    """A document of YAML as such a line."""
+    line: str = yaml.dump(
+        document, Dumper=_OneLine, default_flow_style=True, width=float("inf"), allow_unicode=False, sort_keys=False
+    )
+    return line.strip().replace("{{", "{\\x7b")
 
 
 def compile_package(

@@ -142,13 +142,14 @@ def _package_options(command: Callable[..., None]) -> Callable[..., None]:
         [
             click.option(
                 "--pipeline",
-                type=click.Choice(["train-and-release", "retrain"]),
+                type=click.Choice(["train-and-release", "retrain", "sweep"]),
                 default="train-and-release",
                 show_default=True,
-                help="retrain opens no budget: it stops where the family's has no room.",
+                help="retrain opens no budget: it stops where the family's has no room. sweep tries settings, as one.",
             ),
             click.option("--spec", type=click.Path(path_type=Path), help="Feature spec that becomes the default."),
             click.option("--config", type=click.Path(path_type=Path), help="Training configuration, likewise."),
+            click.option("--sweep", type=click.Path(path_type=Path), help="What the sweep tries, likewise."),
             click.option("--compare", is_flag=True, help="Also train and measure the same model without privacy."),
             click.option(
                 "--cluster",
@@ -193,12 +194,20 @@ def _cluster(
     return Cluster.parse({"image": default_cluster().image}, where="of the command line", changes=changes)
 
 
-def _defaults(cluster: Cluster, spec: Path | None, config: Path | None) -> dict[str, str]:
+def _defaults(
+    cluster: Cluster, pipeline: str, *, spec: Path | None, config: Path | None, sweep: Path | None
+) -> dict[str, str]:
     defaults = {"runs_folder": cluster.runs.mount}
+    if sweep is not None and pipeline != "sweep":
+        raise click.UsageError(f"--sweep: pipeline {pipeline} tries no settings: say --pipeline sweep")
     if spec is not None:
         defaults["spec"] = _parameter(spec, "feature spec")
     if config is not None:
-        defaults["config"] = defaults["compare_config"] = _parameter(config, "training configuration")
+        defaults["config"] = _parameter(config, "training configuration")
+        if pipeline != "sweep":
+            defaults["compare_config"] = defaults["config"]
+    if sweep is not None:
+        defaults["sweep"] = _parameter(sweep, "sweep")
     return defaults
 
 
@@ -218,6 +227,7 @@ def compile_(
     pipeline: str,
     spec: Path | None,
     config: Path | None,
+    sweep: Path | None,
     compare: bool,
     cluster_file: Path | None,
     **options: str | None,
@@ -233,7 +243,7 @@ def compile_(
     compile_package(
         PIPELINES[pipeline](compare=compare, cluster=cluster),
         out,
-        defaults=_defaults(cluster, spec, config),
+        defaults=_defaults(cluster, pipeline, spec=spec, config=config, sweep=sweep),
         kubernetes=kubernetes,
     )
     click.echo(f"wrote {out}")
@@ -279,6 +289,7 @@ def submit(
     pipeline: str,
     spec: Path | None,
     config: Path | None,
+    sweep: Path | None,
     compare: bool,
     cluster_file: Path | None,
     **options: str | None,
@@ -310,7 +321,7 @@ def submit(
     ):
         package = Path(folder) / "pipeline.yaml"
         made = PIPELINES[pipeline](compare=compare, cluster=cluster)
-        compile_package(made, package, defaults=_defaults(cluster, spec, config))
+        compile_package(made, package, defaults=_defaults(cluster, pipeline, spec=spec, config=config, sweep=sweep))
         compiled = next(yaml.safe_load_all(package.read_text()))
         parameters = parse_parameters(given, compiled, defaults={"operator": getpass.getuser()})
         experiment_id = kubeflow.experiment(experiment, create=create_experiment)

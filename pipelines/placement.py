@@ -11,7 +11,8 @@ from lazydp.components.shared.pipeline_run import LEDGER_VARIABLE
 from lazydp.pipelines.cluster import Cluster, TaskOptions
 
 SECRET_VARIABLE = "LAZYDP_LEDGER_SECRET"  # noqa: S105 - the name of a variable
-Need = Literal["runs", "ledger", "data"]
+TOKEN_VARIABLE = "LAZYDP_REGISTRY_TOKEN"  # noqa: S105 - the name of a variable
+Need = Literal["runs", "ledger", "data", "registry"]
 
 
 def place(task: dsl.PipelineTask, name: str, cluster: Cluster | None, *, needs: tuple[Need, ...] = ()) -> None:
@@ -24,7 +25,7 @@ def place(task: dsl.PipelineTask, name: str, cluster: Cluster | None, *, needs: 
         task: of the pipeline.
         name: of the task in cluster.yaml.
         cluster: None for a pipeline that runs on this machine, where none of it has an effect.
-        needs: what else the task is given: the volume of runs, the ledger's secret, the data's secret.
+        needs: what else the task is given: the volume of runs, the secret of ledger, data or registry.
     """
     task.set_caching_options(cluster is not None and cluster.input_is_immutable and name == "ingest")
     if cluster is None:
@@ -42,6 +43,9 @@ def place(task: dsl.PipelineTask, name: str, cluster: Cluster | None, *, needs: 
     if "data" in needs and cluster.data is not None:
         keys = {key: variable for variable, key in cluster.data.variables.items()}
         kfp_kubernetes.use_secret_as_env(task, secret_name=cluster.data.secret, secret_key_to_env=keys)
+    if "registry" in needs and cluster.registry is not None and cluster.registry.secret is not None:
+        keys = {cluster.registry.token_key: TOKEN_VARIABLE}
+        kfp_kubernetes.use_secret_as_env(task, secret_name=cluster.registry.secret, secret_key_to_env=keys)
     _ask(task, cluster.options(name))
     for variable, value in {**cluster.environment, **(cluster.options(name).environment or {})}.items():
         task.set_env_variable(variable, value)

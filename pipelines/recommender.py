@@ -13,18 +13,24 @@ from typing import Any, NamedTuple
 from kfp import dsl
 from kfp.dsl import Artifact, Metrics, Model
 
+from lazydp.components.deploy.component import deploy
 from lazydp.components.evaluate.component import evaluate, evaluate_without_privacy
 from lazydp.components.export.component import export, export_without_privacy
 from lazydp.components.finish.component import finish
 from lazydp.components.gate.component import budget_gate
 from lazydp.components.ingest.component import ingest
+from lazydp.components.register.component import register
+from lazydp.components.shared.errors import InputError
 from lazydp.components.train.component import train
+from lazydp.components.tune.component import tune
 from lazydp.components.validate.component import validate
 from lazydp.pipelines.cluster import Cluster
+from lazydp.pipelines.package import one_line
 from lazydp.pipelines.placement import place
 
 NAME = "lazydp-train-and-release"
 RETRAIN_NAME = "lazydp-retrain"
+SWEEP_NAME = "lazydp-sweep"
 
 
 class Outputs(NamedTuple):
@@ -133,7 +139,56 @@ def retrain_pipeline(*, compare: bool = False, cluster: Cluster | None = None) -
     return retrain  # type: ignore[no-any-return]
 
 
-PIPELINES = {"train-and-release": recommender_pipeline, "retrain": retrain_pipeline}
+def sweep_pipeline(*, compare: bool = False, cluster: Cluster | None = None) -> Callable[..., Any]:
+    """The pipeline of a private sweep: settings tried as one mechanism, one release, one charge.
+
+    Args:
+        compare: must be false: the settings are the sweep's, and the model without privacy would be of others.
+        cluster: as `recommender_pipeline`.
+
+    Raises:
+        InputError: a comparison is asked for.
+    """
+    if compare:
+        raise InputError("--compare: a sweep chooses the settings itself; compare a run with what it chose")
+    outputs = None if cluster is not None else Outputs
+
+    @dsl.pipeline(  # type: ignore[untyped-decorator]
+        name=SWEEP_NAME,
+        description="Settings chosen by trials as one private mechanism, and the best model released.",
+        pipeline_config=workspace(cluster),
+    )
+    def sweep_and_release(
+        input_uri: str,
+        spec: str,
+        config: str,
+        sweep: str,
+        runs_folder: str,
+        ledger_url: str = "",
+        users_uri: str = "",
+        items_uri: str = "",
+        budget_epsilon: float = 0.0,
+        budget_delta: float = 1e-5,
+        family: str = "",
+        other_people: str = "",
+        operator: str = "",
+        name: str = "",
+    ) -> outputs:  # type: ignore[valid-type]
+        budget = {"budget_epsilon": budget_epsilon, "budget_delta": budget_delta, "other_people": other_people}
+        return _whole(  # type: ignore[no-any-return]
+            cluster,
+            None,
+            data={"input_uri": input_uri, "spec": spec, "users_uri": users_uri, "items_uri": items_uri},
+            gate={"family": family, "sweep": sweep, **budget},
+            config=config,
+            name=name,
+            shared={"runs_folder": runs_folder, "ledger_url": ledger_url, "operator": operator},
+        )
+
+    return sweep_and_release  # type: ignore[no-any-return]
+
+
+PIPELINES = {"train-and-release": recommender_pipeline, "retrain": retrain_pipeline, "sweep": sweep_pipeline}
 """The pipelines by the name that the command line gives them."""
 
 
@@ -147,7 +202,7 @@ def _whole(
     name: Any,
     shared: dict[str, Any],
 ) -> Any:
-    """The tasks of either pipeline: on this machine with outputs, on a cluster inside an exit handler."""
+    """The tasks of each pipeline: on this machine with outputs, on a cluster inside an exit handler."""
     shared = shared | {"runs_folder": run_volume(shared["runs_folder"], cluster)}
 
     def steps() -> tuple[Any, ...]:
@@ -179,13 +234,16 @@ def _steps(
     reserved = budget_gate(dataset=dataset, config=config, job_id=dsl.PIPELINE_JOB_ID_PLACEHOLDER, **gate, **ledger)
     place(reserved, "budget-gate", cluster, needs=("ledger",))
     run_id = reserved.outputs["Output"]
-    trained = train(dataset=dataset, config=config, run_id=run_id, **shared)
-    place(trained, "train", cluster, needs=("runs", "ledger"))
+    if "sweep" in gate:
+        trained = tune(dataset=dataset, config=config, sweep=gate["sweep"], run_id=run_id, **shared)
+        place(trained, "tune", cluster, needs=("runs", "ledger"))
+    else:
+        trained = train(dataset=dataset, config=config, run_id=run_id, **shared)
+        place(trained, "train", cluster, needs=("runs", "ledger"))
     released = export(dataset=dataset, run_id=trained.outputs["Output"], name=name, **shared)
     place(released, "export", cluster, needs=("runs", "ledger"))
-    if cluster is not None and cluster.check_release:
-        checked = validate(bundle=released.outputs["bundle"], max_latency_ms=cluster.max_latency_ms)
-        place(checked, "validate", cluster)
+    if cluster is not None:
+        _after_export(released.outputs["bundle"], cluster, operator=shared["operator"])
     measured = evaluate(bundle=released.outputs["bundle"], dataset=dataset)
     place(measured, "evaluate", cluster)
     report = measured.outputs["report"]
@@ -193,6 +251,33 @@ def _steps(
     if compare_config is None:
         return found
     return *found, _without_privacy(dataset, compare_config, shared["runs_folder"], run_id, name, report, cluster)
+
+
+def _after_export(bundle: Any, cluster: Cluster, *, operator: Any) -> None:
+    """Check the release, then enter it in the registry, then have it served, as far as the cluster's options say so."""
+    before = []
+    if cluster.check_release:
+        checked = validate(bundle=bundle, max_latency_ms=cluster.max_latency_ms)
+        place(checked, "validate", cluster)
+        before.append(checked)
+    if cluster.registry is not None:
+        entered = register(
+            bundle=bundle, url=cluster.registry.url, author=operator, job_id=dsl.PIPELINE_JOB_ID_PLACEHOLDER
+        ).after(*before)
+        place(entered, "register", cluster, needs=("registry",))
+        before.append(entered)
+    if cluster.deploy is not None:
+        asked = cluster.deploy
+        served = deploy(
+            bundle=bundle,
+            name=asked.name,
+            namespace=asked.namespace,
+            image=cluster.image,
+            service_account=asked.service_account or "",
+            changes=one_line(asked.changes) if asked.changes else "",
+            apply=asked.apply,
+        ).after(*before)
+        place(served, "deploy", cluster)
 
 
 def _without_privacy(

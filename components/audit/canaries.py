@@ -22,8 +22,9 @@ from torch import Tensor
 from lazydp.components.audit.guesses import Coins
 from lazydp.components.features.batch import Bags, Batch
 from lazydp.components.features.spec import EmbeddedFeature
-from lazydp.components.ingest.dataset import EncodedDataset, Rows, Split
+from lazydp.components.ingest.dataset import EncodedDataset
 from lazydp.components.ingest.manifest import TRAIN
+from lazydp.components.ingest.split import Rows, Split
 from lazydp.components.models.recommender import ModelInputs, Recommender
 from lazydp.components.train.data.sampler import Keystream
 from lazydp.kernels.noise_key import NoiseKey

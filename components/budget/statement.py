@@ -77,6 +77,15 @@ class StartRelease(FrozenModel):
     statistics_noise_multiplier: float = Field(gt=0)
 
 
+class QualityCheck(FrozenModel):
+    """The noised comparison that let the model be released; every epsilon of the statement covers it."""
+
+    metric: str
+    over_popularity: float = Field(gt=0, description="least score over that of the released counts")
+    sensitivity: float = Field(gt=0, description="most by which one privacy unit moves what was compared")
+    noise_multiplier: float = Field(gt=0, description="standard deviation of the noise over sensitivity")
+
+
 class StepEpsilon(FrozenModel):
     """Epsilon spent after `step` steps."""
 
@@ -120,6 +129,9 @@ class PrivacyStatement(FrozenModel):
     epsilon_over_steps: tuple[StepEpsilon, ...] = ()
     popularity: PopularityRelease | None = None
     start: StartRelease | None = None
+    minimum_quality: QualityCheck | None = Field(
+        default=None, description="what the model had to reach to be released; null where nothing was asked"
+    )
     guarantee: str = MODEL_GUARANTEE
     family: Family | None = Field(
         default=None, description="whose budget the release was charged to; null where the dataset declared no family"

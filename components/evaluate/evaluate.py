@@ -17,7 +17,8 @@ from lazydp.components.bundle.reader import Bundle
 from lazydp.components.evaluate.metrics import RankingMetrics, Ranks, label_auc, ranking_metrics, ranks
 from lazydp.components.evaluate.scoring import Scorer, catalogue_scorer, observed_scores
 from lazydp.components.features.batch import Bags, Batch
-from lazydp.components.ingest.dataset import EncodedDataset, Split
+from lazydp.components.ingest.dataset import EncodedDataset
+from lazydp.components.ingest.split import Split
 from lazydp.components.shared.errors import InputError
 from lazydp.components.shared.files import PRIVATE_FILE, write_json
 from lazydp.components.shared.progress import Progress

@@ -20,7 +20,7 @@ from lazydp.components.budget.accounting.tuning import Metric
 from lazydp.components.evaluate.evaluate import SCORES_AT_ONCE, batches
 from lazydp.components.evaluate.metrics import HIT_AT, Ranks, ranks
 from lazydp.components.evaluate.scoring import Scorer, catalogue_scorer, observed_scores
-from lazydp.components.features.batch import Bags
+from lazydp.components.features.batch import Bags, Batch
 from lazydp.components.ingest.dataset import EncodedDataset
 from lazydp.components.models.recommender import Recommender
 from lazydp.components.shared.errors import InputError
@@ -42,10 +42,50 @@ def user_scores(data: EncodedDataset, *, model: Recommender, tables: Mapping[str
         InputError: nothing is held out, or a ranking metric without items.
     """
     check_scorable(data, metric)
+    if metric == "brier":
+        return mean_by_user(_brier(data, model, tables), _users(data))
+    return mean_by_user(_ranked(data, catalogue_scorer(model, tables, data.items), metric), _users(data))
+
+
+def scores_over_popularity(
+    data: EncodedDataset,
+    *,
+    model: Recommender,
+    tables: Mapping[str, Tensor],
+    counts: Tensor,
+    metric: Metric,
+    over_popularity: float,
+) -> Floats:
+    """A user's score by the model less `over_popularity` times that by `counts`: float64 in [-over_popularity, 1].
+
+    The counts must be released ones, with noise: exact counts are those of everybody, and a user's figure would read
+    the rows of others.
+
+    Args:
+        data: as `user_scores`.
+        model: as `user_scores`.
+        tables: as `user_scores`.
+        counts: noised, float32 [num_items + 1] by item code.
+        metric: a ranking metric of `user_scores`.
+        over_popularity: what the score by counts is multiplied with.
+
+    Raises:
+        InputError: as `user_scores`.
+    """
+    check_scorable(data, metric)
+
+    def popular(batch: Batch) -> Tensor:
+        return counts.expand(batch.size, -1)
+
+    users = _users(data)
+    by_model = mean_by_user(_ranked(data, catalogue_scorer(model, tables, data.items), metric), users)
+    return by_model - over_popularity * mean_by_user(_ranked(data, popular, metric), users)
+
+
+def _users(data: EncodedDataset) -> npt.NDArray[np.int64]:
+    """Whose each test example is; without a user column, everybody has one."""
     test = data.split("test")
-    scored = _brier(data, model, tables) if metric == "brier" else _ranked(data, model, tables, metric)
-    users = np.arange(len(test)) if test.user_index is None else np.asarray(test.user_index)
-    return mean_by_user(scored, users)
+    return np.arange(len(test)) if test.user_index is None else np.asarray(test.user_index)
 
 
 def check_scorable(data: EncodedDataset, metric: Metric) -> None:
@@ -82,10 +122,9 @@ def _brier(data: EncodedDataset, model: Recommender, tables: Mapping[str, Tensor
     return np.concatenate(parts)
 
 
-def _ranked(data: EncodedDataset, model: Recommender, tables: Mapping[str, Tensor], metric: Metric) -> Floats:
+def _ranked(data: EncodedDataset, scorer: Scorer, metric: Metric) -> Floats:
     """A figure for each test example, NaN for one that is no positive."""
     test = data.split("test")
-    scorer: Scorer = catalogue_scorer(model, tables, data.items)
     seen = data.seen_items() if data.spec.user is not None else None
     figures = np.full(len(test), np.nan)
     read = 0

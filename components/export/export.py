@@ -26,11 +26,12 @@ from lazydp.components.budget.statement import AuditResult, RealisedNoise
 from lazydp.components.bundle.manifest import BundleManifest, Lineage
 from lazydp.components.bundle.writer import write_bundle
 from lazydp.components.export.proof import PendingRows, prove_flushed
+from lazydp.components.export.quality import reaches
 from lazydp.components.export.realised import realised_noise
 from lazydp.components.export.statement import statement_of
 from lazydp.components.ingest.dataset import EncodedDataset
 from lazydp.components.models.build import build_model
-from lazydp.components.shared.errors import InputError, NotPrivateError, PrivacyError
+from lazydp.components.shared.errors import InputError, NotPrivateError, PrivacyError, QualityError
 from lazydp.components.shared.files import PRIVATE_FILE, read_json, sync_directory, write_json
 from lazydp.components.train.engine.step import Engine
 from lazydp.components.train.run.checkpoint import Checkpoint
@@ -38,7 +39,7 @@ from lazydp.components.train.run.folder import RunFolder
 from lazydp.components.train.run.identity import RunIdentity
 from lazydp.components.train.run.popularity import noised_counts
 from lazydp.components.train.run.settings_check import contribution_bound
-from lazydp.components.train.run.spending import UNREGISTERED, Standing, commit, standing
+from lazydp.components.train.run.spending import UNREGISTERED, Standing, close_without_release, commit, standing
 from lazydp.components.train.run.train import (
     embedding_optimizer,
     engine_for,
@@ -81,6 +82,7 @@ def export(
         NotPrivateError: the run has no privacy, and that was not allowed.
         PendingNoiseError: a row has pending noise after the flush.
         NonFiniteError: a weight is not finite.
+        QualityError: the model does not reach the run's `minimum_quality`; nothing is released, and the run charged.
     """
     with RunFolder.locked(run) as folder:
         identity = _identity(folder, allow_non_private=allow_non_private)
@@ -92,6 +94,12 @@ def export(
             staged = out.absolute().with_name(f".{out.name}.{identity.run_id}")
             clear(staged)
             stands = standing(ledger, identity) if identity.config.private else UNREGISTERED
+            if not _good_enough(flushed, identity, data):
+                bound = contribution_bound(data)
+                close_without_release(ledger, identity, max_examples_per_user=bound, key=commitment)
+                write_json(run / _EXPORT, {"refused": True}, format_version=_FORMAT_VERSION, mode=PRIVATE_FILE)
+                folder.destroy_keys()
+                raise _refused(identity)
             _log.info("accounting, and writing the bundle")
             manifest = stage(staged, flushed, identity, data, name=name, stands=stands, audit=audited)
             if identity.config.private:
@@ -231,6 +239,27 @@ def _audited(report: Path | None, identity: RunIdentity) -> AuditResult | None:
     )
 
 
+def _good_enough(flushed: Flushed, identity: RunIdentity, data: EncodedDataset) -> bool:
+    """Whether the run's own check of quality, if it has one, lets the model go."""
+    minimum = identity.config.minimum_quality
+    if minimum is None:
+        return True
+    counts = noised_counts(data, identity.config, flushed.key, noise_multiplier=identity.noise_multiplier)
+    assert counts is not None  # the configuration asks for them
+    engine = flushed.engine
+    return reaches(minimum, data, model=engine.model, tables=engine.table_weights(), counts=counts, key=flushed.key)
+
+
+def _refused(identity: RunIdentity) -> QualityError:
+    minimum = identity.config.minimum_quality
+    assert minimum is not None
+    return QualityError(
+        f"run {identity.run_id} does not reach minimum_quality: its {minimum.metric} is below "
+        f"{minimum.over_popularity:g} times that of the released counts, by a comparison with noise. Nothing is "
+        "released, its noise key is destroyed, and its charge stays: the refusal itself is told of private data"
+    )
+
+
 def stage(
     staged: Path,
     flushed: Flushed,
@@ -282,6 +311,8 @@ def stage(
 def _publish(folder: RunFolder, out: Path, identity: RunIdentity) -> BundleManifest:
     """Give the staged bundle its name: the last step, and the only one that makes anything visible."""
     document = read_json(folder.path / _EXPORT, format_version=_FORMAT_VERSION, what="export record")
+    if document.get("refused"):
+        raise _refused(identity)
     staged = Path(document["staged"])
     if staged.is_dir():
         if staged.parent != out.absolute().parent:

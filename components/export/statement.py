@@ -21,6 +21,7 @@ from lazydp.components.budget.statement import (
     Family,
     PopularityRelease,
     PrivacyStatement,
+    QualityCheck,
     RealisedNoise,
     SpentElsewhere,
     StartRelease,
@@ -116,6 +117,7 @@ def statement_of(
         epsilon_over_steps=over_steps,
         popularity=_popularity(identity, max_examples_per_user, epsilon_without=without_counts),
         start=_start(identity),
+        minimum_quality=_quality(config),
         guarantee=JOINT_GUARANTEE if _reads_histories_alone(config) else MODEL_GUARANTEE,
         assumed_public=(*DEFAULT_PUBLIC, *_public(identity)),
         not_covered=(*DEFAULT_NOT_COVERED, *_not_covered(identity, spec, max_examples_per_user)),
@@ -176,6 +178,18 @@ def _start(identity: RunIdentity) -> StartRelease | None:
         noise_multiplier=1.0 / noise.mu,
         histogram_noise_multiplier=noise.histogram,
         statistics_noise_multiplier=noise.statistics,
+    )
+
+
+def _quality(config: TrainConfig) -> QualityCheck | None:
+    minimum = config.minimum_quality
+    if minimum is None:
+        return None
+    return QualityCheck(
+        metric=minimum.metric,
+        over_popularity=minimum.over_popularity,
+        sensitivity=minimum.sensitivity,
+        noise_multiplier=minimum.noise_multiplier,
     )
 
 

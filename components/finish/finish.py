@@ -78,9 +78,12 @@ def _finish(
 
 
 def _erase(runs_folder: Path, name: str) -> None:
-    """Remove the folders of a run and of what was compared with it: the noise keys first."""
+    """Remove the folders of a run (of a sweep: its trials too) and of what was compared with it: noise keys first."""
     for path in (runs_folder / name, runs_folder / f"{name}-without-privacy"):
         if path.is_dir():
+            for trial in sorted(file.parent for file in path.glob("*/run.json")):
+                with RunFolder.locked(trial) as folder:
+                    folder.erase()
             with RunFolder.locked(path) as folder:
                 folder.erase()
         shutil.rmtree(path.with_name(f"{path.name}-bundle"), ignore_errors=True)

@@ -19,6 +19,7 @@ def budget_gate(
     family: str = "",
     other_people: str = "",
     operator: str = "",
+    sweep: str = "",
 ) -> str:
     """Reserve the budget of a training run; fail, with the figures, where the dataset's budget does not admit it.
 
@@ -34,23 +35,21 @@ def budget_gate(
         family: the family that the dataset must be of; empty for whichever its spec declares.
         other_people: why these people have no budget yet, where the ledger takes them for others that have one.
         operator: who runs the pipeline, for the ledger.
+        sweep: what `tune` will try, as YAML text: the whole sweep is reserved; empty for a single run.
 
     Returns:
-        The run's name, for train.
+        The run's name, for train or tune.
     """
     from pathlib import Path
 
+    from lazydp.components.gate.gate import identity_of
     from lazydp.components.gate.page import no_budget_page, page_of
     from lazydp.components.ingest.dataset import EncodedDataset
     from lazydp.components.shared.errors import InputError
     from lazydp.components.shared.logs import log_to_stdout
     from lazydp.components.shared.patience import patiently
     from lazydp.components.shared.pipeline_run import act_as, ledger_of, run_name
-    from lazydp.components.shared.version import code_version
     from lazydp.components.train.config import TrainConfig
-    from lazydp.components.train.run.costs import calibrated_noise_multiplier
-    from lazydp.components.train.run.identity import RunIdentity
-    from lazydp.components.train.run.settings_check import check_fits
     from lazydp.components.train.run.spending import reserve
 
     log_to_stdout()
@@ -63,20 +62,13 @@ def budget_gate(
         Path(page.path).write_text(no_budget_page(run_id))
         return run_id
     data = EncodedDataset.open(Path(dataset.path))
-    check_fits(data, settings)
     declared = data.spec.family or data.manifest.family or ""
     if family and family != declared:
         raise InputError(
             f"the dataset is of family {declared or '(none)'}, and the pipeline is for family {family}: declare "
             "`family` in the feature spec of the data, or correct the parameter"
         )
-    identity = RunIdentity(
-        run_id=run_id,
-        config=settings,
-        dataset_fingerprint=data.manifest.fingerprint,
-        code_version=code_version(),
-        noise_multiplier=calibrated_noise_multiplier(settings, data.manifest.max_examples_per_user),
-    )
+    identity = identity_of(run_id, data, settings, sweep=sweep)
     # Kubeflow never starts the gate again, as a refused budget stays refused; a ledger that is away is asked here.
     reservation = patiently(
         lambda: reserve(

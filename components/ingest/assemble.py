@@ -44,8 +44,11 @@ _MOST_TEXT = 2**31 - 1
 class SplitRows:
     """Encoded examples of one split, in their final order; fields as in `Batch`, n rows.
 
+    hashes: of the user, without users of the row: what parts them; ascending.
     user_index and history_end count from the partition's first user and its first training item.
     """
+
+    hashes: Words
 
     label: Array
     dense: Array
@@ -67,6 +70,8 @@ class Assembled:
     train: SplitRows
     test: SplitRows
     users: pa.Array | None
+    # Of the users; empty without them.
+    user_hashes: Words
     # The train items of each user in order of time: what histories are windows of.
     sequences: CodeLists | None
     over_bound: int
@@ -80,6 +85,7 @@ class _Sorted:
     order: which row stands at a place.
     user: which of the partition's users it is of, ascending.
     ends: where in the order each user's rows end.
+    user_hashes: of the users, in their order.
     hashes: of the rows in their order.
     """
 
@@ -87,6 +93,7 @@ class _Sorted:
     order: Codes
     user: Codes | None
     ends: Codes
+    user_hashes: Words
     hashes: Words
     is_test: Mask = field(init=False)
 
@@ -127,6 +134,7 @@ def assemble(spec: FeatureSpec, vocabularies: Vocabularies, rows: pa.Table, user
         train=train,
         test=test,
         users=names,
+        user_hashes=ordered.user_hashes,
         sequences=sequences,
         over_bound=len(kept) - len(train) - len(test),
         max_examples=int(ordered.counts(kept).max(initial=0)),
@@ -138,7 +146,8 @@ def _order(spec: FeatureSpec, rows: pa.Table) -> tuple[pa.Array | None, _Sorted]
     hashes = _numpy(rows.column(HASH_COLUMN))
     if spec.user is None:
         order = order_rows(hashes)
-        return None, _Sorted(rows=rows, order=order, user=None, ends=np.empty(0, np.int64), hashes=hashes[order])
+        none, no_words = np.empty(0, np.int64), np.empty(0, np.uint64)
+        return None, _Sorted(rows=rows, order=order, user=None, ends=none, user_hashes=no_words, hashes=hashes[order])
     names = _one_array(rows.column(USER_COLUMN))
     time, part = None, None
     if TIME_COLUMN in rows.column_names:
@@ -147,14 +156,13 @@ def _order(spec: FeatureSpec, rows: pa.Table) -> tuple[pa.Array | None, _Sorted]
     elif TEST_COLUMN in rows.column_names:
         # Without time, what is for evaluation comes after what is for training.
         time = _numpy(rows.column(TEST_COLUMN)).astype(np.int64)
-    order, starts = order_by_user(
-        _numpy(rows.column(USER_HASH_COLUMN)), texts_of(names), time=time, part=part, content=hashes
-    )
+    user_hashes = _numpy(rows.column(USER_HASH_COLUMN))
+    order, starts = order_by_user(user_hashes, texts_of(names), time=time, part=part, content=hashes)
     first = np.flatnonzero(starts)
     ends = np.append(first[1:], len(order))
     user = np.repeat(np.arange(len(first)), ends - first)
     return names.take(pa.array(order[first])), _Sorted(
-        rows=rows, order=order, user=user, ends=ends, hashes=hashes[order]
+        rows=rows, order=order, user=user, ends=ends, user_hashes=user_hashes[order[first]], hashes=hashes[order]
     )
 
 
@@ -241,6 +249,7 @@ def _examples(
     if spec.user is not None and spec.user.embed and profiles is not None:
         codes.insert(0, (_numpy(profiles.column(_USER_CODE)), user))
     return SplitRows(
+        hashes=ordered.hashes[places] if user is None else ordered.user_hashes[user],
         label=gather.own(LABEL_COLUMN),
         dense=_stacked(dense, len(places), np.float32),
         codes=_stacked(codes, len(places), np.int32),

@@ -62,6 +62,13 @@ class _Bytes(click.ParamType[int]):
 @click.option(
     "--workers", type=click.IntRange(min=1), help="Threads to work on; all cores by default. The dataset is the same."
 )
+@click.option(
+    "--parts",
+    type=click.IntRange(min=1),
+    default=1,
+    show_default=True,
+    help="Sets of files to write, a power of two. The dataset has the same fingerprint.",
+)
 @click.option("--replace", is_flag=True, help="Replace the dataset where it exists.")
 def command(
     inputs: tuple[str, ...],
@@ -74,6 +81,7 @@ def command(
     kind: Format,
     max_rejected: float,
     workers: int | None,
+    parts: int,
     replace: bool,
 ) -> None:
     """Encode interactions (Parquet, CSV, TSV, JSON lines, Delta) into a dataset for training.
@@ -92,6 +100,7 @@ def command(
         format=kind,
         max_rejected=max_rejected,
         workers=workers or cores(),
+        parts=parts,
     )
     if dry:
         from lazydp.components.ingest.check import check

@@ -6,7 +6,6 @@ raw files first, which are then mapped, so that a column larger than memory is n
 
 from __future__ import annotations
 
-import hashlib
 import os
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -25,19 +24,17 @@ def _create(path: Path) -> BinaryIO:
 
 
 class _RawFile:
-    """Numbers of one type appended to a file; knows their count and their SHA-256."""
+    """Numbers of one type appended to a file; knows their count."""
 
     def __init__(self, path: Path, dtype: Any) -> None:
         self._path = path
         self._file = _create(path)
         self.dtype = np.dtype(dtype)
         self.count = 0
-        self.digest = hashlib.sha256()
 
     def append(self, values: Array) -> None:
         content = np.ascontiguousarray(values, dtype=self.dtype).reshape(-1).view(np.uint8)
         self._file.write(content.data)
-        self.digest.update(content.data)
         self.count += values.size
 
     def close(self) -> None:
@@ -70,10 +67,6 @@ class NumberColumn:
         flat = pa.Array.from_buffers(pa.from_numpy_dtype(self._raw.dtype), self._raw.count, [None, self._raw.buffer()])
         return flat if self._width is None else pa.FixedSizeListArray.from_arrays(flat, self._width)
 
-    def fingerprint(self) -> str:
-        """SHA-256 of the values, however they came in pieces."""
-        return self._raw.digest.hexdigest()
-
     def close(self) -> None:
         """Close the file: nothing will be appended."""
         self._raw.close()
@@ -102,10 +95,6 @@ class ListColumn:
         return pa.LargeListArray.from_buffers(
             pa.large_list(pa.int32()), self._offsets.count - 1, [None, self._offsets.buffer()], children=[values]
         )
-
-    def fingerprint(self) -> str:
-        """SHA-256 of the lists, however they came in pieces."""
-        return hashlib.sha256(self._offsets.digest.digest() + self._values.digest.digest()).hexdigest()
 
     def close(self) -> None:
         """Close the files: nothing will be appended."""
@@ -138,10 +127,6 @@ class TextColumn:
         """The whole column, mapped."""
         buffers = [None, self._offsets.buffer(), self._bytes.buffer()]
         return pa.Array.from_buffers(pa.large_string(), self._offsets.count - 1, buffers)
-
-    def fingerprint(self) -> str:
-        """SHA-256 of the texts, however they came in pieces."""
-        return hashlib.sha256(self._offsets.digest.digest() + self._bytes.digest.digest()).hexdigest()
 
     def close(self) -> None:
         """Close the files: nothing will be appended."""

@@ -8,9 +8,11 @@ from __future__ import annotations
 
 import logging
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 from functools import partial
+from itertools import islice
 from pathlib import Path
 
 import numpy as np
@@ -22,6 +24,7 @@ from lazydp.components.ingest.assemble import Assembled, assemble
 from lazydp.components.ingest.hashing import Words, hash_texts
 from lazydp.components.ingest.locations import shown
 from lazydp.components.ingest.manifest import MANIFEST, DatasetManifest, Origin
+from lazydp.components.ingest.ranges import NUM_RANGES, RANGE_BITS, Range, ranges_of
 from lazydp.components.ingest.readers import Format
 from lazydp.components.ingest.resolve import ResolvedSpec, load_spec, resolve
 from lazydp.components.ingest.rows import (
@@ -38,7 +41,7 @@ from lazydp.components.ingest.rows import (
 from lazydp.components.ingest.source import RowSource
 from lazydp.components.ingest.spill import Parted, Spill, partitions_needed
 from lazydp.components.ingest.workers import cores, in_order
-from lazydp.components.ingest.writer import DatasetWriter
+from lazydp.components.ingest.writer import PartWriter, finish_dataset
 from lazydp.components.shared.errors import InputError
 from lazydp.components.shared.files import PRIVATE_DIRECTORY, atomic_directory
 from lazydp.components.shared.progress import Progress
@@ -70,6 +73,7 @@ class IngestOptions:
 
     memory_bytes: the memory that the partitions in work may take, roughly.
     workers: threads that encode and assemble; all cores by default.
+    parts: sets of files to write, by ranges of users' hashes; a power of two up to 512. The fingerprint is the same.
     format: of the interactions' files; `auto` goes by what each is.
     max_rejected: the share of the rows that may lack a usable user, item, time, label or split; more is an error.
     """
@@ -81,6 +85,16 @@ class IngestOptions:
     format: Format = "auto"
     max_rejected: float = 0.5
     workers: int = field(default_factory=cores)
+    parts: int = 1
+
+    def __post_init__(self) -> None:
+        """Check the number of parts.
+
+        Raises:
+            InputError: it is no power of two from 1 to 512.
+        """
+        if self.parts not in {1 << power for power in range(RANGE_BITS + 1)}:
+            raise InputError(f"parts: expected a power of two from 1 to {NUM_RANGES}, found {self.parts}")
 
 
 def ingest(inputs: Sequence[str], spec: str, out: Path, options: IngestOptions | None = None) -> DatasetManifest:
@@ -109,12 +123,17 @@ def ingest(inputs: Sequence[str], spec: str, out: Path, options: IngestOptions |
         scratch.mkdir(mode=PRIVATE_DIRECTORY)
         interactions, tally = _spill_interactions(source, encoder, resolved.spec, scratch, options)
         users = _spill_users(resolved, scratch, interactions.num_partitions)
-        with DatasetWriter(folder, resolved) as writer:
-            _assemble(resolved, interactions, users, writer, options.workers)
-            scratch.rmdir()
-            rejected = tally.rejected + Counter({_OVER_BOUND: writer.over_bound})
-            origin = Origin(locations=tuple(map(shown, inputs)), rows=tally.num_rows, digest=tally.digest())
-            return writer.finish(origin=origin, rejected=rejected)
+        content = _assemble(resolved, interactions, users, folder, options)
+        scratch.rmdir()
+        return finish_dataset(
+            folder,
+            resolved,
+            parts=content.parts,
+            ranges=content.ranges,
+            max_examples=content.max_examples,
+            rejected=tally.rejected + Counter({_OVER_BOUND: content.over_bound}),
+            origin=Origin(locations=tuple(map(shown, inputs)), rows=tally.num_rows, digest=tally.digest()),
+        )
 
 
 def _spill_interactions(
@@ -136,7 +155,7 @@ def _spill_interactions(
                         memory_bytes=options.memory_bytes,
                         workers=options.workers,
                     )
-                    spill = Spill(scratch, "interactions", number)
+                    spill = Spill(scratch, "interactions", max(number, options.parts))
                     spill.add(spill.part(encoded.rows, _partition_hashes(spec, encoded.rows)))
                     break
             # The first rows have said how many parts there are; the others are encoded on all cores.
@@ -217,16 +236,59 @@ def _spill_users(resolved: ResolvedSpec, scratch: Path, num_partitions: int) -> 
     return spill
 
 
+@dataclass
+class _Written:
+    """What the parts hold."""
+
+    parts: list[str] = field(default_factory=list)
+    ranges: list[Range] = field(default_factory=list)
+    max_examples: int = 0
+    over_bound: int = 0
+
+
 def _assemble(
-    resolved: ResolvedSpec, interactions: Spill, users: Spill | None, writer: DatasetWriter, workers: int
-) -> None:
-    def assembled(number: int) -> Assembled | None:
+    resolved: ResolvedSpec, interactions: Spill, users: Spill | None, folder: Path, options: IngestOptions
+) -> _Written:
+    def assembled(number: int) -> tuple[Assembled, list[Range]] | None:
         rows = interactions.read(number)
         profiles = users.read(number) if users is not None else None
-        return assemble(resolved.spec, resolved.vocabularies, rows, profiles) if rows is not None else None
+        if rows is None:
+            return None
+        part = assemble(resolved.spec, resolved.vocabularies, rows, profiles)
+        return part, ranges_of(part)
 
-    with Progress("ingest: assemble", total=interactions.num_partitions, unit="parts") as progress:
-        for part in in_order(assembled, range(interactions.num_partitions), workers=workers):
-            if part is not None:
-                writer.append(part)
+    written = _Written()
+    number = interactions.num_partitions
+    with Progress("ingest: assemble", total=number, unit="parts") as progress:
+        results = in_order(assembled, range(number), workers=options.workers)
+        for place in range(options.parts):
+            name = "." if options.parts == 1 else f"part-{place:03}"
+            found = islice(results, number // options.parts)
+            if _write_part(folder / name, resolved.spec, found, written, progress):
+                written.parts.append(name)
+    return written
+
+
+def _write_part(
+    folder: Path,
+    spec: FeatureSpec,
+    results: Iterable[tuple[Assembled, list[Range]] | None],
+    written: _Written,
+    progress: Progress,
+) -> bool:
+    """Write the files of one part; False where it holds no row."""
+    with ExitStack() as stack:
+        writer: PartWriter | None = None
+        for result in results:
             progress.advance()
+            if result is None:
+                continue
+            part, ranges = result
+            writer = writer or stack.enter_context(PartWriter(folder, spec))
+            writer.append(part)
+            written.ranges += ranges
+            written.max_examples = max(written.max_examples, part.max_examples)
+            written.over_bound += part.over_bound
+        if writer is not None:
+            writer.finish()
+    return writer is not None

@@ -8,15 +8,18 @@ from pydantic import Field
 
 from lazydp.components.shared.frozen_model import FrozenModel
 
-FORMAT_VERSION = 1
+# Version 1 had no parts and no ranges, and its fingerprint was over whole columns.
+FORMAT_VERSION = 2
 MANIFEST = "dataset.json"
 TRAIN = "train"
 TEST = "test"
 USERS_FILE = "users.arrow"
 ITEMS_FILE = "items.arrow"
+RANGES_FILE = "ranges.arrow"
 VOCABULARY_FOLDER = "vocab"
 BAG_PREFIX = "bag:"
 _Size = Annotated[int, Field(ge=0)]
+_Part = Annotated[str, Field(pattern=r"^(\.|part-[0-9]{3})$")]
 
 
 class Counts(FrozenModel):
@@ -63,6 +66,7 @@ class DatasetManifest(FrozenModel):
     max_examples_per_user: the contribution bound that holds for training, None where the spec states none.
     rejected: reason -> rows of the input that became no example.
     source: where the interactions came from, and what tells one log from another.
+    parts: folders of the dataset with the files of a part each, in order of hash; one part lies in the dataset's own.
     """
 
     spec: dict[str, Any]
@@ -73,4 +77,5 @@ class DatasetManifest(FrozenModel):
     rejected: dict[str, _Size]
     source: Origin
     lazydp_version: str
+    parts: Annotated[tuple[_Part, ...], Field(min_length=1)] = (".",)
     files: dict[str, FileEntry]

@@ -21,6 +21,8 @@ from lazydp.components.ingest.readers import BATCH_ROWS, Format, Reader, open_re
 from lazydp.components.shared.errors import InputError
 
 _FOOTERS_AT_ONCE = 8
+# Batches of fewer rows are joined with the next: to join larger ones costs more than it saves.
+_FEW_ROWS = BATCH_ROWS // 4
 
 
 @dataclass(frozen=True)
@@ -92,7 +94,7 @@ class RowSource:
         waiting: list[pa.RecordBatch] = []
         size = 0
         for batch in (batch for file in self.files for batch in self._of_file(file, names)):
-            if waiting and (batch.schema != waiting[0].schema or size >= BATCH_ROWS):
+            if waiting and (batch.schema != waiting[0].schema or size >= _FEW_ROWS):
                 yield _joined(waiting)
                 waiting, size = [], 0
             waiting.append(batch)

@@ -15,6 +15,7 @@ from lazydp.kernels.rows import order_by_part
 
 # A partition is held so often, in part, while it is sorted and gathered.
 _WORKING_COPIES = 4
+# Each is a file that is open. A power of two, as any number of partitions: so none holds a part of a hash range alone.
 _MAX_PARTITIONS = 512
 # What so many rows take is still near the processor when it is used again: larger parts are slower.
 _GOOD_ROWS = 1 << 19
@@ -23,9 +24,10 @@ Parted = list[tuple[int, pa.RecordBatch]]
 
 
 def partitions_needed(*, num_rows: int, row_bytes: float, memory_bytes: int, workers: int = 1) -> int:
-    """How many partitions keep what `workers` hold of them within `memory_bytes`; at most 512 (open files)."""
+    """How many partitions keep what `workers` hold of them within `memory_bytes`: a power of two, at most 512."""
     for_memory = -(-num_rows * row_bytes * _WORKING_COPIES * workers // memory_bytes)
-    return int(min(_MAX_PARTITIONS, max(1, for_memory, -(-num_rows // _GOOD_ROWS))))
+    needed = int(max(1, for_memory, -(-num_rows // _GOOD_ROWS)))
+    return min(_MAX_PARTITIONS, 1 << (needed - 1).bit_length())
 
 
 class Spill:

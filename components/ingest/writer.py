@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Self
@@ -21,6 +21,7 @@ from lazydp.components.ingest.manifest import (
     FORMAT_VERSION,
     ITEMS_FILE,
     MANIFEST,
+    RANGES_FILE,
     TEST,
     TRAIN,
     USERS_FILE,
@@ -30,7 +31,9 @@ from lazydp.components.ingest.manifest import (
     FileEntry,
     Origin,
 )
+from lazydp.components.ingest.ranges import Range, write_ranges
 from lazydp.components.ingest.resolve import ResolvedSpec
+from lazydp.components.ingest.workers import cores, in_order
 from lazydp.components.shared.files import PRIVATE_DIRECTORY, PRIVATE_FILE, sha256_file, write_json
 
 
@@ -89,14 +92,13 @@ class _SplitWriter:
         for column in self._columns.values():
             column.close()
 
-    def finish(self) -> dict[str, str]:
-        """Write the split's file; returns column -> fingerprint."""
+    def finish(self) -> None:
+        """Write the split's file."""
         write_arrow(self._path, self._columns, num_rows=self.size, notes=self._notes)
-        return {f"{self._path.stem}.{name}": column.fingerprint() for name, column in self._columns.items()}
 
 
 class _UsersWriter:
-    """The users of the dataset, by user_index."""
+    """The users of a part, by user_index."""
 
     def __init__(self, folder: Path, spec: FeatureSpec) -> None:
         self.size = 0
@@ -121,22 +123,20 @@ class _UsersWriter:
         for column in self._columns.values():
             column.close()
 
-    def finish(self) -> dict[str, str]:
+    def finish(self) -> None:
         write_arrow(self._path, self._columns, num_rows=self.size, notes={})
-        return {f"users.{name}": column.fingerprint() for name, column in self._columns.items()}
 
 
-class DatasetWriter:
-    """Takes the partitions of a dataset in order and writes its folder; a context manager, which closes its files."""
+class PartWriter:
+    """Takes partitions in order of hash and writes the files of one part; a context manager, which closes its files.
 
-    def __init__(self, folder: Path, resolved: ResolvedSpec) -> None:
-        self._folder = folder
-        self._resolved = resolved
-        spec = resolved.spec
+    Users and training items are counted from the part's first ones.
+    """
+
+    def __init__(self, folder: Path, spec: FeatureSpec) -> None:
+        folder.mkdir(mode=PRIVATE_DIRECTORY, exist_ok=True)
         self._splits = {name: _SplitWriter(folder, name, spec) for name in (TRAIN, TEST)}
         self._users = _UsersWriter(folder, spec) if spec.user is not None else None
-        self._max_examples = 0
-        self.over_bound = 0
 
     def __enter__(self) -> Self:
         return self
@@ -154,54 +154,76 @@ class DatasetWriter:
         self._splits[TEST].append(part.test, users_before=users, items_before=items)
         if self._users is not None:
             self._users.append(part)
-        self._max_examples = max(self._max_examples, part.max_examples)
-        self.over_bound += part.over_bound
 
-    def finish(self, *, origin: Origin, rejected: Mapping[str, int]) -> DatasetManifest:
-        """Write what is left: the catalogue, the vocabularies and the manifest."""
-        spec = self._resolved.spec
-        parts: dict[str, str] = {}
+    def finish(self) -> None:
+        """Write the files."""
         for split in self._splits.values():
-            parts |= split.finish()
+            split.finish()
         if self._users is not None:
-            parts |= self._users.finish()
-        num_items = self._write_catalogue(parts)
-        self._resolved.vocabularies.save(self._folder / VOCABULARY_FOLDER)
-        manifest = DatasetManifest(
-            spec=spec.document(),
-            family=spec.family or spec.name,
-            fingerprint=_fingerprint(spec, parts),
-            max_examples_per_user=spec.max_examples_per_user,
-            counts=Counts(
-                train=self._splits[TRAIN].size,
-                test=self._splits[TEST].size,
-                users=self._users.size if self._users is not None else 0,
-                items=num_items,
-                max_examples_of_a_user=self._max_examples,
-            ),
-            rejected=dict(sorted(rejected.items())),
-            source=origin,
-            lazydp_version=version("lazydp"),
-            files=_seal(self._folder),
-        )
-        write_json(
-            self._folder / MANIFEST,
-            manifest.model_dump(mode="json"),
-            format_version=FORMAT_VERSION,
-            mode=PRIVATE_FILE,
-        )
-        return manifest
+            self._users.finish()
 
-    def _write_catalogue(self, parts: dict[str, str]) -> int:
-        if self._resolved.spec.item is None:
-            return 0
-        table = catalogue_table(self._resolved.spec, self._resolved.vocabularies, self._resolved.items)
-        with pa.OSFile(str(self._folder / ITEMS_FILE), "wb") as sink, pa.ipc.new_file(sink, table.schema) as writer:
-            writer.write_table(table)
-        for name in table.column_names:
-            text = json.dumps(table.column(name).to_pylist())
-            parts[f"items.{name}"] = hashlib.sha256(text.encode()).hexdigest()
-        return int(table.num_rows)
+
+def finish_dataset(
+    folder: Path,
+    resolved: ResolvedSpec,
+    *,
+    parts: Sequence[str],
+    ranges: Sequence[Range],
+    max_examples: int,
+    origin: Origin,
+    rejected: Mapping[str, int],
+) -> DatasetManifest:
+    """Write what stands beside the parts: the catalogue, the vocabularies, the ranges and the manifest.
+
+    Args:
+        folder: of the dataset, with the folders of its parts.
+        resolved: the spec.
+        parts: the folders of the parts, in order of hash.
+        ranges: of all parts, in their order.
+        max_examples: the most that one user contributes to training.
+        origin: where the rows came from.
+        rejected: reason -> rows that became no example.
+    """
+    spec = resolved.spec
+    catalogue, num_items = _write_catalogue(folder, resolved)
+    resolved.vocabularies.save(folder / VOCABULARY_FOLDER)
+    write_ranges(folder / RANGES_FILE, ranges)
+    manifest = DatasetManifest(
+        spec=spec.document(),
+        family=spec.family or spec.name,
+        fingerprint=_fingerprint(spec, catalogue, ranges),
+        max_examples_per_user=spec.max_examples_per_user,
+        counts=Counts(
+            train=sum(found.train for found in ranges),
+            test=sum(found.test for found in ranges),
+            users=sum(found.users for found in ranges),
+            items=num_items,
+            max_examples_of_a_user=max_examples,
+        ),
+        rejected=dict(sorted(rejected.items())),
+        source=origin,
+        lazydp_version=version("lazydp"),
+        parts=tuple(parts),
+        files=_seal(folder),
+    )
+    write_json(
+        folder / MANIFEST,
+        manifest.model_dump(mode="json"),
+        format_version=FORMAT_VERSION,
+        mode=PRIVATE_FILE,
+    )
+    return manifest
+
+
+def _write_catalogue(folder: Path, resolved: ResolvedSpec) -> tuple[dict[str, str], int]:
+    """Returns the digest of each column, and the number of items."""
+    if resolved.spec.item is None:
+        return {}, 0
+    table = catalogue_table(resolved.spec, resolved.vocabularies, resolved.items)
+    with pa.OSFile(str(folder / ITEMS_FILE), "wb") as sink, pa.ipc.new_file(sink, table.schema) as writer:
+        writer.write_table(table)
+    texts = {name: json.dumps(table.column(name).to_pylist()) for name in table.column_names}
+    return {name: hashlib.sha256(text.encode()).hexdigest() for name, text in texts.items()}, int(table.num_rows)
 
 
 def _notes(spec: FeatureSpec) -> dict[str, str]:
@@ -216,8 +238,8 @@ def _notes(spec: FeatureSpec) -> dict[str, str]:
     }
 
 
-def _fingerprint(spec: FeatureSpec, parts: Mapping[str, str]) -> str:
-    """SHA-256 over the spec (which vouches for its lists) and the content of every column.
+def _fingerprint(spec: FeatureSpec, catalogue: Mapping[str, str], ranges: Sequence[Range]) -> str:
+    """SHA-256 over the spec (which vouches for its lists), the catalogue, and what every range holds.
 
     Where files lay does not count, only what was in them.
     """
@@ -225,8 +247,12 @@ def _fingerprint(spec: FeatureSpec, parts: Mapping[str, str]) -> str:
     document.pop("family", None)  # a declaration about the rows, none of them
     for part in ("users", "items"):
         document.get(part, {}).pop("path", None)
-    text = json.dumps({"spec": _without_files(document), "columns": dict(parts)}, sort_keys=True)
-    return hashlib.sha256(text.encode()).hexdigest()
+    content = {
+        "spec": _without_files(document),
+        "items": dict(catalogue),
+        "ranges": [[r.number, r.train, r.test, r.users, r.items, r.digest] for r in ranges],
+    }
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
 
 def _without_files(document: Any) -> Any:
@@ -243,11 +269,13 @@ def _without_files(document: Any) -> Any:
 
 def _seal(folder: Path) -> dict[str, FileEntry]:
     """Make every file private and take its digest."""
-    files = {}
+    paths = []
     for path in sorted(folder.rglob("*")):
-        if path.is_dir():
-            path.chmod(PRIVATE_DIRECTORY)
-            continue
-        path.chmod(PRIVATE_FILE)
-        files[path.relative_to(folder).as_posix()] = FileEntry(bytes=path.stat().st_size, sha256=sha256_file(path))
-    return files
+        path.chmod(PRIVATE_DIRECTORY if path.is_dir() else PRIVATE_FILE)
+        if path.is_file():
+            paths.append(path)
+    digests = in_order(sha256_file, paths, workers=cores())
+    return {
+        path.relative_to(folder).as_posix(): FileEntry(bytes=path.stat().st_size, sha256=digest)
+        for path, digest in zip(paths, digests, strict=True)
+    }

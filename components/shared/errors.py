@@ -10,6 +10,7 @@
     │   ├── UnfinishedStepError    a step was interrupted while it changed weights
     │   ├── NonFiniteError         noise or parameters are not finite
     │   └── NotPrivateError        made without privacy, or under a test key
+    ├── QualityError           a model did not reach the least quality that its run asks for, and is not released
     └── UnavailableError       something outside does not answer: a database, a port, a store
 
 A message says what was expected, what was found, where, and what to do.
@@ -56,6 +57,10 @@ class NonFiniteError(PrivacyError):
 
 class NotPrivateError(PrivacyError):
     """The model was made without privacy, or under a test key."""
+
+
+class QualityError(LazyDPError):
+    """A model did not reach the least quality that its run asks for: it is not released, and its charge stays."""
 
 
 class UnavailableError(LazyDPError):

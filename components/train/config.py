@@ -18,9 +18,8 @@ from pydantic import (
     model_validator,
 )
 
-from lazydp.components.budget.accounting.limits import SMALLEST_NOISE
 from lazydp.components.models.config import ModelConfig, TwoTowerConfig
-from lazydp.components.onepass.rules import HISTOGRAM_SHARE, Noise
+from lazydp.components.onepass.rules import Noise
 from lazydp.components.shared.frozen_model import FrozenModel
 from lazydp.components.shared.validation import Document, parse_yaml, read_yaml
 from lazydp.components.train.mechanism.parameters import (
@@ -30,6 +29,7 @@ from lazydp.components.train.mechanism.parameters import (
     PrivacyParameters,
     UserGradient,
 )
+from lazydp.components.train.release_settings import MinimumQuality, PopularityCounts, StartSettings
 
 if TYPE_CHECKING:
     from lazydp.components.train.device.placement import Placement
@@ -140,29 +140,6 @@ class NormSettings(FrozenModel):
     embeddings: Norm
 
 
-class PopularityCounts(FrozenModel):
-    """Counts of items, released with noise beside the model: what the service answers those it knows nothing of.
-
-    Attributes:
-        noise_multiplier: standard deviation of the noise on every count, over the most by which one privacy unit moves
-            all counts together (`popularity.sensitivity`).
-    """
-
-    noise_multiplier: Annotated[float, Field(ge=SMALLEST_NOISE, allow_inf_nan=False)]
-
-
-class StartSettings(FrozenModel):
-    """A start: noised counts and item vectors from a few passes over the histories, before the first step (`onepass`).
-
-    Attributes:
-        histogram_share: of the start's squared mu, what the counts take; the statistics have the rest.
-        noise_multiplier: sigma of the whole start, where steps follow; without steps it is the run's.
-    """
-
-    histogram_share: Annotated[float, Field(gt=0, lt=1)] = HISTOGRAM_SHARE
-    noise_multiplier: Annotated[float, Field(ge=SMALLEST_NOISE, allow_inf_nan=False)] | None = None
-
-
 _ONE, _GROUPS = "(one norm)", "(a norm for each group)"
 MaxGradNorm = Annotated[
     Annotated[Norm, Tag(_ONE)] | Annotated[NormSettings, Tag(_GROUPS)],
@@ -196,6 +173,8 @@ class TrainConfig(FrozenModel):
         popularity: counts of items to release with the model, at a cost that every epsilon of the run covers; None for
             none.
         start: what is released of the histories before the first step; None for weights of the public seed.
+        minimum_quality: what the model must reach to be released, at a cost that every epsilon covers; None for
+            nothing.
         negatives: uniform negatives an example is trained against (implicit feedback).
         embeddings: optimizer of the tables.
         dense: optimizer of the dense layers.
@@ -226,6 +205,7 @@ class TrainConfig(FrozenModel):
     max_grad_norm: MaxGradNorm = 1.0
     popularity: PopularityCounts | None = None
     start: StartSettings | None = None
+    minimum_quality: MinimumQuality | None = None
     negatives: PositiveInt = 8
     embeddings: EmbeddingSettings = EmbeddingSettings()
     dense: DenseSettings = DenseSettings()
@@ -279,11 +259,26 @@ class TrainConfig(FrozenModel):
                 raise ValueError("publish_every: snapshots of a run without privacy are not released")
             if self.popularity is not None:
                 raise ValueError("popularity: a run without privacy releases no counts; leave it out with mode sgd")
+            if self.minimum_quality is not None:
+                raise ValueError("minimum_quality: a run without privacy is no release; leave it out with mode sgd")
             return self
         if (self.noise_multiplier is None) == (self.target_epsilon is None):
             raise ValueError("give one of noise_multiplier and target_epsilon (or mode: sgd, which has no privacy)")
         if self.target_delta is None:
             raise ValueError("target_delta is missing: every epsilon is stated at a delta, for example 1.0e-5")
+        return self
+
+    @model_validator(mode="after")
+    def _quality_can_be_judged(self) -> Self:
+        if self.minimum_quality is None:
+            return self
+        if self.popularity is None and self.start is None:
+            raise ValueError(
+                "minimum_quality compares the model with counts that are released, and this run releases none: give "
+                "`popularity: {noise_multiplier: 20}` as well"
+            )
+        if self.publish_every is not None:
+            raise ValueError("minimum_quality judges the finished model, and publish_every releases earlier ones")
         return self
 
     @model_validator(mode="after")
@@ -334,10 +329,10 @@ class TrainConfig(FrozenModel):
     def with_changes(self, **changes: Any) -> TrainConfig:
         """The same run with some settings replaced, validated again.
 
-        To change the mode to sgd leaves the counts out: without privacy none are released.
+        To change the mode to sgd leaves out the counts and the check of quality: without privacy nothing is released.
         """
         if changes.get("mode") == "sgd":
-            changes = {"popularity": None, **changes}
+            changes = {"popularity": None, "minimum_quality": None, **changes}
         return self.parse({**self.model_dump(), **changes}, where="(with the command line's options)")
 
     def digest(self) -> str:
@@ -356,7 +351,7 @@ class TrainConfig(FrozenModel):
     def _deciding(self) -> dict[str, Any]:
         """Every setting that has a part in the result, as JSON values."""
         # What is left out keeps a configuration the digest that it had before there was any of it.
-        absent = {name for name in ("popularity", "start") if getattr(self, name) is None}
+        absent = {name for name in ("popularity", "start", "minimum_quality") if getattr(self, name) is None}
         deciding = self.model_dump(mode="json", exclude=_NOT_IN_DIGEST | absent)
         for name, default in (("user", "features"), ("prior", False)):
             if deciding["model"].get(name) == default:

@@ -135,13 +135,15 @@ class PrivateTrainer:
         if len(sizes) != len(micro_batches):
             raise InputError(f"{len(micro_batches)} micro-batches came with the user_sizes of {len(sizes)}")
         passes = [self._pass(losses_of, of_users) for losses_of, of_users in zip(micro_batches, sizes, strict=True)]
-        self._begin_change()
+        step = self.tables.step + 1
+        self.tables.refuse_step(sum(done.losses.shape[0] for done in passes))
+        self.dense.set_rate(step)
         sent = {name: [done.tables[name] for done in passes if name in done.tables] for name in self.tables.names}
         groups = self.tables.group_rows([{name: part.lookups for name, part in done.tables.items()} for done in passes])
+        self._begin_change()
         self.tables.add_gradient(groups, {name: parts for name, parts in sent.items() if parts})
-        step = self.tables.step + 1
         self.dense.add_noise(step)
-        self.dense.update(step)
+        self.dense.update()
         self.tables.advance()
         self._end_change()
         return StepReport.of(step, [done.losses for done in passes], [done.contributions for done in passes])

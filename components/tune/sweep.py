@@ -11,7 +11,7 @@ from pydantic import AliasChoices, Field
 from lazydp.components.budget.accounting.tuning import Metric, TrialDistribution
 from lazydp.components.shared.errors import InputError
 from lazydp.components.shared.frozen_model import FrozenModel
-from lazydp.components.shared.validation import read_yaml
+from lazydp.components.shared.validation import parse_yaml, read_yaml
 from lazydp.components.train.config import TrainConfig
 
 
@@ -64,6 +64,11 @@ class Sweep(FrozenModel):
             InputError: it cannot be read or is not valid; one line that names the file and the field.
         """
         return read_yaml(path, what="sweep").validated(cls)
+
+    @classmethod
+    def parse_text(cls, text: str, *, where: str) -> Sweep:
+        """Read YAML text; errors are one line that names `where`."""
+        return parse_yaml(text, where=where).validated(cls)
 
 
 def with_settings(config: TrainConfig, settings: Mapping[str, Any]) -> TrainConfig:

@@ -78,6 +78,7 @@ def tune(
     out: Path,
     ledger: str | None = None,
     resume: bool = False,
+    run_id: str | None = None,
     test_key: int | None = None,
 ) -> Tuned:
     """Try settings, and leave the best run in `out`/best, to be released by `export`.
@@ -89,6 +90,7 @@ def tune(
         out: folder of the sweep, private.
         ledger: URL of the ledger; None for the default one.
         resume: go on with the sweep in `out`, if there is one, instead of refusing.
+        run_id: names the sweep in the ledger, so that a retry elsewhere is the same sweep; None for a fresh name.
         test_key: seed of keys made for tests; the result is then not private.
 
     Raises:
@@ -103,7 +105,7 @@ def tune(
     with RunFolder.locked(out, create=True) as held:
         if held.identity() is not None:
             raise InputError(f"{out} holds a run: name a folder of its own for the sweep")
-        identity = _begin(out, data, config, tuning, resume=resume)
+        identity = _begin(out, data, config, tuning, resume=resume, run_id=run_id)
         if held.root_key() is None and not (out / BEST).is_dir():
             held.keep_root_key(NoiseKey.generate() if test_key is None else NoiseKey.for_tests(test_key))
         _check_settings(identity, sweep, data)
@@ -112,7 +114,8 @@ def tune(
             return _tuned(out)
         root = held.root_key()
         assert root is not None
-        reserve(ledger, identity, data, key=root.commitment())
+        if not _drew_nothing(out):  # such a sweep is closed in the ledger already, or is closed below
+            reserve(ledger, identity, data, key=root.commitment())
         trials = _drawn(out, identity, sweep, root)
         if not trials:
             bound = contribution_bound(data)
@@ -129,6 +132,26 @@ def tune(
         root.destroy()
         held.destroy_keys()  # the best trial's folder has it, for the export to show that the run is the sweep's
         return _tuned(out)
+
+
+def sweep_identity(run_id: str, data: EncodedDataset, config: TrainConfig, sweep: Sweep) -> RunIdentity:
+    """What the ledger reserves for a sweep, before there is a folder or a key: the pipeline's gate asks for it.
+
+    Args:
+        run_id: names the sweep.
+        data: what ingest wrote.
+        config: what the trials share.
+        sweep: what to try.
+
+    Raises:
+        InputError: a setting is unknown, not valid, or part of the mechanism.
+        PrivacyError: no score of the kind asked for is private.
+    """
+    tuning = _tuning(config, sweep, data, _scored_on(data, sweep))
+    sigma = calibrated_noise_multiplier(config, contribution_bound(data), tuning=tuning)
+    identity = _identity(run_id, data, config, tuning, sigma, code_version())
+    _check_settings(identity, sweep, data)
+    return identity
 
 
 # --- what is asked for -----------------------------------------------------------------------------------------
@@ -168,6 +191,8 @@ def _tuning(config: TrainConfig, sweep: Sweep, data: EncodedDataset, scored_on: 
     check_fits(data, config)
     if config.publish_every is not None:
         raise InputError("publish_every: the snapshots of a trial would be releases of their own; leave it out")
+    if config.minimum_quality is not None:
+        raise InputError("minimum_quality: a sweep keeps its best trial, whatever its score; leave it out")
     told = json.dumps([config.digest(), sweep.model_dump(mode="json")], sort_keys=True)
     return Tuning(
         distribution=sweep.distribution,
@@ -200,7 +225,9 @@ def _check_settings(identity: RunIdentity, sweep: Sweep, data: EncodedDataset) -
 # --- the sweep's folder ----------------------------------------------------------------------------------------
 
 
-def _begin(out: Path, data: EncodedDataset, config: TrainConfig, tuning: Tuning, *, resume: bool) -> RunIdentity:
+def _begin(
+    out: Path, data: EncodedDataset, config: TrainConfig, tuning: Tuning, *, resume: bool, run_id: str | None
+) -> RunIdentity:
     """What every trial is, but for its settings: the sweep that `out` holds, or a new one."""
     version = code_version()
     given = {"digest": tuning.digest, "dataset_fingerprint": data.manifest.fingerprint, "code_version": version}
@@ -211,14 +238,14 @@ def _begin(out: Path, data: EncodedDataset, config: TrainConfig, tuning: Tuning,
             raise InputError(
                 f"{out} holds sweep {held['run_id']}: say --resume to go on with it, or use another folder"
             )
-        if {name: held.get(name) for name in given} != given:
+        if {name: held.get(name) for name in given} != given or run_id not in (None, held["run_id"]):
             raise InputError(
                 f"{out} holds another sweep: resume it with the configuration, sweep, dataset and lazydp version that "
                 "it was started with, or use another folder"
             )
         return _identity(held["run_id"], data, config, tuning, held["noise_multiplier"], version)
     sigma = calibrated_noise_multiplier(config, contribution_bound(data), tuning=tuning)
-    run_id = f"tune-{uuid.uuid4().hex[:16]}"
+    run_id = run_id or f"tune-{uuid.uuid4().hex[:16]}"
     document = {"run_id": run_id, **given, "noise_multiplier": sigma, "trials": None, "best": None}
     write_json(file, document, format_version=_FORMAT_VERSION, mode=PRIVATE_FILE)
     return _identity(run_id, data, config, tuning, sigma, version)
@@ -253,6 +280,11 @@ def _drawn(out: Path, identity: RunIdentity, sweep: Sweep, key: NoiseKey) -> lis
         write_json(file, document, format_version=_FORMAT_VERSION, mode=PRIVATE_FILE)
     found: list[dict[str, Any]] = document["trials"]
     return found
+
+
+def _drew_nothing(out: Path) -> bool:
+    """Whether the number of trials was drawn before, and is 0."""
+    return bool(read_json(out / _SWEEP, format_version=_FORMAT_VERSION, what="sweep")["trials"] == [])
 
 
 def _choose(out: Path, identity: RunIdentity, trials: int) -> None:

@@ -12,18 +12,21 @@ from kfp import dsl
 
 from lazydp.components.budget.ledger.ledger import Ledger
 from lazydp.components.bundle.reader import Bundle
+from lazydp.components.deploy.component import deploy
 from lazydp.components.evaluate.component import evaluate
 from lazydp.components.export.component import export, export_without_privacy
 from lazydp.components.finish.component import finish
 from lazydp.components.gate.component import budget_gate
 from lazydp.components.ingest.component import ingest
 from lazydp.components.ingest.dataset import EncodedDataset
+from lazydp.components.register.component import register
 from lazydp.components.sample import sample as sample_module
 from lazydp.components.sample.component import sample_data
 from lazydp.components.sample.sample import SampleSize
 from lazydp.components.shared.errors import InputError, NotPrivateError, PrivacyError
 from lazydp.components.shared.pipeline_run import run_folder
 from lazydp.components.train.component import train
+from lazydp.components.tune.component import tune
 
 CONFIG = """
 model: {kind: two_tower, embedding_dim: 8}
@@ -249,7 +252,8 @@ def test_training_without_a_reservation_is_refused(cluster: Cluster, tmp_path: P
 
 
 @pytest.mark.parametrize(
-    "component", [sample_data, ingest, budget_gate, train, export, export_without_privacy, evaluate, finish]
+    "component",
+    [sample_data, ingest, budget_gate, train, tune, export, export_without_privacy, evaluate, register, deploy, finish],
 )
 def test_a_component_is_a_thin_shell(component: Any) -> None:
     """It runs in the image that holds this package, and installs nothing."""

@@ -48,6 +48,7 @@ def pages(tiny_dataset: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[
     from lazydp.components.ingest.card import data_card
     from lazydp.components.ingest.dataset import EncodedDataset
     from lazydp.components.train.component import train
+    from lazydp.components.tune.component import tune
 
     folder = tmp_path_factory.mktemp("pages")
     config = (
@@ -80,6 +81,12 @@ def pages(tiny_dataset: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[
     evaluate_without_privacy.python_func(
         bundle=plain, dataset=dataset, release=report, report=beside, page=shown("beside")
     )
+    sweep = (
+        "{mean_trials: 1, distribution: geometric, metric: auc, score: {kind: held_out, noise_multiplier: 5.0}, "
+        "settings: {embeddings.learning_rate: [0.5]}}"
+    )
+    budget_gate.python_func(dataset=dataset, config=config, job_id="s", sweep=sweep, page=shown("gate"), **ledger)
+    tune.python_func(config=config, sweep=sweep, run_id="run-s", page=shown("tune"), **common, **ledger)
     found = {path.name.removeprefix("page-"): path.read_text() for path in folder.glob("page-*")}
     return {**found, "ingest": data_card(EncodedDataset.open(tiny_dataset).manifest)}
 
@@ -89,6 +96,7 @@ def test_each_task_shows_what_it_did(pages: dict[str, str]) -> None:
         "ingest": ("private", "training examples"),
         "gate": ("public", "charged now"),
         "train": ("private", "Epsilon spent"),
+        "tune": ("private", "Settings that won"),
         "export": ("public", "Privacy statement"),
         "evaluate": ("private", "popularity"),
         "beside": ("private", "without privacy"),

@@ -19,6 +19,7 @@ _PRELOAD = (
     "lazydp.components.evaluate.evaluate",
     "lazydp.components.finish.finish",
     "lazydp.components.train.run.train",
+    "lazydp.components.gate.gate",
     "lazydp.components.budget.storage.sql",
     "sqlalchemy.dialects.sqlite",
     "pyarrow.dataset",

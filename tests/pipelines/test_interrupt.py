@@ -12,6 +12,9 @@ import os, signal, sys, types
 import click
 from lazydp.pipelines import cli
 
+# A process that was started in the background of a shell ignores the signal, and so do its children.
+signal.signal(signal.SIGINT, signal.default_int_handler)
+
 @click.command()
 def command():
     try:

@@ -8,10 +8,26 @@ import pyarrow.parquet as pq
 import pytest
 import yaml
 
+from lazydp.components.budget.ledger.identifiers import register
 from lazydp.components.budget.ledger.ledger import Ledger
 from lazydp.components.bundle.reader import Bundle
+from lazydp.components.export.export import export
+from lazydp.components.ingest.dataset import EncodedDataset
+from lazydp.components.train.config import TrainConfig
+from lazydp.components.train.run.train import train
+from lazydp.components.tune.sweep import Sweep
+from lazydp.components.tune.tune import tune
+from support import known_key
 from support.kfp_backend import BackendRun
+from support.kfp_backend.pod_server import no_network
 
+SWEEP = {
+    "distribution": "geometric",
+    "mean_trials": 2,
+    "metric": "auc",
+    "score": {"kind": "held_out", "noise_multiplier": 5.0},
+    "settings": {"embeddings.learning_rate": [0.1, 1.0, 2.0]},
+}
 TASKS = {"ingest", "budget-gate", "train", "export", "evaluate", "finish"}
 
 
@@ -126,9 +142,32 @@ def test_no_placeholder_inside_a_longer_text(cluster: Any) -> None:
     assert "found 'run-{{$.pipeline_job_uuid}}'" in run.failed()
 
 
-def test_killed_midway_and_retried(cluster: Any) -> None:
+def bundle_of(run: BackendRun) -> dict[str, Any]:
+    """What the metadata store says of the release."""
+    found: dict[str, Any] = run.tasks["export"].artifacts["bundle"]["metadata"]
+    return found
+
+
+def plain_version(cluster: Any, run: BackendRun, *, sweep: Sweep | None = None) -> str:
+    """Version of the bundle of the plain functions, never disturbed, on the run's dataset under the key in use here."""
+    given: dict[str, Any] = {
+        "dataset": cluster.backend.stored(run.tasks["ingest"].artifacts["dataset"]["uri"]),
+        "config": TrainConfig.load(cluster.folder / "train.yaml"),
+        "ledger": f"sqlite:///{cluster.folder / 'plain.db'}",
+    }
+    with Ledger.open(given["ledger"]) as ledger:
+        data = EncodedDataset.open(given["dataset"])
+        register(ledger, fingerprint=data.manifest.fingerprint, name="sample")
+        ledger.set_budget("sample", epsilon=1000.0, delta=1e-5, privacy_unit="example")
+    out = cluster.folder / "plain"
+    done = train(**given, out=out) if sweep is None else tune(**given, sweep=sweep, out=out)
+    bundle = cluster.folder / "plain-bundle"
+    return export(run=done.folder, dataset=given["dataset"], out=bundle, ledger=given["ledger"]).version
+
+
+def test_killed_midway_and_retried(cluster: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     """A pod that dies is the same run again: the same bits as one that was never disturbed, charged once."""
-    package = cluster.compiled(*options(cluster))
+    package = cluster.compiled(*options(cluster), cluster={"environment": {known_key.VARIABLE: "one"}})
     runs = cluster.backend.volume("lazydp-runs")
 
     def kill(task: str, attempt: int, _pod: Path) -> bool:
@@ -142,6 +181,49 @@ def test_killed_midway_and_retried(cluster: Any) -> None:
         assert len(ledger.releases()) == 1
     assert budget.committed_runs == 1
     assert budget.reserved_runs == 0
+    known_key.replace("one", monkeypatch)
+    assert bundle_of(run)["version"] == plain_version(cluster, run)
+
+
+def test_a_sweep_killed_midway_is_one_run(cluster: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Gate, trials, one release, one charge; the same choice and the same bits as a sweep that nobody disturbed."""
+    (cluster.folder / "sweep.yaml").write_text(yaml.safe_dump(SWEEP))
+    package = cluster.compiled(
+        *("--pipeline", "sweep", "--sweep", str(cluster.folder / "sweep.yaml")),
+        *options(cluster),
+        cluster={"environment": {known_key.VARIABLE: "sweep 1"}},
+    )
+    runs = cluster.backend.volume("lazydp-runs")
+
+    def kill(task: str, attempt: int, _pod: Path) -> bool:
+        return task == "tune" and attempt == 1 and any(runs.glob("*/trial-00002/checkpoints/step-00000000[23]"))
+
+    run = succeeded(cluster.run(package, budget_epsilon=100.0, kill=kill))
+    assert run.tasks["tune"].attempts == 2
+    name = f"run-{run.run_id}"
+    assert run.tasks["tune"].parameters["Output"] == f"{name}/best"
+    with Ledger.open(cluster.ledger, read_only=True) as ledger:
+        assert [(found.run_id, found.purpose, found.status) for found in ledger.runs()] == [
+            (name, "tuning", "committed")
+        ]
+        assert len(ledger.releases()) == 1
+    statement = Bundle.open(cluster.backend.stored(run.tasks["export"].artifacts["bundle"]["uri"])).statement
+    assert statement.tuning is not None
+    assert statement.tuning.mean_trials == 2
+    assert not any(runs.rglob("*")), "no trial and no key stays on the volume"
+    known_key.replace("sweep 1", monkeypatch)
+    assert bundle_of(run)["version"] == plain_version(cluster, run, sweep=Sweep.model_validate(SWEEP))
+
+
+def test_a_pod_has_no_network_but_loopback() -> None:
+    """The check behind every run above can fail."""
+    for event, arguments in (
+        ("socket.connect", (None, ("192.0.2.1", 443))),
+        ("socket.getaddrinfo", ("registry.example", 443, 0, 0, 0)),
+    ):
+        with pytest.raises(OSError, match="no network in this pod"):
+            no_network(event, arguments)
+    no_network("socket.connect", (None, ("127.0.0.1", 443)))
 
 
 def test_a_refused_budget_is_not_tried_again(cluster: Any) -> None:

@@ -84,7 +84,7 @@ def test_parameters_arrive_as_they_were_written(tmp_path: Path, first: int) -> N
     assert gate["job_id"] == run.run_id
 
 
-OPTIONS = {
+OPTIONS: dict[str, Any] = {
     "image": "registry.example/lazydp:1",
     "image_pull_secret": "puller",
     "image_pull_policy": "Always",
@@ -92,6 +92,8 @@ OPTIONS = {
     "labels": {"team": "recs"},
     "environment": {"OMP_NUM_THREADS": "4"},
     "defaults": {"node_selector": {"pool": "batch"}},
+    "registry": {"url": "https://registry.example", "secret": "registry"},
+    "deploy": {"name": "films", "namespace": "recs", "changes": {"spec": {"predictor": {"maxReplicas": 9}}}},
     "tasks": {
         "train": {
             "cpu": "8",
@@ -119,6 +121,9 @@ def test_pods_are_what_kubernetes_takes_and_what_was_asked_for(tmp_path: Path) -
         assert set(container["resources"]["limits"]) >= {"cpu", "memory"}
         assert container["image"] == "registry.example/lazydp:1"
         assert pod["spec"]["nodeSelector"] == {"pool": "batch"}
+    [container] = pods["exec-register"]["spec"]["containers"]
+    told = {entry["name"]: entry["valueFrom"]["secretKeyRef"] for entry in container["env"] if "valueFrom" in entry}
+    assert told == {"LAZYDP_REGISTRY_TOKEN": {"name": "registry", "key": "token"}}
     train, gate = pods["exec-train"], pods["exec-budget-gate"]
     [container] = train["spec"]["containers"]
     assert container["resources"] == {
@@ -130,6 +135,10 @@ def test_pods_are_what_kubernetes_takes_and_what_was_asked_for(tmp_path: Path) -
     assert train["metadata"]["labels"] == {"team": "recs", "stage": "train"}
     assert gate["spec"]["containers"][0]["resources"]["requests"] == {"cpu": "500m", "memory": "1Gi"}
     tasks = spec["components"]["comp-exit-handler-1"]["dag"]["tasks"]
+    assert set(tasks["register"]["dependentTasks"]) == {"export", "validate"}, "nothing is entered unchecked"
+    assert set(tasks["deploy"]["dependentTasks"]) == {"export", "validate", "register"}
+    given = tasks["deploy"]["inputs"]["parameters"]["changes"]["runtimeValue"]["constant"]
+    assert yaml.safe_load(given) == OPTIONS["deploy"]["changes"]
     assert tasks["train"]["retryPolicy"] == {
         "backoffDuration": "60s",
         "backoffFactor": 2.0,
@@ -156,6 +165,8 @@ def test_pods_are_what_kubernetes_takes_and_what_was_asked_for(tmp_path: Path) -
             {"tasks": {"train": {"tolerations": [{"operator": "Exists", "value": "x"}]}}},
             "operator Exists takes no value",
         ),
+        ({"registry": {"url": "registry:8080"}}, "registry.url: expected a URL of scheme, host and port"),
+        ({"deploy": {"name": "films"}}, "deploy.namespace: Field required"),
         ({"format_version": 2}, "format_version 2 is newer"),
     ],
 )
@@ -181,3 +192,18 @@ def test_the_kubernetes_resources_hold_the_same_pipeline(tmp_path: Path) -> None
     assert version["spec"]["pipelineName"] == pipeline["metadata"]["name"]
     assert version["spec"]["pipelineSpec"] == archive[0]
     assert version["spec"]["platformSpec"] == archive[1]
+
+
+@pytest.mark.parametrize(
+    ("options", "expected"),
+    [
+        (("--sweep", "sweep.yaml"), "pipeline train-and-release tries no settings"),
+        (("--pipeline", "sweep", "--compare"), "a sweep chooses the settings itself"),
+    ],
+)
+def test_a_sweep_is_asked_for_as_a_whole(tmp_path: Path, options: tuple[str, ...], expected: str) -> None:
+    (tmp_path / "sweep.yaml").write_text("{}")
+    given = [str(tmp_path / part) if part.endswith(".yaml") else part for part in options]
+    result = CliRunner().invoke(cli, ["pipeline", "compile", "--out", str(tmp_path / "pipeline.yaml"), *given])
+    assert result.exit_code != 0
+    assert expected in f"{result.output}{result.exception}"

@@ -11,6 +11,7 @@ from click.testing import CliRunner, Result
 from lazydp.components.budget.accounting.epsilon import epsilon
 from lazydp.components.budget.accounting.events import composed, counts_event, dpsgd_event
 from lazydp.pipelines.cli import cli, main
+from support import known_key
 
 CONFIG = """
 format_version: 1
@@ -55,7 +56,27 @@ def run(sample: Path, out: Path, *options: str) -> list[str]:
     return ["pipeline", "run", *data, "--config", str(sample / "train.yaml"), "--out", str(out), *options]
 
 
-def test_whole_run_then_a_run_over_budget(sample: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+def plain_version(sample: Path, out: Path) -> str:
+    """Version of the bundle that the plain commands make, in this process."""
+    ledger = ["--ledger", f"sqlite:///{out / 'ledger.db'}"]
+    data = ["--input", str(sample / "interactions.parquet"), "--spec", str(sample / "spec.yaml")]
+    dataset, bundle = ["--dataset", str(out / "dataset")], out / "bundle"
+    for command in (
+        ["ingest", *data, "--out", str(out / "dataset")],
+        ["budget", "set", *dataset, "--epsilon", "1000", "--delta", "1e-5", "--privacy-unit", "example", *ledger],
+        ["train", *dataset, "--config", str(sample / "train.yaml"), "--out", str(out / "run"), *ledger],
+        ["export", "--run", str(out / "run"), *dataset, "--out", str(bundle), *ledger],
+    ):
+        result = invoke(*command)
+        assert result.exit_code == 0, result.output
+    return str(json.loads((bundle / "manifest.json").read_text())["version"])
+
+
+def test_whole_run_then_a_run_over_budget(
+    sample: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PYTHONPATH", str(Path(known_key.__file__).with_name("known_key_site")))
+    monkeypatch.setenv(known_key.VARIABLE, "local")
     counts = counts_event(noise_multiplier=5.0)
     once, twice = (
         epsilon(
@@ -105,6 +126,12 @@ def test_whole_run_then_a_run_over_budget(sample: Path, tmp_path: Path, capfd: p
     assert len(error.strip().splitlines()) == 1
     runs = [path for path in (out / "runs").iterdir() if re.fullmatch(r"run-\d+", path.name)]
     assert len(runs) == 1, "the second run never began"
+
+    # The plain commands under the same key end in the same bits. (Under two keys they do not: test_on_the_backend.)
+    known_key.replace("local", monkeypatch)
+    (tmp_path / "plain").mkdir()
+    version = json.loads((out / "bundle" / "manifest.json").read_text())["version"]
+    assert plain_version(sample, tmp_path / "plain") == version
 
 
 def test_usage(tmp_path: Path) -> None:

@@ -3,24 +3,24 @@
 from __future__ import annotations
 
 import json
-import threading
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from email import message_from_bytes
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from types import SimpleNamespace
-from typing import Any, Self
-from urllib.parse import parse_qs, urlsplit
+from typing import Any
 
 import kfp_server_api as api
 import yaml
 from google.protobuf import json_format
 from kfp.pipeline_spec import pipeline_spec_pb2
 
+from support.loopback import LoopbackServer
+
 NOW = "2026-01-01T00:00:00Z"
 
 
 @dataclass
-class ApiServer:
+class ApiServer(LoopbackServer):
     """A server with one experiment, `Default`; use it as a context.
 
     Attributes:
@@ -38,70 +38,21 @@ class ApiServer:
     pipelines: dict[str, dict[str, Any]] = field(default_factory=dict)
     looks: int = 0
 
-    def __enter__(self) -> Self:
-        owner = self
-
-        class Handler(_Handler):
-            server_state = owner  # type: ignore[assignment]
-
-        self._server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-        self.url = f"http://127.0.0.1:{self._server.server_port}"
-        self._thread = threading.Thread(target=self._server.serve_forever)
-        self._thread.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._server.shutdown()
-        self._server.server_close()
-        self._thread.join()
-
     def bodies(self, path: str) -> list[Any]:
         """The bodies that were posted to a path."""
         return [body for method, where, body in self.requests if method == "POST" and where == path]
 
-
-def strictly(model: str, document: Any) -> Any:
-    """The document as the model, with no field that the model does not know.
-
-    Raises:
-        ValueError: a field is unknown or of another type.
-    """
-    client = api.ApiClient()
-    found = client.deserialize(SimpleNamespace(data=json.dumps(document)), model)
-    if client.sanitize_for_serialization(found) != document:
-        raise ValueError(f"not a {model}: {document}")
-    return document
-
-
-class _Handler(BaseHTTPRequestHandler):
-    server_state: ApiServer
-
-    def log_message(self, *_: Any) -> None:
-        """Say nothing."""
-
-    def do_GET(self) -> None:
-        self._answer("GET")
-
-    def do_POST(self) -> None:
-        self._answer("POST")
-
-    def _answer(self, method: str) -> None:
-        url = urlsplit(self.path)
-        query = {name: values[0] for name, values in parse_qs(url.query).items()}
-        raw = self.rfile.read(int(self.headers.get("Content-Length") or 0))
-        if self.headers.get("Authorization") != f"Bearer {self.server_state.token}":
-            self._send(401, {"error": "Unauthenticated: token is not valid"})
-            return
-        try:
-            status, document = self._route(method, url.path, query, raw)
-        except ValueError as error:
-            status, document = 400, {"error": str(error)}
-        self._send(status, document)
+    def answer(
+        self, method: str, path: str, query: Mapping[str, str], headers: Mapping[str, str], raw: bytes
+    ) -> tuple[int, Any]:
+        """Status and document of one request."""
+        if headers.get("Authorization") != f"Bearer {self.token}":
+            return 401, {"error": "Unauthenticated: token is not valid"}
+        return self._route(method, path, query, raw, headers)
 
     def _route(  # noqa: PLR0911 - one line for each path
-        self, method: str, path: str, query: dict[str, str], raw: bytes
+        self, method: str, path: str, query: Mapping[str, str], raw: bytes, headers: Mapping[str, str]
     ) -> tuple[int, Any]:
-        state = self.server_state
         place = path.removeprefix("/apis/v2beta1/")
         if (method, place) == ("POST", "runs"):
             body = strictly("V2beta1Run", self._json(path, raw))
@@ -113,21 +64,21 @@ class _Handler(BaseHTTPRequestHandler):
             return 200, {**body, "recurring_run_id": "rec-1", "created_at": NOW}
         if (method, place) == ("POST", "experiments"):
             body = strictly("V2beta1Experiment", self._json(path, raw))
-            state.experiments[body["display_name"]] = "e-2"
+            self.experiments[body["display_name"]] = "e-2"
             return 200, {**body, "experiment_id": "e-2"}
         if place == "experiments":
             name = _wanted(query)
             found = (
-                [{"experiment_id": state.experiments[name], "display_name": name}] if name in state.experiments else []
+                [{"experiment_id": self.experiments[name], "display_name": name}] if name in self.experiments else []
             )
             return 200, {"experiments": found}
         if place == "pipelines":
             name = _wanted(query)
-            return 200, {"pipelines": [state.pipelines[name]["pipeline"]] if name in state.pipelines else []}
+            return 200, {"pipelines": [self.pipelines[name]["pipeline"]] if name in self.pipelines else []}
         if place in {"pipelines/upload", "pipelines/upload_version"}:
-            return 200, self._upload(path, query, raw)
+            return 200, self._upload(path, query, raw, headers)
         if place.startswith("pipelines/") and place.endswith("/versions"):
-            [pipeline] = [found for found in state.pipelines.values() if found["id"] == place.split("/")[1]]
+            [pipeline] = [found for found in self.pipelines.values() if found["id"] == place.split("/")[1]]
             versions = pipeline["versions"]
             if "filter" in query:
                 versions = [version for version in versions if version["display_name"] == _wanted(query)]
@@ -135,30 +86,30 @@ class _Handler(BaseHTTPRequestHandler):
         if place == "runs/run-1":
             return 200, self._run()
         if path == "/apis/v1alpha1/runs/run-1/nodes/pod-of-train/log":
-            return 200, state.log
+            return 200, self.log
         return 404, {"error": f"no such path: {path}"}
 
     def _json(self, path: str, raw: bytes) -> Any:
         body = json.loads(raw)
-        self.server_state.requests.append(("POST", path, body))
+        self.requests.append(("POST", path, body))
         return body
 
     def _check_reference(self, reference: dict[str, str]) -> None:
-        for pipeline in self.server_state.pipelines.values():
+        for pipeline in self.pipelines.values():
             versions = [version["pipeline_version_id"] for version in pipeline["versions"]]
             if reference["pipeline_id"] == pipeline["id"] and reference["pipeline_version_id"] in versions:
                 return
         raise ValueError(f"no such version: {reference}")
 
-    def _upload(self, path: str, query: dict[str, str], raw: bytes) -> Any:
+    def _upload(self, path: str, query: Mapping[str, str], raw: bytes, headers: Mapping[str, str]) -> Any:
         """A package: multipart, with a pipeline that the backend's own message reads."""
-        message = message_from_bytes(b"Content-Type: " + self.headers["Content-Type"].encode() + b"\r\n\r\n" + raw)
+        message = message_from_bytes(b"Content-Type: " + headers["Content-Type"].encode() + b"\r\n\r\n" + raw)
         [part] = message.get_payload()  # type: ignore[str-unpack]
         assert part.get_param("name", header="content-disposition") == "uploadfile"  # type: ignore[union-attr]
         spec = next(yaml.safe_load_all(part.get_payload(decode=True)))  # type: ignore[arg-type, union-attr]
         json_format.ParseDict(spec, pipeline_spec_pb2.PipelineSpec())
-        self.server_state.requests.append(("POST", path, query))
-        pipelines = self.server_state.pipelines
+        self.requests.append(("POST", path, dict(query)))
+        pipelines = self.pipelines
         if path.endswith("/upload"):
             name, number = query["name"], f"p-{len(pipelines) + 1}"
             pipelines[name] = {
@@ -178,26 +129,31 @@ class _Handler(BaseHTTPRequestHandler):
 
     def _run(self) -> Any:
         """One look: the first finds the run running, the second finds it at its end."""
-        self.server_state.looks += 1
-        over = self.server_state.looks > 1
-        states = {"ingest": "SUCCEEDED", "train": self.server_state.outcome if over else "RUNNING"}
+        self.looks += 1
+        over = self.looks > 1
+        states = {"ingest": "SUCCEEDED", "train": self.outcome if over else "RUNNING"}
         tasks = [
             {"task_id": name, "run_id": "run-1", "display_name": name, "state": state, "pod_name": f"pod-of-{name}"}
             for name, state in states.items()
         ]
-        state = self.server_state.outcome if over else "RUNNING"
+        state = self.outcome if over else "RUNNING"
         return {"run_id": "run-1", "state": state, "run_details": {"task_details": tasks}}
 
-    def _send(self, status: int, document: Any) -> None:
-        raw = document.encode() if isinstance(document, str) else json.dumps(document).encode()
-        self.send_response(status)
-        self.send_header("Content-Type", "application/json")
-        self.send_header("Content-Length", str(len(raw)))
-        self.end_headers()
-        self.wfile.write(raw)
+
+def strictly(model: str, document: Any) -> Any:
+    """The document as the model, with no field that the model does not know.
+
+    Raises:
+        ValueError: a field is unknown or of another type.
+    """
+    client = api.ApiClient()
+    found = client.deserialize(SimpleNamespace(data=json.dumps(document)), model)
+    if client.sanitize_for_serialization(found) != document:
+        raise ValueError(f"not a {model}: {document}")
+    return document
 
 
-def _wanted(query: dict[str, str]) -> str:
+def _wanted(query: Mapping[str, str]) -> str:
     [predicate] = strictly("V2beta1Filter", json.loads(query["filter"]))["predicates"]
     assert predicate["key"] == "display_name"
     return str(predicate["string_value"])

@@ -23,7 +23,7 @@ from dp_accounting.dp_event import DpEvent
 from dp_accounting.pld import privacy_loss_distribution as pld
 from scipy.optimize import brentq
 
-from lazydp.components.budget.accounting.events import event_from_json, event_to_json
+from lazydp.components.budget.accounting.events import check_event, event_from_json, event_to_json
 from lazydp.components.budget.accounting.limits import SMALLEST_DELTA, SMALLEST_NOISE
 from lazydp.components.budget.accounting.loss_store import Kept, Leaves, LossStore, fresh_store
 from lazydp.components.budget.accounting.mixture import (
@@ -70,10 +70,11 @@ def epsilon(event: DpEvent, *, delta: float, accountant: str = "pld", store: Los
         store: compositions computed before; by default those of this process only.
 
     Raises:
-        InputError: delta out of range, or an unknown accountant.
+        InputError: delta out of range, an unknown accountant, or an event with a value out of range.
         PrivacyError: an event that the accountant does not know.
     """
     _check_delta(delta)
+    check_event(event)
     if accountant not in ACCOUNTANTS:
         raise InputError(f"accountant must be one of {', '.join(ACCOUNTANTS)}, found {accountant!r}")
     if accountant == "rdp":
@@ -89,8 +90,10 @@ def privacy_profile(event: DpEvent, epsilons: npt.NDArray[np.float64]) -> npt.ND
         epsilons: at least 0, [n].
 
     Raises:
+        InputError: an event with a value out of range.
         PrivacyError: an event that the accountant does not know, or one with a selection.
     """
+    check_event(event)
     parts = _take_apart(event)
     if parts.selections:
         raise PrivacyError("a selection among trials has no known privacy profile, only an epsilon")
@@ -127,14 +130,18 @@ def calibrate_noise_multiplier(
         make_event: noise_multiplier -> event.
 
     Raises:
-        InputError: a target out of range, or one that no noise_multiplier up to 1e6 reaches.
+        InputError: a target or a value of the event out of range, or a target that no noise_multiplier up to 1e6
+            reaches.
     """
     _check_delta(target_delta)
     if not (target_epsilon > 0 and math.isfinite(target_epsilon)):
         raise InputError(f"target_epsilon must be a finite number above 0, found {target_epsilon}")
 
     # Two events tell one family from another.
-    family = (target_epsilon, target_delta, canonical(make_event(1.0)), canonical(make_event(2.0)))
+    samples = (make_event(1.0), make_event(2.0))
+    for event in samples:
+        check_event(event)
+    family = (target_epsilon, target_delta, canonical(samples[0]), canonical(samples[1]))
     if family not in _calibrated:
         _calibrated[family] = _calibrate(target_epsilon, target_delta, make_event)
     return _calibrated[family]
@@ -219,7 +226,7 @@ def _take_apart(event: DpEvent) -> _Parts:
     def visit(part: DpEvent, count: int) -> None:
         nonlocal private, inverse_variance
         single, repeats = _run(part)
-        if isinstance(single, dp_event.NoOpDpEvent):
+        if isinstance(single, dp_event.NoOpDpEvent) or _is_all_noise(single):
             return
         if single is not part and isinstance(single, _COMPOSING):
             visit(single, repeats * count)
@@ -246,12 +253,24 @@ def _take_apart(event: DpEvent) -> _Parts:
     return _Parts(counts=counts, selections=tuple(selections), private=private)
 
 
+_NOISY = (
+    dp_event.GaussianDpEvent,
+    dp_event.LaplaceDpEvent,
+    dp_event.PoissonSampledDpEvent,
+    dp_event.MixtureOfGaussiansDpEvent,
+    dp_event.TruncatedSubsampledGaussianDpEvent,
+)
 _COMPOSING = (dp_event.SelfComposedDpEvent, dp_event.ComposedDpEvent, dp_event.RepeatAndSelectDpEvent)
 
 
 def _run(event: DpEvent) -> tuple[DpEvent, int]:
     """What `event` repeats, and how often."""
     return (event.event, event.count) if isinstance(event, dp_event.SelfComposedDpEvent) else (event, 1)
+
+
+def _is_all_noise(event: DpEvent) -> bool:
+    """Whether its noise is infinite: nothing of the data is told."""
+    return isinstance(event, _NOISY) and _noise(event) == math.inf
 
 
 def _noise(event: DpEvent) -> float:

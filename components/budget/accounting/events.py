@@ -9,6 +9,7 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+import numpy as np
 from dp_accounting import dp_event
 from dp_accounting.dp_event import DpEvent
 from scipy.stats import binom
@@ -18,6 +19,9 @@ from lazydp.components.shared.errors import FormatError, InputError, PrivacyErro
 
 # The chance that a user has more than the kept number of examples in one batch; see `user_level_event`.
 _TAIL = 1e-30
+
+# Within which dp-accounting takes probabilities for a distribution.
+_SUM_OF_PROBABILITIES = 1e-9
 
 
 def dpsgd_event(
@@ -234,10 +238,26 @@ def _probability(value: Any, where: str) -> float:
     return number
 
 
-def _count(value: Any, where: str) -> int:
-    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-        raise FormatError(f"event field {where}: expected a whole number of at least 1, found {value!r}")
+def _sampling_probability(value: Any, where: str) -> float:
+    if not (number := _probability(value, where)) > 0:
+        raise FormatError(f"event field {where}: expected a probability above 0, found {value!r}: nothing is sampled")
+    return number
+
+
+def _mean(value: Any, where: str) -> float:
+    if not 1 <= (number := _number(value, where)) < math.inf:
+        raise FormatError(f"event field {where}: expected a finite number of at least 1, found {value!r}")
+    return number
+
+
+def _count(value: Any, where: str, *, least: int = 1) -> int:
+    if isinstance(value, bool) or not isinstance(value, int) or value < least:
+        raise FormatError(f"event field {where}: expected a whole number of at least {least}, found {value!r}")
     return value
+
+
+def _repeats(value: Any, where: str) -> int:
+    return _count(value, where, least=0)
 
 
 def _listed(read: _Reader) -> _Reader:
@@ -259,10 +279,10 @@ _FIELDS: Mapping[str, Mapping[str, _Reader]] = {
     "GaussianDpEvent": {"noise_multiplier": _number},
     "LaplaceDpEvent": {"noise_multiplier": _number},
     "DiscreteLaplaceDpEvent": {"noise_parameter": _number, "sensitivity": _count},
-    "PoissonSampledDpEvent": {"sampling_probability": _probability, "event": _nested},
+    "PoissonSampledDpEvent": {"sampling_probability": _sampling_probability, "event": _nested},
     "TruncatedSubsampledGaussianDpEvent": {
         "dataset_size": _count,
-        "sampling_probability": _probability,
+        "sampling_probability": _sampling_probability,
         "truncated_batch_size": _count,
         "noise_multiplier": _number,
     },
@@ -271,10 +291,11 @@ _FIELDS: Mapping[str, Mapping[str, _Reader]] = {
         "sensitivities": _listed(_number),
         "sampling_probs": _listed(_probability),
     },
-    "RepeatAndSelectDpEvent": {"event": _nested, "mean": _number, "shape": _number},
-    "SelfComposedDpEvent": {"event": _nested, "count": _count},
+    "RepeatAndSelectDpEvent": {"event": _nested, "mean": _mean, "shape": _number},
+    "SelfComposedDpEvent": {"event": _nested, "count": _repeats},
     "ComposedDpEvent": {"events": _listed(_nested)},
 }
+_NESTED = ("event", "events")
 
 
 def event_to_json(event: DpEvent) -> dict[str, Any]:
@@ -289,7 +310,53 @@ def event_to_json(event: DpEvent) -> dict[str, Any]:
     return {"type": kind, **{field: _to_json(getattr(event, field)) for field in _FIELDS[kind]}}
 
 
+def check_event(event: DpEvent) -> None:
+    """Check every value of `event`: a negative noise, or a sampling probability of 0, has no epsilon.
+
+    An event of a kind that lazydp has no name for is left to the accountant.
+
+    Raises:
+        InputError: a value out of range; the message names the event's type and field.
+    """
+    try:
+        _check_fields(event)
+    except FormatError as error:
+        raise InputError(str(error)) from None
+
+
+def _check_fields(event: DpEvent) -> None:
+    kind = type(event).__name__
+    values = {field: _to_json(getattr(event, field)) for field in _FIELDS.get(kind, {}) if field not in _NESTED}
+    for field, value in values.items():
+        _FIELDS[kind][field](value, f"{kind}.{field}")
+    _check_mixture(kind, values, kind)
+    inner = [getattr(event, field) for field in _FIELDS.get(kind, {}) if field in _NESTED]
+    for part in inner:
+        for one in part if isinstance(part, list | tuple) else [part]:
+            _check_fields(one)
+
+
+def _check_mixture(kind: str, values: Mapping[str, Any], where: str) -> None:
+    """The rules of the one event whose fields must fit each other."""
+    if kind != "MixtureOfGaussiansDpEvent":
+        return
+    sensitivities, probabilities = values["sensitivities"], values["sampling_probs"]
+    total = math.fsum(probabilities)
+    if len(sensitivities) != len(probabilities) or not math.isclose(total, 1, rel_tol=0, abs_tol=_SUM_OF_PROBABILITIES):
+        raise FormatError(
+            f"event field {where}.sampling_probs: expected one probability for each of {len(sensitivities)} "
+            f"sensitivities, with the sum 1; found {len(probabilities)} with the sum {total:g}"
+        )
+    if not any(s > 0 and p > 0 for s, p in zip(sensitivities, probabilities, strict=True)):
+        raise FormatError(
+            f"event field {where}.sensitivities: expected one above 0 with a probability above 0, found "
+            f"{sensitivities!r}: nothing depends on the data"
+        )
+
+
 def _to_json(value: Any) -> Any:
+    if isinstance(value, np.generic):
+        return value.item()
     if isinstance(value, DpEvent):
         return event_to_json(value)
     if isinstance(value, list | tuple):
@@ -317,4 +384,5 @@ def _read(document: Any, where: str) -> DpEvent:
         found = ", ".join(sorted(set(document) - {"type"})) or "none"
         raise FormatError(f"{where}: a {kind} has the fields {', '.join(fields) or 'none'}; found {found}")
     values = {name: read(document[name], f"{where}.{name}") for name, read in fields.items()}
+    _check_mixture(kind, values, where)
     return getattr(dp_event, kind)(**values)

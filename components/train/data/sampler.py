@@ -24,6 +24,7 @@ from typing import TYPE_CHECKING, Literal
 import numpy as np
 import numpy.typing as npt
 
+from lazydp.components.shared.errors import InputError
 from lazydp.kernels.noise_key import NoiseKey
 from lazydp.kernels.ops import chacha_words
 
@@ -152,16 +153,21 @@ class PoissonSampler:
         population: how many examples (or users) there are, N. Private, unlike q.
         sampling_prob: q, a public setting.
         sampled: what is drawn.
+
+    Raises:
+        InputError: a population that is no whole number of at least 0, or a sampling_prob outside (0, 1].
     """
 
     def __init__(self, key: NoiseKey, *, population: int, sampling_prob: float, sampled: Sampled = "example") -> None:
+        if isinstance(population, bool) or not isinstance(population, int | np.integer) or population < 0:
+            raise InputError(f"population must be a whole number of at least 0, found {population!r}")
         if not 0 < sampling_prob <= 1:
-            raise ValueError(f"sampling_prob: expected 0 < q <= 1, found {sampling_prob}")
+            raise InputError(f"sampling_prob must be in (0, 1], found {sampling_prob}")
         self._key = key.derive("sampling")
-        self._population = population
+        self._population = int(population)
         self._sampling_prob = sampling_prob
         self._sampled: Sampled = sampled
-        self._size = Binomial(population, sampling_prob)
+        self._size = Binomial(self._population, sampling_prob)
 
     @property
     def population(self) -> int:
@@ -169,7 +175,13 @@ class PoissonSampler:
         return self._population
 
     def members(self, step: int) -> npt.NDArray[np.int64]:
-        """What step `step` (1, 2, ...) draws, ascending; possibly none. A pure function of (key, step)."""
+        """What step `step` (1, 2, ...) draws, ascending; possibly none. A pure function of (key, step).
+
+        Raises:
+            InputError: steps count from 1.
+        """
+        if step < 1:
+            raise InputError(f"steps count from 1, found step {step}")
         stream = Keystream(self._key, stream=step)
         return uniform_subset(stream, self._population, self._size.draw(stream))
 

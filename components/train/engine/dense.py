@@ -77,7 +77,8 @@ class DenseLayers:
     Args:
         model: its parameters that require a gradient are trained, in place.
         optimizer: builds their optimizer.
-        noise_scale: standard deviation of the noise on each coordinate of a gradient, sigma C / b; 0 for no noise.
+        noise_scale: standard deviation of the noise on each coordinate of a gradient: sigma C / b, or with a clipping
+            norm for each group sigma sqrt(2) C_dense / b; 0 for no noise.
         key: the noise key; may be None if `noise_scale` is 0 or `noise` is `ones`.
         noise: `gaussian`; or `ones`, which replaces every Gaussian number by 1, for tests.
         private: gradients come as float64 `sums`; otherwise autograd adds them to `.grad`.
@@ -114,7 +115,7 @@ class DenseLayers:
         self.order = UnitOrder(key)
         """The order in which the units of a step are added up."""
         largest = max((p.numel() for p in self._parameters.values()), default=0)
-        # One buffer holds the noise of each parameter in turn, so a step allocates no memory.
+        # One buffer holds the noise of each parameter in turn, so a step allocates no new buffer for noise.
         device = next((parameter.device for parameter in self._parameters.values()), CPU)
         self._buffer = torch.empty(largest if noise_scale else 0, device=device)
         self.begin_step(0)
@@ -170,15 +171,22 @@ class DenseLayers:
             ops.normal_(noise, self._key.tensor(), table=MAX_TABLES + number, first_row=0, step=step)
         return noise.view(parameter.shape)
 
-    def update(self, step: int) -> None:
-        """Let the optimizer update the parameters, at the learning rate of `step`."""
-        if self._optimizer is None:
+    def set_rate(self, step: int) -> None:
+        """Give the optimizer the learning rate of `step`, if there is a schedule; no weight changes.
+
+        Raises:
+            InputError: the schedule does not cover the step.
+        """
+        if self._optimizer is None or self._learning_rate is None:
             return
-        if self._learning_rate is not None:
-            rate = self._learning_rate(step)
-            for group in self._optimizer.param_groups:
-                group["lr"] = rate
-        self._optimizer.step()
+        rate = self._learning_rate(step)
+        for group in self._optimizer.param_groups:
+            group["lr"] = rate
+
+    def update(self) -> None:
+        """Let the optimizer update the parameters, at the rate that `set_rate` gave it."""
+        if self._optimizer is not None:
+            self._optimizer.step()
 
     def check_finite(self) -> None:
         """Check every value of every parameter.

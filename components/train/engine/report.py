@@ -48,7 +48,7 @@ class StepReport:
         loss: mean loss of the examples; NaN for an empty batch.
         clipped: fraction of the units whose gradient was scaled down in any group, between 0 and 1.
         mean_norm: mean L2 norm of the units' gradients before clipping. Units whose norm is not finite are left out.
-            NaN if no unit is left.
+            NaN if no unit is left, and in mode `sgd`.
         non_finite: number of units that contributed zero because their gradient was not finite.
         groups: figures of each group of parameters; empty in mode `sgd`, which computes no norms.
     """

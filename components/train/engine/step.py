@@ -4,7 +4,7 @@ A unit is what is clipped as a whole: an example, or with user sampling a user w
 phases, in this order. (`timer.py` names them. It names a phase `sampling` as well, which belongs to the caller.)
 
     lookups             find the rows that the batch reads
-    catch-up            apply the pending noise of these rows; with a single micro-batch, pool them in the same pass
+    catch-up            apply the pending noise of these rows; with a single micro-batch, pool them in this phase
     gather              pool the rows of a micro-batch, if that is not done yet
     forward             compute the losses
     backward            compute the gradients of all layers' outputs and of the pooled rows, in one pass
@@ -67,7 +67,8 @@ class Engine:
         embeddings: optimizer of the tables.
         dense: optimizer of the dense layers.
         key: noise key; may be None in mode `sgd`, or if the noise multiplier is 0.
-        tables: initial weights [R, D] by table, trained in place. None: weights drawn from the model's public seed.
+        tables: initial weights [R, D] by table, trained in place where they are on the tables' device already, else
+            copied there. None: weights drawn from the model's public seed.
         noise: `gaussian`; or `ones`, which replaces every Gaussian number by 1, so that tests can compare pending and
             eager noise exactly.
         timer: adds up the time of each phase.
@@ -132,8 +133,8 @@ class Engine:
     def step(self, micro_batches: Examples | Sequence[Examples]) -> StepReport:
         """Do one step with the examples of all micro-batches.
 
-        The step is the same as with one large batch. A Poisson sample may be empty. Such a step adds noise only, and
-        counts as a step.
+        The step is the same as with one large batch, up to rounding. A Poisson sample may be empty. Such a step adds
+        noise only, and counts as a step.
 
         Raises:
             UnfinishedStepError: an earlier step, or a load, was interrupted while it changed the weights.
@@ -145,13 +146,16 @@ class Engine:
         if isinstance(micro_batches, Examples):
             micro_batches = [micro_batches]
         micro_batches = [examples for examples in micro_batches if examples.size]
+        step = self.tables.step + 1
+        self.tables.refuse_step(sum(examples.size for examples in micro_batches))
+        self.dense.set_rate(step)
         with self._phase("lookups"):
             reads = send_lookups(
                 [lookups_of(self.model.layout, examples) for examples in micro_batches], self.placement.table_device
             )
             micro_batches = send_examples(micro_batches, self.placement.device)
             groups = self.tables.group_rows(reads)
-        # The rows of a single micro-batch catch up and are pooled in one pass. Several micro-batches are pooled one by
+        # The rows of a single micro-batch catch up and are pooled by one call. Several micro-batches are pooled one by
         # one, since their pooled rows together might not fit into memory.
         pooled: Mapping[str, Tensor] | None = None
         with self._phase("catch-up"):
@@ -166,11 +170,10 @@ class Engine:
         with self._phase("scatter"):
             gradients = {name: [done.tables[name] for done in passes] for name in groups}
             self.tables.add_gradient(groups, gradients)
-        step = self.tables.step + 1
         with self._phase("dense noise"):
             self.dense.add_noise(step)
         with self._phase("optimizer"):
-            self.dense.update(step)
+            self.dense.update()
         with self._phase("eager noise" if self.mode == "dpsgd" else "optimizer"):
             self.tables.advance()
         self._guard.end()
@@ -191,8 +194,9 @@ class Engine:
             with self._phase("forward"):
                 inputs = model_inputs(self.model.layout, examples, pooled, with_items=self.model.has_prior)
                 losses = self.model.losses(self.model(inputs), examples.labels)
-                # A private step sums the losses here. Its clipping coefficients later contain the divisor b, and with
-                # user gradient `mean` the number of a user's examples.
+                # A private step sums the losses here. The factors that later multiply each example's gradient
+                # (`Contributions.per_example`) include the division by b and, with user gradient `mean`, by the
+                # number of the user's examples.
                 total = losses.sum() if self._private else objective(losses, units, self.privacy)
             with self._phase("backward"):
                 total.backward()  # type: ignore[no-untyped-call]

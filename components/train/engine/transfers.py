@@ -1,10 +1,12 @@
 """Copies between host memory and a GPU in a step. If a step computes on the CPU alone, nothing is copied.
 
 The batch is drawn and its lookups are found on the host. `send_examples` copies the labels and the dense features to
-the device of the dense layers. Which other copies there are depends on where the tables are:
+the device of the dense layers. Which other copies this module makes depends on where the tables are
+(other modules copy smaller tensors):
 
-    tables on the GPU           `send_lookups` copies the row numbers to the GPU
-    tables in host memory       `leaves` copies the pooled rows to the GPU; `send_gradients` copies their gradients back
+    tables on the GPU           `send_lookups` copies row numbers, offsets and weights to the GPU
+    tables in host memory       `leaves` copies the pooled rows to the GPU; `send_gradients` copies their gradients, the
+                                losses and squared norms back
 
 With tables in host memory, the gradient norms of the tables are computed on the CPU. The scatter needs the gradients
 on the CPU anyway. On the GPU, the norms would need a copy of every row number.
@@ -35,7 +37,7 @@ def send_examples(micro_batches: Sequence[Examples], device: torch.device) -> Se
 
 
 def send_lookups(reads: Sequence[Mapping[str, Lookups]], device: torch.device) -> Sequence[Mapping[str, Lookups]]:
-    """The lookups on `device`. Each has its copy in host memory as `on_host`."""
+    """The lookups on `device`. On a GPU each keeps, as `on_host`, the lookups in host memory that it is a copy of."""
     if device.type == "cpu":
         return reads
     copies = iter(moved([part for read in reads for lookups in read.values() for part in lookups.tensors()], device))

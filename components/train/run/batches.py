@@ -10,8 +10,9 @@ import torch
 from torch import Tensor
 
 from lazydp.components.features.encode import ranges
-from lazydp.components.ingest.dataset import EncodedDataset, Rows, Split
+from lazydp.components.ingest.dataset import EncodedDataset
 from lazydp.components.ingest.manifest import TRAIN
+from lazydp.components.ingest.split import Rows, Split
 from lazydp.components.train.config import TrainConfig
 from lazydp.components.train.data.examples import Examples
 from lazydp.components.train.data.sampler import NegativeSampler, PoissonSampler

@@ -49,11 +49,11 @@ class RunCost:
         return self._sampled(self.max_examples_per_user if self.config.privacy_unit == "user" else None, steps)
 
     def of_run(self, *, steps: int | None = None) -> DpEvent:
-        """Training, and the counts where the run releases any.
+        """Training, the counts where the run releases any, and the check of quality where it has one.
 
         The counts are in it whatever the step: the first snapshot releases them, and later ones release the same bits.
         """
-        return self._with_counts(self.of_training(steps=steps))
+        return self._judged(self._with_counts(self.of_training(steps=steps)))
 
     def of_release(self, *, steps: int | None = None) -> DpEvent:
         """What a release is charged: the run, or the whole sweep that selected it."""
@@ -61,7 +61,7 @@ class RunCost:
 
     def of_release_without_counts(self, *, steps: int | None = None) -> DpEvent:
         """What a release would be charged if it held no counts."""
-        return self._selected(self.of_training(steps=steps))
+        return self._selected(self._judged(self.of_training(steps=steps)))
 
     def of_known_batches(self, *, steps: int | None = None) -> DpEvent:
         """What a release would be charged if the batches were known: without amplification by sampling."""
@@ -70,18 +70,20 @@ class RunCost:
         training = without_amplification(
             noise_multiplier=self._sigma(), steps=self._steps(steps), max_examples_per_user=bound
         )
-        return self._selected(self._with_counts(training))
+        return self._selected(self._judged(self._with_counts(training)))
 
     def of_user(self, *, steps: int | None = None) -> DpEvent:
         """What a release costs one user, whatever the privacy unit is; needs the bound k."""
         assert self.max_examples_per_user is not None
         # Where examples are counted, a user has up to k of them, all perhaps of one item.
         counted = self.max_examples_per_user if self.config.privacy_unit == "example" else 1
-        return self._selected(self._with_counts(self._sampled(self.max_examples_per_user, steps), counted))
+        return self._selected(
+            self._judged(self._with_counts(self._sampled(self.max_examples_per_user, steps), counted))
+        )
 
-    def of_counts(self) -> DpEvent:
-        """The counts alone."""
-        return self._with_counts(composed([]))
+    def of_the_rest(self) -> DpEvent:
+        """Counts and check of quality alone: what does not hang on the noise of the steps."""
+        return self._judged(self._with_counts(composed([])))
 
     def _sampled(self, max_examples_per_user: int | None, steps: int | None) -> DpEvent:
         return poisson_dp_event(
@@ -102,6 +104,11 @@ class RunCost:
             return training
         counts = counts_event(noise_multiplier=self.config.popularity.noise_multiplier, contributions=contributions)
         return composed([training, counts])
+
+    def _judged(self, event: DpEvent) -> DpEvent:
+        """With the noised comparison that decides on the release. A whole user moves it no more than an example."""
+        quality = self.config.minimum_quality
+        return event if quality is None else composed([event, counts_event(noise_multiplier=quality.noise_multiplier)])
 
     def _selected(self, event: DpEvent) -> DpEvent:
         return event if self.tuning is None else self.tuning.event(event)
@@ -136,11 +143,15 @@ def calibrated_noise_multiplier(
     before = config.popularity or (config.start if config.steps else None)
     if before is not None:
         # Its own noise is given, so the sigma that is looked for has no part in it.
-        alone = epsilon(RunCost(config, max_examples_per_user, 1.0).of_counts(), delta=config.target_delta)
+        alone = epsilon(RunCost(config, max_examples_per_user, 1.0).of_the_rest(), delta=config.target_delta)
         if alone >= config.target_epsilon:
             which, what = ("popularity", "counts") if config.popularity else ("start", "start")
+            noise, cost = f"{which}.noise_multiplier {before.noise_multiplier:g}", "costs"
+            if config.minimum_quality is not None:
+                noise += f" and minimum_quality.noise_multiplier {config.minimum_quality.noise_multiplier:g}"
+                what, cost = "two", "cost"
             raise InputError(
-                f"{which}.noise_multiplier {before.noise_multiplier:g} costs epsilon {alone:.4g} "
+                f"{noise} {cost} epsilon {alone:.4g} "
                 f"before any training, and target_epsilon is {config.target_epsilon:g}: give the {what} more noise"
             )
     return calibrate_noise_multiplier(

@@ -33,8 +33,9 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from lazydp.components.ingest.dataset import EncodedDataset, Split
+from lazydp.components.ingest.dataset import EncodedDataset
 from lazydp.components.ingest.manifest import TRAIN
+from lazydp.components.ingest.split import Split
 from lazydp.components.onepass.start import noised_counts as start_counts
 from lazydp.components.shared.errors import InputError
 from lazydp.components.shared.noise_addresses import POPULARITY_TABLE

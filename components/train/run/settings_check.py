@@ -44,6 +44,10 @@ def check_fits(data: EncodedDataset, config: TrainConfig) -> None:
             f"a start joins items to the histories of their users, and the feature spec of dataset {data.path} has no "
             "history: add `history: {max_length: 200}` to it and ingest again"
         )
+    if config.minimum_quality is not None and len(data.split("test")) == 0:
+        raise InputError(
+            f"minimum_quality is judged on held-out examples, and dataset {data.path} has none: ingest it with a split"
+        )
     if config.sampling == "user" and bound is not None and bound > config.micro_batch_size:
         raise InputError(
             f"micro_batch_size {config.micro_batch_size} is below max_examples_per_user {bound} of {data.path}, "

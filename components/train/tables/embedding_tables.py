@@ -256,6 +256,21 @@ class EmbeddingTables:
             "noise": self._noise,
         }
 
+    def refuse_step(self, examples: int) -> None:
+        """Refuse the coming step where it cannot be done; to be called before anything is changed.
+
+        Args:
+            examples: how many it has, over all micro-batches.
+
+        Raises:
+            InputError: more examples than exact sums hold, or a schedule without a usable rate for the step.
+        """
+        if self._bound is not None and examples >= _MAX_EXAMPLES:
+            raise InputError(
+                f"a private step sums fewer than 2^24 examples, this one has {examples}: lower sampling_prob"
+            )
+        self._optimizer.rate(self.step + 1)
+
     def add_gradient(
         self, groups: Mapping[str, GroupedLookups], gradients: Mapping[str, Sequence[TableGradient]]
     ) -> None:
@@ -263,16 +278,9 @@ class EmbeddingTables:
 
         Args:
             groups: what `group_rows` gave for the same micro-batches.
-            gradients: by table, one for each micro-batch, in the same order.
-
-        Raises:
-            InputError: more examples than exact sums hold.
+            gradients: by table, one for each micro-batch, in the same order. Together they are of the examples that
+                `refuse_step` was asked about.
         """
-        examples = sum(part.scale.shape[0] for part in next(iter(gradients.values()), ()))
-        if self._bound is not None and examples >= _MAX_EXAMPLES:
-            raise InputError(
-                f"a private step sums fewer than 2^24 examples, this one has {examples}: lower sampling_prob"
-            )
         tables = [self._tables[name] for name in gradients]
         if self._is_below_precision(tables):
             return

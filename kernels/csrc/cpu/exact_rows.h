@@ -78,6 +78,8 @@ template <class Rows>
 struct FormedTerms {
   const Rows& rows;
 
+  LAZYDP_INLINE_MEMBER void fetch(int64_t i) const { rows.fetch(i); }
+
   // out += alpha * sum over i of term i, for kVectors vectors of columns from `column` on.
   template <class V, int kVectors>
   LAZYDP_INLINE_MEMBER void add_columns(int64_t first, int64_t end, int64_t column, const Grid& grid, float* out) const {
@@ -104,6 +106,10 @@ struct TermsOfBags {
   const uint64_t* in_grids;  // [bags, columns]
   int64_t columns;
   Bags bag;  // of the lookup at a place of the grouping
+
+  LAZYDP_INLINE_MEMBER void fetch(int64_t i) const {
+    prefetch_to_read(reinterpret_cast<const float*>(in_grids + bag(i) * columns), 2 * columns);
+  }
 
   template <class V, int kVectors>
   LAZYDP_INLINE_MEMBER void add_columns(int64_t first, int64_t end, int64_t column, const Grid& grid, float* out) const {

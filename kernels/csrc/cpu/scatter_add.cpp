@@ -16,6 +16,7 @@ struct SentGradients {
   const ScatterAdd& job;
 
   LAZYDP_INLINE_MEMBER void fetch_ahead_of(int64_t) const {}
+  LAZYDP_INLINE_MEMBER void fetch(int64_t i) const { prefetch_to_read(row(i), job.columns); }
   LAZYDP_INLINE_MEMBER int64_t bag(int64_t i) const { return job.groups.bag[job.groups.order[i]]; }
   LAZYDP_INLINE_MEMBER const float* row(int64_t i) const { return job.grad + bag(i) * job.columns; }
   LAZYDP_INLINE_MEMBER float weight(int64_t i) const { return static_cast<float>(exact_weight(i)); }
@@ -34,22 +35,23 @@ struct AddTo {
   }
 };
 
-// Asks for the memory of the row kPrefetchDistance ahead, and of the first gradient that goes there.
-LAZYDP_INLINE void fetch_ahead(const ScatterAdd& job, int64_t u, int64_t end) {
+// Asks for the memory of the row kPrefetchDistance ahead, and of the first of `terms` that goes there.
+template <class Terms>
+LAZYDP_INLINE void fetch_ahead(const ScatterAdd& job, const Terms& terms, int64_t u, int64_t end) {
   const int64_t ahead = u + kPrefetchDistance;
   if (ahead >= end) return;
   const Grouping& groups = job.groups;
   prefetch_to_write(job.weight + groups.rows[ahead] * job.columns, job.columns);
-  if (groups.starts[ahead] < groups.starts[ahead + 1])
-    prefetch_to_read(SentGradients{job}.row(groups.starts[ahead]), job.columns);
+  if (groups.starts[ahead] < groups.starts[ahead + 1]) terms.fetch(groups.starts[ahead]);
 }
 
 LAZYDP_VECTOR_CLONES
 void add_to_rows(const ScatterAdd& job, int64_t begin, int64_t end) {
   const Grouping& groups = job.groups;
+  const SentGradients sent{job};
   for (int64_t u = begin; u < end; ++u) {
-    fetch_ahead(job, u, end);
-    sum_rows(SentGradients{job}, groups.starts[u], groups.starts[u + 1], job.columns,
+    fetch_ahead(job, sent, u, end);
+    sum_rows(sent, groups.starts[u], groups.starts[u + 1], job.columns,
              AddTo{job.weight + groups.rows[u] * job.columns, static_cast<float>(job.alpha)});
   }
 }
@@ -59,7 +61,7 @@ LAZYDP_INLINE void add_terms_to_rows(const ScatterAdd& job, const Terms& terms, 
   const Grouping& groups = job.groups;
   const SentGradients sent{job};
   for (int64_t u = begin; u < end; ++u) {
-    fetch_ahead(job, u, end);
+    fetch_ahead(job, terms, u, end);
     const int64_t first = groups.starts[u];
     const int64_t last = groups.starts[u + 1];
     float* const row = job.weight + groups.rows[u] * job.columns;

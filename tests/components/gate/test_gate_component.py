@@ -10,6 +10,7 @@ from lazydp.components.gate.component import budget_gate
 from lazydp.components.ingest.ingest import ingest
 from lazydp.components.sample.sample import SampleSize, make_sample
 from lazydp.components.shared.errors import BudgetExceededError, InputError, PrivacyError
+from lazydp.components.tune.component import tune
 
 CONFIG = """
 model: {kind: two_tower, embedding_dim: 8}
@@ -73,3 +74,41 @@ def test_the_ledger_holds_no_more_than_it_should(dataset: SimpleNamespace, sqlit
     text = Path(sqlite_url.removeprefix("sqlite:///")).read_bytes().decode(errors="replace")
     for secret in (dataset.path, "u000", "interactions.parquet"):
         assert secret not in text
+
+
+SWEEP = """
+distribution: geometric
+mean_trials: 1
+metric: auc
+score: {kind: held_out, noise_multiplier: 5.0}
+settings: {embeddings.learning_rate: [0.5, 1.0]}
+"""
+
+
+def test_a_sweep_is_reserved_as_a_whole_and_then_tried(
+    dataset: SimpleNamespace, sqlite_url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("LAZYDP_OPERATOR", "")
+    page = SimpleNamespace(path=str(tmp_path / "page"))
+    config = CONFIG.replace("steps: 50", "steps: 2")
+    common = {"dataset": dataset, "config": config, "ledger_url": sqlite_url, "page": page, "sweep": SWEEP}
+    with pytest.raises(BudgetExceededError):
+        budget_gate.python_func(job_id="small", **common, budget_epsilon=0.01)
+    with Ledger.open(sqlite_url) as ledger:
+        [budget] = ledger.budgets()
+        more = {"by": "ada", "reason": "a sweep needs more"}
+        ledger.set_budget(budget.dataset, epsilon=20.0, delta=1e-5, privacy_unit="example", **more)
+    run_id = budget_gate.python_func(job_id="one", **common)
+    assert run_id == "run-one"
+    with pytest.raises(InputError, match="steps is part of the mechanism"):
+        budget_gate.python_func(job_id="two", **{**common, "sweep": SWEEP.replace("[0.5, 1.0]", "[0.5], steps: [1]")})
+    runs = {"runs_folder": str(tmp_path / "runs"), "run_id": run_id}
+    best = tune.python_func(**common, **runs)
+    assert best == tune.python_func(**common, **runs) == "run-one/best"
+    (tmp_path / "runs" / "run-one").rename(tmp_path / "runs" / "run-two")
+    with pytest.raises(InputError, match="holds another sweep"):
+        tune.python_func(**common, **{**runs, "run_id": "run-two"})
+    with Ledger.open(sqlite_url, read_only=True) as ledger:
+        [run] = ledger.runs()
+    assert (run.run_id, run.purpose, run.status) == ("run-one", "tuning", "reserved")
+    assert "Settings that won" in (tmp_path / "page").read_text()

@@ -12,7 +12,8 @@ import pytest
 import torch
 
 from lazydp.components.ingest.dataset import EncodedDataset
-from lazydp.components.ingest.ingest import ingest
+from lazydp.components.ingest.ingest import IngestOptions, ingest
+from lazydp.components.ingest.ranges import read_ranges
 from lazydp.components.shared.errors import FormatError, InputError, IntegrityError
 
 SPEC = """
@@ -60,6 +61,14 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder / "dataset"
 
 
+@pytest.fixture(scope="module")
+def in_parts(made: Path) -> Path:
+    """The same log as a dataset of several parts."""
+    folder = made.parent
+    ingest([str(folder / "log.parquet")], str(folder / "spec.yaml"), folder / "parts", IngestOptions(parts=4))
+    return folder / "parts"
+
+
 def flat(batch: Any) -> dict[str, list[Any]]:
     """The batch as lists, one entry an example."""
     assert batch.item is not None
@@ -76,6 +85,43 @@ def test_random_access_reads_what_a_full_read_reads(made: Path) -> None:
     rows = np.random.default_rng(1).integers(0, len(split), 500)
     assert flat(split.take(rows)) == {name: [column[row] for row in rows] for name, column in whole.items()}
     assert len(split) > 100
+
+
+def test_parts_read_as_one(made: Path, in_parts: Path) -> None:
+    one, several = EncodedDataset.open(made), EncodedDataset.open(in_parts)
+    assert several.manifest.parts == ("part-000", "part-001", "part-002", "part-003")
+    assert several.manifest.fingerprint == one.manifest.fingerprint
+    assert several.manifest.counts == one.manifest.counts
+    assert several.users == one.users
+    for ours, theirs in zip(several.histories(), one.histories(), strict=True):
+        assert (ours == theirs).all()
+    for name in ("train", "test"):
+        split, whole = several.split(name), one.split(name)
+        # All of it, rows of one part alone, rows of all in any order, and none.
+        rows = np.random.default_rng(1).integers(0, len(whole), 500)
+        for some in (np.arange(len(whole)), np.array([len(whole) - 1]), rows, rows[:0]):
+            assert flat(split.take(some)) == flat(whole.take(some))
+        for attribute in ("label", "item", "user_index"):
+            assert (getattr(split, attribute) == getattr(whole, attribute)).all()
+        users = np.array([5, 0, 39 % one.num_users])
+        assert all((a == b).all() for a, b in zip(split.rows_of(users), whole.rows_of(users), strict=True))
+
+
+def test_the_ranges_add_up_to_the_dataset(made: Path, in_parts: Path) -> None:
+    ranges = read_ranges(made / "ranges.arrow")
+    assert ranges == read_ranges(in_parts / "ranges.arrow")
+    counts = EncodedDataset.open(made).manifest.counts
+    assert sum(found.train for found in ranges) == counts.train
+    assert sum(found.test for found in ranges) == counts.test
+    assert sum(found.users for found in ranges) == counts.users
+    assert [found.number for found in ranges] == sorted({found.number for found in ranges})
+    assert len({found.digest for found in ranges}) == len(ranges) > 10
+
+
+@pytest.mark.parametrize("parts", [0, 3, 1024])
+def test_parts_are_a_power_of_two(parts: int) -> None:
+    with pytest.raises(InputError, match=f"a power of two from 1 to 512, found {parts}"):
+        IngestOptions(parts=parts)
 
 
 def test_a_batch_has_what_the_spec_says(made: Path) -> None:
@@ -183,7 +229,9 @@ def test_what_is_no_dataset_is_refused(made: Path, tmp_path: Path) -> None:
     folder = copied(made, tmp_path / "copy")
     document = json.loads((folder / "dataset.json").read_text())
     for change, message in (
-        ({"format_version": 2}, "format_version 2, this lazydp reads up to 1"),
+        ({"format_version": 3}, "format_version 3, this lazydp reads up to 2"),
+        ({"parts": ["../elsewhere"]}, r"parts"),
+        ({"parts": ["part-000"]}, r"cannot be read: .*part-000"),
         ({"counts": {}}, r"dataset\.json: counts\.train: the field is missing"),
         ({"spec": {"name": "x"}}, r"feature spec: label: the field is missing"),
     ):

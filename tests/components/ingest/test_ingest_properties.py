@@ -126,15 +126,15 @@ BOUND = st.integers(1, 4)
 HISTORY = st.integers(1, 3)
 
 
-def made(rows: list[dict[str, Any]], spec: str, *, cuts: int = 1, memory_bytes: int = 1 << 30, workers: int = 1) -> Any:
+def made(rows: list[dict[str, Any]], spec: str, *, cuts: int = 1, **options: int) -> Any:
     """Ingest the rows as `cuts` files; returns (manifest, train, test) with examples by user."""
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name) / "in"
         folder.mkdir()
         for number, part in enumerate(np.array_split(np.arange(len(rows)), cuts)):
             pq.write_table(table_of([rows[i] for i in part]), folder / f"{number}.parquet")
-        options = IngestOptions(memory_bytes=memory_bytes, max_rejected=1, workers=workers)
-        manifest = ingest([str(folder)], spec, Path(name) / "out", options)
+        chosen: dict[str, Any] = {"max_rejected": 1, "workers": 1} | options
+        manifest = ingest([str(folder)], spec, Path(name) / "out", IngestOptions(**chosen))
         dataset = EncodedDataset.open(Path(name) / "out")
         return manifest, examples_of(dataset, "train"), examples_of(dataset, "test")
 
@@ -221,7 +221,7 @@ def test_order_files_partitions_and_workers_change_nothing(rows: list[dict[str, 
     manifest, train, test = made(rows, spec)
     shuffled = list(rows)
     random.shuffle(shuffled)
-    other, other_train, other_test = made(shuffled, spec, cuts=3, memory_bytes=1, workers=3)
+    other, other_train, other_test = made(shuffled, spec, cuts=3, memory_bytes=1, workers=3, parts=8)
     assert (other.fingerprint, other.source.digest) == (manifest.fingerprint, manifest.source.digest)
     assert other.rejected == manifest.rejected
     assert (list(other_train.items()), list(other_test.items())) == (list(train.items()), list(test.items()))

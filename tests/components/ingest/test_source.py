@@ -139,7 +139,7 @@ def test_an_interrupt_leaves_nothing(folder: Path, monkeypatch: pytest.MonkeyPat
     def interrupted(*_: object, **__: object) -> DatasetManifest:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("lazydp.components.ingest.writer.DatasetWriter.finish", interrupted)
+    monkeypatch.setattr("lazydp.components.ingest.ingest.finish_dataset", interrupted)
     before = sorted(folder.iterdir())
     with pytest.raises(KeyboardInterrupt):
         ingest([str(folder / "log.parquet")], str(folder / "spec.yaml"), folder / "out")

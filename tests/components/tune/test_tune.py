@@ -181,7 +181,8 @@ def test_a_users_score_reads_that_users_rows_alone(metric: Any, tiny: Any) -> No
     assert test.item is not None
     items = test.item.copy()
     items[7] = 1 + items[7] % 40
-    test.item = items
+    (part,) = test._parts
+    part.item = items
     after = user_scores(data, model=model, tables=tables, metric=metric)
     assert np.flatnonzero(before != after).tolist() in ([7], [])
     if metric != "hit_at_10":

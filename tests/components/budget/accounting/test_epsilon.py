@@ -8,6 +8,7 @@ import warnings
 import numpy as np
 import pytest
 from dp_accounting import dp_event
+from dp_accounting.dp_event import DpEvent
 from dp_accounting.pld import PLDAccountant
 from dp_accounting.pld import privacy_loss_distribution as pld
 from dp_accounting.rdp import RdpAccountant
@@ -550,3 +551,49 @@ def test_a_torn_file_is_computed_anew(tmp_path, monkeypatch: pytest.MonkeyPatch)
 def test_json_keeps_epsilon_exactly() -> None:
     event = user_level_event(noise_multiplier=1.7, sampling_prob=0.013, steps=100, max_examples_per_user=7)
     assert epsilon(event_from_json(event_to_json(event)), delta=1e-5) == epsilon(event, delta=1e-5)
+
+
+_MIXTURE = dp_event.MixtureOfGaussiansDpEvent
+_SAMPLED_NOTHING = dp_event.PoissonSampledDpEvent(0.0, dp_event.GaussianDpEvent(1.0))
+
+
+@pytest.mark.parametrize("accountant", ["pld", "rdp"])
+@pytest.mark.parametrize(
+    ("event", "told"),
+    [
+        (_SAMPLED_NOTHING, "sampling_probability: expected a probability above 0"),
+        (dp_event.TruncatedSubsampledGaussianDpEvent(10, 0.0, 3, 1.0), "expected a probability above 0"),
+        (dp_event.ComposedDpEvent([_SAMPLED_NOTHING]), "expected a probability above 0"),
+        (_MIXTURE(1.0, [0.0], [1.0]), "sensitivities: expected one above 0"),
+        (_MIXTURE(1.0, [0.0, 1.0], [1.0, 0.0]), "expected one above 0 with a probability above 0"),
+        (_MIXTURE(1.0, [0.0, 1.0], [0.5, 0.1]), "with the sum 1; found 2 with the sum 0.6"),
+        (_MIXTURE(1.0, [0.0, 1.0], [1.0]), "one probability for each of 2 sensitivities"),
+        (dp_event.GaussianDpEvent(-1.0), "noise_multiplier: expected a number of at least 0, found -1"),
+        (dp_event.GaussianDpEvent(math.nan), "found nan"),
+        (dp_event.RepeatAndSelectDpEvent(dp_event.GaussianDpEvent(-1.0), 2.0, 1.0), "found -1"),
+        (dp_event.RepeatAndSelectDpEvent(dp_event.GaussianDpEvent(1.0), 0.0, 1.0), "mean: expected a finite number"),
+        (dp_event.SelfComposedDpEvent(dp_event.GaussianDpEvent(1.0), -1), "count: expected a whole number"),
+        (dp_event.TruncatedSubsampledGaussianDpEvent(-5, 0.1, 3, 1.0), "dataset_size: expected a whole number"),
+    ],
+)
+def test_an_event_with_a_value_out_of_range_is_refused_in_one_line(event: DpEvent, told: str, accountant: str) -> None:
+    with pytest.raises(InputError, match=told):
+        epsilon(event, delta=1e-5, accountant=accountant)
+
+
+def test_calibration_refuses_such_an_event_too() -> None:
+    with pytest.raises(InputError, match="sampling_probability"):
+        calibrate_noise_multiplier(
+            target_epsilon=1.0,
+            target_delta=1e-5,
+            make_event=lambda sigma: dp_event.PoissonSampledDpEvent(0.0, dp_event.GaussianDpEvent(sigma)),
+        )
+
+
+def test_infinite_noise_tells_nothing_and_numbers_of_numpy_are_numbers() -> None:
+    hidden = dp_event.PoissonSampledDpEvent(0.1, dp_event.GaussianDpEvent(math.inf))
+    one = dp_event.PoissonSampledDpEvent(0.1, dp_event.GaussianDpEvent(2.0))
+    assert epsilon(hidden, delta=1e-5) == 0.0
+    assert epsilon(dp_event.ComposedDpEvent([hidden, one]), delta=1e-5) == epsilon(one, delta=1e-5)
+    of_numpy = dp_event.SelfComposedDpEvent(dp_event.PoissonSampledDpEvent(np.float64(0.1), one.event), np.int64(3))
+    assert epsilon(of_numpy, delta=1e-5) == epsilon(dp_event.SelfComposedDpEvent(one, 3), delta=1e-5)

@@ -1,12 +1,14 @@
 """The sampler is exactly Poisson, and samplers that are not are told apart from it."""
 
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import pytest
 from scipy import stats
 
+from lazydp.components.shared.errors import InputError
 from lazydp.components.train.data.sampler import (
     Binomial,
     Keystream,
@@ -118,8 +120,19 @@ def test_an_empty_dataset_gives_empty_batches() -> None:
 
 @pytest.mark.parametrize("probability", [0.0, -0.1, 1.5, float("nan")])
 def test_a_wrong_probability_is_refused(probability: float) -> None:
-    with pytest.raises(ValueError, match="sampling_prob"):
+    with pytest.raises(InputError, match=r"sampling_prob must be in \(0, 1\], found"):
         PoissonSampler(NoiseKey.for_tests(1), population=10, sampling_prob=probability)
+
+
+@pytest.mark.parametrize("population", [-1, 2.5, True])
+def test_a_wrong_population_is_refused(population: Any) -> None:
+    with pytest.raises(InputError, match="population must be a whole number of at least 0, found"):
+        PoissonSampler(NoiseKey.for_tests(1), population=population, sampling_prob=0.5)
+
+
+def test_steps_count_from_one() -> None:
+    with pytest.raises(InputError, match="steps count from 1, found step 0"):
+        PoissonSampler(NoiseKey.for_tests(1), population=10, sampling_prob=0.5).members(0)
 
 
 @pytest.mark.parametrize(("population", "size"), [(6, 2), (6, 4), (5, 5), (5, 0)])

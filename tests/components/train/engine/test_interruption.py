@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from lazydp.components.models.build import build_model
 from lazydp.components.models.config import TwoTowerConfig
-from lazydp.components.shared.errors import FormatError, PendingNoiseError, UnfinishedStepError
+from lazydp.components.shared.errors import FormatError, InputError, PendingNoiseError, UnfinishedStepError
 from lazydp.components.train import private, private_trainer
 from lazydp.components.train.engine import dense
 from lazydp.components.train.engine import step as engine
@@ -162,13 +162,40 @@ def test_without_the_guard_steps_would_be_torn(world: Any, make: Any, monkeypatc
 def test_rows_of_an_interrupted_step_stay_inside(monkeypatch: pytest.MonkeyPatch) -> None:
     subject = of_module(None)
     layer = subject.trainer.model[0]
-    monkeypatch.setattr(subject.trainer.dense, "update", lambda step: 1 / 0)
+    monkeypatch.setattr(subject.trainer.dense, "update", lambda: 1 / 0)
     with pytest.raises(ZeroDivisionError):
         subject.step(FIRST)
     with pytest.raises(PendingNoiseError):
         _ = layer.weight
     with pytest.raises(UnfinishedStepError):
         subject.trainer.flush()
+
+
+def too_many(trainer: Any, patch: pytest.MonkeyPatch) -> None:
+    patch.setattr(tables, "_MAX_EXAMPLES", 3)
+
+
+def without_a_rate(trainer: Any, patch: pytest.MonkeyPatch) -> None:
+    patch.setattr(trainer.tables, "_optimizer", private.EmbeddingSgd(schedules.tabulated([])))
+
+
+def without_a_dense_rate(trainer: Any, patch: pytest.MonkeyPatch) -> None:
+    patch.setattr(trainer.dense, "_learning_rate", schedules.tabulated([]))
+
+
+@pytest.mark.parametrize("why", [too_many, without_a_rate, without_a_dense_rate])
+@pytest.mark.parametrize("make", [of_engine, of_module])
+def test_a_step_that_is_refused_changes_nothing_and_can_be_taken_again(
+    world: Any, make: Any, why: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    expected = make(world).then(FIRST)
+    subject = make(world)
+    with monkeypatch.context() as patch:
+        why(subject.trainer, patch)
+        with pytest.raises(InputError, match=r"fewer than 2\^24 examples, this one has 3|covers steps"):
+            subject.step(OTHER)
+    assert subject.trainer.steps_done == 0
+    assert same(subject.then(FIRST), expected)
 
 
 @pytest.mark.parametrize("make", [of_engine, of_module])

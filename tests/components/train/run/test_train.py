@@ -373,7 +373,7 @@ def test_user_level_needs_a_bound(tiny: Any, tmp_path: Path) -> None:
 def test_errors_of_the_loader_surface_and_leave_nothing_half_written(
     tiny: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from lazydp.components.ingest.dataset import Split
+    from lazydp.components.ingest.split import Split
 
     monkeypatch.setattr(Split, "take", lambda self, rows: (_ for _ in ()).throw(OSError("disk gone")))
     with pytest.raises(OSError, match="disk gone"):
