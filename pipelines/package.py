@@ -16,6 +16,13 @@ from lazydp.components.shared.errors import InputError
 _KUBERNETES_NAME = re.compile(r"[a-z0-9]([-a-z0-9]{0,61}[a-z0-9])?")
 
 
+def documents_of(package: Path) -> list[Any]:
+    """The documents of a compiled package: the pipeline, and the platform's configuration where there is one."""
+    # libyaml's parser, where it is there: a package has thousands of lines.
+    loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
+    return list(yaml.load_all(package.read_text(), Loader=loader))
+
+
 class _OneLine(yaml.SafeDumper):
     """YAML on one line, in ASCII: every text in double quotes, everything else as YAML writes it."""
 

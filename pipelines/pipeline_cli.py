@@ -302,10 +302,8 @@ def submit(
     import os
     import tempfile
 
-    import yaml
-
     from lazydp.pipelines.kubeflow import Kubeflow, Order, cron_of, token_of
-    from lazydp.pipelines.package import compile_package
+    from lazydp.pipelines.package import compile_package, documents_of
     from lazydp.pipelines.parameters import parse_parameters
     from lazydp.pipelines.recommender import PIPELINES
 
@@ -322,7 +320,7 @@ def submit(
         package = Path(folder) / "pipeline.yaml"
         made = PIPELINES[pipeline](compare=compare, cluster=cluster)
         compile_package(made, package, defaults=_defaults(cluster, pipeline, spec=spec, config=config, sweep=sweep))
-        compiled = next(yaml.safe_load_all(package.read_text()))
+        compiled = documents_of(package)[0]
         parameters = parse_parameters(given, compiled, defaults={"operator": getpass.getuser()})
         experiment_id = kubeflow.experiment(experiment, create=create_experiment)
         uploaded = kubeflow.upload(package, name=f"lazydp-{pipeline}")

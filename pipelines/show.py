@@ -11,6 +11,7 @@ from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
+from pyarrow import dataset
 from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
@@ -23,7 +24,7 @@ from lazydp.pipelines.recommender import recommender_pipeline
 _RANKING = {"auc": "AUC", "hr_at_10": "HR@10", "ndcg_at_10": "NDCG@10", "recall_at_20": "Recall@20"}
 # A user id that no log has.
 _NOBODY = "(nobody)"
-_HISTORY = 3
+_HISTORY = 10
 
 
 def run_and_show(*, arguments: Mapping[str, Any], out: Path, compare: bool, ask: bool) -> None:
@@ -157,15 +158,19 @@ def _table(title: str, *, show_header: bool = True) -> Table:
 
 
 def _somebody(input_uri: str, bundle: Path) -> tuple[str, list[str]]:
-    """A user of the data and a short history of items, to ask about.
+    """A user of the data and the last items that the user took, to ask about.
 
-    Of a log that is no Parquet no user is read: the answer then rests on the history alone.
+    Of a log that is no Parquet no user is read: the answer then rests on a history of the first items.
     """
     spec = json.loads((bundle / "manifest.json").read_text())["features"]
-    user, item = spec["user"]["column"], spec["item"]["column"]
+    user, item, time = spec["user"]["column"], spec["item"]["column"], spec.get("timestamp")
     try:
-        rows = pq.ParquetDataset(split_locations(input_uri)[0]).read(columns=[user, item]).slice(0, 1).to_pylist()
-    except (pa.ArrowException, OSError):
-        rows = [{user: _NOBODY}]
-    titles = pq.read_table(bundle / "items.parquet", columns=["item"]).slice(0, _HISTORY).column(0).to_pylist()
-    return str(rows[0][user]), [str(item_id) for item_id in titles]
+        log = dataset.dataset(split_locations(input_uri)[0], format="parquet")
+        somebody = log.head(1, columns=[user]).column(0)[0]
+        taken = log.to_table(columns=[item, *([time] if time else [])], filter=dataset.field(user) == somebody)
+    except (pa.ArrowException, OSError, IndexError):
+        first = pq.read_table(bundle / "items.parquet", columns=["item"]).column(0)
+        return _NOBODY, [str(item_id) for item_id in first.slice(0, _HISTORY).to_pylist()]
+    if time:
+        taken = taken.sort_by(time)
+    return str(somebody), [str(item_id) for item_id in taken.column(item).to_pylist()[-_HISTORY:]]

@@ -119,6 +119,14 @@ class Settings(BaseSettings):
         PositiveInt, Field(description="bytes of answers waiting for slow readers, from which on more are told 429")
     ] = 2**26
     write_timeout_s: Annotated[PositiveFloat, Field(description="seconds that an answer may stay unread")] = 20
+    linger_timeout_s: Annotated[
+        PositiveFloat,
+        Field(description="seconds that the rest of a body may take after its answer, or an answer before a close"),
+    ] = 3
+    idle_timeout_s: Annotated[
+        PositiveFloat,
+        Field(description="seconds that a connection may wait for its next request; more than a load balancer's"),
+    ] = 5
     allowed_hosts: Annotated[
         tuple[str, ...],
         Field(description="names beside the loopback's that browsers may reach a keyless loopback service by"),

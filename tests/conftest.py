@@ -36,11 +36,14 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     items.sort(key=lambda item: order.get(item.path.relative_to(root).as_posix(), len(order)))
 
 
-@pytest.fixture(autouse=True)
-def no_ledger_of_the_developer(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
-    """What is not told where its ledger is keeps it with the test run, not in the developer's home."""
-    monkeypatch.setenv("XDG_DATA_HOME", str(tmp_path_factory.getbasetemp() / "data"))
-    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path_factory.getbasetemp() / "state"))
+@pytest.fixture(scope="session", autouse=True)
+def nothing_of_the_developer(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """What is not told where its ledger and its cache are keeps them with the test run, not in the developer's home."""
+    base = tmp_path_factory.getbasetemp()
+    with pytest.MonkeyPatch.context() as patch:
+        for variable, folder in (("LAZYDP_CACHE", "cache"), ("XDG_DATA_HOME", "data"), ("XDG_STATE_HOME", "state")):
+            patch.setenv(variable, str(base / folder))
+        yield
 
 
 @pytest.fixture(scope="session")

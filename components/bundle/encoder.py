@@ -15,12 +15,11 @@ from lazydp.components.bundle.reader import Bundle
 from lazydp.components.features.batch import Bags
 from lazydp.components.features.request import encode_requests
 from lazydp.components.features.spec import HISTORY, USER, FeatureSpec, ListFeature
-from lazydp.components.features.vocabulary import Vocabulary, hash_code
+from lazydp.components.features.vocabulary import INTEGER_TEXT, Vocabulary, hash_code
 from lazydp.components.features.vocabulary_spec import BucketVocabulary, HashedVocabulary, IntegerVocabulary
 from lazydp.components.shared.errors import InputError
 
-# As `features.vocabulary.Integers` reads text.
-_INTEGER = re.compile(r"[+-]?[0-9]{1,18}")
+_INTEGER = re.compile(INTEGER_TEXT)
 
 CodeOf: TypeAlias = Callable[[str], int]
 

@@ -25,7 +25,7 @@ CONFIG_FILE = "train.yaml"
     "--item-count", type=click.IntRange(min=1), help="Without a catalogue: ids are integers from 0 or 1 up to this."
 )
 @click.option(
-    "--private-unit",
+    "--privacy-unit",
     "unit",
     type=click.Choice(["user", "example"]),
     default="user",

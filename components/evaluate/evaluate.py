@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from lazydp.components.bundle.reader import Bundle
+from lazydp.components.evaluate.candidates import read_candidates
 from lazydp.components.evaluate.metrics import RankingMetrics, Ranks, label_auc, ranking_metrics, ranks
 from lazydp.components.evaluate.scoring import Scorer, catalogue_scorer, observed_scores
 from lazydp.components.features.batch import Bags, Batch
@@ -99,15 +100,17 @@ def _row(name: str, metrics: RankingMetrics) -> str:
     )
 
 
-def evaluate(*, bundle: Path, dataset: Path) -> Evaluation:
+def evaluate(*, bundle: Path, dataset: Path, candidates: Path | None = None) -> Evaluation:
     """Rank the held-out items of `dataset` by the released weights of `bundle`.
 
     Args:
         bundle: an exported model; one for tests or without privacy is accepted too, since nothing is released here.
         dataset: the encoded dataset; without held-out examples nothing is measured, and the log says so.
+        candidates: a file of what each user's held-out items are ranked among (`candidates.read_candidates`), for the
+            users that it names; None for the whole catalogue and all users.
 
     Raises:
-        InputError: the bundle was made for other features.
+        InputError: the bundle was made for other features, or the candidates do not fit the dataset.
     """
     released = Bundle.open(bundle, allow_test_key=True, allow_non_private=True)
     data = EncodedDataset.open(dataset)
@@ -123,7 +126,7 @@ def evaluate(*, bundle: Path, dataset: Path) -> Evaluation:
     found = None
     if released.catalogue is not None:
         scorer = catalogue_scorer(released.model, released.tables, released.catalogue)
-        found = _rank_both(scorer, data, test)
+        found = _rank_both(scorer, data, test, read_candidates(candidates, data) if candidates is not None else None)
     return Evaluation(
         model=found[0] if found else None,
         popularity=found[1] if found else None,
@@ -140,7 +143,9 @@ def _nothing(released: Bundle) -> Evaluation:
     return Evaluation(model=None, popularity=None, label_auc=None, examples=0, epsilon=epsilon, bundle=version)
 
 
-def _rank_both(scorer: Scorer, data: EncodedDataset, test: Split) -> tuple[RankingMetrics, RankingMetrics]:
+def _rank_both(
+    scorer: Scorer, data: EncodedDataset, test: Split, candidates: Bags | None = None
+) -> tuple[RankingMetrics, RankingMetrics]:
     num_items = data.items.num_items
     seen = data.seen_items() if data.spec.user is not None else None
     popularity = item_counts(data.split("train"), num_items=num_items)
@@ -149,7 +154,7 @@ def _rank_both(scorer: Scorer, data: EncodedDataset, test: Split) -> tuple[Ranki
     read = 0
     with Progress("evaluate", total=len(test), unit="examples") as progress:
         for batch in batches(test, at_once):
-            wanted = torch.nonzero(batch.labels >= 0.5).squeeze(1)
+            wanted = torch.nonzero(_measured(batch, candidates)).squeeze(1)
             first, read = read, read + batch.size
             progress.advance(batch.size)
             if not wanted.numel():
@@ -159,11 +164,20 @@ def _rank_both(scorer: Scorer, data: EncodedDataset, test: Split) -> tuple[Ranki
             # Without a user column every example is a user of its own, who has seen nothing.
             of = positives.user_index if positives.user_index is not None else wanted + first
             known = seen.take(of) if seen is not None else Bags.single(torch.zeros_like(of))
-            model_ranks.append(ranks(scorer(positives), positives.item, known))
-            popularity_ranks.append(ranks(popularity.expand(wanted.numel(), -1), positives.item, known))
+            among = candidates.take(of) if candidates is not None else None
+            model_ranks.append(ranks(scorer(positives), positives.item, known, among))
+            popularity_ranks.append(ranks(popularity.expand(wanted.numel(), -1), positives.item, known, among))
             users.append(of.numpy())
     everyone = np.concatenate(users) if users else np.empty(0, dtype=np.int64)
     return ranking_metrics(_join(model_ranks), everyone), ranking_metrics(_join(popularity_ranks), everyone)
+
+
+def _measured(batch: Batch, candidates: Bags | None) -> Tensor:
+    """Which examples count: bool [B]."""
+    wanted = batch.labels >= 0.5
+    if candidates is not None and batch.user_index is not None:
+        wanted &= candidates.lengths()[batch.user_index] > 0
+    return wanted
 
 
 def _join(parts: list[Ranks]) -> Ranks:

@@ -1,4 +1,5 @@
-"""Ranking metrics over the whole catalogue; sampled candidates misorder models (Krichene and Rendle, KDD 2020).
+"""Ranking metrics over the whole catalogue; sampled candidates misorder models (Krichene and Rendle, KDD 2020), and are
+there for comparison with figures that were published with them.
 
 Every test example is ranked among the items that its user has not taken in training. Ties share the middle of their
 ranks, so that a constant score earns what chance earns.
@@ -54,17 +55,20 @@ class Ranks:
     competitors: npt.NDArray[np.float64]
 
 
-def ranks(scores: Tensor, items: Tensor, seen: Bags) -> Ranks:
+def ranks(scores: Tensor, items: Tensor, seen: Bags, candidates: Bags | None = None) -> Ranks:
     """Rank of one held-out item in each row of scores.
 
     Args:
         scores: [B, num_items + 1], by item code; column 0 (the unknown item) never competes.
         items: int64 [B], the held-out codes.
         seen: codes that do not compete in each of the B rows; the held-out item itself always does.
+        candidates: codes that alone compete in each of the B rows; None for the whole catalogue.
     """
     rows = torch.arange(items.numel())
     target = scores[rows, items].unsqueeze(1)
-    competes = torch.ones_like(scores, dtype=torch.bool)
+    competes = torch.full_like(scores, candidates is None, dtype=torch.bool)
+    if candidates is not None:
+        competes[torch.repeat_interleave(rows, candidates.lengths()), candidates.values] = True
     competes[:, 0] = False
     competes[torch.repeat_interleave(rows, seen.lengths()), seen.values] = False
     competes[rows, items] = False

@@ -31,9 +31,8 @@ from lazydp.components.shared.errors import FormatError, InputError, IntegrityEr
 from lazydp.kernels.rows import TextIndex, Texts, hashed_codes
 
 _HASH_PERSON = b"lazydp.vocab"
-_INTEGER = r"^[+-]?\d{1,18}$"
-# Longer ones are unknown, also where a column holds them as integers: a value has one code whatever type holds it.
-_LARGEST_INTEGER = 10**18
+# The one text form of an integer: neither "+2", "007" nor "-0" is the number 2, 7 or 0 (`values`).
+INTEGER_TEXT = r"^(0|-?[1-9][0-9]{0,17})$"
 _VALUE = "value"
 
 Codes = np.ndarray[tuple[int], np.dtype[np.int64]]
@@ -127,14 +126,12 @@ class Integers(Vocabulary):
         array = as_array(values)
         if not pa.types.is_integer(array.type) or pa.types.is_uint64(array.type):
             text = canonical_text(array)
-            array = pc.if_else(pc.match_substring_regex(text, _INTEGER), text, pa.scalar(None, pa.string()))
-            array = pc.utf8_ltrim(array, "+")
+            array = pc.if_else(pc.match_substring_regex(text, INTEGER_TEXT), text, pa.scalar(None, pa.string()))
         # One below `first` has code 0: unknown.
         numbers = array.cast(pa.int64()).fill_null(self._first - 1).to_numpy(zero_copy_only=False)
         last = self._first + self.size - 1
         codes = numbers - (self._first - 1)
-        known = (numbers >= self._first) & (numbers <= last) & (np.abs(numbers) < _LARGEST_INTEGER)
-        return np.where(known, codes, 0).astype(np.int64)
+        return np.where((numbers >= self._first) & (numbers <= last), codes, 0).astype(np.int64)
 
     def values(self) -> pa.Array:
         return pa.array(np.arange(self._first, self._first + self.size)).cast(pa.string())

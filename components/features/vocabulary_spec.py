@@ -12,6 +12,7 @@ from lazydp.components.shared.frozen_model import FrozenModel
 
 # Codes are stored as int32.
 _MAX_CODES = 2**31 - 2
+_LARGEST_FIRST = 10**17
 
 Column = Annotated[str, Field(min_length=1)]
 
@@ -79,11 +80,16 @@ class DeclaredVocabulary(FrozenModel):
 
 
 class IntegerVocabulary(FrozenModel):
-    """Values that are integers `first` .. `first + size - 1` already; value v has code v - first + 1."""
+    """Values that are integers `first` .. `first + size - 1` already; value v has code v - first + 1.
+
+    Text is one of them in its one form only: "7" is 7, and "007" and "+7" are other, unknown values, as they are in the
+    other vocabularies.
+    """
 
     kind: Literal["integer"]
     size: Count
-    first: Annotated[int, Field(strict=True)] = 0
+    # Every value has at most 18 digits: what text of them is sure to hold.
+    first: Annotated[int, Field(strict=True, ge=-_LARGEST_FIRST, le=_LARGEST_FIRST)] = 0
 
 
 class BucketVocabulary(FrozenModel):

@@ -45,6 +45,8 @@ _DECAY = -0.3
 _UNITS_AT_ONCE = 8192
 _ITEMS_AT_ONCE = 1 << 19
 _POSITIVE = 0.5
+# Most by which a pair row is longer than 1: its squares then fit 64 bits.
+_LONGEST_PAIR_ROW = 2.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,18 +67,25 @@ class Contributions:
         return self.targets is self.sources
 
 
-def contributions(data: EncodedDataset, privacy_unit: PrivacyUnit) -> Iterator[Contributions]:
+def contributions(
+    data: EncodedDataset, privacy_unit: PrivacyUnit, *, weights: Matrix | None = None
+) -> Iterator[Contributions]:
     """The contributions of every privacy unit of the training split, some units at a time: memory stays bounded.
+
+    Args:
+        data: with items and users (unit `user`) or histories (unit `example`).
+        privacy_unit: whose rows have length 1.
+        weights: of items by code [num_items + 1], before rows are brought to length 1: public or released; None for 1.
 
     Raises:
         InputError: the dataset lacks items, users or histories, or has more units than sums are exact for.
     """
     if privacy_unit == "user":
-        return _of_users(data)
-    return _of_examples(data)
+        return _of_users(data, weights)
+    return _of_examples(data, weights)
 
 
-def _of_users(data: EncodedDataset) -> Iterator[Contributions]:
+def _of_users(data: EncodedDataset, weights: Matrix | None) -> Iterator[Contributions]:
     items, offsets = data.histories()
     num_items, ordered = data.items.num_items, data.spec.timestamp is not None
     refuse_too_many(len(offsets) - 1)
@@ -86,12 +95,13 @@ def _of_users(data: EncodedDataset) -> Iterator[Contributions]:
         last = int(np.searchsorted(offsets, offsets[first] + _ITEMS_AT_ONCE, side="right")) - 1
         last = min(max(last, first + 1), first + _UNITS_AT_ONCE, len(offsets) - 1)
         taken = items[offsets[first] : offsets[last]]
-        rows = unit_rows(history_rows(taken, offsets[first : last + 1] - offsets[first], num_items, ordered=ordered))
+        rows = history_rows(taken, offsets[first : last + 1] - offsets[first], num_items, ordered=ordered)
+        rows = unit_rows(_weighted(rows, weights))
         yield Contributions(rows, rows)
         first = last
 
 
-def _of_examples(data: EncodedDataset) -> Iterator[Contributions]:
+def _of_examples(data: EncodedDataset, weights: Matrix | None) -> Iterator[Contributions]:
     train = data.split(TRAIN)
     if train.item is None or data.spec.history is None:
         raise InputError(
@@ -108,7 +118,13 @@ def _of_examples(data: EncodedDataset) -> Iterator[Contributions]:
         bags = batch.bags[HISTORY]
         targets = history_rows(batch.item.numpy(), np.arange(batch.size + 1), num_items, ordered=False)
         sources = history_rows(bags.values.numpy(), bags.offsets.numpy(), num_items, ordered=ordered)
-        yield Contributions(unit_rows(targets), unit_rows(sources))
+        yield Contributions(unit_rows(_weighted(targets, weights)), unit_rows(_weighted(sources, weights)))
+
+
+def _weighted(rows: Rows, weights: Matrix | None) -> Rows:
+    if weights is not None:
+        rows.data *= weights[rows.indices]
+    return rows
 
 
 def refuse_too_many(units: int) -> None:
@@ -154,6 +170,33 @@ def unit_rows(rows: Rows, *, length: float = 1.0) -> Rows:
     return sparse.csr_matrix((whole * GRID, rows.indices, rows.indptr), shape=rows.shape)
 
 
+def pair_rows(rows: Rows) -> Rows:
+    """`rows` as they are used for a sum of x x' of which the diagonal is left out: what is left has length at most 1.
+
+    That is, the sum over i != j of (x_i x_j)^2 = |x|^4 - sum_i x_i^4 is at most 1. So a row of few items may be longer
+    than 1: two items alike weigh 2^(1/4) times as much as they do where the diagonal counts. A row of one item has no
+    pair, and whatever it is scaled to, it adds nothing.
+
+    Raises:
+        PrivacyError: as in `unit_rows`.
+    """
+    number = np.repeat(np.arange(rows.shape[0]), np.diff(rows.indptr))
+
+    def total(values: npt.NDArray[Any]) -> npt.NDArray[Any]:
+        return np.bincount(number, weights=values, minlength=rows.shape[0])
+
+    norms = np.sqrt(total(np.square(rows.data)))
+    units = rows.data / np.where(norms > 0, norms, 1.0)[number]
+    pairs = np.maximum(1.0 - total(units**4), _LONGEST_PAIR_ROW**-4)
+    whole = np.trunc(units * (_MARGIN * pairs**-0.25)[number] * _UNIT)
+    squares = np.square(whole.astype(np.int64))
+    sums, fourths = (np.zeros(rows.shape[0], dtype=np.int64) for _ in range(2))
+    np.add.at(sums, number, squares)
+    np.add.at(fourths, number, np.square(squares))
+    _refuse_long(int(np.max(np.square(sums) - fourths, initial=0)), _UNIT**4)
+    return sparse.csr_matrix((whole * GRID, rows.indices, rows.indptr), shape=rows.shape)
+
+
 def unit_dense(rows: Matrix) -> Matrix:
     """The same for dense rows [n, k]."""
     norms = np.linalg.norm(rows, axis=1, keepdims=True)
@@ -164,9 +207,12 @@ def unit_dense(rows: Matrix) -> Matrix:
 
 def _check(squares: npt.NDArray[Any], length: float) -> None:
     # Sums of squares of whole numbers below 2^14 are exact in float64.
-    longest = float(squares.max()) if squares.size else 0.0
-    if not longest <= (length * _UNIT) ** 2:
+    _refuse_long(float(np.max(squares, initial=0.0)), (length * _UNIT) ** 2)
+
+
+def _refuse_long(longest: float, most: float) -> None:
+    if not longest <= most:
         raise PrivacyError(
-            f"a contribution has the squared length {longest * GRID**2}, and {length**2} is the most that is charged: "
-            "nothing is released; this is a mistake in the code that bounds contributions"
+            f"a contribution has the squared length {longest / most} of the most that is charged: nothing is released; "
+            "this is a mistake in the code that bounds contributions"
         )

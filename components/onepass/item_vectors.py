@@ -19,22 +19,32 @@ _SHRINK = 0.3
 # Eigenvalues far above this share of the largest count alike, those below in proportion.
 _RIDGE = 0.05
 # Popular items have larger entries of G than their part in a logit is.
-_POPULARITY = 0.4
-_REFILLS = 5
+POPULARITY_POWER = 0.4
+# The diagonal of a matrix is not released. It is taken from the matrix's leading eigenvectors, in so many rounds.
+_REFILLS, _REFILLS_OF_DIRECTIONS = 5, 2
+# An item whose count is this many standard deviations of the noise on its entries keeps half of its row of a sketch.
+_HALF = 3.0
 
 
-def sketched_eigenvectors(sketch: Matrix, basis: Matrix, *, std: float, rank: int) -> tuple[Matrix, np.ndarray]:
+def sketched_eigenvectors(
+    sketch: Matrix, basis: Matrix, popularity: Matrix, *, std: float, rank: int
+) -> tuple[Matrix, np.ndarray]:
     """Eigenvectors [num_items + 1, <= rank] and positive eigenvalues of G, completed from its sketch.
 
     With C = sym(F' B) the completion is B F' + F (B - F C)': exact for what F spans, and zero where F sees nothing.
+    Before that, rows of B are shrunk where noise outweighs what the item's count lets expect: in a large catalogue the
+    noise of all the items that few took would hide the directions of the others.
 
     Args:
         sketch: B, [num_items + 1, k].
         basis: F, orthonormal, [num_items + 1, k].
+        popularity: released and positive, [num_items + 1].
         std: of the noise on B.
         rank: most eigenvectors.
     """
     directions = basis.shape[1]
+    kept = 1.0 / (1.0 + np.square(_HALF * std / popularity))
+    sketch = sketch * kept[:, np.newaxis]
     core = basis.T @ sketch
     core = (core + core.T) / 2
     spanned, triangle = np.linalg.qr(np.hstack([basis, sketch - basis @ core]))
@@ -42,23 +52,21 @@ def sketched_eigenvectors(sketch: Matrix, basis: Matrix, *, std: float, rank: in
     middle[:directions, :directions] = core
     middle[directions:, :directions] = middle[:directions, directions:] = np.eye(directions)
     values, vectors = np.linalg.eigh(triangle @ middle @ triangle.T)
-    edge = std * (math.sqrt(sketch.shape[0]) + math.sqrt(directions))
+    edge = std * (math.sqrt(float(np.square(kept).sum())) + math.sqrt(directions))
     return _shrunk(spanned @ vectors, values, edge=edge, rank=rank)
 
 
-def matrix_eigenvectors(matrix: Matrix, *, std: float, rank: int, refill: bool) -> tuple[Matrix, np.ndarray]:
+def matrix_eigenvectors(matrix: Matrix, *, std: float, rank: int) -> tuple[Matrix, np.ndarray]:
     """Eigenvectors [M, <= rank] and positive eigenvalues of a noised symmetric matrix, the largest first.
 
     Args:
-        matrix: [M, M].
-        std: of the noise on its diagonal.
+        matrix: [M, M]; its diagonal means nothing and is overwritten.
+        std: of the noise, as `noised_matrix` has it.
         rank: most eigenvectors.
-        refill: the diagonal means nothing (an item is never in the history before it): take it from the low-rank
-            approximation instead.
     """
     rank = min(rank, matrix.shape[0])
     edge = std * math.sqrt(2.0 * matrix.shape[0])
-    for _ in range(_REFILLS if refill else 0):
+    for _ in range(_REFILLS):
         values, vectors = _leading(matrix, rank)
         np.fill_diagonal(matrix, np.square(vectors) @ np.maximum(values, 0.0))
     values, vectors = _leading(matrix, rank)
@@ -66,10 +74,17 @@ def matrix_eigenvectors(matrix: Matrix, *, std: float, rank: int, refill: bool) 
 
 
 def above_noise(matrix: Matrix, *, std: float, fewest: int, most: int) -> Matrix:
-    """The leading eigenvectors [M, n] of a noised matrix: those beyond the noise's largest, within bounds."""
+    """The leading eigenvectors [M, n] of a noised matrix: those beyond the noise's largest, within bounds.
+
+    The diagonal is overwritten.
+    """
+    edge = std * math.sqrt(2.0 * matrix.shape[0])
+    for _ in range(_REFILLS_OF_DIRECTIONS):
+        values, vectors = _leading(matrix, min(most, matrix.shape[0]))
+        beyond = values > edge
+        np.fill_diagonal(matrix, np.square(vectors[:, beyond]) @ values[beyond])
     values, vectors = _leading(matrix, min(most, matrix.shape[0]))
-    number = max(fewest, int((values > std * math.sqrt(2.0 * matrix.shape[0])).sum()))
-    return vectors[:, :number]
+    return vectors[:, : max(fewest, int((values > edge).sum()))]
 
 
 def _leading(matrix: Matrix, number: int) -> tuple[np.ndarray, Matrix]:
@@ -86,7 +101,14 @@ def _shrunk(vectors: Matrix, values: np.ndarray, *, edge: float, rank: int) -> t
 
 
 def item_vectors(
-    vectors: Matrix, values: np.ndarray, popularity: Matrix, *, items: np.ndarray | None = None, dim: int, scale: float
+    vectors: Matrix,
+    values: np.ndarray,
+    popularity: Matrix,
+    *,
+    items: np.ndarray | None = None,
+    dim: int,
+    scale: float,
+    power: float = POPULARITY_POWER,
 ) -> Matrix:
     """One vector an item, [num_items + 1, dim]; zero for the unknown item and for items of which nothing is known.
 
@@ -97,12 +119,13 @@ def item_vectors(
         items: codes.
         scale: typical (root mean square) dot product of the vectors of two items drawn by popularity.
         dim: columns; those beyond the number of eigenvectors are zero.
+        power: of the popularity, by which vectors are divided.
     """
     codes = np.arange(len(popularity)) if items is None else items
     found = np.zeros((len(popularity), dim))
     if values.size:
         weights = np.sqrt(values / (values + _RIDGE * values.max()))
-        scaled = vectors * weights / popularity[codes, np.newaxis] ** _POPULARITY
+        scaled = vectors * weights / popularity[codes, np.newaxis] ** power
         share = popularity[codes] / popularity[codes].sum()
         typical = math.sqrt(float(np.square(scaled.T @ (share[:, np.newaxis] * scaled)).sum()))
         found[codes, : values.size] = scaled * math.sqrt(scale / typical) if typical > 0.0 else 0.0

@@ -20,11 +20,11 @@ PrivacyUnit: TypeAlias = Literal["example", "user"]
 HISTOGRAM_SHARE = 0.1
 """Of the squared mu, what the histogram takes."""
 
-# Directions of public features that a sketch looks into, over sqrt(z).
-_DIRECTIONS = 1.5
+# Directions of public features that a sketch looks into, over z^(3/4).
+_DIRECTIONS, _DIRECTIONS_POWER = 0.21, 0.75
 _FEWEST_DIRECTIONS, _MOST_DIRECTIONS = 8, 256
 # Items of the matrix, over sqrt(z).
-_ITEMS = 8.0
+_ITEMS, _ITEMS_POWER = 5.0, 0.5
 _FEWEST_ITEMS, _MOST_ITEMS = 64, 4096
 # A matrix per example has entries of many units each; it pays for the whole of a small catalogue.
 _MOST_ITEMS_OF_EXAMPLES = 8192
@@ -33,11 +33,11 @@ _FEWEST_EIGENVECTORS, _MOST_EIGENVECTORS = 8, 64
 _MATRIX_PAYS_FROM = 6000.0
 # Typical part of the history in a logit, over sqrt(z).
 _SCALE = 0.0045
-_SMALLEST_SCALE, _LARGEST_SCALE = 0.25, 0.5
+_SMALLEST_SCALE, _LARGEST_SCALE = 0.35, 0.5
 # In a large catalogue of which nothing public is known, where histories say far more than counts.
 _LARGEST_SCALE_WITHOUT_FEATURES = 1.5
 _SHARE_BESIDE_FEATURES = 0.2
-_SHARE_WITHOUT_FEATURES = 1 / 3
+_SHARE_WITHOUT_FEATURES = 0.6
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,12 +75,14 @@ class Statistics:
         matrix_items: items of the matrix, the most popular ones; 0 for no matrix.
         matrix_share: of the squared mu that is left, what the matrix takes; 1 for a matrix alone, without a sketch.
         scale: typical size of the history's part of a logit; the surer the statistics, the larger beside the prior.
+        exact: instead of both, the leading eigenvectors of the matrix of all items, without noise.
     """
 
     directions: int
     matrix_items: int
     matrix_share: float
     scale: float
+    exact: bool = False
 
     @property
     def eigenvectors(self) -> tuple[int, int]:
@@ -96,10 +98,15 @@ def choose(
     whole = num_items <= _MOST_ITEMS_OF_EXAMPLES and (privacy_unit == "example" or math.isinf(mu))
     largest = _LARGEST_SCALE if has_features or whole else _LARGEST_SCALE_WITHOUT_FEATURES
     scale = min(max(_SCALE * math.sqrt(z), _SMALLEST_SCALE), largest)
-    directions = _between(_DIRECTIONS, z, _FEWEST_DIRECTIONS, _MOST_DIRECTIONS) if has_features else 0
+    directions = (
+        _between(_DIRECTIONS, z, _DIRECTIONS_POWER, _FEWEST_DIRECTIONS, _MOST_DIRECTIONS) if has_features else 0
+    )
     if whole:
         return Statistics(directions=0, matrix_items=num_items, matrix_share=1.0, scale=scale)
-    matrix_items = min(num_items, _between(_ITEMS, z, _FEWEST_ITEMS, _MOST_ITEMS))
+    matrix_items = min(num_items, _between(_ITEMS, z, _ITEMS_POWER, _FEWEST_ITEMS, _MOST_ITEMS))
+    if math.isinf(mu):
+        largest = _LARGEST_SCALE_WITHOUT_FEATURES
+        return Statistics(directions=0, matrix_items=0, matrix_share=0.0, scale=largest, exact=True)
     if not has_features:
         return Statistics(directions=0, matrix_items=matrix_items, matrix_share=_SHARE_WITHOUT_FEATURES, scale=scale)
     if z < _MATRIX_PAYS_FROM:
@@ -109,5 +116,5 @@ def choose(
     )
 
 
-def _between(factor: float, z: float, fewest: int, most: int) -> int:
-    return most if math.isinf(z) else min(max(round(factor * math.sqrt(z)), fewest), most)
+def _between(factor: float, z: float, power: float, fewest: int, most: int) -> int:
+    return most if math.isinf(z) else min(max(round(factor * z**power), fewest), most)

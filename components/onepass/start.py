@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import logging
 import math
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -22,13 +23,15 @@ from torch import Tensor
 
 from lazydp.components.ingest.dataset import EncodedDataset
 from lazydp.components.onepass import basis, item_vectors, rules, statistics
-from lazydp.components.onepass.contributions import USER_SHARE, Matrix, contributions
+from lazydp.components.onepass.contributions import USER_SHARE, Contributions, Matrix, contributions
 from lazydp.components.onepass.rules import Noise, PrivacyUnit
 from lazydp.components.onepass.statistics import Pass
 from lazydp.kernels.noise_key import NoiseKey
 
 # A count below this many standard deviations of its noise, or below 1, says no more than that it is small.
 _FLOOR = 1.5
+# Without privacy items weigh with this power of their popularity (as in a graph's normalised adjacency matrix).
+_EXACT_POWER = -0.5
 
 _log = logging.getLogger("lazydp.onepass")
 
@@ -78,7 +81,10 @@ def one_pass(data: EncodedDataset, privacy_unit: PrivacyUnit, noise: Noise, key:
         privacy_unit=privacy_unit,
     )
     _log.info("start: %s", chosen)
-    vectors = _vectors(units, data, popularity, chosen, noise, key, dim=dim, refill=privacy_unit == "example")
+    if chosen.exact:
+        vectors = _exact_vectors(data, privacy_unit, popularity, chosen, dim=dim)
+    else:
+        vectors = _vectors(units, data, popularity, chosen, noise, key, dim=dim)
     return Start(
         counts=_counts(histogram),
         prior=log_counts(torch.from_numpy(popularity), std=noise.histogram),
@@ -118,6 +124,18 @@ def _floored(histogram: Matrix, noise: Noise) -> Matrix:
     return popularity
 
 
+def _exact_vectors(
+    data: EncodedDataset, privacy_unit: PrivacyUnit, popularity: Matrix, chosen: rules.Statistics, *, dim: int
+) -> Matrix:
+    """Without privacy: the leading eigenvectors for all items, which weigh less the more popular they are."""
+
+    def weighted() -> Iterator[Contributions]:
+        return contributions(data, privacy_unit, weights=popularity**_EXACT_POWER)
+
+    found = statistics.leading_eigenvectors(weighted, num_items=data.items.num_items, rank=dim)
+    return item_vectors.item_vectors(*found, popularity, dim=dim, scale=chosen.scale, power=0.0)
+
+
 def _vectors(
     units: Pass,
     data: EncodedDataset,
@@ -127,7 +145,6 @@ def _vectors(
     key: NoiseKey,
     *,
     dim: int,
-    refill: bool,
 ) -> Matrix:
     directions = np.zeros((len(popularity), 0))
     if chosen.directions:
@@ -138,7 +155,7 @@ def _vectors(
         std = noise.statistics / math.sqrt(chosen.matrix_share)
         matrix = statistics.noised_matrix(units, items, std=std, key=key)
         if chosen.matrix_share == 1.0:
-            found = item_vectors.matrix_eigenvectors(matrix, std=std, rank=dim, refill=refill)
+            found = item_vectors.matrix_eigenvectors(matrix, std=std, rank=dim)
             return item_vectors.item_vectors(*found, popularity, items=items, dim=dim, scale=chosen.scale)
         fewest, most = chosen.eigenvectors
         shown = item_vectors.above_noise(matrix, std=std, fewest=fewest, most=most)
@@ -146,7 +163,7 @@ def _vectors(
     std = noise.statistics / math.sqrt(1.0 - chosen.matrix_share)
     sketch = statistics.noised_sketch(units, directions, std=std, key=key)
     return item_vectors.item_vectors(
-        *item_vectors.sketched_eigenvectors(sketch, directions, std=std, rank=dim),
+        *item_vectors.sketched_eigenvectors(sketch, directions, popularity, std=std, rank=dim),
         popularity,
         dim=dim,
         scale=chosen.scale,

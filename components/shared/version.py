@@ -3,10 +3,17 @@
 from __future__ import annotations
 
 import ast
+import contextlib
 import functools
 import hashlib
 import importlib.metadata
+import json
+import sys
+from collections.abc import Iterator
 from pathlib import Path
+
+from lazydp.components.shared.cache_folder import cache_folder
+from lazydp.components.shared.files import PRIVATE_DIRECTORY, write_bytes
 
 _COVERED = ("components", "kernels")
 _DIGITS = 12
@@ -20,17 +27,55 @@ def code_version() -> str:
     count. The compiled extension is not covered, for compilers make other bytes of the same sources; nor are torch and
     other libraries.
     """
-    return f"{importlib.metadata.version('lazydp')}+{source_digest(Path(__file__).parents[2])}"
+    return f"{importlib.metadata.version('lazydp')}+{remembered_digest(Path(__file__).parents[2], cache_folder())}"
+
+
+def remembered_digest(root: Path, folder: Path | None) -> str:
+    """`source_digest`, which takes most of a second, from `folder` where no source was written since it was kept there.
+
+    A file that was written has another time of change (`st_ctime_ns`), whatever else is restored of it. What is kept is
+    that of the Python version that computed it, since syntax trees differ between versions.
+    """
+    kept = None if folder is None else folder / f"sources-{_sha256(str(root))[:_DIGITS]}.json"
+    state = _written(root)
+    if kept is not None:
+        with contextlib.suppress(OSError, ValueError, TypeError, KeyError):
+            found = json.loads(kept.read_text())
+            if found["written"] == state and len(digest := str(found["digest"])) == _DIGITS:
+                return digest
+    digest = source_digest(root)
+    if kept is not None and state == _written(root):
+        # A full disk or a read-only home costs time, not correctness.
+        with contextlib.suppress(OSError):
+            kept.parent.mkdir(mode=PRIVATE_DIRECTORY, parents=True, exist_ok=True)
+            write_bytes(kept, json.dumps({"written": state, "digest": digest}).encode())
+    return digest
 
 
 def source_digest(root: Path) -> str:
     """The first 12 hexadecimal digits of a SHA-256 over path and syntax tree of what is covered below `root`."""
     digest = hashlib.sha256()
-    for folder in _COVERED:
-        for path in sorted((root / folder).rglob("*.py")):
-            content = hashlib.sha256(_syntax(path.read_text()).encode()).hexdigest()
-            digest.update(f"{path.relative_to(root).as_posix()}\0{content}\n".encode())
+    for path in _sources(root):
+        digest.update(f"{path.relative_to(root).as_posix()}\0{_sha256(_syntax(path.read_text()))}\n".encode())
     return digest.hexdigest()[:_DIGITS]
+
+
+def _sources(root: Path) -> Iterator[Path]:
+    for folder in _COVERED:
+        yield from sorted((root / folder).rglob("*.py"))
+
+
+def _written(root: Path) -> str:
+    """Changes whenever a covered file is written, made, moved or removed; and with the version of Python."""
+    lines = [sys.version]
+    for path in _sources(root):
+        status = path.stat()
+        lines.append(f"{path}\0{status.st_ino} {status.st_size} {status.st_mtime_ns} {status.st_ctime_ns}")
+    return _sha256("\n".join(lines))
+
+
+def _sha256(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()
 
 
 def _syntax(source: str) -> str:

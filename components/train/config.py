@@ -39,6 +39,8 @@ FORMAT_VERSION = 1
 # What a configuration that says nothing but an epsilon stands for.
 _DELTA = 1e-5
 _HISTORY_MODEL = {"kind": "two_tower", "embedding_dim": 48, "user": "history", "prior": True}
+# Without noise more columns say more, in a large catalogue.
+_COLUMNS_WITHOUT_NOISE = 512
 
 
 def _checked_device(name: str) -> str:
@@ -226,8 +228,11 @@ class TrainConfig(FrozenModel):
         if values.get("steps", None if drawn & values.keys() else 0) != 0:
             return values
         unused = {"steps": 0, "sampling_prob": 1.0, "expected_batch_size": 1.0}
-        delta = {} if values.get("mode") == "sgd" else {"target_delta": _DELTA}
-        return {"model": _HISTORY_MODEL, "start": {}, "privacy_unit": "user", **unused, **delta, **values}
+        if values.get("mode") == "sgd":
+            other: dict[str, Any] = {"model": {**_HISTORY_MODEL, "embedding_dim": _COLUMNS_WITHOUT_NOISE}}
+        else:
+            other = {"model": _HISTORY_MODEL, "target_delta": _DELTA}
+        return {"start": {}, "privacy_unit": "user", **unused, **other, **values}
 
     @model_validator(mode="after")
     def _start_fits_the_model(self) -> Self:

@@ -2,17 +2,11 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
 import logging
 import math
-import os
-import signal
-import subprocess
-import sys
-import tempfile
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -22,9 +16,12 @@ import numpy as np
 import pyarrow.parquet as pq
 
 from lazydp.components.bundle.manifest import BundleManifest
-from lazydp.components.shared.errors import InputError, LazyDPError, UnavailableError
+from lazydp.components.shared.errors import InputError, LazyDPError
+from lazydp.components.shared.running_service import running_service
 
-_START_S, _STOP_S, _REQUEST_S = 120.0, 15.0, 30.0
+_REQUEST_S = 30.0
+# Each answer is made anew: none is kept.
+_SETTINGS = {"LAZYDP_SERVE_CACHE_ENTRIES": "0"}
 _HISTORY, _ITEMS, _REPEATS = 3, 5, 30
 _log = logging.getLogger("lazydp.validate")
 
@@ -66,7 +63,10 @@ def validate(bundle: Path, *, queries: Sequence[dict[str, Any]] = (), max_latenc
         raise InputError(f"max_latency_ms: expected a positive number, found {max_latency_ms:g}")
     manifest = BundleManifest.load(bundle)
     asked = list(queries) or _golden(bundle)
-    with _service(bundle) as url, httpx.Client(base_url=url, timeout=_REQUEST_S) as client:
+    with (
+        running_service(bundle, settings=_SETTINGS) as url,
+        httpx.Client(base_url=url, timeout=_REQUEST_S) as client,
+    ):
         _check_version(client, manifest)
         for query in asked:
             _check(query, client.post("/v1/recommendations", json=query))
@@ -114,40 +114,3 @@ def _timed(client: httpx.Client, query: dict[str, Any]) -> float:
     began = time.monotonic()
     client.post("/v1/recommendations", json=query).raise_for_status()
     return time.monotonic() - began
-
-
-@contextlib.contextmanager
-def _service(bundle: Path) -> Iterator[str]:
-    """The service on a free loopback port, ready; its answers are not kept, so that each is made anew."""
-    with tempfile.TemporaryDirectory(prefix="lazydp-validate-") as folder:
-        port_file, log = Path(folder) / "port", Path(folder) / "log"
-        command = [sys.executable, "-m", "lazydp.pipelines.cli", "serve", "--bundle", str(bundle)]
-        command += ["--port", "0", "--port-file", str(port_file)]
-        others = {name: value for name, value in os.environ.items() if not name.startswith("LAZYDP_SERVE_")}
-        settings = {"LAZYDP_SERVE_CACHE_ENTRIES": "0", "LAZYDP_SERVE_DRAIN_DELAY_S": "0"}
-        with log.open("wb") as output:
-            process = subprocess.Popen(  # noqa: S603 - our own command
-                command, stdout=output, stderr=output, env={**others, **settings}
-            )
-        try:
-            yield _ready(process, port_file, log)
-        finally:
-            process.send_signal(signal.SIGTERM)
-            try:
-                process.wait(_STOP_S)
-            except subprocess.TimeoutExpired:
-                process.kill()
-                process.wait()
-
-
-def _ready(process: subprocess.Popen[bytes], port_file: Path, log: Path) -> str:
-    deadline = time.monotonic() + _START_S
-    while time.monotonic() < deadline and process.poll() is None:
-        if port_file.exists() and (port := port_file.read_text().strip()):
-            url = f"http://127.0.0.1:{port}"
-            with contextlib.suppress(httpx.TransportError):
-                if httpx.get(f"{url}/readyz", timeout=_REQUEST_S).status_code == httpx.codes.OK:
-                    return url
-        time.sleep(0.05)
-    state = "ended" if process.poll() is not None else f"was not ready within {_START_S:.0f} s"
-    raise UnavailableError(f"the service {state}; its log ends with: {log.read_text(errors='replace')[-1000:]}")

@@ -15,8 +15,6 @@ from lazydp.service.http.problems import MEDIA_TYPE, Problem
 
 # Requests that may wait behind the one being answered.
 _PIPELINED = 16
-# Seconds that the rest of a body may take once its request is answered, or an answer to leave a closing connection.
-_LINGER_S = 3.0
 
 
 class _CutError(Exception):
@@ -29,10 +27,10 @@ class Connection(HttpToolsProtocol):
     - Before and within a head: `max_head_bytes` (431) and `request_timeout_s` (408, or closed where nothing came).
     - Within a body: bytes that are not delivered (sizes and extensions of chunks, trailers) up to `max_head_bytes`
       between two that are. Those that are delivered, and their time, are the gateway's to bound.
-    - After an answer, while its request's body goes on: `max_body_bytes`, and some seconds.
+    - After an answer, while its request's body goes on: `max_body_bytes`, and `linger_timeout_s`.
     - While an answer waits to be read: `write_timeout_s`; the same once the connection is to be closed.
     - Requests sent ahead: a handful.
-    - Between requests: uvicorn's own limit for idle connections.
+    - Between requests: `idle_timeout_s`.
     """
 
     def __init__(self, *given: Any, shared: Connections, **named: Any) -> None:
@@ -40,6 +38,7 @@ class Connection(HttpToolsProtocol):
         self._shared = shared
         self._max_head_bytes = shared.settings.max_head_bytes
         self._head_timeout_s = shared.settings.request_timeout_s
+        self.timeout_keep_alive = shared.settings.idle_timeout_s  # type: ignore[assignment]  # seconds of a timer
         # Whether a head is what comes next, and whether any of it came; whether a body does.
         self._in_head = True
         self._begun = False
@@ -196,7 +195,7 @@ class Connection(HttpToolsProtocol):
         if self.transport.is_closing():
             self._end_within(self._shared.settings.write_timeout_s, "slow reader")
         elif self._in_body and self.cycle.response_complete:
-            self._end_within(_LINGER_S, "body after its answer")
+            self._end_within(self._shared.settings.linger_timeout_s, "body after its answer")
 
     def _start_asgi_task(self, cycle: RequestResponseCycle, app: Any) -> None:
         self._answering = cycle
@@ -205,13 +204,13 @@ class Connection(HttpToolsProtocol):
     def timeout_keep_alive_handler(self) -> None:
         """Nothing came: close, whether the reader has read or not."""
         super().timeout_keep_alive_handler()
-        self._end_within(_LINGER_S, "slow reader")
+        self._end_within(self._shared.settings.linger_timeout_s, "slow reader")
 
     def shutdown(self) -> None:
         """The server stops."""
         super().shutdown()
         if self.transport.is_closing():
-            self._end_within(_LINGER_S, "slow reader")
+            self._end_within(self._shared.settings.linger_timeout_s, "slow reader")
 
     def send_400_response(self, msg: str) -> None:
         """What cannot be parsed is a problem like any other; after a cut there is nobody to tell."""
@@ -270,7 +269,7 @@ class Connection(HttpToolsProtocol):
         head += f"content-length: {len(body)}\r\nconnection: close\r\n\r\n"
         self.transport.write(head.encode() + body)
         self.transport.close()
-        self._end_within(_LINGER_S, "slow reader")
+        self._end_within(self._shared.settings.linger_timeout_s, "slow reader")
 
 
 def _too_long(limit: int) -> Problem:

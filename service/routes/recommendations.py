@@ -7,7 +7,7 @@ from typing import Annotated
 
 import orjson
 from fastapi import APIRouter, Path, Query, Request
-from pydantic import TypeAdapter
+from pydantic import BaseModel, Field, TypeAdapter
 from starlette.responses import Response
 
 from lazydp.components.bundle import query as queries
@@ -38,11 +38,19 @@ UserId = Annotated[
 ItemId = Annotated[
     str, Path(min_length=1, max_length=schemas.MAX_ID, description="an item of the model", examples=["50"])
 ]
-K = Annotated[int, Query(ge=1, le=schemas.MAX_K, description="items wanted")]
-Offset = Annotated[
-    int, Query(ge=0, le=schemas.MAX_OFFSET, description="items to skip: `next_offset` of the page before")
-]
-Model = Annotated[str | None, Query(max_length=64, description="name of the model; the default one if left out")]
+MODEL = "name of the model; the default one if left out"
+Model = Annotated[str | None, Query(max_length=64, description=MODEL)]
+
+
+class Page(BaseModel):
+    """Which part of a ranking is wanted, and of which model."""
+
+    k: int = Field(schemas.DEFAULT_K, ge=1, le=schemas.MAX_K, description="items wanted")
+    offset: int = Field(0, ge=0, le=schemas.MAX_OFFSET, description="items to skip: `next_offset` of the page before")
+    model: str | None = Field(None, max_length=64, description=MODEL)
+
+
+InPage = Annotated[Page, Query()]
 
 
 @router.post(
@@ -101,22 +109,14 @@ async def recommended(
     responses={304: {"description": "The answer has not changed."}},
     summary="Recommend for a known user",
 )
-async def recommend_to_user(
-    *,
-    request: Request,
-    context: InContext,
-    user_id: UserId,
-    k: K = schemas.DEFAULT_K,
-    offset: Offset = 0,
-    model: Model = None,
-) -> Response:
+async def recommend_to_user(request: Request, context: InContext, user_id: UserId, page: InPage) -> Response:
     """The best items for a user that the vocabulary knows; 404 for others (see POST /v1/recommendations).
 
     A hashed vocabulary knows everybody: a user never seen in training has some row of the table.
     """
-    ranker = context.ranker(model)
-    query = queries.Query(user_id=user_id, k=k, offset=offset)
-    tag = digest_of(ranker.identity, "user", user_id, k, offset)
+    ranker = context.ranker(page.model)
+    query = queries.Query(user_id=user_id, k=page.k, offset=page.offset)
+    tag = digest_of(ranker.identity, "user", user_id, page.k, page.offset)
     return await _tagged(request, context, ranker.served, tag, lambda: answered(context, ranker, query))
 
 
@@ -126,26 +126,18 @@ async def recommend_to_user(
     responses={304: {"description": "The answer has not changed."}},
     summary="Items like an item",
 )
-async def similar(
-    *,
-    request: Request,
-    context: InContext,
-    item_id: ItemId,
-    k: K = schemas.DEFAULT_K,
-    offset: Offset = 0,
-    model: Model = None,
-) -> Response:
+async def similar(request: Request, context: InContext, item_id: ItemId, page: InPage) -> Response:
     """Items whose vectors have the greatest cosine with the item's; 404 for an item that the model does not know."""
-    served = context.served(model)
+    served = context.served(page.model)
 
     async def answer() -> Answer:
-        ranking = await served.similar(item_id, k=k, offset=offset)
+        ranking = await served.similar(item_id, k=page.k, offset=page.offset)
         if ranking is None:
             raise Problem(404, "unknown-item", "the model does not know this item")
         context.metrics.answered(served.name, ranking.source)
-        return Answer(served.answer(queries.Query(k=k, offset=offset), ranking), ranking.source)
+        return Answer(served.answer(queries.Query(k=page.k, offset=page.offset), ranking), ranking.source)
 
-    tag = digest_of(f"{served.name} {served.version}", "similar", item_id, k, offset)
+    tag = digest_of(f"{served.name} {served.version}", "similar", item_id, page.k, page.offset)
     return await _tagged(request, context, served, tag, answer)
 
 

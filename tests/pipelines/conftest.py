@@ -1,7 +1,8 @@
 """A cluster for the tests of compiled packages, and the data that its pipelines read."""
 
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +10,7 @@ import pytest
 import yaml
 from click.testing import CliRunner
 
+from lazydp.pipelines import package, recommender
 from lazydp.pipelines.cli import cli
 from support.kfp_backend import Backend, BackendRun, PodHost
 
@@ -46,7 +48,8 @@ class TinyCluster:
     folder: Path
     backend: Backend
     parameters: dict[str, Any]
-    packages: dict[str, Path] = field(default_factory=dict)
+    mount: Path
+    packages: int = 0
 
     @property
     def ledger(self) -> str:
@@ -54,23 +57,58 @@ class TinyCluster:
         return f"sqlite:///{self.folder / 'ledger.db'}"
 
     def compiled(self, *options: str, cluster: dict[str, Any] | None = None) -> Path:
-        """The package that `lazydp pipeline compile` writes; compiled once for the same options."""
-        key = repr((options, cluster))
-        if key not in self.packages:
-            package = self.folder / f"pipeline-{len(self.packages)}.yaml"
-            file = self.folder / "cluster.yaml"
-            own = {"runs": {"mount": str(self.folder / "mnt/runs")}, "check_release": False}
-            file.write_text(yaml.safe_dump({**own, **(cluster or {})}))
-            arguments = ["pipeline", "compile", "--out", str(package), "--cluster", str(file), *options]
-            result = CliRunner().invoke(cli, arguments)
-            assert result.exit_code == 0, result.output
-            self.packages[key] = package
-        return self.packages[key]
+        """The package that `lazydp pipeline compile` writes."""
+        self.packages += 1
+        file, own = self.folder / f"pipeline-{self.packages}.yaml", self.folder / "cluster.yaml"
+        own.write_text(yaml.safe_dump({"runs": {"mount": str(self.mount)}, "check_release": False, **(cluster or {})}))
+        result = CliRunner().invoke(cli, ["pipeline", "compile", "--out", str(file), "--cluster", str(own), *options])
+        assert result.exit_code == 0, result.output
+        return file
 
     def run(self, package: Path, **more: Any) -> BackendRun:
         """Run it on the sample."""
         kill = more.pop("kill", None)
         return self.backend.run(package, {**self.parameters, **more}, kill=kill)
+
+
+class CompiledOnce:
+    """Compiles a pipeline once for the same options: what kfp makes of them does not change."""
+
+    def __init__(self) -> None:
+        self._pipelines: dict[str, Any] = {}
+        self._packages: dict[str, str] = {}
+        self._compile = package.compile_package
+
+    def named(self, pipeline: str, **options: Any) -> tuple[str, dict[str, Any]]:
+        """Stands for the pipeline until it is known whether it has to be made."""
+        return pipeline, options
+
+    def compile(self, pipeline: tuple[str, dict[str, Any]], file: Path, **options: Any) -> None:
+        """As `compile_package`."""
+        name, asked = pipeline
+        made = repr((name, asked["compare"], asked["cluster"].model_dump_json()))
+        if made not in self._pipelines:
+            self._pipelines[made] = MAKERS[name](**asked)
+        compiled = repr((made, options))
+        if compiled in self._packages and file.suffix == ".yaml":
+            file.write_text(self._packages[compiled])
+        else:
+            self._compile(self._pipelines[made], file, **options)
+            self._packages[compiled] = file.read_text()
+
+
+MAKERS = dict(recommender.PIPELINES)
+
+
+@pytest.fixture(scope="package", autouse=True)
+def compiled_once() -> Iterator[None]:
+    """For all tests of this folder."""
+    once = CompiledOnce()
+    with pytest.MonkeyPatch.context() as patch:
+        for name in MAKERS:
+            patch.setitem(recommender.PIPELINES, name, partial(once.named, name))  # type: ignore[arg-type]
+        patch.setattr(package, "compile_package", once.compile)
+        yield
 
 
 @pytest.fixture(scope="session")
@@ -106,4 +144,5 @@ def cluster(pod_host: PodHost, tiny_sample: Path, tmp_path: Path) -> TinyCluster
         "budget_epsilon": 20.0,
         "operator": "nightly",
     }
-    return TinyCluster(tmp_path, backend, parameters)
+    # The same path in every test, for packages that are compiled once; volumes are there while a pod lives.
+    return TinyCluster(tmp_path, backend, parameters, mount=tiny_sample.parent / "mnt" / "runs")

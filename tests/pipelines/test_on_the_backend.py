@@ -17,6 +17,7 @@ from lazydp.components.train.config import TrainConfig
 from lazydp.components.train.run.train import train
 from lazydp.components.tune.sweep import Sweep
 from lazydp.components.tune.tune import tune
+from lazydp.pipelines.package import documents_of
 from support import known_key
 from support.kfp_backend import BackendRun
 from support.kfp_backend.pod_server import no_network
@@ -108,7 +109,7 @@ def with_old_names(package: Path) -> Path:
 
 def partial_placeholders(package: Path) -> list[str]:
     """Constants of the IR that hold a placeholder and more."""
-    spec = next(yaml.safe_load_all(package.read_text()))
+    spec = documents_of(package)[0]
     found = []
 
     def visit(node: Any) -> None:

@@ -12,6 +12,7 @@ from click.testing import CliRunner
 from lazydp.components.shared.errors import InputError
 from lazydp.pipelines.cli import cli
 from lazydp.pipelines.cluster import TASKS, Cluster, options_text
+from lazydp.pipelines.package import documents_of
 from support.kfp_backend import Backend
 from support.kfp_backend.manifest import pod_of
 
@@ -112,7 +113,7 @@ OPTIONS: dict[str, Any] = {
 
 def test_pods_are_what_kubernetes_takes_and_what_was_asked_for(tmp_path: Path) -> None:
     (tmp_path / "cluster.yaml").write_text(yaml.safe_dump(OPTIONS))
-    spec, platform = yaml.safe_load_all(compiled(tmp_path, "--cluster", str(tmp_path / "cluster.yaml")).read_text())
+    spec, platform = documents_of(compiled(tmp_path, "--cluster", str(tmp_path / "cluster.yaml")))
     pods = {name: pod_of(name, spec, platform) for name in spec["deploymentSpec"]["executors"]}
     for pod in pods.values():
         kubernetes_validate.validate(pod, "1.37", strict=True)
@@ -185,8 +186,8 @@ def test_the_printed_options_can_be_used_as_they_are() -> None:
 
 
 def test_the_kubernetes_resources_hold_the_same_pipeline(tmp_path: Path) -> None:
-    archive = list(yaml.safe_load_all(compiled(tmp_path).read_text()))
-    pipeline, version = yaml.safe_load_all(compiled(tmp_path, "--kubernetes", "recs").read_text())
+    archive = documents_of(compiled(tmp_path))
+    pipeline, version = documents_of(compiled(tmp_path, "--kubernetes", "recs"))
     assert (pipeline["kind"], version["kind"]) == ("Pipeline", "PipelineVersion")
     assert pipeline["metadata"]["namespace"] == version["metadata"]["namespace"] == "recs"
     assert version["spec"]["pipelineName"] == pipeline["metadata"]["name"]

@@ -3,15 +3,19 @@
 import json
 import re
 import stat
+import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import torch
 from click.testing import CliRunner, Result
 
 from lazydp.components.budget.accounting.epsilon import epsilon
 from lazydp.components.budget.accounting.events import composed, counts_event, dpsgd_event
 from lazydp.pipelines.cli import cli, main
 from support import known_key
+from support.kfp_backend import PodHost
 
 CONFIG = """
 format_version: 1
@@ -56,6 +60,18 @@ def run(sample: Path, out: Path, *options: str) -> list[str]:
     return ["pipeline", "run", *data, "--config", str(sample / "train.yaml"), "--out", str(out), *options]
 
 
+@pytest.fixture
+def forked_tasks(pod_host: PodHost, tmp_path: Path) -> Iterator[None]:
+    """kfp's runner starts the processes of tasks from a server that has the libraries imported."""
+    (tmp_path / "pod").mkdir()
+    pod_host.make_python(tmp_path / "pod" / "python3")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sys, "executable", str(tmp_path / "pod" / "python3"))
+        patch.setenv("KFP_BACKEND_POD", str(tmp_path / "pod"))
+        patch.setenv("OMP_NUM_THREADS", str(torch.get_num_threads()))
+        yield
+
+
 def plain_version(sample: Path, out: Path) -> str:
     """Version of the bundle that the plain commands make, in this process."""
     ledger = ["--ledger", f"sqlite:///{out / 'ledger.db'}"]
@@ -72,9 +88,18 @@ def plain_version(sample: Path, out: Path) -> str:
     return str(json.loads((bundle / "manifest.json").read_text())["version"])
 
 
+@pytest.mark.parametrize("tasks", ["forks", pytest.param("programs", marks=pytest.mark.slow)])
 def test_whole_run_then_a_run_over_budget(
-    sample: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+    sample: Path,
+    tmp_path: Path,
+    capfd: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+    request: pytest.FixtureRequest,
+    tasks: str,
 ) -> None:
+    python = sys.executable
+    if tasks == "forks":
+        request.getfixturevalue("forked_tasks")
     monkeypatch.setenv("PYTHONPATH", str(Path(known_key.__file__).with_name("known_key_site")))
     monkeypatch.setenv(known_key.VARIABLE, "local")
     counts = counts_event(noise_multiplier=5.0)
@@ -116,7 +141,8 @@ def test_whole_run_then_a_run_over_budget(
     assert 0 <= metrics["model"]["hr_at_10"] <= 1
     assert stat.S_IMODE(out.stat().st_mode) == 0o700, "the folder holds the private dataset and checkpoints"
 
-    # The same again: two such runs together are over the budget, and the second never trains.
+    # The same again, now by programs of their own: two such runs together are over the budget, the second never trains.
+    sys.executable = python  # which the fixture, or nobody, restores
     with pytest.raises(SystemExit) as exited:
         main(run(sample, out))
     error = capfd.readouterr().err

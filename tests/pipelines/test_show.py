@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pyarrow as pa
@@ -16,7 +17,14 @@ from lazydp.pipelines.show import _NOBODY, _somebody
 def test_a_user_is_read_from_parquet_and_none_from_other_logs(tmp_path: Path, name: str) -> None:
     write_untrained(tmp_path / "bundle", kind="two_tower", num_items=80, dim=8)
     (tmp_path / "log.csv").write_text("user,item\n7,1\n")
-    pq.write_table(pa.table({"user": [7], "item": [1]}), tmp_path / "log.parquet")
+    pq.write_table(pa.table({"user": [7, 8, 7], "item": [11, 12, 13], "time": [9, 1, 2]}), tmp_path / "log.parquet")
+    manifest = tmp_path / "bundle" / "manifest.json"
+    document = json.loads(manifest.read_text())
+    document["features"]["timestamp"] = "time"
+    manifest.write_text(json.dumps(document))
     user, history = _somebody(str(tmp_path / name), tmp_path / "bundle")
-    assert user == ("7" if name == "log.parquet" else _NOBODY)
-    assert history
+    if name == "log.parquet":
+        assert (user, history) == ("7", ["13", "11"])
+    else:
+        assert user == _NOBODY
+        assert len(history) == 10

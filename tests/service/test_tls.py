@@ -1,14 +1,15 @@
 """TLS by configuration: who knows the certificate is answered, and nobody is answered without TLS."""
 
 import datetime
+import signal
 import ssl
-import subprocess
-import sys
-import time
 from pathlib import Path
 
 import httpx
 import pytest
+
+from support import forks
+from support.service_load import eventually
 
 x509 = pytest.importorskip("cryptography.x509", reason="cryptography is not installed")
 
@@ -42,23 +43,22 @@ def certificate(tmp_path: Path) -> tuple[Path, Path]:
 
 def command(bundle: Path, tmp_path: Path, certificate: Path, key: Path) -> list[str]:
     config = tmp_path / "serve.yaml"
-    config.write_text(f"tls_certificate: {certificate}\ntls_key: {key}\nallow_test_key: true\nport: 0\n")
+    config.write_text(
+        f"tls_certificate: {certificate}\ntls_key: {key}\nallow_test_key: true\nport: 0\ndrain_delay_s: 0\n"
+    )
     options = ["--bundle", str(bundle), "--config", str(config), "--port-file", str(tmp_path / "port")]
-    return [sys.executable, "-m", "lazydp.pipelines.cli", "serve", *options]
+    return ["serve", *options]
 
 
 def test_the_service_speaks_tls_and_nothing_else(
     bundles: dict[str, Path], tmp_path: Path, certificate: tuple[Path, Path]
 ) -> None:
-    process = subprocess.Popen(
-        command(bundles["towers"], tmp_path, *certificate), stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True
+    announced = tmp_path / "announced"
+    process = forks.Fork(
+        forks.LAZYDP, *command(bundles["towers"], tmp_path, *certificate), output=(announced, forks.NOWHERE)
     )
     try:
-        deadline = time.monotonic() + 60
-        while not (tmp_path / "port").exists():
-            assert process.poll() is None
-            assert time.monotonic() < deadline
-            time.sleep(0.05)
+        eventually(lambda: process.poll() is not None or (tmp_path / "port").exists())
         port = int((tmp_path / "port").read_text())
         trusting = ssl.create_default_context(cafile=str(certificate[0]))
         with httpx.Client(base_url=f"https://localhost:{port}", verify=trusting) as client:
@@ -68,22 +68,16 @@ def test_the_service_speaks_tls_and_nothing_else(
         with pytest.raises(httpx.TransportError):
             httpx.get(f"http://localhost:{port}/healthz")
     finally:
-        process.terminate()
-        announced, _ = process.communicate(timeout=60)
-    assert f"https://127.0.0.1:{port}" in announced
+        process.send_signal(signal.SIGTERM)
+        process.wait()
+    assert f"https://127.0.0.1:{port}" in announced.read_text()
 
 
 def test_files_that_are_no_certificate_are_one_line(bundles: dict[str, Path], tmp_path: Path) -> None:
     nothing = tmp_path / "nothing.pem"
     nothing.write_text("nothing")
     for certificate in (nothing, tmp_path / "missing.pem"):
-        done = subprocess.run(
-            command(bundles["towers"], tmp_path, certificate, nothing),
-            capture_output=True,
-            text=True,
-            timeout=120,
-            check=False,
-        )
+        done = forks.run(forks.LAZYDP, *command(bundles["towers"], tmp_path, certificate, nothing), folder=tmp_path)
         assert done.returncode == 1
         lines = [line for line in done.stderr.splitlines() if not line.startswith("{")]
         assert len(lines) == 1

@@ -13,7 +13,6 @@ import hashlib
 import importlib.metadata
 import io
 import json
-import os
 import zipfile
 from collections import OrderedDict
 from dataclasses import dataclass
@@ -24,9 +23,9 @@ import numpy as np
 from dp_accounting.pld import pld_pmf
 from dp_accounting.pld.privacy_loss_distribution import PrivacyLossDistribution
 
+from lazydp.components.shared.cache_folder import cache_folder
 from lazydp.components.shared.files import PRIVATE_DIRECTORY, PRIVATE_FILE, write_bytes
 
-CACHE_VARIABLE = "LAZYDP_CACHE"
 FORMAT_VERSION = 3
 
 Leaves = tuple[tuple[str, int], ...]
@@ -129,15 +128,8 @@ class LossStore:
 @functools.cache
 def default_store() -> LossStore:
     """The store of this machine."""
-    named = os.environ.get(CACHE_VARIABLE)
-    if named:
-        return LossStore(Path(named) / "losses")
-    base = os.environ.get("XDG_CACHE_HOME")
-    try:
-        root = Path(base) if base else Path.home() / ".cache"
-    except RuntimeError:  # no home
-        return LossStore(None)
-    return LossStore(root / "lazydp" / "losses")
+    folder = cache_folder()
+    return LossStore(None if folder is None else folder / "losses")
 
 
 @functools.cache

@@ -18,9 +18,19 @@ lost or exchanged secret, under which known data would look new, is refused inst
 from __future__ import annotations
 
 from collections.abc import Iterable
+from typing import TypedDict, Unpack
 
 from lazydp.components.budget.ledger.ledger import Ledger
 from lazydp.components.budget.ledger.state import Dataset
+
+
+class Public(TypedDict, total=False):
+    """What `Ledger.register_dataset` takes as it is: it tells nothing of the rows."""
+
+    parents: Iterable[str]
+    family: str
+    default_family: str
+    by: str | None
 
 
 def register(
@@ -29,12 +39,9 @@ def register(
     fingerprint: str,
     name: str,
     sources: Iterable[str] = (),
-    parents: Iterable[str] = (),
-    family: str = "",
-    default_family: str = "",
     user_column: str = "",
     places: Iterable[str] = (),
-    by: str | None = None,
+    **public: Unpack[Public],
 ) -> Dataset:
     """Make a dataset known to the ledger, or find it there; to be used wherever its content is at hand.
 
@@ -43,12 +50,9 @@ def register(
         fingerprint: of the encoded dataset, private.
         name: for people.
         sources: digests of what it was made from, private; datasets with a common one share users.
-        parents: datasets of the ledger that share users with this one.
-        family: the declared name of its population; public.
-        default_family: that of a dataset for which nobody declared one, here or before.
         user_column: name of the column that says who a row is about.
         places: where its rows were read from.
-        by: who registers it; the operator by default.
+        public: parents, family and operator, as `Ledger.register_dataset` takes them.
 
     Returns:
         The dataset as the ledger publishes it.
@@ -67,15 +71,13 @@ def register(
         for known in datasets
         if not known.secret and (known.identifier == fingerprint or not set(sources).isdisjoint(known.sources))
     ]
+    told: Public = {**public, "parents": [*public.get("parents", ()), *older]}
     return ledger.register_dataset(
         secret.identifier("dataset", fingerprint),
         name=name,
-        parents=[*parents, *older],
         sources=[secret.identifier("source", source) for source in sources],
         secret=secret.name,
-        family=family,
-        default_family=default_family,
         user_column=secret.identifier("user column", user_column) if user_column else "",
         places=[secret.identifier("place", place) for place in places],
-        by=by,
+        **told,
     )

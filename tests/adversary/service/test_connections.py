@@ -86,6 +86,18 @@ def services(bundles: dict[str, Path]) -> Iterator[dict[bool, httpx.Client]]:
         yield {False: plain, True: keyed}
 
 
+@pytest.fixture(scope="module")
+def impatient(bundles: dict[str, Path]) -> Iterator[dict[bool, httpx.Client]]:
+    """The same, for clients of whom nothing is expected but silence: they wait a fraction of a second."""
+    names = ("request_timeout_s", "write_timeout_s", "linger_timeout_s", "idle_timeout_s")
+    options: dict[str, Any] = dict.fromkeys(names, 0.3)
+    with (
+        running(bundles["towers"], **options) as plain,
+        running(bundles["towers"], api_keys=[KEYED], **options) as keyed,
+    ):
+        yield {False: plain, True: keyed}
+
+
 @pytest.mark.parametrize("case", FLOODS)
 def test_a_flood_ends(services: dict[bool, httpx.Client], case: str) -> None:
     flood = FLOODS[case]
@@ -111,8 +123,8 @@ SILENCES = {
 
 @pytest.mark.parametrize("keys", [False, True])
 @pytest.mark.parametrize("case", SILENCES)
-def test_silence_ends(services: dict[bool, httpx.Client], case: str, keys: bool) -> None:
-    with connect(services[keys]) as connection:
+def test_silence_ends(impatient: dict[bool, httpx.Client], case: str, keys: bool) -> None:
+    with connect(impatient[keys]) as connection:
         connection.sendall(SILENCES[case])
         while connection.recv(65536):
             pass
@@ -128,9 +140,9 @@ def trickled_until_cut(connection: socket.socket) -> int:
     return 100
 
 
-def test_a_body_that_trickles_after_its_answer_ends(services: dict[bool, httpx.Client]) -> None:
+def test_a_body_that_trickles_after_its_answer_ends(impatient: dict[bool, httpx.Client]) -> None:
     # Each byte used to put the end off, and nothing was logged.
-    with connect(services[True]) as connection:
+    with connect(impatient[True]) as connection:
         connection.sendall(POST + b"Content-Length: 100000\r\n\r\n")
         assert trickled_until_cut(connection) < 100
 

@@ -3,7 +3,6 @@
 import json
 import os
 import shutil
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -20,13 +19,7 @@ from lazydp.components.bundle import inventory
 from lazydp.components.bundle.untrained import write_untrained
 from lazydp.service.serving.registry import Registry
 from support.service import running
-
-
-def eventually(holds: Callable[[], bool]) -> None:
-    deadline = time.monotonic() + 60
-    while not holds():
-        assert time.monotonic() < deadline, "it did not come about"
-        time.sleep(0.05)
+from support.service_load import eventually, point
 
 
 def model(client: httpx.Client) -> dict[str, Any]:
@@ -100,9 +93,9 @@ def vocabulary(values: list[Any]) -> Callable[[Path], None]:
 def bomb(folder: Path) -> None:
     """A megabyte that unfolds to gigabytes: one long title, named by every item."""
     table = pq.read_table(folder / "items.parquet")
-    titles = pa.array(["x" * 30_000_000] * table.num_rows)
+    titles = pa.DictionaryArray.from_arrays(pa.array([0] * table.num_rows, pa.int32()), pa.array(["x" * 30_000_000]))
     table = table.set_column(table.column_names.index("title"), "title", titles)
-    pq.write_table(table, folder / "items.parquet", compression="zstd", use_dictionary=True)
+    pq.write_table(table, folder / "items.parquet", compression="zstd", store_schema=False)
     sealed(folder)
 
 
@@ -148,12 +141,6 @@ def test_a_hostile_version_is_refused_and_the_next_good_one_served(
         point(link, tmp_path / "good")
         eventually(lambda: model(client)["version"] != first)
         assert model(client)["refused"] is None
-
-
-def point(link: Path, target: Path) -> None:
-    fresh = link.with_name(link.name + ".new")
-    fresh.symlink_to(target)
-    fresh.replace(link)
 
 
 def test_a_version_that_is_copied_slowly_is_served_once_it_is_whole(bundles: dict[str, Path], tmp_path: Path) -> None:

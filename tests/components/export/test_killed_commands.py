@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import json
-import multiprocessing
-import runpy
 import shutil
 import signal
 import sqlite3
@@ -23,32 +21,18 @@ from lazydp.components.budget.ledger.ledger import Ledger
 from lazydp.components.budget.ledger.verify import verify
 from lazydp.components.budget.storage.base import SCHEMAS
 from lazydp.components.bundle.reader import Bundle
+from support.forks import Fork
 
 PROGRAM = Path(__file__).with_name("killed_command.py")
 SETTINGS = {"steps": 3, "checkpoint_every": 2, "log_every": 100}
 # Where a kill would do most harm if the order were wrong; the slow tests take every point there is.
 DURING_TRAIN = ("before append 2", "after append 2", "before rename 2", "after step 2", "after destroy 1")
 DURING_EXPORT = ("before save 1", "after append 1", "after commit 1", "before destroy_file 2", "before rename 2")
-PRELOADED = [
-    "torch._dynamo",
-    "lazydp.components.export.export",
-    "lazydp.components.commands.train_cli",
-    "lazydp.components.export.cli",
-    "lazydp.components.budget.storage.sql",
-    "lazydp.components.budget.ledger.charges",
-    "lazydp.pipelines.cli",
-]
 
 
 def as_fork(given: dict[str, Any]) -> int:
     """From a server that has everything imported: what the command does, without the seconds of its imports."""
-    processes = multiprocessing.get_context("forkserver")
-    processes.set_forkserver_preload(PRELOADED)
-    process = processes.Process(target=runpy.run_path, args=(str(PROGRAM), {"GIVEN": given}, "__main__"))
-    process.start()
-    process.join(120)
-    assert process.exitcode is not None, "the command hangs"
-    return process.exitcode
+    return Fork(PROGRAM, given={"GIVEN": given}).wait()
 
 
 def as_program(given: dict[str, Any]) -> int:

@@ -72,7 +72,10 @@ def test_codes_of_declared_values_and_of_others() -> None:
     assert DECLARED.encode([]).tolist() == []
     assert DECLARED.encode(pa.nulls(2)).tolist() == [0, 0]
     assert INTEGERS.encode([-2, -1, 2, 3, 2**62]).tolist() == [0, 1, 4, 0, 0]
-    assert INTEGERS.encode(["-1", "+2", "1.0", "x", "9" * 30]).tolist() == [1, 4, 0, 0, 0]
+    assert INTEGERS.encode(["-1", "2", "1.0", "x", "9" * 30]).tolist() == [1, 4, 0, 0, 0]
+    # Another text is another value, here as in the other vocabularies: "+2" is not the user, or the item, "2".
+    assert INTEGERS.encode(["+2", "02", "-0", "+0", "00", "-01", " 2", "2\n", "٢"]).tolist() == [0] * 9
+    assert DECLARED.encode(["+1", "01"]).tolist() == [0, 0]
     assert INTEGERS.encode(pa.array([2**64 - 1, 2], pa.uint64())).tolist() == [0, 4]
     assert BUCKETS.encode([17.9, 18, 24, 25, None, "x"]).tolist() == [1, 2, 2, 3, 0, 0]
 

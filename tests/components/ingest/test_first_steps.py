@@ -133,7 +133,7 @@ def test_what_names_do_not_say_is_asked_for(folder: Path, arguments: list[str], 
 @pytest.mark.parametrize("users", [1, 900, 40_000, 3_000_000, 10**9])
 @pytest.mark.parametrize("unit", ["user", "example"])
 def test_configurations_are_valid_at_every_size(folder: Path, users: int, unit: str) -> None:
-    sizes = ["--users", str(users), "--interactions", str(users * 30), "--private-unit", unit]
+    sizes = ["--users", str(users), "--interactions", str(users * 30), "--privacy-unit", unit]
     made = run(init, "--input", "clicks.csv", "--items", "products.csv", *sizes)
     assert made.exit_code == 0, made.output
     config = TrainConfig.load(folder / "train.yaml")

@@ -108,7 +108,7 @@ def store(monkeypatch: pytest.MonkeyPatch) -> Iterator[tuple[type[_Store], str]]
         objects[f"log/{number}.parquet"] = sink.getvalue()
     kind = type("Store", (_Store,), {"objects": objects})
     server = HTTPServer(("127.0.0.1", 0), kind)
-    thread = threading.Thread(target=server.serve_forever, daemon=True)
+    thread = threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True)
     thread.start()
     options = f"endpoint_override=127.0.0.1:{server.server_port}&scheme=http&region=us-east-1"
     yield kind, options

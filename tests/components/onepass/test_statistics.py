@@ -9,11 +9,12 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 from dp_accounting.pld import PLDAccountant
-from scipy import stats
+from scipy import sparse, stats
 
 from lazydp.components.budget.accounting.epsilon import epsilon
 from lazydp.components.budget.accounting.events import start_event
-from lazydp.components.onepass import item_vectors, rules
+from lazydp.components.onepass import item_vectors, rules, statistics
+from lazydp.components.onepass.contributions import Contributions
 from lazydp.components.onepass.noise import add_noise
 from lazydp.components.onepass.rules import Noise, choose
 from lazydp.components.shared.noise_addresses import FIRST_RESERVED, MATRIX_TABLE, POPULARITY_TABLE, SKETCH_TABLE
@@ -125,10 +126,12 @@ def test_a_matrix_that_the_basis_spans_is_completed_exactly() -> None:
     basis, _ = np.linalg.qr(dice.normal(size=(30, 5)))
     inner = dice.normal(size=(5, 5))
     whole = basis @ (inner @ inner.T) @ basis.T
-    vectors, values = item_vectors.sketched_eigenvectors(whole @ basis, basis, std=0.0, rank=5)
+    popularity = np.ones(30)
+    vectors, values = item_vectors.sketched_eigenvectors(whole @ basis, basis, popularity, std=0.0, rank=5)
     assert np.allclose((vectors * values) @ vectors.T, whole)
     # A basis that spans less of it completes less.
-    vectors, values = item_vectors.sketched_eigenvectors(whole @ basis[:, :2], basis[:, :2], std=0.0, rank=5)
+    few = basis[:, :2]
+    vectors, values = item_vectors.sketched_eigenvectors(whole @ few, few, popularity, std=0.0, rank=5)
     assert not np.allclose((vectors * values) @ vectors.T, whole)
 
 
@@ -149,9 +152,39 @@ def test_a_refilled_diagonal_is_that_of_the_low_rank_part() -> None:
     whole = (vectors * [9.0, 4.0]) @ vectors.T
     hollow = whole.copy()
     np.fill_diagonal(hollow, 0.0)
-    _, refilled = item_vectors.matrix_eigenvectors(hollow.copy(), std=0.0, rank=2, refill=True)
-    _, left = item_vectors.matrix_eigenvectors(hollow.copy(), std=0.0, rank=2, refill=False)
+    _, refilled = item_vectors.matrix_eigenvectors(hollow.copy(), std=0.0, rank=2)
+    left = np.sort(np.linalg.eigvalsh(hollow))[::-1][:2]
     assert np.abs(refilled - [9.0, 4.0]).max() < np.abs(left - [9.0, 4.0]).max() / 3
+
+
+def test_rows_of_a_sketch_that_noise_outweighs_are_shrunk() -> None:
+    """Many items that nobody takes do not hide a direction of few popular ones."""
+    dice = np.random.default_rng(7)
+    items, popular = 5000, 50
+    basis = np.zeros((items, 2))
+    basis[:popular] = np.linalg.qr(dice.normal(size=(popular, 2)))[0]
+    popularity = np.where(np.arange(items) < popular, 100.0, 1.0)
+    sketch = basis * [60.0, 40.0] + dice.normal(size=(items, 2))
+    found, _ = item_vectors.sketched_eigenvectors(sketch, basis, popularity, std=1.0, rank=2)
+    kept = np.square(found[:popular]).sum(axis=0)
+    assert kept.min() > 0.95
+    # The control: where all items pass for popular, the eigenvectors hold the noise of all.
+    alike, _ = item_vectors.sketched_eigenvectors(sketch, basis, np.full(items, 100.0), std=1.0, rank=2)
+    assert np.square(alike[:popular]).sum(axis=0).max(initial=0.0) < 0.9
+
+
+def test_leading_eigenvectors_are_those_of_the_whole_sum() -> None:
+    dice = np.random.default_rng(10)
+    rows = sparse.csr_matrix(np.square(dice.normal(size=(400, 91))) @ np.diag(0.95 ** np.arange(91)))
+    halves = [Contributions(part, part) for part in (rows[:150], rows[150:])]
+    vectors, values = statistics.leading_eigenvectors(lambda: halves, num_items=90, rank=5)
+    expected, whole = np.linalg.eigh((rows.T @ rows).todense())
+    assert np.allclose(values, expected[::-1][:5], rtol=1e-4)
+    assert np.abs(np.sum(vectors * np.asarray(whole)[:, ::-1][:, :5], axis=0)).min() > 0.999
+    crossed = [Contributions(rows, rows[:, np.arange(90, -1, -1)].tocsr())]
+    _, values = statistics.leading_eigenvectors(lambda: crossed, num_items=90, rank=5)
+    product = np.asarray((rows.T @ crossed[0].sources).todense())
+    assert np.allclose(values, np.linalg.eigvalsh((product + product.T) / 2)[::-1][:5], rtol=1e-3)
 
 
 def test_vectors_of_unknown_items_are_zero_and_typical_products_have_the_scale() -> None:
@@ -187,6 +220,12 @@ def test_the_whole_of_a_small_catalogue_is_asked_where_examples_are_the_unit_or_
     public = choose(units=1e3, mu=math.inf, num_items=3000, has_features=True)
     assert example.matrix_items == public.matrix_items == 3000
     assert example.matrix_share == public.matrix_share == 1.0
+
+
+def test_a_large_catalogue_without_privacy_is_decomposed_whole() -> None:
+    chosen = choose(units=1e3, mu=math.inf, num_items=30_000, has_features=True)
+    assert (chosen.exact, chosen.directions, chosen.matrix_items) == (True, 0, 0)
+    assert not choose(units=1e3, mu=1.0, num_items=30_000, has_features=False).exact
 
 
 def test_shares_of_the_budget_add_up() -> None:

@@ -1,10 +1,12 @@
 """The code's version tells two sources apart, and nothing that has no part in a run."""
 
+import os
 from pathlib import Path
 
 import pytest
 
-from lazydp.components.shared.version import code_version, source_digest
+from lazydp.components.shared import version
+from lazydp.components.shared.version import code_version, remembered_digest, source_digest
 
 SOURCE = '''"""A module."""
 
@@ -85,6 +87,43 @@ def test_what_has_no_part_in_a_run_has_none_in_its_version(root: Path, name: str
     before = source_digest(root)
     (root / name).write_text("other")
     assert source_digest(root) == before
+
+
+def test_sources_that_nobody_wrote_are_not_read_again(
+    root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cache = tmp_path / "cache"
+    assert remembered_digest(root, cache) == source_digest(root)
+    syntax = version._syntax
+    read: list[str] = []
+    monkeypatch.setattr(version, "_syntax", lambda source: read.append(source) or syntax(source))  # type: ignore[func-returns-value]
+    remembered = remembered_digest(root, cache)
+    assert read == []
+    assert remembered == source_digest(root)
+    # A change that restores name, size and times of the file is seen all the same.
+    file = root / "kernels" / "ops.py"
+    before = file.stat()
+    file.write_text(SOURCE.replace("0.5", "0.6"))
+    os.utime(file, ns=(before.st_atime_ns, before.st_mtime_ns))
+    assert file.stat().st_size == before.st_size
+    assert remembered_digest(root, cache) == source_digest(root) != remembered
+
+
+@pytest.mark.parametrize("text", ["", "{", "[]", "{}", '{"written": 1, "digest": "x"}'])
+def test_what_is_kept_wrongly_is_computed_anew(root: Path, tmp_path: Path, text: str) -> None:
+    cache = tmp_path / "cache"
+    remembered_digest(root, cache)
+    (kept,) = cache.iterdir()
+    whole = kept.read_text()
+    kept.write_text(text)
+    assert remembered_digest(root, cache) == source_digest(root)
+    assert kept.read_text() == whole
+
+
+def test_a_folder_that_cannot_be_written_costs_time_alone(root: Path, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    for folder in (None, tmp_path / "file" / "cache"):
+        assert remembered_digest(root, folder) == source_digest(root)
 
 
 def test_this_codes_version_is_of_these_sources() -> None:

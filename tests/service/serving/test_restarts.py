@@ -6,10 +6,6 @@ import json
 import os
 import signal
 import socket
-import subprocess
-import sys
-import threading
-import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -21,6 +17,8 @@ from lazydp.components.bundle.manifest import BundleManifest
 from lazydp.components.bundle.untrained import write_untrained
 from lazydp.components.shared.errors import FormatError
 from lazydp.service.serving.state_file import Loaded, State
+from support.forks import LAZYDP, NOWHERE, Fork
+from support.service_load import Load, eventually, point
 
 QUERY = b'{"user_id":"7","k":5}'
 
@@ -37,26 +35,23 @@ class Process:
     def __init__(self, bundle: Path, **settings: object) -> None:
         self.port = free_port()
         self.url = f"http://127.0.0.1:{self.port}"
-        self._command = [sys.executable, "-m", "lazydp.pipelines.cli", "serve", "--bundle", str(bundle)]
-        self._command += ["--port", str(self.port), "--allow-test-key"]
+        self._command = ["serve", "--bundle", str(bundle), "--port", str(self.port), "--allow-test-key"]
         named = {f"LAZYDP_SERVE_{name.upper()}": str(value) for name, value in {"drain_delay_s": 0, **settings}.items()}
         self._environment = {**os.environ, "LAZYDP_SERVE_ACCESS_LOG": "false", **named}
         self.start()
 
     def start(self) -> None:
-        self.process = subprocess.Popen(
-            self._command, env=self._environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
-        )
+        self.process = Fork(LAZYDP, *self._command, environment=self._environment, output=(NOWHERE, NOWHERE))
 
     def wait_until_ready(self) -> None:
-        deadline = time.monotonic() + 60
-        while time.monotonic() < deadline:
-            assert self.process.poll() is None, "the service did not start"
-            with contextlib.suppress(httpx.TransportError):
-                if httpx.get(f"{self.url}/readyz").status_code == 200:
-                    return
-            time.sleep(0.05)
-        raise AssertionError("the service is not ready")
+        eventually(self.is_ready)
+
+    def is_ready(self) -> bool:
+        assert self.process.poll() is None, "the service did not start"
+        try:
+            return httpx.get(f"{self.url}/readyz").status_code == 200
+        except httpx.TransportError:
+            return False
 
     def stop(self, number: signal.Signals) -> int:
         self.process.send_signal(number)
@@ -87,57 +82,14 @@ def answers(url: str) -> bool:
     return True
 
 
-class RetryingLoad:
-    """Clients that ask again when a connection fails, as any client behind a load balancer does."""
-
-    def __init__(self, url: str, *, clients: int = 3) -> None:
-        self.url = url
-        self.answered = 0
-        self.retried = 0
-        self.refused: list[str] = []
-        self._stop = threading.Event()
-        self._threads = [threading.Thread(target=self._ask) for _ in range(clients)]
-
-    def __enter__(self) -> "RetryingLoad":
-        for thread in self._threads:
-            thread.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._stop.set()
-        for thread in self._threads:
-            thread.join()
-
-    def _ask(self) -> None:
-        with httpx.Client(base_url=self.url, timeout=30) as client:
-            while not self._stop.is_set():
-                try:
-                    answer = client.post(
-                        "/v1/recommendations", content=QUERY, headers={"content-type": "application/json"}
-                    )
-                except httpx.TransportError:
-                    self.retried += 1
-                    time.sleep(0.05)
-                    continue
-                self.answered += 1
-                if answer.status_code != 200 or len(answer.json()["items"]) != 5:
-                    self.refused.append(answer.text)
-
-    def until(self, answered: int) -> None:
-        deadline = time.monotonic() + 60
-        while self.answered < answered:
-            assert time.monotonic() < deadline
-            time.sleep(0.02)
-
-
 def test_a_stop_under_load_fails_no_request_behind_a_retrying_client(bundles: dict[str, Path]) -> None:
-    with serving(bundles["towers"]) as service, RetryingLoad(service.url) as load:
+    with serving(bundles["towers"]) as service, Load(service.url, retrying=True) as load:
         load.until(30)
         assert service.stop(signal.SIGTERM) in (0, -signal.SIGTERM, 128 + signal.SIGTERM)
-        before = load.answered
+        before = load.count
         service.start()
         load.until(before + 30)
-    assert load.refused == []
+    assert load.failures == []
 
 
 def test_requests_under_way_are_answered_before_the_process_goes(bundles: dict[str, Path]) -> None:
@@ -148,12 +100,9 @@ def test_requests_under_way_are_answered_before_the_process_goes(bundles: dict[s
         held.putheader("content-length", str(len(QUERY)))
         held.endheaders(QUERY[:5])
         # The head is with the service once it has counted the request.
-        deadline = time.monotonic() + 30
-        while "lazydp_requests_in_flight 2.0" not in httpx.get(f"{service.url}/metrics").text:
-            assert time.monotonic() < deadline
+        eventually(lambda: "lazydp_requests_in_flight 2.0" in httpx.get(f"{service.url}/metrics").text)
         service.process.send_signal(signal.SIGTERM)
-        while answers(service.url):
-            assert time.monotonic() < deadline
+        eventually(lambda: not answers(service.url))
         assert service.process.poll() is None
         held.send(QUERY[5:])
         answer = held.getresponse()
@@ -166,9 +115,7 @@ def test_requests_under_way_are_answered_before_the_process_goes(bundles: dict[s
 def test_readiness_goes_before_the_door_closes(bundles: dict[str, Path]) -> None:
     with serving(bundles["towers"], drain_delay_s=1) as service:
         service.process.send_signal(signal.SIGTERM)
-        deadline = time.monotonic() + 30
-        while httpx.get(f"{service.url}/readyz").status_code == 200:
-            assert time.monotonic() < deadline
+        eventually(lambda: httpx.get(f"{service.url}/readyz").status_code != 200)
         answer = httpx.post(f"{service.url}/v1/recommendations", json={"user_id": "7"})
         assert answer.status_code == 200
         service.process.wait(timeout=30)
@@ -184,10 +131,9 @@ def repository(tmp_path: Path) -> Path:
     return root
 
 
-def point(repository: Path, target: str) -> str:
-    fresh = repository / "untrained.new"
-    fresh.symlink_to(target)
-    fresh.replace(repository / "untrained")
+def choose(repository: Path, target: str) -> str:
+    """Make `target` the version of `untrained`; returns its name."""
+    point(repository / "untrained", target)
     return BundleManifest.load(repository / target).version
 
 
@@ -202,25 +148,25 @@ def test_a_kill_under_load_loses_nothing_acknowledged(
     bundles: dict[str, Path], repository: Path, tmp_path: Path
 ) -> None:
     settings = {"repository": repository, "state_file": tmp_path / "state.json"}
-    with serving(bundles["towers"], **settings) as service, RetryingLoad(service.url) as clients:
+    with serving(bundles["towers"], **settings) as service, Load(service.url, retrying=True) as clients:
         for number in (1, 2):
-            expected = point(repository, f"version-{number}")
+            expected = choose(repository, f"version-{number}")
             assert load(service) == {"name": "untrained", "version": expected, "durable": True}
             service.stop(signal.SIGKILL)
             # What is pointed at afterwards was not acknowledged.
-            point(repository, f"version-{3 - number}")
+            choose(repository, f"version-{3 - number}")
             service.start()
             service.wait_until_ready()
             assert service.version() == expected
-        clients.until(clients.answered + 10)
-    assert clients.refused == []
+        clients.until(clients.count + 10)
+    assert clients.failures == []
     assert clients.retried
 
 
 def test_without_a_state_file_the_answer_says_that_it_will_be_forgotten(
     start: Any, bundles: dict[str, Path], repository: Path
 ) -> None:
-    point(repository, "version-1")
+    choose(repository, "version-1")
     with start(bundles["towers"], repository=repository) as client:
         assert client.post("/v2/repository/models/untrained/load").json()["durable"] is False
     with start(bundles["towers"]) as client:
@@ -256,7 +202,7 @@ def test_what_cannot_be_restored_leaves_the_configured_version(
 def test_a_state_file_that_cannot_be_written_is_not_an_acknowledgement(
     start: Any, bundles: dict[str, Path], repository: Path, tmp_path: Path
 ) -> None:
-    point(repository, "version-1")
+    choose(repository, "version-1")
     with start(bundles["towers"], repository=repository, state_file=tmp_path / "no" / "state.json") as client:
         answer = client.post("/v2/repository/models/untrained/load")
         assert answer.status_code == 503

@@ -1,7 +1,6 @@
 """The service answers from each new snapshot of a run while the run trains on."""
 
 import threading
-import time
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +16,7 @@ from lazydp.components.sample.sample import SampleSize, make_sample
 from lazydp.components.train.config import TrainConfig
 from lazydp.components.train.engine.step import Engine
 from lazydp.components.train.run.train import train
+from support.service_load import eventually
 
 CONFIG = {
     "model": {"kind": "two_tower", "embedding_dim": 8},
@@ -86,10 +86,3 @@ def test_the_service_follows_a_run(start: Any, tmp_path: Path, monkeypatch: pyte
         for event in watched.values():
             event.set()
         run.join(60)
-
-
-def eventually(holds: Any) -> None:
-    deadline = time.monotonic() + 60
-    while not holds():
-        assert time.monotonic() < deadline, "it did not come about"
-        time.sleep(0.02)

@@ -4,9 +4,6 @@ import gc
 import os
 import resource
 import shutil
-import threading
-import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -15,73 +12,12 @@ import pytest
 
 from lazydp.components.bundle.manifest import BundleManifest
 from lazydp.components.bundle.untrained import write_untrained
+from support.service_load import Load, eventually, point
 
 
 def version(client: httpx.Client) -> str:
     found: str = client.get("/v1/models").json()["models"][0]["version"]
     return found
-
-
-def point(link: Path, target: Path) -> None:
-    """Make `link` point at `target` in one step."""
-    fresh = link.with_name(link.name + ".new")
-    fresh.symlink_to(target)
-    fresh.replace(link)
-
-
-def eventually(holds: Callable[[], bool]) -> None:
-    deadline = time.monotonic() + 60
-    while not holds():
-        assert time.monotonic() < deadline, "it did not come about"
-        time.sleep(0.02)
-
-
-class Load:
-    """Clients that ask all the time, and check that each answer comes from one whole version."""
-
-    def __init__(self, client: httpx.Client, *, clients: int = 3) -> None:
-        self.url = str(client.base_url)
-        self.answers: dict[tuple[str, str], Any] = {}
-        self.count = 0
-        self.failures: list[str] = []
-        self._stop = threading.Event()
-        self._lock = threading.Lock()
-        self._threads = [threading.Thread(target=self._ask) for _ in range(clients)]
-
-    def __enter__(self) -> "Load":
-        for thread in self._threads:
-            thread.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._stop.set()
-        for thread in self._threads:
-            thread.join()
-
-    def _ask(self) -> None:
-        with httpx.Client(base_url=self.url, timeout=30) as client:
-            user = 0
-            while not self._stop.is_set():
-                user = (user + 1) % 20
-                try:
-                    response = client.post("/v1/recommendations", json={"user_id": user, "k": 5})
-                    self._check(str(user), response)
-                except httpx.HTTPError as error:
-                    self.failures.append(repr(error))
-
-    def _check(self, user: str, response: httpx.Response) -> None:
-        if response.status_code != 200:
-            self.failures.append(response.text)
-            return
-        answer = response.json()
-        key = (answer["model"]["version"], user)
-        # Queries that share a matrix product differ from lone ones in the last bit of a score.
-        items = [(item["id"], pytest.approx(item["score"], rel=1e-5)) for item in answer["items"]]
-        with self._lock:
-            self.count += 1
-            plain = [(item["id"], item["score"]) for item in answer["items"]]
-            if self.answers.setdefault(key, plain) != items:
-                self.failures.append(f"two answers of {key}")
 
 
 def swap_under_load(start: Any, bundles: dict[str, Path], folder: Path, *, swaps: int) -> tuple[Load, list[int]]:
@@ -90,13 +26,13 @@ def swap_under_load(start: Any, bundles: dict[str, Path], folder: Path, *, swaps
     link.symlink_to(bundles["towers"])
     versions = {path: BundleManifest.load(path).version for path in (bundles["towers"], bundles["newer"])}
     memory = []
-    with start(link, poll_s=0.02) as client, Load(client) as load:
+    with start(link, poll_s=0.02) as client, Load(str(client.base_url)) as load:
         for number in range(swaps):
             target = bundles["newer"] if number % 2 == 0 else bundles["towers"]
             point(link, target)
             eventually(lambda target=target: version(client) == versions[target])  # type: ignore[misc]
             memory.append(int(Path("/proc/self/statm").read_text().split()[1]) * resource.getpagesize())
-        eventually(lambda: load.count > 50)
+        load.until(51)
     return load, memory
 
 

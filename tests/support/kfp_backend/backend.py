@@ -11,11 +11,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import yaml
 from google.protobuf import json_format
 from kfp.kubernetes import kubernetes_executor_config_pb2
 from kfp.pipeline_spec import pipeline_spec_pb2
 
+from lazydp.pipelines.package import documents_of
 from support.kfp_backend.cache import fingerprint
 from support.kfp_backend.pods import PodHost
 from support.kfp_backend.resolve import DriverError, Job, after_argo, checked, constant, protojson, replaced
@@ -128,7 +128,7 @@ class Backend:
 
 def _parsed(package: Path) -> tuple[dict[str, Any], dict[str, Any]]:
     """Specification and platform configuration, each known to the last field by the backend's own messages."""
-    documents = list(yaml.safe_load_all(package.read_text()))
+    documents = documents_of(package)
     spec = documents[0]
     platform = documents[1]["platforms"]["kubernetes"] if len(documents) > 1 else {}
     json_format.ParseDict(spec, pipeline_spec_pb2.PipelineSpec())

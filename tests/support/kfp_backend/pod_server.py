@@ -11,6 +11,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
+
+from lazydp.components.shared.version import code_version
 
 sys.path.insert(0, str(Path(__file__).parents[2]))
 from support import known_key
@@ -22,6 +25,7 @@ def serve(path: str, preload: list[str]) -> None:
     """Fork for every connection, until terminated."""
     for name in ["kfp.dsl.executor_main", *preload]:
         importlib.import_module(name)
+    code_version()  # which each process computes once
     signal.signal(signal.SIGCHLD, signal.SIG_IGN)
     server = socket.socket(socket.AF_UNIX)
     server.bind(f"{path}.new")
@@ -69,6 +73,8 @@ def run(arguments: list[str], root: str) -> int:
     artifact_types._MINIO_LOCAL_MOUNT_PREFIX = f"{root}/minio/"
     if known_key.VARIABLE in os.environ:
         known_key.replace(os.environ[known_key.VARIABLE], pytest.MonkeyPatch())
+    # What a new process reads as it loads torch.
+    torch.set_num_threads(int(os.environ["OMP_NUM_THREADS"]))
     sys.addaudithook(no_network)
     sys.argv = arguments[1:]
     sys.path.insert(0, str(Path.cwd()))

@@ -54,6 +54,14 @@ class PodHost:
         self._process.terminate()
         self._process.wait()
 
+    def make_python(self, file: Path) -> None:
+        """Write a `python3` that runs a task in a fork of this host, and everything else as Python does."""
+        client = f"{sys.executable} -I -S {_HERE / 'pod_client.py'} {self._socket}"
+        file.write_text(
+            f'#!/bin/sh\n[ "$2" = kfp.dsl.executor_main ] && exec {client} "$@"\nexec {sys.executable} "$@"\n'
+        )
+        file.chmod(0o755)
+
     def run(
         self,
         arguments: list[str],
@@ -74,9 +82,7 @@ class PodHost:
         """
         for name in ("bin", "tmp", "home"):
             (pod / name).mkdir(parents=True)
-        python = pod / "bin" / "python3"
-        python.write_text(f'#!/bin/sh\nexec {sys.executable} -I -S {_HERE / "pod_client.py"} {self._socket} "$@"\n')
-        python.chmod(0o755)
+        self.make_python(pod / "bin" / "python3")
         whole = {
             "PATH": f"{pod / 'bin'}:/usr/bin:/bin",
             "HOME": str(pod / "home"),

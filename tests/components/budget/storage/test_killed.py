@@ -10,20 +10,16 @@ import pytest
 
 from lazydp.components.budget.ledger.ledger import Ledger
 from lazydp.components.budget.ledger.verify import verify
+from support import forks
 
 # Between each pair of steps, and inside the two writes; the last is where nobody is killed.
 POINTS = 9
+PROGRAM = Path(__file__).with_name("release_steps.py")
 
 
-def run(url: str, folder: Path, *, kill_at: int) -> "subprocess.CompletedProcess[str]":
-    return subprocess.run(
-        [sys.executable, str(Path(__file__).with_name("release_steps.py")), url, str(folder)],
-        capture_output=True,
-        text=True,
-        check=False,
-        timeout=120,
-        env={**os.environ, "KILL_AT": str(kill_at)},
-    )
+def run(url: str, folder: Path, *, kill_at: int) -> forks.Done:
+    environment = {**os.environ, "KILL_AT": str(kill_at)}
+    return forks.run(PROGRAM, url, str(folder), folder=folder, environment=environment)
 
 
 @pytest.mark.parametrize("kill_at", range(1, POINTS + 1))
@@ -46,5 +42,7 @@ def test_killed_between_each_pair_of_steps(ledger: Ledger, ledger_url: str, tmp_
 
 
 def test_the_points_are_all_there_are(ledger: Ledger, ledger_url: str, tmp_path: Path) -> None:
-    done = run(ledger_url, tmp_path, kill_at=0)
+    """In a process that a shell could have started."""
+    command = [sys.executable, str(PROGRAM), ledger_url, str(tmp_path)]
+    done = subprocess.run(command, capture_output=True, text=True, check=True, timeout=120)
     assert int(done.stdout) == POINTS

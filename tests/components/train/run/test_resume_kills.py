@@ -7,14 +7,11 @@ resumed to its end, and every bit of the state compared, of each by itself.
 from __future__ import annotations
 
 import dataclasses
-import multiprocessing
 import random
-import runpy
 import shutil
 import signal
 import time
 from dataclasses import dataclass
-from multiprocessing.context import ForkServerProcess
 from pathlib import Path
 from typing import Any
 
@@ -26,14 +23,9 @@ from lazydp.components.train.run import train as module
 from lazydp.components.train.run.folder import RunFolder
 from lazydp.components.train.run.train import train
 from lazydp.kernels.noise_key import NoiseKey
+from support.forks import Fork
 
 PROGRAM = Path(__file__).with_name("resumed_run.py")
-PRELOADED = [
-    "torch._dynamo",
-    "lazydp.components.export.publish",
-    "lazydp.components.budget.storage.sql",
-    "lazydp.components.budget.ledger.charges",
-]
 STEPS = 24
 # Checkpoints so often that a kill often falls into the writing of one.
 SETTINGS: dict[str, Any] = {"steps": STEPS, "checkpoint_every": 2, "target_delta": 1e-5}
@@ -99,12 +91,8 @@ class Runs:
         self._config = tiny.config(**SETTINGS, **settings)
         self._dataset = tiny.dataset
         self._dice = random.Random(5)
-        # A server that has everything imported: a child is there in no time, and most of its life is training.
-        monkeypatch.setenv("OMP_NUM_THREADS", "1")  # the children's: many small steps beside other processes
         threads = torch.get_num_threads()
         torch.set_num_threads(1)  # a run that releases snapshots goes on with as many threads as it began with
-        self._processes = multiprocessing.get_context("forkserver")
-        self._processes.set_forkserver_preload(PRELOADED)
         with monkeypatch.context() as patch:
             patch.setattr(module, "_loop", lambda *arguments: None)
             train(
@@ -120,32 +108,29 @@ class Runs:
         process = self.start(undisturbed)
         self._wait_for_step(undisturbed, process)
         began = time.monotonic()
-        process.join()
-        assert process.exitcode == 0
+        assert process.wait() == 0
         self._took = time.monotonic() - began
         self.expected = self.outcome(undisturbed)
 
     def copy(self, folder: Path, name: str) -> Path:
         return Path(shutil.copytree(folder, self._folder / name, symlinks=True))
 
-    def start(self, folder: Path, *, forgets: str = "") -> ForkServerProcess:
+    def start(self, folder: Path, *, forgets: str = "") -> Fork:
         given = {
             "dataset": str(self._dataset),
             "config": self._config.model_dump(mode="json"),
             "folder": str(folder),
             "forgets": forgets,
         }
-        process = self._processes.Process(target=runpy.run_path, args=(str(PROGRAM), {"GIVEN": given}, "__main__"))
-        process.start()
-        return process
+        return Fork(PROGRAM, given={"GIVEN": given})  # at once: most of its life is training
 
     def step(self, folder: Path) -> int:
         """The step of the latest checkpoint that has its name."""
         steps = [int(path.name.rpartition("-")[2]) for path in (folder / "run" / "checkpoints").glob("step-*")]
         return max(steps)
 
-    def _wait_for_step(self, folder: Path, process: ForkServerProcess) -> None:
-        while process.is_alive() and self.step(folder) == 0:
+    def _wait_for_step(self, folder: Path, process: Fork) -> None:
+        while process.poll() is None and self.step(folder) == 0:
             time.sleep(0.001)
 
     def killed(self, name: str) -> Path:
@@ -156,16 +141,13 @@ class Runs:
             self._wait_for_step(folder, process)
             time.sleep(self._dice.uniform(0.0, 1.0) * self._took)
             process.kill()
-            process.join()
-            if process.exitcode == -signal.SIGKILL and 0 < self.step(folder) < STEPS:
+            if process.wait() == -signal.SIGKILL and 0 < self.step(folder) < STEPS:
                 return folder
             shutil.rmtree(folder)
         raise AssertionError("in fifty attempts no kill fell between the first step and the last")
 
     def finish(self, folder: Path, *, forgets: str = "") -> Outcome:
-        process = self.start(folder, forgets=forgets)
-        process.join()
-        assert process.exitcode == 0
+        assert self.start(folder, forgets=forgets).wait() == 0
         return self.outcome(folder)
 
     def outcome(self, folder: Path) -> Outcome:
