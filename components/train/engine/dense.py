@@ -154,7 +154,7 @@ class DenseLayers:
             if total is None:  # no micro-batch, or none that reached the parameter
                 total = self.sums.of(parameter)
             noise = self._noise_of(number, parameter, step) if self._noise_scale else None
-            if total.is_cpu and gradient.is_contiguous():
+            if total.is_cpu and gradient.is_contiguous() and gradient.dtype == torch.float32:
                 flat = None if noise is None else noise.view(-1)
                 products.noised_sum_(gradient.view(-1), total.view(-1), flat, scale=self._noise_scale)
             else:

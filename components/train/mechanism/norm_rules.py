@@ -140,7 +140,8 @@ class LinearRule(NormRule):
         block: int,
     ) -> None:
         num_in, num_out = inputs.shape[2], grads.shape[2]
-        if not inputs.is_cpu or min(num_in, num_out) == 1:
+        in_blocks = inputs.is_cpu and inputs.dtype == grads.dtype == torch.float32 and min(num_in, num_out) > 1
+        if not in_blocks:
             self.add_exact(layer, inputs, grads, scale, into)
             return
         inputs, grads = inputs.squeeze(1).contiguous(), grads.squeeze(1).contiguous()
