@@ -23,8 +23,19 @@ from lazydp.components.train.private import DenseOptimizer, EmbeddingSgd, Privac
 from lazydp.kernels.noise_key import NoiseKey
 
 ROWS, DIM, POSITIONS, WIDTH, BAG = 5, 3, 3, 4, 4
-PARTS = ("difference", "scaled", "bag", "mean", "positions", "norm", "deep", "column", "row", "flat")
+PARTS = ("difference", "scaled", "bag", "mean", "positions", "norm", "deep", "column", "row", "flat", "slow")
 LARGEST = 1.001
+
+
+class Slow(nn.Module):
+    """A parameter without a rule: its per-example gradients are formed."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.factors = nn.Parameter(torch.ones(WIDTH))
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        return inputs * self.factors
 
 
 class Everything(nn.Module):
@@ -41,6 +52,7 @@ class Everything(nn.Module):
         self.norm = nn.LayerNorm(WIDTH)
         self.deep = nn.Linear(WIDTH, 2)
         self.column, self.row, self.flat = nn.Linear(1, 16), nn.Linear(WIDTH, 1), nn.LayerNorm(WIDTH)
+        self.slow = Slow()
         with torch.no_grad():
             for table in (self.table, self.bag, self.mean):
                 table.weight.zero_()  # so that what a step adds is not rounded beside what was there
@@ -56,6 +68,7 @@ class Everything(nn.Module):
             "mean": self.mean(batch.bags).sum(dim=1),
             "positions": (passed * batch.signs.unsqueeze(2)).sum(dim=(1, 2)),
             "norm": (self.norm(passed) * batch.signs.unsqueeze(2)).sum(dim=(1, 2)),
+            "slow": (self.slow(batch.inputs) * batch.signs.unsqueeze(2)).sum(dim=(1, 2)),
             "deep": self.deep(batch.inputs[:, 0]).sum(dim=1),
             "column": (self.column(batch.inputs[:, 0, :1]) * batch.signs[:, :1]).sum(dim=1),
             "row": self.row(batch.inputs[:, 0]).sum(dim=1),
