@@ -190,7 +190,7 @@ def step(
 )
 @click.option("--seeds", type=click.IntRange(min=1), default=5, show_default=True, help="Noise keys a private figure.")
 @click.option("--users", type=click.IntRange(min=1), help="Measure by so many users, drawn at random; all if left out.")
-@click.option("--plot", type=click.Path(dir_okay=False, path_type=Path), help="SVG of quality against epsilon.")
+@click.option("--plot", type=click.Path(dir_okay=False, path_type=Path), help="SVG against epsilon, or users.")
 @click.option("--metric", type=click.Choice(["hr_at_10", "ndcg_at_10", "recall_at_20"]), default="hr_at_10")
 @click.option("--json", "as_json", is_flag=True, help="One JSON object a line.")
 def quality(
