@@ -1,6 +1,7 @@
 """The public Python API of lazydp. The names that it exports are stable; other Python names may change in any release.
 
-    from lazydp.api import make_private, PrivacyParameters, epsilon      # private training of a module of your own
+    from lazydp.api import make_private_with_epsilon, export_module      # a module of your own, in one call
+    from lazydp.api import make_private, PrivacyParameters, epsilon      # the same, with a loop of your own
     from lazydp.api import ingest, train, export, evaluate              # the steps of the pipeline, as functions
     from lazydp.api import Ledger, Bundle, Client                       # the budget, a release, the service
 
@@ -12,6 +13,7 @@ import importlib
 
 # name -> the module that defines it
 _HOMES = {
+    "AccountedTrainer": "lazydp.components.train.accounted_trainer",
     "Bundle": "lazydp.components.bundle.reader",
     "Client": "lazydp.service.client",
     "DenseOptimizer": "lazydp.components.train.engine.dense",
@@ -25,8 +27,12 @@ _HOMES = {
     "epsilon": "lazydp.components.budget.accounting.epsilon",
     "evaluate": "lazydp.api.steps",
     "export": "lazydp.api.steps",
+    "export_module": "lazydp.components.export.module",
+    "fix": "lazydp.components.train.replacements",
     "ingest": "lazydp.api.steps",
+    "load_module_release": "lazydp.components.bundle.module_release",
     "make_private": "lazydp.components.train.private",
+    "make_private_with_epsilon": "lazydp.components.train.private_with_epsilon",
     "train": "lazydp.api.steps",
 }
 

@@ -82,9 +82,28 @@ def ingest(rows: int, repeats: int, threads: int | None, as_json: bool) -> None:
     _show(bench.run(rows=rows, repeats=repeats), unit=bench.UNIT, as_json=as_json)
 
 
+_MODULES = ("sasrec", "dcn")
+
+
+def _of_module(
+    shape: str, rows: int | None, repeats: int, contestants: tuple[str, ...], *, plain: bool
+) -> list[Result]:
+    from lazydp.components.bench import modules
+
+    if not plain:
+        raise click.UsageError(f"--shape {shape} is measured as a whole, on the CPU, with --rows, --contestant alone")
+    return modules.run(shape, rows=rows or modules.ROWS, repeats=repeats, contestants=contestants or None)
+
+
 @click.command(name="step", epilog="Example: lazydp bench step --data out/dataset --config train.yaml --plot step.svg")
-@click.option("--shape", type=click.Choice(["mlperf", "pooled", "small"]), default="mlperf", show_default=True)
-@click.option("--rows", type=click.IntRange(min=1), help="Rows of each table; the shape's, as memory allows.")
+@click.option(
+    "--shape",
+    type=click.Choice(["mlperf", "pooled", "small", "sasrec", "dcn"]),
+    default="mlperf",
+    show_default=True,
+    help="A model: of the pipeline, or (sasrec, dcn) a module of your own with layers on the slow path.",
+)
+@click.option("--rows", type=click.IntRange(min=2), help="Rows of each table; the shape's, as memory allows.")
 @click.option(
     "--data",
     type=click.Path(exists=True, file_okay=False, path_type=Path),
@@ -145,6 +164,10 @@ def step(
     if plot is not None and plot.suffix != ".svg":
         raise click.UsageError(f"--plot draws an SVG: name it so, as {plot.with_suffix('.svg')}")
     _use_threads(threads)
+    if shape in _MODULES and data is None:
+        plain = (device, part) == ("cpu", "whole") and not (table_device or growth or breakdown or plot)
+        _show(_of_module(shape, rows, repeats, contestants, plain=plain), unit=bench.UNIT, as_json=as_json)
+        return
     workload: Workload
     if data is None:
         workload = bench.named(shape, rows=rows)

@@ -35,6 +35,7 @@ def export_artifact(
         "privacy": released.statement.line(),
         "run_id": manifest.lineage.run_id,
         "ledger_dataset": manifest.lineage.dataset,
+        "ledger_head": manifest.lineage.ledger_head,
         "code_version": manifest.lineage.code_version,
         "config": manifest.lineage.config,
     }

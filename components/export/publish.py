@@ -106,7 +106,7 @@ class Snapshots:
         else:
             staged = bundle.with_name(f".{bundle.name}")
             clear(staged)
-            stands = standing(self.ledger, identity)
+            stands = standing(self.ledger, identity.run_id)
             manifest = stage(staged, flushed, identity, data, name=self.name, stands=stands, audit=None)
             charge(manifest.version)
             staged.rename(bundle)

@@ -74,8 +74,11 @@ class Assembled:
     user_hashes: Words
     # The train items of each user in order of time: what histories are windows of.
     sequences: CodeLists | None
-    over_bound: int
-    max_examples: int
+    # Which of the given rows stands at each place of the final order; and where in it each user's rows end.
+    order: Codes
+    row_ends: Codes
+    # Training examples of each user.
+    examples: Codes
 
 
 @dataclass
@@ -136,8 +139,9 @@ def assemble(spec: FeatureSpec, vocabularies: Vocabularies, rows: pa.Table, user
         users=names,
         user_hashes=ordered.user_hashes,
         sequences=sequences,
-        over_bound=len(kept) - len(train) - len(test),
-        max_examples=int(ordered.counts(kept).max(initial=0)),
+        order=ordered.order,
+        row_ends=ordered.ends,
+        examples=ordered.counts(kept),
     )
 
 

@@ -69,6 +69,13 @@ class _Bytes(click.ParamType[int]):
     show_default=True,
     help="Sets of files to write, a power of two. The dataset has the same fingerprint.",
 )
+@click.option("--keep-rows", is_flag=True, help="Keep the encoded rows in the dataset, for --append.")
+@click.option(
+    "--append",
+    type=click.Path(path_type=Path),
+    metavar="DATASET",
+    help="Add the rows to those of a dataset made with --keep-rows; what no new row touches is not written anew.",
+)
 @click.option("--replace", is_flag=True, help="Replace the dataset where it exists.")
 def command(
     inputs: tuple[str, ...],
@@ -82,6 +89,8 @@ def command(
     max_rejected: float,
     workers: int | None,
     parts: int,
+    keep_rows: bool,
+    append: Path | None,
     replace: bool,
 ) -> None:
     """Encode interactions (Parquet, CSV, TSV, JSON lines, Delta) into a dataset for training.
@@ -101,6 +110,8 @@ def command(
         max_rejected=max_rejected,
         workers=workers or cores(),
         parts=parts,
+        keep_rows=keep_rows,
+        append=append,
     )
     if dry:
         from lazydp.components.ingest.check import check

@@ -33,7 +33,6 @@ from lazydp.components.features.item_tensors import item_catalogue
 from lazydp.components.features.spec import FeatureSpec
 from lazydp.components.features.vocabulary import Vocabularies
 from lazydp.components.ingest.manifest import (
-    FORMAT_VERSION,
     ITEMS_FILE,
     MANIFEST,
     TEST,
@@ -41,11 +40,11 @@ from lazydp.components.ingest.manifest import (
     USERS_FILE,
     VOCABULARY_FOLDER,
     DatasetManifest,
+    check_files,
+    read_manifest,
 )
 from lazydp.components.ingest.split import Split, SplitPart, list_parts
-from lazydp.components.shared.errors import FormatError, InputError, IntegrityError
-from lazydp.components.shared.files import read_json, sha256_file
-from lazydp.components.shared.validation import Document
+from lazydp.components.shared.errors import FormatError, InputError
 
 Array: TypeAlias = np.ndarray[Any, Any]
 
@@ -81,10 +80,9 @@ class EncodedDataset:
             IntegrityError: a file differs from its digest.
         """
         folder = Path(path)
-        document = read_json(folder / MANIFEST, format_version=FORMAT_VERSION, what="dataset")
-        manifest = Document(f"dataset {folder / MANIFEST}", document).validated(DatasetManifest, raises=FormatError)
+        manifest = read_manifest(folder)
         spec = FeatureSpec.from_document(manifest.spec, where=f"dataset {folder / MANIFEST}")
-        _check_files(folder, manifest, verify=verify)
+        check_files(folder, manifest, verify=verify)
         try:
             return cls(folder, manifest, spec)
         except (pa.ArrowException, KeyError, OSError) as error:
@@ -154,20 +152,6 @@ class EncodedDataset:
         lengths = np.concatenate([np.diff(offsets) for _, offsets in self._sequences])
         values = np.concatenate([values for values, _ in self._sequences])
         return values, np.append(0, np.cumsum(lengths))
-
-
-def _check_files(folder: Path, manifest: DatasetManifest, *, verify: bool) -> None:
-    for name, entry in manifest.files.items():
-        path = folder / name
-        if not path.is_file():
-            raise FormatError(f"dataset {folder} is torn: {name} is missing; run ingest again")
-        if path.stat().st_size != entry.bytes:
-            found = path.stat().st_size
-            raise IntegrityError(
-                f"dataset {folder}: {name} has {found} bytes, {MANIFEST} says {entry.bytes}; run ingest again"
-            )
-        if verify and sha256_file(path) != entry.sha256:
-            raise IntegrityError(f"dataset {folder}: {name} differs from its digest in {MANIFEST}; run ingest again")
 
 
 def _read_table(path: Path) -> pa.Table:

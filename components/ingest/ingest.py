@@ -10,7 +10,7 @@ import logging
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from itertools import islice
 from pathlib import Path
@@ -22,10 +22,11 @@ from lazydp.components.features.spec import FeatureSpec
 from lazydp.components.features.values import MAX_ID
 from lazydp.components.ingest.assemble import Assembled, assemble
 from lazydp.components.ingest.hashing import Words, hash_texts
+from lazydp.components.ingest.kept import KeptRows, part_name, rows_of_ranges
 from lazydp.components.ingest.locations import shown
-from lazydp.components.ingest.manifest import MANIFEST, DatasetManifest, Origin
+from lazydp.components.ingest.manifest import MANIFEST, DatasetManifest, Kept, Origin
 from lazydp.components.ingest.ranges import NUM_RANGES, RANGE_BITS, Range, ranges_of
-from lazydp.components.ingest.readers import Format
+from lazydp.components.ingest.readers import BATCH_ROWS, Format
 from lazydp.components.ingest.resolve import ResolvedSpec, load_spec, resolve
 from lazydp.components.ingest.rows import (
     HASH_COLUMN,
@@ -39,12 +40,13 @@ from lazydp.components.ingest.rows import (
     text_of,
 )
 from lazydp.components.ingest.source import RowSource
-from lazydp.components.ingest.spill import Parted, Spill, partitions_needed
+from lazydp.components.ingest.spill import Parted, Spill, partitions_needed, working_memory
 from lazydp.components.ingest.workers import cores, in_order
 from lazydp.components.ingest.writer import PartWriter, finish_dataset
 from lazydp.components.shared.errors import InputError
 from lazydp.components.shared.files import PRIVATE_DIRECTORY, atomic_directory
 from lazydp.components.shared.progress import Progress
+from lazydp.kernels.rows import chain, sums
 
 DEFAULT_MEMORY_BYTES = 1 << 30
 # Above this fraction of the rows, a reason to leave rows out is more likely an error of the spec than of the data.
@@ -60,11 +62,14 @@ _REMEDIES = {
 }
 # An item that the catalogue lacks may be what the spec asks for; rows without a user or a label never are.
 _NEVER_MOST = {"null_user", "long_user", "null_item", "bad_timestamp", "bad_label", "unknown_split"}
+# Batches of fewer rows cost more than they save; a row takes about so much while it is encoded and parted.
+_FEWEST_ROWS = 1 << 13
+_ENCODED_ROW_BYTES = 400
+# With less, what the allocator would keep for later is given back after every batch.
+_PLENTY = 512 << 20
 # A byte of compressed text is at most about so many of plain text.
 _MOST_COMPRESSED = 8
 _log = logging.getLogger("lazydp.ingest")
-
-_OVER_BOUND = "over_max_examples_per_user"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -74,6 +79,8 @@ class IngestOptions:
     memory_bytes: the memory that the partitions in work may take, roughly.
     workers: threads that encode and assemble; all cores by default.
     parts: sets of files to write, by ranges of users' hashes; a power of two up to 512. The fingerprint is the same.
+    keep_rows: keep the encoded rows in the dataset, so that later ones can be added.
+    append: a dataset that keeps its rows, to which the new ones are added; it says into how many parts.
     format: of the interactions' files; `auto` goes by what each is.
     max_rejected: the share of the rows that may lack a usable user, item, time, label or split; more is an error.
     """
@@ -86,6 +93,8 @@ class IngestOptions:
     max_rejected: float = 0.5
     workers: int = field(default_factory=cores)
     parts: int = 1
+    keep_rows: bool = False
+    append: Path | None = None
 
     def __post_init__(self) -> None:
         """Check the number of parts.
@@ -114,25 +123,43 @@ def ingest(inputs: Sequence[str], spec: str, out: Path, options: IngestOptions |
         UnavailableError: a store does not answer.
     """
     options = options or IngestOptions()
+    before = KeptRows.open(options.append) if options.append is not None else None
+    if before is not None:
+        options = replace(options, parts=before.kept.parts, keep_rows=True)
     written, base = load_spec(spec)
     source = RowSource.open(inputs, kind=options.format)
     resolved = resolve(written, base=base, users=options.users, items=options.items)
     encoder = InteractionEncoder(resolved.spec, resolved.vocabularies, source)
+    locations = tuple(map(shown, inputs))
+    if before is not None:
+        before.check_same(spec=resolved.spec.document(), time_kind=encoder.time_kind, locations=locations)
+        locations = (*before.manifest.source.locations, *locations)
     with atomic_directory(out, mode=PRIVATE_DIRECTORY, replaces=MANIFEST if options.replace else None) as folder:
         scratch = folder / ".spill"
         scratch.mkdir(mode=PRIVATE_DIRECTORY)
         interactions, tally = _spill_interactions(source, encoder, resolved.spec, scratch, options)
-        users = _spill_users(resolved, scratch, interactions.num_partitions)
-        content = _assemble(resolved, interactions, users, folder, options)
+        users, users_digest = _spill_users(resolved, scratch, interactions.num_partitions)
+        if before is not None:
+            before.check_users(users_digest)
+            tally.rejected += before.rejected
+            tally.add_counts(before.manifest.source.rows, before.sums)
+        content = _assemble(resolved, interactions, users, before, folder, options)
         scratch.rmdir()
         return finish_dataset(
             folder,
             resolved,
             parts=content.parts,
             ranges=content.ranges,
-            max_examples=content.max_examples,
-            rejected=tally.rejected + Counter({_OVER_BOUND: content.over_bound}),
-            origin=Origin(locations=tuple(map(shown, inputs)), rows=tally.num_rows, digest=tally.digest()),
+            rejected=tally.rejected,
+            origin=Origin(locations=locations, rows=tally.num_rows, digest=tally.digest()),
+            kept=Kept(
+                parts=options.parts,
+                sums=(str(tally.sums[0]), str(tally.sums[1])),
+                time_kind=encoder.time_kind,
+                users_digest=users_digest,
+            )
+            if options.keep_rows
+            else None,
         )
 
 
@@ -141,7 +168,8 @@ def _spill_interactions(
 ) -> tuple[Spill, Tally]:
     tally = Tally()
     spill: Spill | None = None
-    batches = source.batches(encoder.columns)
+    batches = source.batches(encoder.columns, most_rows=_batch_rows(options))
+    scarce = options.memory_bytes < _PLENTY
     try:
         with Progress("ingest: encode", total=source.num_rows, unit="rows") as progress:
             for batch in batches:
@@ -165,9 +193,13 @@ def _spill_interactions(
                     tally.add(encoded)
                     spill.add(parts)
                     progress.advance(encoded.num_rows)
+                    if scarce:
+                        pa.default_memory_pool().release_unused()
     finally:
         if spill is not None:
             spill.close()
+        # What the reader's library keeps for its next batch is wanted elsewhere now.
+        pa.default_memory_pool().release_unused()
     if spill is None:
         raise InputError(f"no row of {source.where} can be used: {_reasons(tally.num_rows, tally.rejected)}")
     _judge_loss(tally.num_rows, tally.rejected, most=options.max_rejected)
@@ -179,6 +211,12 @@ def _encoded_and_parted(
 ) -> tuple[Encoded, Parted]:
     encoded = encoder.encode(batch)
     return encoded, spill.part(encoded.rows, _partition_hashes(spec, encoded.rows)) if encoded.rows.num_rows else []
+
+
+def _batch_rows(options: IngestOptions) -> int:
+    """Rows of a batch, so that those which the workers encode at once fit the memory given."""
+    at_once = working_memory(options.memory_bytes) // (2 * (options.workers + 2))
+    return max(_FEWEST_ROWS, min(BATCH_ROWS, at_once // _ENCODED_ROW_BYTES))
 
 
 def _rows_at_most(source: RowSource, first: pa.RecordBatch) -> int:
@@ -216,13 +254,14 @@ def _partition_hashes(spec: FeatureSpec, rows: pa.RecordBatch) -> Words:
     return np.asarray(rows.column(HASH_COLUMN if spec.user is None else USER_HASH_COLUMN).to_numpy())
 
 
-def _spill_users(resolved: ResolvedSpec, scratch: Path, num_partitions: int) -> Spill | None:
-    """The encoded user features, parted as the interactions are; None where there are none."""
+def _spill_users(resolved: ResolvedSpec, scratch: Path, num_partitions: int) -> tuple[Spill | None, str]:
+    """The encoded user features, parted as the interactions are, and their digest; None and "" where there are none."""
     spec, source = resolved.spec, resolved.users
     wanted = [feature.column_name for feature in spec.features if feature.source == "user"]
     if spec.users is None or source is None or not wanted:
-        return None
+        return None, ""
     key = spec.users.key
+    tally = Tally()
     spill = Spill(scratch, "users", num_partitions)
     try:
         for batch in source.batches(list(dict.fromkeys([key, *wanted]))):
@@ -230,10 +269,13 @@ def _spill_users(resolved: ResolvedSpec, scratch: Path, num_partitions: int) -> 
             rows = pa.record_batch(columns | encode_features(spec, resolved.vocabularies, batch, "user"))
             rows = rows.filter(rows.column(USER_COLUMN).is_valid())
             rows = rows.append_column(HASH_COLUMN, pa.array(hash_rows(rows)))
-            spill.add(spill.part(rows, hash_texts(rows.column(USER_COLUMN))))
+            hashes = hash_texts(rows.column(USER_COLUMN))
+            spill.add(spill.part(rows, hashes))
+            chain(hashes, rows.column(HASH_COLUMN).to_numpy())
+            tally.add_counts(rows.num_rows, sums(hashes))
     finally:
         spill.close()
-    return spill
+    return spill, tally.digest()
 
 
 @dataclass
@@ -242,53 +284,84 @@ class _Written:
 
     parts: list[str] = field(default_factory=list)
     ranges: list[Range] = field(default_factory=list)
-    max_examples: int = 0
-    over_bound: int = 0
+
+
+@dataclass(frozen=True)
+class _Done:
+    """A partition that is assembled, and what is kept of its rows."""
+
+    part: Assembled
+    ranges: list[Range]
+    rows: list[pa.RecordBatch]
 
 
 def _assemble(
-    resolved: ResolvedSpec, interactions: Spill, users: Spill | None, folder: Path, options: IngestOptions
+    resolved: ResolvedSpec,
+    interactions: Spill,
+    users: Spill | None,
+    before: KeptRows | None,
+    folder: Path,
+    options: IngestOptions,
 ) -> _Written:
-    def assembled(number: int) -> tuple[Assembled, list[Range]] | None:
-        rows = interactions.read(number)
-        profiles = users.read(number) if users is not None else None
-        if rows is None:
+    number = interactions.num_partitions
+    per_part = number // options.parts
+    has_rows = [interactions.has_rows(place) for place in range(number)]
+    touched = [any(has_rows[place * per_part : (place + 1) * per_part]) for place in range(options.parts)]
+
+    def assembled(place: int) -> _Done | None:
+        tables = [table for table in (interactions.read(place),) if table is not None]
+        profiles = users.read(place) if users is not None else None
+        if before is not None and touched[place // per_part]:
+            tables += before.rows(place, number)
+        if not tables:
             return None
+        rows = tables[0] if len(tables) == 1 else _one_table(tables)
         part = assemble(resolved.spec, resolved.vocabularies, rows, profiles)
-        return part, ranges_of(part)
+        ranges = ranges_of(part)
+        return _Done(part, ranges, rows_of_ranges(rows, part, ranges) if options.keep_rows else [])
 
     written = _Written()
-    number = interactions.num_partitions
     with Progress("ingest: assemble", total=number, unit="parts") as progress:
         results = in_order(assembled, range(number), workers=options.workers)
         for place in range(options.parts):
-            name = "." if options.parts == 1 else f"part-{place:03}"
-            found = islice(results, number // options.parts)
-            if _write_part(folder / name, resolved.spec, found, written, progress):
+            name = part_name(place, options.parts)
+            found = islice(results, per_part)
+            if before is not None and not touched[place]:
+                # Nothing of it has changed: the files are those that it had.
+                progress.advance(len(list(found)))
+                if before.ranges(place):
+                    before.link(place, folder)
+                    written.parts.append(name)
+                    written.ranges += before.ranges(place)
+            elif _write_part(folder / name, resolved.spec, found, written, progress):
                 written.parts.append(name)
     return written
 
 
+def _one_table(tables: Sequence[pa.Table]) -> pa.Table:
+    """Old rows and new ones together.
+
+    Raises:
+        InputError: times have fractions in one of them alone.
+    """
+    if any(table.schema != tables[0].schema for table in tables):
+        raise InputError("the times of the old rows or of the new ones alone have fractions: ingest the whole log")
+    return pa.concat_tables(tables)
+
+
 def _write_part(
-    folder: Path,
-    spec: FeatureSpec,
-    results: Iterable[tuple[Assembled, list[Range]] | None],
-    written: _Written,
-    progress: Progress,
+    folder: Path, spec: FeatureSpec, results: Iterable[_Done | None], written: _Written, progress: Progress
 ) -> bool:
     """Write the files of one part; False where it holds no row."""
     with ExitStack() as stack:
         writer: PartWriter | None = None
-        for result in results:
+        for done in results:
             progress.advance()
-            if result is None:
+            if done is None:
                 continue
-            part, ranges = result
             writer = writer or stack.enter_context(PartWriter(folder, spec))
-            writer.append(part)
-            written.ranges += ranges
-            written.max_examples = max(written.max_examples, part.max_examples)
-            written.over_bound += part.over_bound
+            writer.append(done.part, done.rows)
+            written.ranges += done.ranges
         if writer is not None:
             writer.finish()
     return writer is not None

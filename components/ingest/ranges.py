@@ -35,11 +35,15 @@ class Range:
     """One range that has rows.
 
     number: 0..NUM_RANGES - 1.
+    rows: accepted rows.
     train, test, users, items: examples of each split, users, and training items of all histories.
+    most: training examples of the user who has most; 0 without users.
     digest: SHA-256 of the encoded columns.
     """
 
     number: int
+    rows: int
+    most: int
     train: int
     test: int
     users: int
@@ -47,17 +51,27 @@ class Range:
     digest: str
 
 
+def part_of_range(number: int, parts: int) -> int:
+    """Which of so many parts (a power of two up to NUM_RANGES) holds a range."""
+    return number * parts // NUM_RANGES
+
+
 def ranges_of(part: Assembled) -> list[Range]:
     """The ranges of a partition, which holds each of them whole, in their order."""
     cuts = {"train": _cuts(part.train.hashes), "test": _cuts(part.test.hashes), "users": _cuts(part.user_hashes)}
     before = np.append(0, np.cumsum(part.sequences.lengths)) if part.sequences is not None else None
     cuts["items"] = before[cuts["users"]] if before is not None else np.zeros(NUM_RANGES + 1, dtype=np.int64)
+    if part.users is not None:
+        cuts["rows"] = np.append(0, part.row_ends)[cuts["users"]]
+    else:
+        cuts["rows"] = cuts["train"] + cuts["test"]
     counts = {name: np.diff(cut) for name, cut in cuts.items()}
     found = []
-    for number in np.flatnonzero(counts["train"] + counts["test"] + counts["users"]).tolist():
+    for number in np.flatnonzero(counts["rows"]).tolist():
         at = {name: slice(int(cut[number]), int(cut[number + 1])) for name, cut in cuts.items()}
         sizes = {name: int(count[number]) for name, count in counts.items()}
-        found.append(Range(number=number, digest=_digest(_columns(part, at)), **sizes))
+        most = int(part.examples[at["users"]].max(initial=0))
+        found.append(Range(number=number, most=most, digest=_digest(_columns(part, at)), **sizes))
     return found
 
 
@@ -130,7 +144,7 @@ def read_ranges(path: Path) -> list[Range]:
 _SCHEMA = pa.schema(
     [
         ("number", pa.int32()),
-        *((name, pa.int64()) for name in ("train", "test", "users", "items")),
+        *((name, pa.int64()) for name in ("rows", "most", "train", "test", "users", "items")),
         ("digest", pa.string()),
     ]
 )

@@ -71,9 +71,13 @@ class Tally:
 
     def add(self, encoded: Encoded) -> None:
         """Take a batch in."""
-        self.num_rows += encoded.num_rows
         self.rejected += encoded.rejected
-        self.sums = ((self.sums[0] + encoded.sums[0]) % 2**64, (self.sums[1] + encoded.sums[1]) % 2**64)
+        self.add_counts(encoded.num_rows, encoded.sums)
+
+    def add_counts(self, num_rows: int, sums: tuple[int, int]) -> None:
+        """Take in rows of which only the number and the sums of their hashes are known."""
+        self.num_rows += num_rows
+        self.sums = ((self.sums[0] + sums[0]) % 2**64, (self.sums[1] + sums[1]) % 2**64)
 
     def digest(self) -> str:
         """Tells logs apart whatever their order: SHA-256 of the sums and of the number of rows."""
@@ -101,7 +105,7 @@ class InteractionEncoder:
         require_columns(wanted, source, where=source.where)
         self.columns = list(dict.fromkeys(name for name, _ in wanted))
         _check_types(spec, source, wanted)
-        self._time_kind = _time_kind(spec.timestamp, source) if spec.timestamp is not None else "number"
+        self.time_kind: Kind = _time_kind(spec.timestamp, source) if spec.timestamp is not None else "number"
         self._time_parts = spec.timestamp is not None and any(map(has_parts, source.types(spec.timestamp)))
 
     def encode(self, batch: pa.RecordBatch) -> Encoded:
@@ -173,7 +177,7 @@ class InteractionEncoder:
     ) -> None:
         if self._spec.timestamp is None:
             return
-        times = encode_times(batch.column(self._spec.timestamp), self._time_kind)
+        times = encode_times(batch.column(self._spec.timestamp), self.time_kind)
         refused.append(("bad_timestamp", ~times.valid))
         columns[TIME_COLUMN] = pa.array(times.whole)
         if self._time_parts:

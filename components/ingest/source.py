@@ -82,10 +82,14 @@ class RowSource:
                 found.setdefault(file.schema.field(column).type, file.where)
         return found
 
-    def batches(self, columns: Sequence[str]) -> Iterator[pa.RecordBatch]:
+    def batches(self, columns: Sequence[str], *, most_rows: int = 2 * BATCH_ROWS) -> Iterator[pa.RecordBatch]:
         """The rows of these columns in batches of bounded size; null where a file lacks a column.
 
         The types of a column may differ from batch to batch, as they do between files.
+
+        Args:
+            columns: their names.
+            most_rows: rows of a batch at most.
 
         Raises:
             InputError: a file is torn.
@@ -95,12 +99,12 @@ class RowSource:
         size = 0
         for batch in (batch for file in self.files for batch in self._of_file(file, names)):
             if waiting and (batch.schema != waiting[0].schema or size >= _FEW_ROWS):
-                yield _joined(waiting)
+                yield from _slices(_joined(waiting), most_rows)
                 waiting, size = [], 0
             waiting.append(batch)
             size += batch.num_rows
         if waiting:
-            yield _joined(waiting)
+            yield from _slices(_joined(waiting), most_rows)
 
     def _of_file(self, file: Reader, names: Sequence[str]) -> Iterator[pa.RecordBatch]:
         own = [name for name in names if name in file.schema.names]
@@ -155,6 +159,11 @@ def require_columns(columns: Sequence[tuple[str, str]], source: RowSource, *, wh
         for file in source.files:
             if name not in file.schema.names:
                 raise InputError(f"{file.where} has no column {name!r} ({field}), which other files of {where} have")
+
+
+def _slices(batch: pa.RecordBatch, most_rows: int) -> Iterator[pa.RecordBatch]:
+    for begin in range(0, max(batch.num_rows, 1), most_rows):
+        yield batch.slice(begin, most_rows)
 
 
 def _joined(batches: list[pa.RecordBatch]) -> pa.RecordBatch:

@@ -23,9 +23,18 @@ _GOOD_ROWS = 1 << 19
 Parted = list[tuple[int, pa.RecordBatch]]
 
 
+# What a process takes before it holds a row: the interpreter, libraries, buffers of readers.
+_BASE_BYTES = 64 << 20
+
+
+def working_memory(memory_bytes: int) -> int:
+    """What of the memory given is left for rows; at least a quarter of it."""
+    return max(memory_bytes - _BASE_BYTES, memory_bytes // 4, 1)
+
+
 def partitions_needed(*, num_rows: int, row_bytes: float, memory_bytes: int, workers: int = 1) -> int:
     """How many partitions keep what `workers` hold of them within `memory_bytes`: a power of two, at most 512."""
-    for_memory = -(-num_rows * row_bytes * _WORKING_COPIES * workers // memory_bytes)
+    for_memory = -(-num_rows * row_bytes * _WORKING_COPIES * workers // working_memory(memory_bytes))
     needed = int(max(1, for_memory, -(-num_rows // _GOOD_ROWS)))
     return min(_MAX_PARTITIONS, 1 << (needed - 1).bit_length())
 
@@ -76,6 +85,10 @@ class Spill:
                 self._sinks[number] = pa.OSFile(str(path), "wb")
                 self._writers[number] = pa.ipc.new_stream(self._sinks[number], rows.schema)
             self._writers[number].write_batch(rows)
+
+    def has_rows(self, number: int) -> bool:
+        """Whether a partition has rows, before it is read."""
+        return self._paths[number].exists()
 
     def read(self, number: int) -> pa.Table | None:
         """The rows of a partition, mapped, None where it is empty; its file is deleted, and gone with the table."""

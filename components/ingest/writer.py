@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any, Self
+from typing import Self
 
 import numpy as np
 import pyarrow as pa
@@ -16,12 +17,15 @@ from lazydp.components.features.catalogue import catalogue_table
 from lazydp.components.features.spec import FeatureSpec, ListFeature
 from lazydp.components.ingest.assemble import Assembled, SplitRows
 from lazydp.components.ingest.columns import Column, ListColumn, NumberColumn, TextColumn, write_arrow
+from lazydp.components.ingest.kept import RowsWriter
 from lazydp.components.ingest.manifest import (
     BAG_PREFIX,
     FORMAT_VERSION,
     ITEMS_FILE,
     MANIFEST,
+    OVER_BOUND,
     RANGES_FILE,
+    ROWS_FILE,
     TEST,
     TRAIN,
     USERS_FILE,
@@ -29,7 +33,9 @@ from lazydp.components.ingest.manifest import (
     Counts,
     DatasetManifest,
     FileEntry,
+    Kept,
     Origin,
+    without_places,
 )
 from lazydp.components.ingest.ranges import Range, write_ranges
 from lazydp.components.ingest.resolve import ResolvedSpec
@@ -135,6 +141,7 @@ class PartWriter:
 
     def __init__(self, folder: Path, spec: FeatureSpec) -> None:
         folder.mkdir(mode=PRIVATE_DIRECTORY, exist_ok=True)
+        self._rows = RowsWriter(folder / ROWS_FILE)
         self._splits = {name: _SplitWriter(folder, name, spec) for name in (TRAIN, TEST)}
         self._users = _UsersWriter(folder, spec) if spec.user is not None else None
 
@@ -146,9 +153,11 @@ class PartWriter:
             split.close()
         if self._users is not None:
             self._users.close()
+        self._rows.close()
 
-    def append(self, part: Assembled) -> None:
-        """Append one partition."""
+    def append(self, part: Assembled, rows: Sequence[pa.RecordBatch]) -> None:
+        """Append one partition, and the rows to be kept of it, if any."""
+        self._rows.append(rows)
         users, items = (self._users.size, self._users.num_items) if self._users is not None else (0, 0)
         self._splits[TRAIN].append(part.train, users_before=users, items_before=items)
         self._splits[TEST].append(part.test, users_before=users, items_before=items)
@@ -169,9 +178,9 @@ def finish_dataset(
     *,
     parts: Sequence[str],
     ranges: Sequence[Range],
-    max_examples: int,
     origin: Origin,
     rejected: Mapping[str, int],
+    kept: Kept | None,
 ) -> DatasetManifest:
     """Write what stands beside the parts: the catalogue, the vocabularies, the ranges and the manifest.
 
@@ -180,11 +189,12 @@ def finish_dataset(
         resolved: the spec.
         parts: the folders of the parts, in order of hash.
         ranges: of all parts, in their order.
-        max_examples: the most that one user contributes to training.
         origin: where the rows came from.
-        rejected: reason -> rows that became no example.
+        rejected: reason -> rows that were not accepted.
+        kept: what rows are added to later, if they are kept.
     """
     spec = resolved.spec
+    over_bound = sum(found.rows - found.train - found.test for found in ranges)
     catalogue, num_items = _write_catalogue(folder, resolved)
     resolved.vocabularies.save(folder / VOCABULARY_FOLDER)
     write_ranges(folder / RANGES_FILE, ranges)
@@ -198,11 +208,12 @@ def finish_dataset(
             test=sum(found.test for found in ranges),
             users=sum(found.users for found in ranges),
             items=num_items,
-            max_examples_of_a_user=max_examples,
+            max_examples_of_a_user=max((found.most for found in ranges), default=0),
         ),
-        rejected=dict(sorted(rejected.items())),
+        rejected=dict(sorted((+(Counter(rejected) + Counter({OVER_BOUND: over_bound}))).items())),
         source=origin,
         lazydp_version=version("lazydp"),
+        kept=kept,
         parts=tuple(parts),
         files=_seal(folder),
     )
@@ -243,28 +254,14 @@ def _fingerprint(spec: FeatureSpec, catalogue: Mapping[str, str], ranges: Sequen
 
     Where files lay does not count, only what was in them.
     """
-    document = spec.document()
+    document = without_places(spec.document())
     document.pop("family", None)  # a declaration about the rows, none of them
-    for part in ("users", "items"):
-        document.get(part, {}).pop("path", None)
     content = {
-        "spec": _without_files(document),
+        "spec": document,
         "items": dict(catalogue),
         "ranges": [[r.number, r.train, r.test, r.users, r.items, r.digest] for r in ranges],
     }
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
-
-
-def _without_files(document: Any) -> Any:
-    """The document without the location of any vocabulary that carries a digest."""
-    if isinstance(document, dict):
-        kept = {key: _without_files(value) for key, value in document.items()}
-        if "sha256" in kept:
-            kept.pop("file", None)
-        return kept
-    if isinstance(document, list):
-        return [_without_files(value) for value in document]
-    return document
 
 
 def _seal(folder: Path) -> dict[str, FileEntry]:

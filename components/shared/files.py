@@ -176,8 +176,22 @@ def _temporary_directory(path: Path) -> Iterator[Path]:
     try:
         yield temporary
     finally:
-        os.close(descriptor)
-        shutil.rmtree(temporary, ignore_errors=True)
+        _remove(temporary, descriptor)
+
+
+def _remove(folder: Path, descriptor: int) -> None:
+    """Remove a folder that this process has locked, also where it is told to end meanwhile: it is, afterwards."""
+    interrupt: KeyboardInterrupt | None = None
+    removed = False
+    while not removed:
+        try:
+            shutil.rmtree(folder, ignore_errors=True)
+            removed = True
+        except KeyboardInterrupt as error:
+            interrupt = error
+    os.close(descriptor)
+    if interrupt is not None:
+        raise interrupt
 
 
 def _remove_abandoned(folder: Path) -> None:

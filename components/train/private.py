@@ -7,12 +7,13 @@
         trainer.step(lambda: criterion(model(batch.x), batch.y))      # one loss an example, [B]
     trainer.flush()                                         # before the model is evaluated, saved or released
 
-Embedding layers read rows with their noise from then on (`LazyRows`); every other layer with parameters needs a rule
-for per-example norms (`norm_rules`).
+Embedding layers read rows with their noise from then on (`LazyRows`). Every other layer with parameters has a rule for
+per-example norms (`norm_rules`), or takes the slow path (`per_example`), of which a warning names the parameters.
 """
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping
 from weakref import WeakSet
 
@@ -21,14 +22,14 @@ from torch import nn
 
 from lazydp.components.shared.errors import InputError
 from lazydp.components.train.data.sampler import PoissonSampler, poisson_dp_event
-from lazydp.components.train.device.placement import CPU, Placement
+from lazydp.components.train.device.placement import CPU, Placement, refuse_autocast
 from lazydp.components.train.engine.dense import DenseOptimizer
 from lazydp.components.train.mechanism.layers import Layers, trained_layers
 from lazydp.components.train.mechanism.parameters import GroupNorms, PrivacyParameters
 from lazydp.components.train.private_trainer import Losses, PrivateTrainer
 from lazydp.components.train.tables import schedules
+from lazydp.components.train.tables.embedding_layers import replaced, trained_embeddings
 from lazydp.components.train.tables.embedding_tables import Mode
-from lazydp.components.train.tables.lazy_embedding import replaced, trained_embeddings
 from lazydp.components.train.tables.skip_ahead import EmbeddingSgd
 from lazydp.kernels.arguments import Distribution
 from lazydp.kernels.noise_key import NoiseKey
@@ -47,6 +48,8 @@ __all__ = [
     "poisson_dp_event",
     "schedules",
 ]
+
+_log = logging.getLogger("lazydp.train")
 
 
 def make_private(
@@ -103,6 +106,7 @@ def make_private(
         )
     layers = trained_layers(model, without=embedding_layers.values())
     placement = _placement_of(layers, embedding_layers)
+    refuse_autocast(placement.device, "make_private")
     with replaced(embedding_layers) as rows:
         trainer = PrivateTrainer(
             model,
@@ -120,6 +124,8 @@ def make_private(
             allow_unrepeatable_losses=allow_unrepeatable_losses,
         )
     _prepared.add(model)
+    if trainer.slow_paths:
+        _log.warning("slow path (per-example gradients are formed): %s", ", ".join(trainer.slow_paths))
     return trainer
 
 
@@ -128,7 +134,7 @@ _prepared: WeakSet[nn.Module] = WeakSet()
 
 def _placement_of(layers: Layers, embedding_layers: Mapping[str, nn.Module]) -> Placement:
     """Where the model already is."""
-    of_layers = {getattr(module, name).device for module, names in layers.values() for name in names}
+    of_layers = {layer.parameter(name).device for layer in layers.values() for name in layer.names}
     of_rows = {device for layer in embedding_layers.values() for device in _devices(layer)}
     for what, devices in (("dense layers", of_layers), ("embedding layers", of_rows)):
         if len(devices) > 1:

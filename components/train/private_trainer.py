@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils._pytree import tree_flatten, tree_unflatten
 
 from lazydp.components.shared.errors import BudgetExceededError, FormatError, InputError
 from lazydp.components.train.device.allocator import keep_freed_memory
@@ -19,13 +20,16 @@ from lazydp.components.train.engine.report import StepReport
 from lazydp.components.train.mechanism.capture import Capture
 from lazydp.components.train.mechanism.contributions import Contributions, units_of
 from lazydp.components.train.mechanism.coupling import CouplingCheck, Disturbance
+from lazydp.components.train.mechanism.example_dims import of_results
 from lazydp.components.train.mechanism.gradient_check import GradientCheck, Reading, ReadRows
-from lazydp.components.train.mechanism.layers import Layers
+from lazydp.components.train.mechanism.layers import Layers, slow_paths
 from lazydp.components.train.mechanism.moved_buffers import MovedBuffers
 from lazydp.components.train.mechanism.parameters import PrivacyParameters
+from lazydp.components.train.mechanism.per_example import running_apart
 from lazydp.components.train.mechanism.step_guard import StepGuard
 from lazydp.components.train.mechanism.units import Units
 from lazydp.components.train.tables.embedding_tables import EmbeddingTables, Mode, TableGradient
+from lazydp.components.train.tables.examples_apart import are_apart, with_whole_batch
 from lazydp.components.train.tables.lazy_embedding import LazyRows
 from lazydp.components.train.tables.lookups import Lookups, join, join_lookups
 from lazydp.components.train.tables.skip_ahead import EmbeddingSgd
@@ -70,10 +74,14 @@ class PrivateTrainer:
         self.privacy = privacy
         self.mode: Mode = mode
         self.steps = steps
+        self.embeddings = embeddings
+        self.allow_moving_buffers = allow_moving_buffers
+        self.allow_unrepeatable_losses = allow_unrepeatable_losses
         self._key = key
         self._nonce = key.new_nonce()
-        own = key.for_trainer(self._nonce)
+        self._own = own = key.for_trainer(self._nonce)
         tables = {name: layer.weight for name, layer in rows.items()}
+        padding = {name: layer.padding_idx for name, layer in rows.items()}
         self.tables = EmbeddingTables(
             tables,
             mode=mode,
@@ -82,6 +90,7 @@ class PrivateTrainer:
             key=own,
             noise=noise,
             bound=privacy.bound("embeddings"),
+            constant_rows={name: row for name, row in padding.items() if row is not None},
         )
         self.dense = DenseLayers(model, optimizer=dense, noise_scale=privacy.noise_scale("dense"), key=own, noise=noise)
         self._layers = layers
@@ -97,6 +106,16 @@ class PrivateTrainer:
     def steps_done(self) -> int:
         """Steps completed."""
         return self.tables.step
+
+    @property
+    def slow_paths(self) -> tuple[str, ...]:
+        """Names of the parameters whose per-example gradients are formed, at B times their memory."""
+        return slow_paths(self._layers)
+
+    @property
+    def noise_key(self) -> NoiseKey:
+        """The key that the noise is drawn under: private, for the proof that an export makes."""
+        return self._own
 
     @property
     def optimizer(self) -> torch.optim.Optimizer | None:
@@ -125,7 +144,7 @@ class PrivateTrainer:
             BudgetExceededError: all steps that the noise was calibrated for are done.
         """
         self._guard.refuse_unfinished()
-        self._refuse_step_beyond_the_last()
+        self.refuse_step_beyond_the_last()
         self.dense.zero_gradients()
         if self._buffers is not None:
             self._buffers.begin()
@@ -194,7 +213,7 @@ class PrivateTrainer:
         nonce = _nonce_of(state)
         own = self._key.for_trainer(nonce)
         self._begin_change()
-        self._nonce = nonce
+        self._nonce, self._own = nonce, own
         self.tables.draw_under(own)
         self.dense.draw_under(own)
         self.tables.load_state_dict(state["embeddings"])
@@ -202,7 +221,12 @@ class PrivateTrainer:
             self.dense.load_state_dict(state["dense"])
         self._end_change()
 
-    def _refuse_step_beyond_the_last(self) -> None:
+    def refuse_step_beyond_the_last(self) -> None:
+        """Refuse a step after the last one.
+
+        Raises:
+            BudgetExceededError: all steps that the noise was calibrated for are done.
+        """
         if self.steps is not None and self.steps_done >= self.steps:
             raise BudgetExceededError(
                 f"all {self.steps} steps that the noise was calibrated for are done, and step {self.steps_done + 1} "
@@ -265,7 +289,8 @@ class PrivateTrainer:
     def _look(self, losses_of: Losses, losses: Tensor, units: Units, capture: Capture, *, step: int) -> None:
         """Compute the losses again, and refuse what should not change them or their gradients."""
         readings = tuple(self._readings)
-        repeats = self._coupling.refuse_values(partial(self._losses_again, losses_of), losses, units, step=step)
+        run = partial(self._losses_again, losses_of, as_written=not self._coupling.drew())
+        repeats = self._coupling.refuse_values(run, losses, units, step=step)
         if not (repeats and self._gradients.looks_at(losses, step=step)):
             return
         again = partial(self._losses_from, losses_of)
@@ -290,21 +315,38 @@ class PrivateTrainer:
                 layer.read = None
 
     def _losses_from(self, losses_of: Losses, read: ReadRows) -> Tensor:
-        with self._reading(read), self._coupling.replayed():
+        with self._reading(read), self._coupling.replayed(), running_apart(self._layers):
             return losses_of()
 
-    def _losses_again(self, losses_of: Losses, disturbance: Disturbance) -> Tensor:
-        """The losses once more, with what tables and layers give disturbed; for a look at them and nothing else."""
+    def _losses_again(self, losses_of: Losses, disturbance: Disturbance, *, as_written: bool) -> Tensor:
+        """The losses once more, with what tables and layers give disturbed; for a look at them and nothing else.
+
+        Args:
+            losses_of: gives them.
+            disturbance: of what tables and layers give.
+            as_written: let the model run as it is written, on the slow path, too, where nothing is disturbed: it has to
+                give the same. (Dropout does not: it draws in the order of a tensor's memory.)
+        """
+        if disturbance.is_none and as_written:
+            with self._reading(self._pooled):
+                return losses_of()
 
         def read(table: str, lookups: Lookups) -> Tensor:
             return disturbance.of_rows(self._pooled(table, lookups))
 
-        def disturb(layer: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> Tensor:
-            return disturbance.of_outputs(output)
+        def disturb(layer: nn.Module, inputs: object, output: Any) -> Any:
+            leaves, structure = tree_flatten(output)
+            if are_apart():
+                whole = partial(with_whole_batch, disturbance.of_outputs)
+                return tree_unflatten([whole(leaf) if isinstance(leaf, Tensor) else leaf for leaf in leaves], structure)
+            for place, dim in of_results(layer, leaves).items():
+                if leaves[place].dim() > dim:
+                    leaves[place] = disturbance.of_outputs(leaves[place].movedim(dim, 0)).movedim(0, dim)
+            return tree_unflatten(leaves, structure)
 
-        handles = [layer.register_forward_hook(disturb) for layer, _ in self._layers.values()]
+        handles = [layer.module.register_forward_hook(disturb) for layer in self._layers.values()]
         try:
-            with self._reading(read):
+            with self._reading(read), running_apart(self._layers):
                 return losses_of()
         finally:
             for handle in handles:
@@ -324,7 +366,8 @@ class PrivateTrainer:
             if reading.lookups.num_bags != reading.lookups.bags_per_example * size:
                 raise InputError(
                     f"embedding layer {reading.table!r} read {reading.lookups.num_bags} bags in a batch of {size} "
-                    "examples: layers must be batch-first"
+                    "examples: layers must be batch-first, and what is the same for all examples is read for each "
+                    "(positions.expand(B, L))"
                 )
 
     def _joined(self) -> dict[str, tuple[Lookups, Tensor]]:

@@ -168,6 +168,7 @@ def test_from_the_gate_to_the_metrics(cluster: Cluster) -> None:
         "privacy": released.statement.line(),
         "run_id": one,
         "ledger_dataset": released.manifest.lineage.dataset,
+        "ledger_head": released.manifest.lineage.ledger_head,
         "code_version": released.manifest.lineage.code_version,
         "config": released.manifest.lineage.config,
     }

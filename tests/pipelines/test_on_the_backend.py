@@ -21,6 +21,7 @@ from lazydp.pipelines.package import documents_of
 from support import known_key
 from support.kfp_backend import BackendRun
 from support.kfp_backend.pod_server import no_network
+from support.model_registry import RegistryServer
 
 SWEEP = {
     "distribution": "geometric",
@@ -308,9 +309,24 @@ def test_a_url_with_new_content_is_read_again(cluster: Any, tiny_sample: Path) -
 
 
 @pytest.mark.slow
-def test_a_volume_for_each_run(cluster: Any) -> None:
-    options_of_it = {"runs": {"size": "1Gi"}, "check_release": True, "max_latency_ms": 60000}
-    run = succeeded(cluster.run(cluster.compiled(*options(cluster), cluster=options_of_it)))
+def test_a_volume_for_each_run_and_what_comes_after_export(cluster: Any) -> None:
+    options_of_it = {
+        "runs": {"size": "1Gi"},
+        "check_release": True,
+        "max_latency_ms": 60000,
+        "deploy": {"name": "films", "namespace": "recs", "changes": {"spec": {"predictor": {"maxReplicas": 9}}}},
+    }
+    with RegistryServer() as registry:
+        package = cluster.compiled(*options(cluster), cluster={**options_of_it, "registry": {"url": registry.url}})
+        run = succeeded(cluster.run(package))
     assert run.tasks["validate"].artifacts["metrics"]["metadata"]["queries"] == 3
+    [version], [artifact] = registry.entries["model_versions"], registry.entries["model_artifacts"]
+    stored = run.tasks["export"].artifacts["bundle"]
+    assert (version["name"], version["author"]) == (stored["metadata"]["version"], "nightly")
+    assert (artifact["uri"], artifact["modelSourceId"]) == (stored["uri"], run.run_id)
+    written = run.tasks["deploy"].artifacts["manifest"]["uri"]
+    manifest = yaml.safe_load(cluster.backend.stored(written).read_text())
+    assert manifest["spec"]["predictor"]["maxReplicas"] == 9
+    assert stored["uri"].removeprefix("minio://") in json.dumps(manifest)
     assert statuses(cluster) == {f"run-{run.run_id}": "committed"}
     assert json.dumps(run.tasks["train"].inputs["runs_folder"])

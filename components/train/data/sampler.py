@@ -185,6 +185,10 @@ class PoissonSampler:
         stream = Keystream(self._key, stream=step)
         return uniform_subset(stream, self._population, self._size.draw(stream))
 
+    def destroy(self) -> None:
+        """Forget the key: nobody can tell afterwards what a step drew."""
+        self._key.destroy()
+
     def dp_event(self, *, noise_multiplier: float, steps: int, max_examples_per_user: int | None = None) -> DpEvent:
         """What `steps` steps of a Gaussian mechanism on this sampler's batches are, for the accountant."""
         return poisson_dp_event(

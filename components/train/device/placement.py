@@ -148,3 +148,16 @@ def refuse_rounded_products(device: torch.device) -> None:
             f"matrix products of float32 on {device.type} are set to {precision}: norms would fall short of the truth "
             'and clipping would not hold; call torch.set_float32_matmul_precision("highest")'
         )
+
+
+def refuse_autocast(device: torch.device, what: str) -> None:
+    """Refuse products in half precision, which no norm is made for.
+
+    Raises:
+        InputError: `torch.autocast` is on for `device`; the message says that `what` is called in it.
+    """
+    if torch.is_autocast_enabled(device.type):
+        raise InputError(
+            f"{what} is called under torch.autocast ({torch.get_autocast_dtype(device.type)}): private training is "
+            "float32 throughout, leave it out"
+        )

@@ -9,6 +9,7 @@ together: `units`) and, once the clipping coefficients are known, into the sum o
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack
 from types import TracebackType
 from typing import Any, Self
 
@@ -19,9 +20,12 @@ from torch.utils.hooks import RemovableHandle
 from lazydp.components.shared.errors import InputError
 from lazydp.components.train.device.placement import CPU, moved, refuse_rounded_products
 from lazydp.components.train.mechanism.double_sums import DoubleSums
-from lazydp.components.train.mechanism.layers import Layers
-from lazydp.components.train.mechanism.norm_rules import rule_of
+from lazydp.components.train.mechanism.layers import Layers, parameter_name
+from lazydp.components.train.mechanism.norm_rules import FormedRule, NormRule
+from lazydp.components.train.mechanism.per_example import Copies, running_apart
 from lazydp.components.train.mechanism.units import Units
+from lazydp.components.train.tables.examples_apart import are_apart, with_whole_batch
+from lazydp.components.train.tables.same_memory import no_view
 
 
 class _Tap(torch.autograd.Function):
@@ -35,9 +39,7 @@ class _Tap(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, output: Tensor, anchor: Tensor, keep: Callable[[Tensor], None]) -> Tensor:
         ctx.keep = keep
-        # The same memory, and to autograd no view of anything: in-place activations may follow.
-        storage = output.untyped_storage()
-        return output.new_empty(0).set_(storage, output.storage_offset(), output.shape, output.stride())
+        return no_view(output)  # in-place activations may follow
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, None, None]:
@@ -48,18 +50,17 @@ class _Tap(torch.autograd.Function):
 class _Calls:
     """What one layer saw in one forward and backward pass."""
 
-    def __init__(self, name: str, layer: nn.Module, names: tuple[str, ...]) -> None:
+    def __init__(self, name: str, layer: nn.Module, parameters: dict[str, nn.Parameter], rule: NormRule) -> None:
         self.name = name
         self.layer = layer
-        self.names = names
-        rule = rule_of(layer)
-        assert rule is not None, f"{name} passed trained_layers without a rule"
+        self.parameters = parameters
         self.rule = rule
         self._inputs: list[tuple[Tensor, int]] = []
         self._grads: list[Tensor | None] = []
 
     def keep(self, inputs: Tensor, output: Tensor, anchor: Tensor) -> Tensor:
         """Keep one call; its output, to be passed on."""
+        _refuse_other_types(self.name, self.layer, inputs, output)
         call = len(self._inputs)
         self._inputs.append((inputs.detach(), inputs._version))
         self._grads.append(None)
@@ -114,12 +115,44 @@ class _Calls:
         return len(self.layer.normalized_shape) if isinstance(self.layer, nn.LayerNorm) else 1
 
 
+class _Formed(_Calls):
+    """The per-example gradients of one parameter, formed."""
+
+    def __init__(
+        self, name: str, layer: nn.Module, parameters: dict[str, nn.Parameter], rule: NormRule, copies: Copies
+    ) -> None:
+        super().__init__(name, layer, parameters, rule)
+        self._copies = copies
+        (self._parameter,) = parameters.values()
+
+    @property
+    def leaf(self) -> Tensor | None:
+        """The copies of the parameter, [B, ...]; None where the layer was not called."""
+        return self._copies.found(self._parameter)
+
+    def pair(self, size: int) -> tuple[Tensor, Tensor] | None:
+        """Nothing, [B, 1, 0], and the gradients [B, 1, n]."""
+        if self.leaf is None or self.leaf.grad is None:
+            return None
+        self._refuse_other_size(self.leaf.shape[0], size)
+        return self.leaf.new_zeros(size, 1, 0), self.leaf.grad.reshape(size, 1, -1)
+
+
 def _positions(tensor: Tensor, feature_dims: int) -> Tensor:
     """[B, P, features...] of a tensor with any number of position dimensions."""
     position_dims = tensor.dim() - 1 - feature_dims
     if position_dims == 0:
         return tensor.unsqueeze(1)
     return tensor if position_dims == 1 else tensor.flatten(1, position_dims)
+
+
+def _refuse_other_types(name: str, layer: nn.Module, *tensors: Tensor) -> None:
+    for tensor in tensors:
+        if tensor.dtype != torch.float32:
+            raise InputError(
+                f"layer {name!r} ({type(layer).__name__}) computes in {tensor.dtype}: norms and noise are made for "
+                "float32; leave out torch.autocast, .half() and .double()"
+            )
 
 
 def _not_zero(grad: Tensor) -> Tensor:
@@ -149,7 +182,20 @@ class Capture:
 
     def __init__(self, layers: Layers, device: torch.device = CPU, sums: DoubleSums | None = None) -> None:
         self._device = device
-        self._calls = [_Calls(name, layer, names) for name, (layer, names) in layers.items()]
+        self._calls = [
+            _Calls(name, layer.module, {key: layer.parameter(key) for key in layer.names}, layer.rule)
+            for name, layer in layers.items()
+            if layer.rule is not None
+        ]
+        self._layers = layers
+        self._copies = Copies()
+        self._formed = [
+            _Formed(name, layer.module, {key: layer.parameter(key)}, FormedRule(), self._copies)
+            for name, layer in layers.items()
+            if layer.rule is None
+            for key in layer.names
+        ]
+        self._stack = ExitStack()
         self._handles: list[RemovableHandle] = []
         self._pairs: list[tuple[_Calls, Tensor, Tensor]] = []
         self._sums = sums
@@ -158,10 +204,12 @@ class Capture:
     def __enter__(self) -> Self:
         refuse_rounded_products(self._device)
         self._anchor = torch.zeros((), requires_grad=True)
+        self._follow(False)
         for calls in self._calls:
-            for name in calls.names:
-                getattr(calls.layer, name).requires_grad_(False)
-            self._handles.append(calls.layer.register_forward_hook(self._hook(calls), with_kwargs=True))
+            # Before hooks of the model's own, which may change what the layer gave.
+            hook = calls.layer.register_forward_hook(self._hook(calls), with_kwargs=True, prepend=True)
+            self._handles.append(hook)
+        self._stack.enter_context(running_apart(self._layers, self._copies))
         return self
 
     def __exit__(
@@ -169,13 +217,21 @@ class Capture:
     ) -> None:
         for handle in self._handles:
             handle.remove()
-        for calls in self._calls:
-            for name in calls.names:
-                getattr(calls.layer, name).requires_grad_(True)
+        self._stack.close()
+        self._follow(True)
+
+    def _follow(self, wanted: bool) -> None:
+        """Whether autograd forms gradients of the parameters."""
+        for calls in [*self._calls, *self._formed]:
+            for parameter in calls.parameters.values():
+                parameter.requires_grad_(wanted)
 
     def _hook(self, calls: _Calls) -> Any:
         def keep(layer: nn.Module, inputs: tuple[Tensor, ...], named: dict[str, Tensor], output: Tensor) -> Tensor:
-            return calls.keep(inputs[0] if inputs else next(iter(named.values())), output, self._anchor)
+            read = inputs[0] if inputs else next(iter(named.values()))
+            if are_apart():
+                return with_whole_batch(lambda read, output: calls.keep(read, output, self._anchor), read, output)
+            return calls.keep(read, output, self._anchor)
 
         return keep
 
@@ -183,7 +239,7 @@ class Capture:
         """Squared norm of each unit's gradient (the sum of its examples') over all layers, float64 [U]."""
         total = torch.zeros(units.count, dtype=torch.float64, device=self._device)
         self._one_term_each = units.single
-        for calls in self._calls:
+        for calls in [*self._calls, *self._formed]:
             pair = calls.pair(units.num_examples)
             if pair is not None:
                 self._pairs.append((calls, *pair))
@@ -205,11 +261,15 @@ class Capture:
         """
         for calls in self._calls:
             calls.forget_gradients()
-        wanted = [self._anchor, *(rows for _, rows in pooled)]
-        _, *of_rows = torch.autograd.grad(total, wanted, retain_graph=True, allow_unused=True)
-        for (name, rows), grad in zip(pooled, of_rows, strict=True):
+        copies = [(calls.name, calls.leaf) for calls in self._formed if calls.leaf is not None]
+        wanted = [self._anchor, *(rows for _, rows in pooled), *(leaf for _, leaf in copies)]
+        _, *found = torch.autograd.grad(total, wanted, retain_graph=True, allow_unused=True)
+        for (name, rows), grad in zip(pooled, found[: len(pooled)], strict=True):
             if grad is not None:
                 yield name, _not_zero(grad.view(-1, size, rows.shape[1]).transpose(0, 1))
+        for (name, leaf), grad in zip(copies, found[len(pooled) :], strict=True):
+            if grad is not None:
+                yield name, _not_zero(grad.reshape(leaf.shape[0], -1))
         for calls in self._calls:
             for grad in calls.gradients(size):
                 yield calls.name, _not_zero(grad)
@@ -225,12 +285,14 @@ class Capture:
         """sum_i scale[i] g_i for every parameter, by its name; zeros where no gradient came back."""
         (scale,) = moved([scale], self._device)
         found = {
-            calls.name: {name: torch.zeros_like(getattr(calls.layer, name)) for name in calls.names}
-            for calls in self._calls
+            parameter_name(calls.name, key): torch.zeros_like(parameter)
+            for calls in [*self._calls, *self._formed]
+            for key, parameter in calls.parameters.items()
         }
         for calls, inputs, grads in self._pairs:
-            calls.rule.add_weighted(calls.layer, inputs, grads, scale, found[calls.name])
-        return {f"{layer}.{name}": total for layer, totals in found.items() for name, total in totals.items()}
+            into = {key: found[parameter_name(calls.name, key)] for key in calls.parameters}
+            calls.rule.add_weighted(calls.layer, inputs, grads, scale, into)
+        return found
 
     def sizes(self, scale: Tensor) -> Iterator[Tensor]:
         """For each layer a norm, [B], that no example's gradient times `scale` exceeds, whatever cancels in it."""
@@ -248,19 +310,26 @@ class Capture:
         for calls, inputs, grads in self._pairs:
             one_term = self._one_term_each and inputs.shape[1] == 1
             sums = self._sums if calls.rule.double_sums and not one_term else None
-            parameters = {name: getattr(calls.layer, name) for name in calls.names}
-            into = {name: p.grad if sums is None else sums.of(p) for name, p in parameters.items()}
+            into = {name: _sum_of(parameter, sums) for name, parameter in calls.parameters.items()}
             calls.rule.add_weighted(calls.layer, inputs, grads, scale, into)
         # What a step keeps beyond its end costs the next one fresh pages.
         self._pairs.clear()
 
 
+def _sum_of(parameter: nn.Parameter, sums: DoubleSums | None) -> Tensor:
+    if sums is not None:
+        return sums.of(parameter)
+    assert parameter.grad is not None
+    return parameter.grad
+
+
 def _sq_norms_of_units(calls: _Calls, inputs: Tensor, grads: Tensor, units: Units) -> Tensor:
     rule = calls.rule
     if units.single:
-        return rule.sq_norms(calls.layer, calls.names, inputs, grads)
+        return rule.sq_norms(calls.layer, tuple(calls.parameters), inputs, grads)
     # n examples of a user, of P positions each, are n P positions: the gradient is the sum over all of them.
-    parts = [rule.sq_norms(calls.layer, calls.names, run.joined(inputs), run.joined(grads)) for run in units.runs()]
+    names = tuple(calls.parameters)
+    parts = [rule.sq_norms(calls.layer, names, run.joined(inputs), run.joined(grads)) for run in units.runs()]
     return torch.cat(parts)
 
 

@@ -52,9 +52,14 @@ class Disturbance:
         self._examples = examples
         self._generator = generator
 
+    @property
+    def is_none(self) -> bool:
+        """Whether no example is disturbed."""
+        return not bool(self._examples.any())
+
     def of_outputs(self, outputs: Tensor) -> Tensor:
         """Outputs of a layer, [B, ...]; others (of a catalogue, for a metric) belong to no example and stay."""
-        if outputs.shape[0] != self._examples.shape[0]:
+        if outputs.shape[0] != self._examples.shape[0] or not outputs.is_floating_point():
             return outputs
         noise = torch.randn(outputs.shape, generator=self._generator).to(outputs.device, outputs.dtype)
         disturbed = outputs + noise * (1.0 + outputs.detach().abs())
@@ -151,6 +156,13 @@ class CouplingCheck:
             )
         return True
 
+    def drew(self) -> bool:
+        """Whether torch's generators were used since the forward pass began: dropout, say."""
+        assert self._state is not None
+        (on_host, on_devices), (now, now_on_devices) = self._state, _random_state()
+        pairs = zip([on_host, *on_devices], [now, *now_on_devices], strict=False)
+        return not all(torch.equal(before, after) for before, after in pairs)
+
     @contextmanager
     def replayed(self) -> Iterator[None]:
         """Torch's generators as they were before the forward pass, so that dropout drops the same."""
@@ -173,7 +185,8 @@ class CouplingCheck:
         what = (
             "the losses of one batch cannot be computed again alike, so that neither examples that depend on each "
             "other by a value, nor weights and tables that are used past their layers, can be told: give step() a "
-            "function that repeats itself, with what is random drawn by torch's default generator, or before the step"
+            "function that repeats itself, with what is random drawn by torch's default generator or before the step, "
+            "and layers on the slow path that give a batch what they give its examples one by one"
         )
         if not self._allow_unrepeatable:
             raise InputError(

@@ -21,7 +21,7 @@ from torch import Tensor
 from lazydp.components.shared.errors import InputError
 from lazydp.components.train.device.placement import CPU, moved
 from lazydp.components.train.mechanism.capture import Capture
-from lazydp.components.train.mechanism.layers import Layers
+from lazydp.components.train.mechanism.layers import Layers, parameter_name
 from lazydp.components.train.mechanism.units import Units
 from lazydp.components.train.tables.lookups import Lookups
 from lazydp.kernels import ops
@@ -135,7 +135,9 @@ class GradientCheck:
                 "noise. Call the layer with the indices of the rows that are needed"
             )
         parameters = {
-            f"{name}.{key}": getattr(layer, key) for name, (layer, keys) in self._layers.items() for key in keys
+            parameter_name(name, key): layer.parameter(key)
+            for name, layer in self._layers.items()
+            for key in layer.names
         }
         wanted = parameters | leaves
         total = (repeated * weights.to(repeated.device, repeated.dtype)).sum()

@@ -246,6 +246,26 @@ class LayerNormRule(NormRule):
         return terms
 
 
+class FormedRule(NormRule):
+    """A parameter on the slow path, whatever its layer: `grads` are its per-example gradients, [B, P, n].
+
+    They are what is added, so that their norm has no other rounding than its own.
+    """
+
+    parameters = ()
+    double_sums = True
+
+    def sq_norms(self, layer: nn.Module, names: Sequence[str], inputs: Tensor, grads: Tensor) -> Tensor:
+        return _sq_norms_of_sums(grads)
+
+    def add_weighted(
+        self, layer: nn.Module, inputs: Tensor, grads: Tensor, scale: Tensor, into: Mapping[str, Tensor]
+    ) -> None:
+        (total,) = into.values()
+        scale = scale.repeat_interleave(grads.shape[1]) if grads.shape[1] > 1 else scale
+        _add_scaled(grads.flatten(0, 1), scale, total.view(-1))
+
+
 _rules: dict[type[nn.Module], NormRule] = {nn.Linear: LinearRule(), nn.LayerNorm: LayerNormRule()}
 
 

@@ -196,17 +196,17 @@ UNREGISTERED = Standing("unregistered", ())
 """Of a run that no ledger knows: one without privacy."""
 
 
-def standing(url: str | None, identity: RunIdentity) -> Standing:
+def standing(url: str | None, run_id: str) -> Standing:
     """How the run stands in the ledger; of a run that holds no reservation there, the commit will say so."""
     with Ledger.open(url, read_only=True) as ledger:
         state, head = ledger.state(), ledger.head()
-    own = state.runs.get(identity.run_id)
+    own = state.runs.get(run_id)
     if own is None:
         return UNREGISTERED
     family = state.datasets[own.dataset].family
     budget = state.budget(own.dataset)
     words = budget.other_people if budget is not None else ""
-    others = (run for run in state.runs_of(state.family(own.dataset)) if run.run_id != own.run_id)
+    others = (run for run in state.runs_of(state.family(own.dataset)) if run.run_id != run_id)
     return Standing(
         own.dataset,
         tuple(

@@ -14,6 +14,7 @@ from lazydp.components.features.spec import ITEM, EmbeddedFeature
 from lazydp.components.models.layout import FeatureLayout
 from lazydp.components.models.recommender import ModelInputs
 from lazydp.components.train.data.examples import Examples
+from lazydp.kernels import ops
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,6 +57,19 @@ class Lookups:
         places = Bags(torch.arange(self.indices.shape[0]), self.offsets).take(bags)
         weights = None if self.weights is None else self.weights[places.values]
         return Lookups(self.indices[places.values], places.offsets, weights, bags_per_example)
+
+    def without(self, row: int) -> Lookups:
+        """Without the lookups of `row`; bags may be empty afterwards."""
+        kept = self.indices != row
+        before = torch.cat([kept.new_zeros(1, dtype=torch.int64), kept.cumsum(0)])
+        weights = None if self.weights is None else self.weights[kept]
+        return Lookups(self.indices[kept], before[self.offsets], weights, self.bags_per_example)
+
+    def averaged(self) -> Lookups:
+        """With weights that make the sum of a bag its mean."""
+        of_bag = 1.0 / self.offsets.diff().clamp(min=1).to(torch.float32)
+        weights = of_bag[ops.bag_ids(self.offsets, num_lookups=self.indices.shape[0])]
+        return Lookups(self.indices, self.offsets, weights, self.bags_per_example)
 
 
 def lookups_of(layout: FeatureLayout, examples: Examples) -> dict[str, Lookups]:

@@ -11,7 +11,7 @@ import pytest
 import torch
 from click.testing import CliRunner
 
-from lazydp.components.bench import cli, step
+from lazydp.components.bench import cli, modules, step
 from lazydp.components.bench.dataset_workload import DatasetWorkload
 from lazydp.components.bench.embeddings import OurEmbeddings, TorchEmbeddings
 from lazydp.components.bench.shapes import SHAPES, shape_of
@@ -226,3 +226,19 @@ def test_a_plot_is_named_as_what_it_is(tmp_path: Path) -> None:
     assert refused.exit_code == 2
     assert f"name it so, as {tmp_path / 'step.svg'}" in " ".join(refused.output.split())
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", modules.KINDS)
+def test_modules_of_ones_own_are_measured(kind: str) -> None:
+    results = modules.run(kind, rows=50, repeats=1, batch_size=9, contestants=("torch_sgd", "lazydp"))
+    assert [result.contestant for result in results] == ["torch_sgd", "lazydp"]
+    assert all(result.shape == {"examples": 9, "rows": 50} and result.bytes > 0 for result in results)
+
+
+def test_a_module_takes_the_contestants_and_options_that_it_has() -> None:
+    with pytest.raises(InputError, match="no contestant 'opacus' for a module: choose from torch_sgd, lazydp, dpsgd"):
+        modules.run("dcn", rows=50, repeats=1, contestants=("opacus",))
+    refused = CliRunner().invoke(cli.step, ["--shape", "dcn", "--breakdown"])
+    assert "measured as a whole, on the CPU" in refused.output
+    assert set(modules.KINDS) == set(cli._MODULES)

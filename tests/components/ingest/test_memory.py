@@ -40,10 +40,10 @@ print(peak)
 
 def test_parts_are_as_many_as_memory_asks_for() -> None:
     assert partitions_needed(num_rows=1000, row_bytes=50, memory_bytes=1 << 30) == 1
-    assert partitions_needed(num_rows=10**7, row_bytes=50, memory_bytes=10**7) == 256
+    assert partitions_needed(num_rows=10**7, row_bytes=5000, memory_bytes=10**9) == 256
     # Workers hold a part each.
-    assert partitions_needed(num_rows=10**7, row_bytes=50, memory_bytes=10**7, workers=2) == 512
-    assert partitions_needed(num_rows=10**12, row_bytes=50, memory_bytes=10**6) == 512
+    assert partitions_needed(num_rows=10**7, row_bytes=5000, memory_bytes=10**9, workers=2) == 512
+    assert partitions_needed(num_rows=10**12, row_bytes=50, memory_bytes=1) == 512
     # With memory enough parts are of half a million rows.
     assert partitions_needed(num_rows=10**7, row_bytes=50, memory_bytes=1 << 40) == 32
 

@@ -278,11 +278,11 @@ def extra(layer: nn.Linear) -> nn.Linear:
 @pytest.mark.parametrize(
     ("change", "found"),
     [
-        (nn.utils.weight_norm, "'weight_g'"),
-        (nn.utils.spectral_norm, "'weight_orig'"),
-        (lambda layer: prune.random_unstructured(layer, "weight", 0.5), "'weight_orig'"),
+        (nn.utils.weight_norm, r"'hidden\.weight_g' makes another tensor"),
+        (nn.utils.spectral_norm, r"'hidden\.weight_orig'"),
+        (lambda layer: prune.random_unstructured(layer, "weight", 0.5), r"'hidden\.weight_orig'"),
         (extra, "'gain'"),
-        (parametrizations.weight_norm, "ParametrizedLinear"),
+        (parametrizations.weight_norm, r"'hidden\.parametrizations\.weight\.original0'.*remove_parametrizations"),
     ],
 )
 def test_reparametrised_layers_are_refused_by_name(change: Callable[[nn.Module], nn.Module], found: str) -> None:
@@ -303,7 +303,7 @@ def norm_over_the_batch(model: Scores) -> dict[str, Any]:
 
 
 def option(model: Scores) -> dict[str, Any]:
-    model.more = nn.Embedding(ROWS, DIM, padding_idx=0)
+    model.more = nn.Embedding(ROWS, DIM, max_norm=1.0)
     return {}
 
 
