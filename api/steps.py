@@ -25,6 +25,7 @@ from lazydp.components.ingest.dataset import EncodedDataset
 from lazydp.components.ingest.ingest import DEFAULT_MEMORY_BYTES, IngestOptions
 from lazydp.components.ingest.ingest import ingest as ingest_rows
 from lazydp.components.ingest.readers import Format
+from lazydp.components.ingest.workers import cores
 from lazydp.components.shared.errors import InputError
 from lazydp.components.train.config import TrainConfig
 from lazydp.components.train.run.train import TrainedRun
@@ -47,6 +48,10 @@ def ingest(
     memory: int = DEFAULT_MEMORY_BYTES,
     format: Format = "auto",
     max_rejected: float = 0.5,
+    workers: int | None = None,
+    parts: int = 1,
+    keep_rows: bool = False,
+    append: AnyPath | None = None,
     replace: bool = False,
 ) -> EncodedDataset:
     """Encode interactions (Parquet, CSV, TSV, JSON lines, Delta) into a dataset for training, as `lazydp ingest` does.
@@ -60,6 +65,10 @@ def ingest(
         memory: bytes to work in, roughly; the rest is on disk.
         format: of the input: `auto`, by content and extension; `parquet`, `csv`, `tsv`, `jsonl` or `criteo`.
         max_rejected: share of rows that may have no usable user, item, time, label or split before it is an error.
+        workers: threads to work on; all cores where None. The dataset is the same.
+        parts: sets of files to write, a power of two. The dataset has the same fingerprint.
+        keep_rows: keep the encoded rows in the dataset, for `append`.
+        append: a dataset that keeps its rows, to which the new ones are added.
         replace: replace the dataset where it exists.
 
     Returns:
@@ -76,6 +85,10 @@ def ingest(
         memory_bytes=memory,
         format=format,
         max_rejected=max_rejected,
+        workers=workers if workers is not None else cores(),
+        parts=parts,
+        keep_rows=keep_rows,
+        append=None if append is None else Path(append),
         replace=replace,
     )
     ingest_rows([os.fspath(one) for one in inputs], os.fspath(spec), Path(out), options)
@@ -199,7 +212,9 @@ def export(
     return Bundle.open(Path(out), verify=False, allow_test_key=True, allow_non_private=allow_non_private)
 
 
-def evaluate(*, bundle: AnyPath, dataset: AnyPath, out: AnyPath | None = None) -> Evaluation:
+def evaluate(
+    *, bundle: AnyPath, dataset: AnyPath, candidates: AnyPath | None = None, out: AnyPath | None = None
+) -> Evaluation:
     """Measure a bundle on the held-out examples beside popularity, as `lazydp evaluate` does.
 
     The figures are computed from private data without noise: they are for internal use.
@@ -207,6 +222,8 @@ def evaluate(*, bundle: AnyPath, dataset: AnyPath, out: AnyPath | None = None) -
     Args:
         bundle: what `export` wrote.
         dataset: what `ingest` wrote.
+        candidates: a file of what each user's held-out items are ranked among, for papers that do so; None for the
+            whole catalogue.
         out: also write the figures as JSON to this file (mode 0600).
 
     Returns:
@@ -215,7 +232,9 @@ def evaluate(*, bundle: AnyPath, dataset: AnyPath, out: AnyPath | None = None) -
     Raises:
         InputError: they do not belong together, or nothing was held out.
     """
-    found = evaluate_bundle(bundle=Path(bundle), dataset=Path(dataset))
+    found = evaluate_bundle(
+        bundle=Path(bundle), dataset=Path(dataset), candidates=None if candidates is None else Path(candidates)
+    )
     if out is not None:
         found.save(Path(out))
     return found

@@ -251,7 +251,9 @@ class ModelStatement(_Response):
     budget: DatasetBudget | None = Field(
         default=None, description="of the model's own dataset, by the ledger; null where the ledger does not say"
     )
-    notice: str | None = Field(default=None, description="why there is no budget")
+    notice: str | None = Field(
+        default=None, description="why there is no budget, or why the ledger's figures are not to be trusted"
+    )
 
 
 class PrivacyBudget(_Response):
@@ -294,4 +296,7 @@ class Health(_Response):
     models: list[ModelVersion] = []
     background: dict[str, Literal["running", "restarting"]] = Field(
         default={}, description="work beside the requests: what ended is `restarting` until it runs again"
+    )
+    ledger: dict[str, str] = Field(
+        default={}, description="by model why the ledger cannot be trusted beside it: it is older than the model"
     )

@@ -16,6 +16,11 @@ from lazydp.components.shared.validation import Document
 FORMAT_VERSION = 2
 REPORT = "audit.json"
 _CONSEQUENCE = "the training code does not do what it states; release nothing that it made"
+_SHOWN_BY = {
+    "steps": "how rows moved in single steps: look at clipping, at sums, and at noise on reading",
+    "along": "how far rows moved along their gradients: look at clipping, at sums, and at the flush",
+    "across": "how much noise rows hold that were read: look at noise on reading, and at the flush",
+}
 METHOD = "one training run with canaries (Steinke, Nasr, Jagielski 2023; Mahloujifar, Melis, Chaudhuri 2024)"
 
 
@@ -79,15 +84,21 @@ class AuditReport(FrozenModel):
 
     @property
     def fault(self) -> str | None:
-        """What contradicts the claim, in one sentence; None where nothing does."""
+        """What contradicts the claim, which checks found it and what to look at; None where nothing does."""
+        found = []
         if self.epsilon_lower_bound >= self.epsilon_claimed:
-            return (
+            best = max(self.rules, key=lambda rule: rule.epsilon_lower_bound)
+            found.append(
                 f"the audit shows epsilon of at least {self.epsilon_lower_bound:.3g} at delta {self.delta:g} with "
-                f"{self.confidence:.0%} confidence, the run claims {self.epsilon_claimed:.3g}: {_CONSEQUENCE}"
+                f"{self.confidence:.0%} confidence, the run claims {self.epsilon_claimed:.3g} ({best.correct} of "
+                f"{best.guesses} guesses right by {_SHOWN_BY[best.statistic]})"
             )
         if self.noise is not None and not self.noise.kept:
-            return f"rows hold {self.noise.variance_ratio:.3g} times the variance of the promised noise: {_CONSEQUENCE}"
-        return None
+            found.append(
+                f"rows hold {self.noise.variance_ratio:.3g} times the variance of the promised noise (look at the "
+                "flush, at noise on reading, at the noise multiplier, and at weights so large that float32 loses noise)"
+            )
+        return f"{'; '.join(found)}: {_CONSEQUENCE}" if found else None
 
     def lines(self) -> list[str]:
         """The report for a person."""

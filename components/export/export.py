@@ -203,6 +203,7 @@ def flush_and_prove(engine: Engine, identity: RunIdentity, key: NoiseKey) -> Flu
     Raises:
         PendingNoiseError: a row has pending noise after the flush.
         NonFiniteError: the variance of the noise is not finite.
+        PrivacyError: the weights are so large that float32 loses a step's noise.
     """
     tables = engine.state_dict()["embeddings"]["tables"]
     step = engine.steps_done
@@ -221,13 +222,10 @@ def flush_and_prove(engine: Engine, identity: RunIdentity, key: NoiseKey) -> Flu
         key=key.derive("noise"),
         step=step,
     )
-    realised = realised_noise(
-        engine.state_dict()["embeddings"]["tables"],
-        optimizer=embedding_optimizer(identity.config),
-        noise_scale=engine.privacy.noise_scale("embeddings"),
-        key=key,
-        step=step,
-    )
+    realised = None
+    if engine.tables.rounding is not None:
+        weights = {name: table["weight"] for name, table in tables.items()}
+        realised = realised_noise(weights, rounding=engine.tables.rounding, key=key, step=step)
     return Flushed(engine, steps, key, realised)
 
 

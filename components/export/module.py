@@ -174,12 +174,13 @@ def _flush_and_prove(trainer: AccountedTrainer) -> tuple[dict[str, int], Realise
     pending = {table: PendingRows.of(rows, step=step) for table, rows in tables().items()}
     trainer.flush()
     private.dense.check_finite()
-    private.tables.weights()
+    weights = private.tables.weights()
     steps = prove_flushed(
         tables(), pending, optimizer=private.embeddings, noise_scale=scale, key=private.noise_key, step=step
     )
-    realised = realised_noise(tables(), optimizer=private.embeddings, noise_scale=scale, key=trainer.key.key, step=step)
-    return steps, realised
+    if private.tables.rounding is None:
+        return steps, None
+    return steps, realised_noise(weights, rounding=private.tables.rounding, key=trainer.key.key, step=step)
 
 
 def _commit(ledger: Ledger, trainer: AccountedTrainer, claim: Claim, version: str, *, by: str | None) -> None:

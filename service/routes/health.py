@@ -10,7 +10,7 @@ from starlette.responses import Response
 
 from lazydp.service import schemas
 from lazydp.service.routes.deps import InContext, json_response
-from lazydp.service.routes.privacy import datasets_of
+from lazydp.service.routes.privacy import datasets_of, ledger_problems
 from lazydp.service.serving.context import Context
 
 router = APIRouter(tags=["operations"])
@@ -28,7 +28,11 @@ async def healthz() -> Response:
 
 @router.get("/readyz", response_model=schemas.Health, responses=_NOT_READY, summary="Whether to send requests here")
 async def readyz(context: InContext) -> Response:
-    """200 with the served versions once a model is loaded and warm; 503 before that and while draining."""
+    """200 with the served versions once a model is loaded and warm; 503 before that and while draining.
+
+    A ledger that is older than a model is told, as it was found last; models are served all the same.
+    """
+    context.budget.refresh()
     health = readiness(context)
     response = json_response(health.model_dump_json().encode())
     response.status_code = 200 if health.status == "ok" else 503
@@ -54,5 +58,8 @@ def readiness(context: Context) -> schemas.Health:
         return schemas.Health(status="draining")
     models = [schemas.ModelVersion(name=served.name, version=served.version) for served in context.registry.versions()]
     return schemas.Health(
-        status="ok" if models else "not ready", models=models, background=dict(context.background.states)
+        status="ok" if models else "not ready",
+        models=models,
+        background=dict(context.background.states),
+        ledger=ledger_problems(context),
     )

@@ -8,6 +8,7 @@ from starlette.responses import Response
 from lazydp.service import schemas
 from lazydp.service.routes.deps import InContext, tagged_document
 from lazydp.service.serving.context import Context
+from lazydp.service.serving.served_version import ServedVersion
 
 router = APIRouter(prefix="/v1/privacy", tags=["privacy"])
 
@@ -75,7 +76,7 @@ async def privacy_budget(context: Context) -> schemas.PrivacyBudget:
             run_id=served.bundle.manifest.lineage.run_id,
             statement=served.bundle.statement,
             budget=known.get(served.bundle.manifest.lineage.dataset),
-            notice=None if served.bundle.manifest.lineage.dataset in known else missing,
+            notice=_problem(context, served) if served.bundle.manifest.lineage.dataset in known else missing,
         )
         for served in context.registry.versions()
     ]
@@ -84,8 +85,20 @@ async def privacy_budget(context: Context) -> schemas.PrivacyBudget:
             source="statement", notice=context.budget.notice, datasets=_from_statements(models), models=models
         )
     unknown = ", ".join(model.name for model in models if model.budget is None)
-    notice = f"the ledger does not know the dataset of: {unknown}" if unknown else None
+    notices = [f"the ledger does not know the dataset of: {unknown}"] if unknown else []
+    notice = "; ".join(notices + [f"{name}: {problem}" for name, problem in ledger_problems(context).items()]) or None
     return schemas.PrivacyBudget(source="ledger", notice=notice, datasets=datasets, models=models)
+
+
+def ledger_problems(context: Context) -> dict[str, str]:
+    """By model why the ledger, as it last answered, cannot be trusted beside it; mostly none."""
+    found = {served.name: _problem(context, served) for served in context.registry.versions()}
+    return {name: problem for name, problem in found.items() if problem is not None}
+
+
+def _problem(context: Context, served: ServedVersion) -> str | None:
+    age = context.budget.age
+    return None if age is None else age.problem(served.bundle.manifest)
 
 
 def _from_statements(models: list[schemas.ModelStatement]) -> list[schemas.DatasetBudget]:

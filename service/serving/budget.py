@@ -14,6 +14,7 @@ import structlog
 from lazydp.components.budget.ledger.ledger import Ledger
 from lazydp.components.shared.errors import LazyDPError
 from lazydp.service import schemas
+from lazydp.service.serving.ledger_age import LedgerAge
 
 # Many people looking at one page must not become many readings of the ledger.
 _KEPT_SECONDS = 1.0
@@ -57,6 +58,7 @@ class BudgetSource:
 
     Attributes:
         notice: why figures of the ledger are missing, in words that are safe to publish.
+        age: of the ledger, when it last answered; None before that.
     """
 
     def __init__(self, url: str | None) -> None:
@@ -64,6 +66,7 @@ class BudgetSource:
         self.notice: str | None = (
             None if url else "no ledger is configured: these are the statements of the served models"
         )
+        self.age: LedgerAge | None = None
         # Threads of their own: readings that never end must not take those of everything else.
         self._executor = ThreadPoolExecutor(_MOST_READINGS, thread_name_prefix="ledger")
         self._datasets: _Reading[schemas.DatasetBudget] | None = None
@@ -71,8 +74,12 @@ class BudgetSource:
 
     async def datasets(self) -> list[schemas.DatasetBudget] | None:
         """The budget of every dataset; None where there is no ledger or it does not answer."""
-        self._datasets = self._reading(self._datasets, _datasets)
+        self.refresh()
         return await self._waited(self._datasets)
+
+    def refresh(self) -> None:
+        """Begin to read the ledger, unless that was done not long ago; nobody waits."""
+        self._datasets = self._reading(self._datasets, self._read_datasets)
 
     async def entries(self) -> list[schemas.LedgerEntry] | None:
         """Every entry, oldest first; None where there is no ledger or it does not answer."""
@@ -92,6 +99,11 @@ class BudgetSource:
         fresh = _Reading(asyncio.create_task(self._read(self._url, reading)), time.monotonic())
         fresh.task.add_done_callback(fresh.end)
         return fresh
+
+    def _read_datasets(self, ledger: Ledger) -> list[schemas.DatasetBudget]:
+        found = _datasets(ledger)
+        self.age = LedgerAge.of(ledger.entries())
+        return found
 
     async def _read(self, url: str, reading: Callable[[Ledger], list[Found]]) -> list[Found] | None:
         try:

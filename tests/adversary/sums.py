@@ -20,8 +20,19 @@ from lazydp.components.train.private import DenseOptimizer, EmbeddingSgd, Privac
 from lazydp.kernels.noise_key import NoiseKey
 
 ROWS, DIM, POSITIONS, WIDTH, BAG = 5, 3, 3, 4, 4
-PARTS = ("difference", "scaled", "bag", "mean", "positions", "norm", "deep")
+PARTS = ("difference", "scaled", "bag", "mean", "positions", "norm", "deep", "slow")
 LARGEST = 1.001
+
+
+class Slow(nn.Module):
+    """A parameter without a rule: its per-example gradients are formed."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.factors = nn.Parameter(torch.ones(WIDTH))
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        return inputs * self.factors
 
 
 class Everything(nn.Module):
@@ -37,6 +48,7 @@ class Everything(nn.Module):
         self.positions = nn.Linear(WIDTH, WIDTH)
         self.norm = nn.LayerNorm(WIDTH)
         self.deep = nn.Linear(WIDTH, 2)
+        self.slow = Slow()
         with torch.no_grad():
             for table in (self.table, self.bag, self.mean):
                 table.weight.zero_()  # so that what a step adds is not rounded beside what was there
@@ -52,6 +64,7 @@ class Everything(nn.Module):
             "mean": self.mean(batch.bags).sum(dim=1),
             "positions": (passed * batch.signs.unsqueeze(2)).sum(dim=(1, 2)),
             "norm": (self.norm(passed) * batch.signs.unsqueeze(2)).sum(dim=(1, 2)),
+            "slow": (self.slow(batch.inputs) * batch.signs.unsqueeze(2)).sum(dim=(1, 2)),
             "deep": self.deep(batch.inputs[:, 0]).sum(dim=1),
         }
         return torch.stack([parts[name] for name in PARTS], dim=1)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from functools import partial
 from typing import Any
@@ -17,7 +18,8 @@ from lazydp.components.budget.accounting.events import dpsgd_event
 from lazydp.components.train.engine.dense import DenseOptimizer
 from lazydp.components.train.mechanism.parameters import PrivacyParameters
 from lazydp.components.train.private import PrivateTrainer, make_private
-from lazydp.components.train.tables import schedules
+from lazydp.components.train.tables import embedding_tables, schedules
+from lazydp.components.train.tables.precision import Rounding
 from lazydp.components.train.tables.skip_ahead import EmbeddingSgd
 from lazydp.kernels import ops, reference
 from lazydp.kernels.noise_key import NoiseKey
@@ -111,6 +113,31 @@ def _plain_sq_norms(indices: Any, offsets: Any, grads: Any, per_lookup_weights: 
     return total
 
 
+# --- F3: noise below a weight's rounding step --------------------------------------------------------------------
+
+OTHERS = 30
+# Others move each coordinate by almost half a unit in the last place of 1.5, and one more example beyond it.
+TIPPING_RATE = 0.5 * 2.0**-23 / ((OTHERS + 0.5) / math.sqrt(8))
+
+
+def tipping(is_in: bool, number: int) -> Floats:
+    """The row that everybody reads, at a rate at which float32 rounds its noise away."""
+    del number
+    model = Rows()
+    nn.init.constant_(model.rows.weight, 1.5)
+    trainer = trainer_of(model, NoiseKey.generate(), rate=TIPPING_RATE)
+    ids = torch.zeros(OTHERS + is_in, dtype=torch.int64)
+    trainer.step(lambda: model(ids))
+    trainer.flush()
+    return model.rows(FIRST)[0].detach().double().numpy()
+
+
+def rows_of_one_float(patch: pytest.MonkeyPatch) -> None:
+    patch.setattr(Rounding, "begins_with_two", lambda *_: False)
+    patch.setattr(Rounding, "needs_second_float", lambda *_, **__: False)
+    patch.setattr(embedding_tables, "MOST_MARGIN", math.inf)
+
+
 # --- F5: one key, two trainers ----------------------------------------------------------------------------------
 
 
@@ -151,6 +178,7 @@ def keys_as_they_are_given(patch: pytest.MonkeyPatch) -> None:
 
 GAMES: dict[str, tuple[Callable[[bool, int], Floats], Callable[[pytest.MonkeyPatch], None], float]] = {
     "F1, terms that cancel": (cancelling, running_float32_sums, claim()),
+    "F3, noise below rounding": (tipping, rows_of_one_float, claim()),
     "F5, one key for two trainers": (two_models_of_one_key, keys_as_they_are_given, claim(steps=2)),
 }
 

@@ -226,7 +226,6 @@ class Engine:
         Raises:
             PendingNoiseError: a row has pending noise; call `flush` first.
             NonFiniteError: a weight or a dense parameter is not finite.
-            PrivacyError: weights grew so large that the noise does not cover their rounding to float32.
             UnfinishedStepError: a step, or a load, was interrupted while it changed the weights.
         """
         self._guard.refuse_unfinished()

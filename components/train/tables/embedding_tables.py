@@ -8,26 +8,22 @@ every row). See `skip_ahead` for the mathematics.
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
-from lazydp.components.shared.errors import FormatError, InputError, NonFiniteError, PendingNoiseError, PrivacyError
+from lazydp.components.shared.errors import FormatError, InputError, NonFiniteError, PendingNoiseError
 from lazydp.components.shared.noise_addresses import MAX_TABLES
 from lazydp.components.train.device.placement import CPU
 from lazydp.components.train.tables.lookups import Lookups, join, join_lookups
-from lazydp.components.train.tables.precision import (
-    MOST_MARGIN,
-    expected_largest,
-    largest_of,
-    margin,
-    needs_second_float,
-)
-from lazydp.components.train.tables.second_float import catch_up_rows, chunks
+from lazydp.components.train.tables.precision import MOST_MARGIN, Rounding, RowSizes, expected_largest
+from lazydp.components.train.tables.rounding_watch import RoundingWatch
+from lazydp.components.train.tables.second_float import chunks
 from lazydp.components.train.tables.skip_ahead import EmbeddingSgd, SkipAhead
+from lazydp.components.train.tables.table import Table
 from lazydp.kernels import ops
 from lazydp.kernels.arguments import Distribution, RowGroups
 from lazydp.kernels.noise_key import NoiseKey
@@ -37,26 +33,9 @@ Mode = Literal["lazydp", "dpsgd", "sgd"]
 `sgd`: neither clipping nor noise."""
 
 _FINITE_CHUNK = 1 << 22
-_MOST_GROWTH = 4.0
 _log = logging.getLogger("lazydp.train")
 # An exact sum has 63 bits, of which one unit takes 38 (`ops.scatter_add_`).
 _MAX_EXAMPLES = 1 << 24
-
-
-@dataclass(slots=True)
-class _Table:
-    number: int
-    weight: Tensor
-    last: Tensor
-    momentum: Tensor | None
-    rest: Tensor | None = None
-    constant: int | None = None
-
-    def second_float(self) -> Tensor:
-        """What the weights leave of the true values."""
-        if self.rest is None:
-            self.rest = torch.zeros_like(self.weight)
-        return self.rest
 
 
 @dataclass(frozen=True, slots=True)
@@ -138,28 +117,36 @@ class EmbeddingTables:
         self._key = key if key is not None else NoiseKey.for_tests(0)  # draws are multiplied by zero
         device = devices.pop()
         self._skip_ahead = SkipAhead(optimizer, noise_scale=noise_scale, distribution=noise, device=device)
-        self._tables: dict[str, _Table] = {}
+        self._tables: dict[str, Table] = {}
         # One allocation, for huge pages: a step looks up one entry a row, each on a page of its own.
         rows = [weight.shape[0] for weight in weights.values()]
         last_of_tables = torch.split(torch.zeros(sum(rows), dtype=torch.int32, device=device), rows)
         for number, ((name, weight), last) in enumerate(zip(weights.items(), last_of_tables, strict=True)):
             momentum = torch.zeros_like(weight) if self._skip_ahead.dimension == 2 else None
-            self._tables[name] = _Table(number, weight, last, momentum, constant=(constant_rows or {}).get(name))
+            self._tables[name] = Table(number, weight, last, momentum, constant=(constant_rows or {}).get(name))
         self._has_pending_noise = False
         self._optimizer = optimizer
         # None where nothing is clipped or has noise: rounding then shows nothing that is to be hidden.
-        rounds = bound if noise_scale > 0.0 else None
-        self._largest = None if rounds is None else max(map(expected_largest, weights.values()), default=0.0)
-        self._two_floats = rounds is not None and needs_second_float(
-            weights.values(), optimizer=optimizer, bound=rounds
-        )
-        if self._two_floats:
-            _log.info("tables keep two float32 a weight: at this learning rate and batch size one rounds noise away")
+        self._rounding = Rounding(optimizer, bound, noise_scale) if bound is not None and noise_scale > 0.0 else None
+        self._watch: RoundingWatch | None = None
+        if self._rounding is not None:
+            self._watch = RoundingWatch(self._rounding, keeps_bounds=mode == "lazydp")
+            for name, table in self._tables.items():
+                table.expected = expected_largest(table.weight)
+                table.began_with_two = self._rounding.begins_with_two(table.weight)
+                if table.began_with_two:
+                    table.two_floats()
+                    _log.info("table %r keeps two float32 a weight: at this learning rate one rounds noise away", name)
 
     @property
     def has_pending_noise(self) -> bool:
         """Whether a step was completed after the last flush: `pending() > 0`, without a look at every row."""
         return self._has_pending_noise
+
+    @property
+    def rounding(self) -> Rounding | None:
+        """What the rounding of rows is measured by; None where nothing is clipped or has noise."""
+        return self._rounding
 
     @property
     def step(self) -> int:
@@ -199,15 +186,17 @@ class EmbeddingTables:
         """Give the rows of `groups` the noise of every completed step they miss."""
         if self._skip_ahead.is_identity:
             return
-        tables = [self._tables[name] for name in groups]
-        if self._two_floats:
-            for table, group in zip(tables, groups.values(), strict=True):
-                self._catch_up_two_floats(table, group.rows.rows)
-            return
+        single = []
+        for name, group in groups.items():
+            if self._tables[name].has_two_floats:
+                self._catch_up_two_floats(self._tables[name], group.rows.rows)
+            else:
+                single.append(name)
+        tables = [self._tables[name] for name in single]
         ops.foreach_catch_up_(
             [table.weight for table in tables],
             [table.last for table in tables],
-            [group.rows.rows for group in groups.values()],
+            [groups[name].rows.rows for name in single],
             self._key.tensor(),
             **self._catch_up_arguments(tables),
         )
@@ -231,7 +220,7 @@ class EmbeddingTables:
             groups: what `group_rows` gave for this one micro-batch.
             reads: the micro-batch.
         """
-        if self._skip_ahead.is_identity or self._two_floats:
+        if self._skip_ahead.is_identity or any(self._tables[name].has_two_floats for name in reads):
             self.catch_up(groups)
             return self.gather(reads)
         tables = [self._tables[name] for name in reads]
@@ -248,7 +237,7 @@ class EmbeddingTables:
         )
         return dict(zip(reads, pooled, strict=True))
 
-    def _catch_up_arguments(self, tables: Sequence[_Table]) -> dict[str, Any]:
+    def _catch_up_arguments(self, tables: Sequence[Table]) -> dict[str, Any]:
         """Arguments of the operators that bring rows of `tables` up to the present step."""
         return {
             "tables": [table.number for table in tables],
@@ -284,46 +273,67 @@ class EmbeddingTables:
             gradients: by table, one for each micro-batch, in the same order. Together they are of the examples that
                 `refuse_step` was asked about.
         """
-        tables = [self._tables[name] for name in gradients]
-        if self._is_below_precision(tables):
-            return
+        names = [name for name in gradients if not self._is_below_precision(self._tables[name])]
+        self._watch_rounding(groups, names)
+        single = []
+        for name in names:
+            if self._tables[name].has_two_floats:
+                self._add_to_two_floats(name, groups[name], gradients[name])
+            else:
+                single.append(name)
+        tables = [self._tables[name] for name in single]
         ops.foreach_scatter_add_(
-            [self._target(table) for table in tables],
-            [groups[name].rows for name in gradients],
-            [groups[name].bag_of_lookup for name in gradients],
-            [join([part.gradient for part in parts]) for parts in gradients.values()],
-            [join([part.scale_of_bags() for part in parts]) for parts in gradients.values()],
+            [table.weight if table.momentum is None else table.momentum for table in tables],
+            [groups[name].rows for name in single],
+            [groups[name].bag_of_lookup for name in single],
+            [join([part.gradient for part in gradients[name]]) for name in single],
+            [join([part.scale_of_bags() for part in gradients[name]]) for name in single],
             alpha=self._skip_ahead.gradient_scale(),
-            per_lookup_weights=[groups[name].weights for name in gradients],
+            per_lookup_weights=[groups[name].weights for name in single],
             bound=self._bound,
         )
 
-    def _target(self, table: _Table) -> Tensor:
-        if table.momentum is not None:
-            return table.momentum
-        return table.second_float() if self._two_floats else table.weight
+    def _add_to_two_floats(self, name: str, group: GroupedLookups, parts: Sequence[TableGradient]) -> None:
+        self._tables[name].two_floats().scatter_add(
+            group.rows,
+            group.bag_of_lookup,
+            join([part.gradient for part in parts]),
+            join([part.scale_of_bags() for part in parts]),
+            alpha=self._skip_ahead.gradient_scale(),
+            per_lookup_weights=group.weights,
+            bound=self._bound,
+        )
 
-    def _is_below_precision(self, tables: Sequence[_Table]) -> bool:
+    def _is_below_precision(self, table: Table) -> bool:
         """Whether the step moves so little that rounding would show more of it than its noise covers.
 
-        Such are the last steps of a schedule that ends near 0. They add their noise, and no gradient.
+        Such are the last steps of a schedule that ends near 0. They add their noise, and no gradient. Public numbers
+        decide, never the rows: with and without its gradient a step differs by more than one unit.
         """
-        if self._largest is None or self._two_floats or self._optimizer.momentum:
+        rate = self._optimizer.rate(self.step + 1)
+        if self._rounding is None or table.began_with_two or not self._rounding.is_negligible(rate):
             return False
-        return self._margin(tables, self._largest, self._optimizer.rate(self.step + 1)) > MOST_MARGIN
+        return self._rounding.margin(RowSizes(table.expected), columns=table.weight.shape[1], rate=rate) > MOST_MARGIN
 
-    def _margin(self, tables: Iterable[_Table], largest: float, rate: float) -> float:
-        assert self._bound is not None
-        columns = max((table.weight.shape[1] for table in tables), default=0)
-        return margin(largest=largest, columns=columns, rate=rate, bound=self._bound, optimizer=self._optimizer)
+    def _watch_rounding(self, groups: Mapping[str, GroupedLookups], names: Sequence[str]) -> None:
+        """Give tables whose rows outgrew one float32 the second, before the step's gradient is rounded to the first."""
+        if self._rounding is None or self._watch is None:
+            return
+        outgrown = self._watch.outgrown(
+            {name: self._tables[name] for name in names},
+            {name: groups[name].rows for name in names},
+            rate=self._optimizer.rate(self.step + 1),
+            reach=abs(self._skip_ahead.gradient_scale()) * self._rounding.bound,
+            noise=self._skip_ahead.longest_noise,
+        )
+        for name in outgrown:
+            self._tables[name].two_floats()
+            _log.info("[private] step %d: table %r keeps two float32 a weight from here on", self.step + 1, name)
 
-    def _catch_up_two_floats(self, table: _Table, rows: Tensor) -> None:
+    def _catch_up_two_floats(self, table: Table, rows: Tensor) -> None:
         arguments = self._catch_up_arguments([table])
-        catch_up_rows(
-            table.weight,
-            table.second_float(),
+        table.two_floats().catch_up(
             table.last,
-            table.momentum,
             rows,
             self._key.tensor(),
             number=table.number,
@@ -343,10 +353,12 @@ class EmbeddingTables:
 
     def flush(self) -> None:
         """Bring every row of every table up to date; nothing is pending afterwards."""
+        if self._watch is not None:
+            self._watch.forget()  # who has flushed may change weights
         if self._skip_ahead.is_identity:
             return
         for table in self._tables.values():
-            if self._two_floats:
+            if table.has_two_floats:
                 for rows in chunks(table.weight.shape[0], table.weight.device):
                     self._catch_up_two_floats(table, rows)
                 continue
@@ -375,7 +387,6 @@ class EmbeddingTables:
         Raises:
             PendingNoiseError: a row has pending noise; flush first.
             NonFiniteError: a weight is not finite.
-        PrivacyError: weights grew so large that float32 rounded them before their noise.
         """
         pending = self.pending()
         if pending:
@@ -387,35 +398,13 @@ class EmbeddingTables:
                 raise NonFiniteError(
                     f"table {name!r} holds weights that are not finite: the run diverged, lower the learning rate"
                 )
-        self._refuse_lost_noise()
         return {name: table.weight for name, table in self._tables.items()}
-
-    def _refuse_lost_noise(self) -> None:
-        """Weights that grew far beyond what the choice of one float32 was made for."""
-        if self._largest is None or self._two_floats or not self.step:
-            return
-        largest = max((largest_of(table.weight) for table in self._tables.values()), default=0.0)
-        if largest <= _MOST_GROWTH * self._largest:
-            return
-        rate = max(self._optimizer.rate(step) for step in range(1, self.step + 1))
-        found = self._margin(self._tables.values(), largest, rate)
-        if found > MOST_MARGIN:
-            raise PrivacyError(
-                f"a table's weights grew to {largest:.3g}, where float32 rounds a step of rate {rate:.3g} to "
-                f"{found:.2g} of what one unit adds to a row (at most {MOST_MARGIN:.2g} is covered); nothing is "
-                "released: train with a higher learning rate, a smaller expected_batch_size or larger initial weights"
-            )
 
     def state_dict(self) -> dict[str, Any]:
         """Weights with their pending noise, for a private checkpoint: references, not copies."""
-        tables = {
-            name: {"weight": table.weight, "last": table.last, "momentum": table.momentum, "rest": table.rest}
-            for name, table in self._tables.items()
-        }
         return {
-            "tables": tables,
+            "tables": {name: table.state() for name, table in self._tables.items()},
             "skip_ahead": self._skip_ahead.state_dict(),
-            "precision": {"two_floats": self._two_floats, "largest": self._largest},
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
@@ -430,25 +419,13 @@ class EmbeddingTables:
                 "it belongs to another model"
             )
         for name, table in self._tables.items():
-            saved = state["tables"][name]
-            if saved["weight"].shape != table.weight.shape or (saved["momentum"] is None) != (table.momentum is None):
-                raise FormatError(
-                    f"the checkpoint's table {name!r} has shape {tuple(saved['weight'].shape)}, this run's "
-                    f"{tuple(table.weight.shape)}: it belongs to another model or optimizer"
-                )
+            table.check(state["tables"][name], name)
         self._skip_ahead.load_state_dict(state["skip_ahead"])
+        if self._watch is not None:
+            self._watch.forget()
+        precision = state.get("precision", {})
         for name, table in self._tables.items():
-            saved = state["tables"][name]
-            table.weight.copy_(saved["weight"])
-            table.last.copy_(saved["last"])
-            if table.momentum is not None:
-                table.momentum.copy_(saved["momentum"])
-            rest = saved.get("rest")
-            table.rest = None if rest is None else table.second_float().copy_(rest)
-        # Chosen from the initial weights, which a resumed run does not see: the state says.
-        if "precision" in state:
-            self._two_floats = bool(state["precision"]["two_floats"])
-            self._largest = state["precision"]["largest"]
+            table.load(state["tables"][name], older=precision)
         self._has_pending_noise = self.pending() > 0
 
 

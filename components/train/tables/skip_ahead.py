@@ -142,6 +142,12 @@ class SkipAhead:
         return self._noise_scale == 0.0 and not self._optimizer.momentum and not self._optimizer.weight_decay
 
     @property
+    def longest_noise(self) -> float:
+        """Standard deviation of the weight's noise, of a row that never had any."""
+        variance = float(self._moments[0, self.dimension**2])
+        return math.sqrt(variance) if self._distribution == "gaussian" else abs(variance)
+
+    @property
     def transition(self) -> Tensor:
         """M, float32 [step + 1, 1 or 4] row-major; row h leads from step h to the present."""
         return self._for_kernels()[0]

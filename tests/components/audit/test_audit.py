@@ -1,6 +1,7 @@
 """The audit of the real path: below the claim where the code is right, above it for each planted bug."""
 
 import json
+import re
 import stat
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -177,7 +178,13 @@ def equal_rows_not_added_up(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(ops, "foreach_bag_sq_norms", over_tables)
 
 
-PLAIN = [no_clipping, noise_missed_at_flush, noise_dropped_on_reading, stale_last, variance_by_squared_delay]
+PLAIN: dict[Callable[[pytest.MonkeyPatch], None], str] = {
+    no_clipping: "clipping",
+    noise_missed_at_flush: "times the variance of the promised noise .look at the flush",
+    noise_dropped_on_reading: "noise on reading",
+    stale_last: "noise on reading",
+    variance_by_squared_delay: "noise on reading",
+}
 SUBTLE = [half_the_noise, equal_rows_not_added_up]
 
 
@@ -192,6 +199,7 @@ def test_a_plain_bug_is_caught(
     report = audited(dataset, configured(), canaries=FEW).report
     assert report.epsilon_lower_bound > report.epsilon_claimed
     assert report.fault is not None
+    assert re.search(PLAIN[plant], report.fault), report.fault
 
 
 @pytest.mark.parametrize("plant", SUBTLE)

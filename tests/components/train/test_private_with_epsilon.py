@@ -17,11 +17,13 @@ from torch.utils.data import DataLoader, IterableDataset, Subset, WeightedRandom
 from lazydp.components.budget.ledger.ledger import Ledger
 from lazydp.components.shared.errors import BudgetExceededError, InputError, PendingNoiseError, PrivacyError
 from lazydp.components.train.accounted_trainer import AccountedTrainer
+from lazydp.components.train.callers_optimizer import GroupRates
 from lazydp.components.train.data.poisson_loader import PoissonLoader, without_examples
 from lazydp.components.train.engine.dense import DenseOptimizer
 from lazydp.components.train.mechanism.parameters import PrivacyParameters
 from lazydp.components.train.private import make_private
 from lazydp.components.train.tables import schedules
+from lazydp.components.train.tables.precision import LEAST_PART
 from lazydp.components.train.tables.skip_ahead import EmbeddingSgd
 from lazydp.kernels.noise_key import NoiseKey
 from support.own_module import (
@@ -363,6 +365,19 @@ def test_a_scheduler_may_change_the_tables_rate_alone() -> None:
     assert trainer.steps_done == 0
 
 
+def test_tables_are_kept_precise_enough_for_the_least_rate_of_a_scheduler() -> None:
+    """Whether one float32 holds a table is decided before a scheduler lowered the rate."""
+    model = module()
+    optimizer = sgd(model)
+    rates = GroupRates(optimizer, 0)
+    assert [rates(step) for step in (1, 2, 64)] == [0.5, 0.5, 0.5]
+    torch.optim.lr_scheduler.ExponentialLR(optimizer, 0.5)
+    assert [rates(step) for step in (1, 2, 64)] == [0.5, 0.5 * LEAST_PART, 0.5 * LEAST_PART]
+    rates.take(1)
+    optimizer.param_groups[0]["lr"] = 0.25
+    assert [rates(step) for step in (1, 2)] == [0.5, 0.25]
+
+
 def test_a_public_population_gives_the_sampling_probability() -> None:
     trainer, loader = prepared(sampling_prob=None, population=40)
     assert trainer.mechanism.sampling_prob == Q
@@ -393,3 +408,16 @@ def test_one_run_is_one_key_and_one_mechanism(clicks: str) -> None:
         prepared(key=NoiseKey.for_tests(6), **{**given, "max_grad_norm": 2.0})
     with pytest.raises(InputError, match="is not in the ledger"):
         prepared(**{**given, "dataset": "unknown"})
+
+
+def test_a_reserved_training_goes_on_from_its_state_alone(clicks: str) -> None:
+    """Without the state a training under the same secret key has another noise, and needs a charge of its own."""
+    key = NoiseKey.generate()
+    given: dict[str, Any] = {"key": key, "dataset": "clicks", "ledger": clicks, "run_id": "run-1"}
+    trainer, loader = prepared(**given)
+    trained(trainer, loader, passes=1)
+    resumed, _ = prepared(**given, state=copy.deepcopy(trainer.state_dict()))
+    assert resumed.key.commitment == trainer.key.commitment
+    assert resumed.steps_done == 4
+    with pytest.raises(PrivacyError, match="bound to one noise key"):
+        prepared(**given)

@@ -30,6 +30,8 @@ STEPS = 24
 # Checkpoints so often that a kill often falls into the writing of one.
 SETTINGS: dict[str, Any] = {"steps": STEPS, "checkpoint_every": 2, "target_delta": 1e-5}
 MOMENTUM = {"embeddings": {"learning_rate": 1.0, "momentum": 0.5, "weight_decay": 0.01}}
+# At this rate one float32 would round noise away: weights and velocities have two.
+TWO_FLOATS = {"embeddings": {**MOMENTUM["embeddings"], "learning_rate": 1e-4}}
 USERS = {
     "privacy_unit": "user",
     "sampling": "user",
@@ -41,11 +43,12 @@ USERS = {
 VARIATIONS: dict[str, dict[str, Any]] = {
     "plain": {},
     "momentum": MOMENTUM,
+    "two floats": TWO_FLOATS,
     "users": USERS,
     "micro-batches": {"micro_batch_size": 7},
     "publishing": {"publish_every": 8, "popularity": {"noise_multiplier": 3.0}},
     "all of them": {
-        **MOMENTUM,
+        **TWO_FLOATS,
         **USERS,
         "micro_batch_size": 40,
         "publish_every": 10,
@@ -193,8 +196,12 @@ def check_that_bugs_are_seen(runs: Runs, forgotten: list[str]) -> None:
 def test_a_few_random_kills(tiny: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     runs, kills = Runs(tiny, tmp_path, VARIATIONS["all of them"], monkeypatch), Kills()
     assert len(runs.expected.snapshots) == 2
+    for part in ("rest", "momentum_rest"):
+        seconds = [leaf for name, leaf in runs.expected.leaves.items() if name.endswith(f"/{part}")]
+        assert seconds
+        assert all(bool(leaf.any()) for leaf in seconds)
     kills.kill_and_compare(runs)
-    check_that_bugs_are_seen(runs, ["last", "momentum"])  # and one kill more
+    check_that_bugs_are_seen(runs, ["last", "momentum", "rest"])  # and one kill more
 
 
 @pytest.mark.slow
