@@ -73,13 +73,21 @@ def flush(mib: int, columns: int, repeats: int, threads: int | None, as_json: bo
 
 @click.command(name="ingest", epilog="Example: lazydp bench ingest --rows 1000000")
 @click.option("--rows", type=click.IntRange(min=1), default=1_000_000, show_default=True, help="Rows of the log.")
+@click.option(
+    "--shape",
+    type=click.Choice(["interactions", "criteo"]),
+    default="interactions",
+    show_default=True,
+    help="A log of user, item and time, or one of 42 columns like Criteo's.",
+)
 @_common(5)
-def ingest(rows: int, repeats: int, threads: int | None, as_json: bool) -> None:
+def ingest(rows: int, shape: str, repeats: int, threads: int | None, as_json: bool) -> None:
     """Encode a log of interactions, beside reading and dictionary-encoding it by pyarrow and pandas."""
     from lazydp.components.bench import ingest as bench
 
     _use_threads(threads)
-    _show(bench.run(rows=rows, repeats=repeats), unit=bench.UNIT, as_json=as_json)
+    run = bench.run_wide if shape == "criteo" else bench.run
+    _show(run(rows=rows, repeats=repeats), unit=bench.UNIT, as_json=as_json)
 
 
 _MODULES = ("sasrec", "dcn")
