@@ -11,6 +11,11 @@ CSRC   := $(shell find kernels/csrc -name '*.h' -o -name '*.cpp' -o -name '*.cu'
 NVCC   ?= $(shell command -v nvcc || ls /usr/local/cuda/bin/nvcc 2>/dev/null)
 # Two workers by default would fight the kernels for the same two cores; tests measure equality, not time.
 PYTEST_ARGS ?=
+# Processes of tests read modules as compiled before, also where the environment forbids to keep that.
+test test-slow: export PYTHONDONTWRITEBYTECODE =
+# Folders of tests lie in memory where there is room: they hold little, and what is synced to a disk waits for it.
+IN_MEMORY := $(shell room=$$(df --output=avail -k /dev/shm 2>/dev/null | tail -1); \
+  [ "$${room:-0}" -gt 8388608 ] && echo PYTEST_DEBUG_TEMPROOT=/dev/shm)
 
 .DEFAULT_GOAL := help
 .PHONY: help setup run test test-slow lint typecheck cuda sanitize gpu system bench docs clean
@@ -63,11 +68,12 @@ cuda: ## Compile the CUDA sources for sm_80, sm_90 and sm_100 with warnings as e
 system: ## Debian packages that some tests need (browser, PostgreSQL), where they can be installed.
 	@./.ci/system-packages
 
-test: setup system lint typecheck cuda ## Everything that must hold.
-	$(BIN)/pytest -n 2 --dist loadfile --no-loadscope-reorder --durations 20 --durations-min 1 $(PYTEST_ARGS)
+test: setup system ## Everything that must hold.
+	@$(MAKE) --no-print-directory --jobs 3 --output-sync=target lint typecheck cuda
+	$(IN_MEMORY) $(BIN)/pytest -n 2 --dist loadfile --no-loadscope-reorder --durations 20 --durations-min 1 $(PYTEST_ARGS)
 
 test-slow: setup system ## The heavy suite: many kills, many processes, large tables.
-	$(BIN)/pytest -m slow --timeout 3600 $(PYTEST_ARGS)
+	$(IN_MEMORY) $(BIN)/pytest -m slow --timeout 3600 $(PYTEST_ARGS)
 
 sanitize: ## The CPU kernels' cores under ASan, UBSan and TSan; the CUDA kernels on the host under ASan and UBSan.
 	tests/kernels/native/sanitize.sh

@@ -19,12 +19,27 @@ if TYPE_CHECKING:
 
 # Begun first, so that no process is left alone with one of them at the end (`make test` keeps files whole).
 LONGEST = (
-    "pipelines/test_recommender.py",
-    "pipelines/test_on_the_backend.py",
-    "components/export/test_killed_commands.py",
-    "components/train/run/test_resume_kills.py",
-    "components/audit/test_audit.py",
     "test_programs.py",
+    "components/budget/accounting/test_epsilon.py",
+    "components/tune/test_tune.py",
+    "components/export/test_killed_commands.py",
+    "pipelines/test_recommender.py",
+    "service/routes/test_page.py",
+    "components/train/run/test_train.py",
+    "components/train/engine/test_equivalence.py",
+    "components/audit/test_audit.py",
+    "components/export/test_publish.py",
+    "components/export/test_released_counts.py",
+    "pipelines/test_on_the_backend.py",
+    "service/bench/test_bench.py",
+    "adversary/test_sums.py",
+    "components/export/test_export.py",
+    "components/onepass/test_start.py",
+    "components/train/run/test_resume_kills.py",
+    "adversary/service/test_connections.py",
+    "components/budget/storage/test_contention.py",
+    "components/budget/ledger/test_ledger.py",
+    "service/serving/test_restarts.py",
     "test_compatibility.py",
 )
 

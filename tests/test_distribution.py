@@ -17,7 +17,7 @@ ROOT = Path(__file__).resolve().parent.parent
 # What only the repository needs: how it is checked, and links for type checkers.
 REPOSITORY_ONLY = (".ci/", ".git", ".typecheck/", ".clang-format", ".dockerignore", ".pre-commit-config.yaml")
 # What a wheel has no use for: the extension is compiled, and people read the documents elsewhere.
-SOURCES_ONLY = ("kernels/csrc/", "README.md")
+SOURCES_ONLY = ("kernels/csrc/", "README.md", "OWNERS")
 LEFT_OUT = "kernels/csrc/common/chacha20.h"
 BUILD = "import sys; from setuptools import build_meta; print(build_meta.build_{kind}(sys.argv[1]))"
 

@@ -179,7 +179,7 @@ FAMILY_DECLARATION = (
 )
 CHOICE_OF_SETTINGS = "the choice of hyper-parameters"
 DEFAULT_NOT_COVERED = (
-    "metrics computed on private data: they are internal",
+    "metrics computed on private data, and what is decided by looking at them: they are internal",
     "what a user's answers from the service reveal about the features sent with the request",
     "whether two releases were made from equal data: then, and only then, their dataset has the same identifier",
 )

@@ -103,7 +103,9 @@ def privacy_profile(event: DpEvent, epsilons: npt.NDArray[np.float64]) -> npt.ND
     if not leaves:
         return np.zeros_like(epsilons)
     interval = max([_COARSE, *(_fitting_interval(key) for key, _ in leaves)])
-    return np.asarray(_composition(leaves, interval, fresh_store()).get_delta_for_epsilon(epsilons), dtype=np.float64)
+    return np.asarray(
+        _composition(leaves, interval, fresh_store()).distribution.get_delta_for_epsilon(epsilons), dtype=np.float64
+    )
 
 
 def epsilon_over_steps(event_after: Callable[[int], DpEvent], *, steps: int, delta: float) -> list[tuple[int, float]]:
@@ -316,16 +318,16 @@ def _loss_epsilon(
     if not leaves and not known:
         return 0.0
     interval = max([interval, *(_fitting_interval(key) for key, _ in leaves)])
-    distribution = _composition(leaves, interval, store) if leaves else None
-    if known:
-        parameters = pld.common.DifferentialPrivacyParameters(*known)
-        other = pld.from_privacy_parameters(parameters, value_discretization_interval=interval)
-        distribution = other if distribution is None else distribution.compose(other)
-    assert distribution is not None
-    return float(distribution.get_epsilon_for_delta(delta))
+    if not known:
+        return _composition(leaves, interval, store).epsilon(delta)
+    parameters = pld.common.DifferentialPrivacyParameters(*known)
+    whole = pld.from_privacy_parameters(parameters, value_discretization_interval=interval)
+    if leaves:
+        whole = _composition(leaves, interval, store).distribution.compose(whole)
+    return float(whole.get_epsilon_for_delta(delta))
 
 
-def _composition(leaves: Leaves, interval: float, store: LossStore) -> Any:
+def _composition(leaves: Leaves, interval: float, store: LossStore) -> Kept:
     """The loss distribution of all of `leaves`, from the largest part of them that is kept.
 
     Most often one event came after those composed last time, and one distribution is new. What remains is composed in
@@ -341,7 +343,7 @@ def _composition(leaves: Leaves, interval: float, store: LossStore) -> Any:
             rest = rest[len(step) :]
             kept = store.put(leaves, interval, Kept(made, unsaved), lacking=rest)
     assert kept is not None
-    return kept.distribution
+    return kept
 
 
 def _joined(leaves: Leaves, interval: float) -> Any:
@@ -409,10 +411,16 @@ def _fitting_interval(key: str) -> float:
 
 
 def _renyi_epsilon(event: DpEvent, delta: float) -> float:
-    accountant = RenyiAccountant()
-    if not accountant.supports(event):
+    if not RenyiAccountant().supports(event):
         raise PrivacyError(f"the rdp accountant does not know {event}")
+    return _renyi_epsilon_of(canonical(event), delta)
+
+
+@functools.lru_cache(maxsize=1 << 10)
+def _renyi_epsilon_of(key: str, delta: float) -> float:
+    """By the event's canonical JSON, since a sweep's reservation, its charge and its statement ask for the same."""
+    accountant = RenyiAccountant()
     with quiet_about_excluded_orders():
-        accountant.compose(event)
+        accountant.compose(event_from_json(json.loads(key)))
     found = float(accountant.get_epsilon(delta))
     return math.inf if math.isnan(found) else found

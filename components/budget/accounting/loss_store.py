@@ -15,7 +15,7 @@ import io
 import json
 import zipfile
 from collections import OrderedDict
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -43,6 +43,13 @@ class Kept:
 
     distribution: Any
     unsaved: float
+    _epsilons: dict[float, float] = field(default_factory=dict, repr=False, compare=False)
+
+    def epsilon(self, delta: float) -> float:
+        """Of the composition; computed once for each delta, for a ledger asks for the same again and again."""
+        if delta not in self._epsilons:
+            self._epsilons[delta] = float(self.distribution.get_epsilon_for_delta(delta))
+        return self._epsilons[delta]
 
 
 class LossStore:

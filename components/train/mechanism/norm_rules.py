@@ -265,9 +265,14 @@ def _norms(rows: Tensor) -> Tensor:
     """
     exact = functools.partial(torch.linalg.vector_norm, dim=1, dtype=torch.float64)
     columns = rows.shape[1]
-    if rows.dtype != torch.float32 or not rows.is_cpu or columns > _LONG_ROW:
+    if rows.dtype != torch.float32 or not rows.is_cpu:
         found: Tensor = exact(rows)
         return found * (1.0 + 2.0**-52 * (columns + 2))
+    if columns > _LONG_ROW:
+        # In pieces: a float64 copy of rows this long (formed gradients) would cost more than all else.
+        pieces = torch.stack([_norms(piece) for piece in torch.split(rows, _LONG_ROW, dim=1)], dim=1)
+        found = exact(pieces)
+        return found * (1.0 + 2.0**-52 * (pieces.shape[1] + 2))
     norms: Tensor = torch.linalg.vector_norm(rows, dim=1).double() * (1.0 + _UNIT * (columns / 2 + 2))
     outside = ~((norms > _SAFE_NORMS[0]) & (norms < _SAFE_NORMS[1]))
     if bool(outside.any()):

@@ -46,11 +46,14 @@ if [ "$ours" -eq 0 ] || [ -n "$bad" ]; then
 fi
 echo "cuda: $ours kernels for sm_${architectures[*]}, none spills; registers and shared memory in $out/resources"
 
-if [ -n "${torch_include:=$("$python" -c 'import torch, os; print(os.path.join(os.path.dirname(torch.__file__), "include"))' 2>/dev/null || true)}" ]; then
+if [ -f "$out/binding.ok" ] && [ -z "$(find kernels/csrc -newer "$out/binding.ok" -type f)" ]; then
+  echo "cuda: the binding agrees with torch's headers, as before"
+elif [ -n "${torch_include:=$("$python" -c 'import torch, os; print(os.path.join(os.path.dirname(torch.__file__), "include"))' 2>/dev/null || true)}" ]; then
   # The toolkit's headers, wherever this nvcc keeps them.
   toolkit=$("$nvcc" --dryrun -x cu -c /dev/null -o /dev/null 2>&1 | sed -n 's/^.*INCLUDES="-I\([^"]*\)".*$/\1/p' | head -1)
   "$cxx" -std=c++20 -fsyntax-only -Wall -Wextra -Werror -DUSE_CUDA -DTORCH_TARGET_VERSION=0x020a000000000000 \
     -Ikernels/csrc -isystem "$torch_include" ${toolkit:+-isystem "$toolkit"} kernels/csrc/cuda/binding.cpp
+  touch "$out/binding.ok"
   echo "cuda: the binding agrees with torch's headers"
 else
   echo "cuda: binding not checked, no torch for $python"

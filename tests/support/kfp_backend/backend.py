@@ -144,6 +144,15 @@ def _executors(platform: Mapping[str, Any]) -> dict[str, Any]:
     return found
 
 
+@dataclass(frozen=True)
+class _Around:
+    """What a task of a DAG can refer to: the DAG's own inputs, and the tasks before it by name."""
+
+    parameters: Mapping[str, Any]
+    artifacts: Mapping[str, Any]
+    done: Mapping[str, TaskRun]
+
+
 @dataclass
 class _Scope:
     backend: Backend
@@ -161,24 +170,17 @@ class _Scope:
             if not last and not all(done[before].done for before in task.get("dependentTasks", [])):
                 done[name] = TaskRun("SKIPPED")
             else:
-                done[name] = self._task(name, task, parameters, artifacts, done)
+                done[name] = self._task(name, task, _Around(parameters, artifacts, done))
             self.run.tasks.setdefault(name, done[name])
         return all(task.done for task in done.values())
 
-    def _task(
-        self,
-        name: str,
-        task: Mapping[str, Any],
-        parameters: Mapping[str, Any],
-        artifacts: Mapping[str, Any],
-        done: Mapping[str, TaskRun],
-    ) -> TaskRun:
+    def _task(self, name: str, task: Mapping[str, Any], around: _Around) -> TaskRun:
         component = self.spec["components"][task["componentRef"]["name"]]
         if "condition" in task.get("triggerPolicy", {}):
             raise NotImplementedError("conditions")
         try:
-            values = self._values(name, task, component, parameters, done)
-            given = _artifacts(task, artifacts, done)
+            values = self._values(name, task, component, around)
+            given = _artifacts(task, around.artifacts, around.done)
         except DriverError as error:
             return TaskRun("FAILED", log=f"driver: {error}")
         if "dag" in component:
@@ -190,26 +192,21 @@ class _Scope:
         )
 
     def _values(
-        self,
-        name: str,
-        task: Mapping[str, Any],
-        component: Mapping[str, Any],
-        parameters: Mapping[str, Any],
-        done: Mapping[str, TaskRun],
+        self, name: str, task: Mapping[str, Any], component: Mapping[str, Any], around: _Around
     ) -> dict[str, Any]:
         declared = component.get("inputDefinitions", {}).get("parameters", {})
         written = task.get("inputs", {}).get("parameters", {})
 
         def value_of(source: Mapping[str, Any]) -> Any:
             if "componentInputParameter" in source:
-                return parameters.get(source["componentInputParameter"])
+                return around.parameters.get(source["componentInputParameter"])
             if "taskOutputParameter" in source:
                 producer = source["taskOutputParameter"]
-                return done[producer["producerTask"]].parameters[producer["outputParameterKey"]]
+                return around.done[producer["producerTask"]].parameters[producer["outputParameterKey"]]
             if "taskFinalStatus" in source:
                 producer = source["taskFinalStatus"]["producerTask"]
-                state = done[producer].state
-                message = "" if done[producer].done else "a task failed"
+                state = around.done[producer].state
+                message = "" if around.done[producer].done else "a task failed"
                 return {"state": state, "pipelineTaskName": producer, "error": {"message": message}}
             text = source["runtimeValue"]["constant"]
             if isinstance(text, str) and WORKSPACE in text:

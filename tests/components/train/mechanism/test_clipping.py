@@ -218,6 +218,20 @@ def test_a_bound_on_rounding_costs_next_to_nothing(layer: nn.Module, positions: 
         torch.testing.assert_close(of_rule(layer, name)(inputs, grads).double(), true, rtol=1e-3, atol=0.0)
 
 
+@pytest.mark.parametrize("columns", [1, 4096, 4097, 10_000])
+def test_norms_of_long_rows_are_close_bounds(columns: int) -> None:
+    """Pieces of a row may be zero, tiny or huge; float32 squares of the last two vanish and overflow."""
+    torch.manual_seed(0)
+    rows = torch.randn(6, columns) * torch.tensor([0.0, 1e-30, 1e-10, 1.0, 1e10, 1e30]).unsqueeze(1)
+    mixed = torch.randn(40, columns) * torch.rand(columns).pow(50)
+    mixed[:, columns // 2 :] = 0.0
+    for some in (rows, mixed):
+        true = some.double().norm(dim=1)
+        found = norm_rules._norms(some)
+        assert bool((found >= true * (1 - 1e-12)).all())  # which rounds, too
+        assert bool((found <= true * 1.0003).all())
+
+
 def test_no_weight_gradient_is_formed_in_the_backward_pass() -> None:
     model = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 1))
     for parameter in model.parameters():
