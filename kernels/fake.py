@@ -7,7 +7,16 @@ from torch import Tensor
 
 import lazydp.kernels._C  # noqa: F401  (the schemas must be there first)
 
-_MUTATING = ("normal_", "flush_", "foreach_catch_up_", "foreach_catch_up_bag_sum_", "foreach_scatter_add_")
+_MUTATING = (
+    "normal_",
+    "flush_",
+    "foreach_catch_up_",
+    "foreach_catch_up_bag_sum_",
+    "foreach_scatter_add_",
+    "weighted_product_",
+    "weighted_sum_",
+    "noised_sum_",
+)
 
 
 def _nothing(*_: object) -> None:

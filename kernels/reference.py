@@ -271,6 +271,46 @@ def bag_ids(offsets: Tensor, *, num_lookups: int | None = None) -> Tensor:
     return torch.tensor([g for g, n in enumerate(offsets.diff().tolist()) for _ in range(n)], dtype=torch.int64)
 
 
+def weighted_product_(
+    out: Tensor, grads: Tensor, inputs: Tensor, scale: Tensor, *, order: Tensor | None = None, block: int = 64
+) -> None:
+    """See `products.weighted_product_`."""
+    places = torch.arange(grads.shape[0]) if order is None else order
+    scaled = scale.unsqueeze(1) * grads
+    scaled = torch.where(scaled.abs() < torch.finfo(torch.float32).tiny, 0.0, scaled)
+    for units in torch.split(places, block):
+        chain = np.zeros(out.shape, dtype=np.float32)
+        for unit in units.tolist():
+            chain = _fused_multiply_add(scaled[unit, :, None].numpy(), inputs[unit].numpy(), chain)
+        out += torch.from_numpy(chain)
+
+
+def _fused_multiply_add(
+    a: npt.NDArray[np.float32], b: npt.NDArray[np.float32], c: npt.NDArray[np.float32]
+) -> npt.NDArray[np.float32]:
+    """a b + c, rounded once. In float64 the product is exact; the sum is rounded to odd, so that rounding it again to
+    float32 gives what rounding it once would (Boldo and Melquiond 2008)."""
+    product, addend = a.astype(np.float64) * b.astype(np.float64), c.astype(np.float64)
+    total = product + addend
+    part = total - product
+    error = (product - (total - part)) + (addend - part)
+    even = (total.view(np.int64) & 1) == 0
+    odd = np.nextafter(total, np.where(error > 0, np.inf, -np.inf))
+    fused: npt.NDArray[np.float32] = np.where((error != 0) & even, odd, total).astype(np.float32)
+    return fused
+
+
+def weighted_sum_(out: Tensor, rows: Tensor, weights: Tensor) -> None:
+    """See `products.weighted_sum_`."""
+    for row, weight in zip(rows, weights, strict=True):
+        out += weight * row.double()
+
+
+def noised_sum_(out: Tensor, total: Tensor, noise: Tensor | None, *, scale: float) -> None:
+    """See `products.noised_sum_`."""
+    out.copy_(total if noise is None else total + scale * noise.double())
+
+
 def chacha_words(key: Tensor, *, stream: int, counter: int, n: int) -> Tensor:
     """See `ops.chacha_words`."""
     blocks = -(-n // 16)

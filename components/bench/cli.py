@@ -73,13 +73,21 @@ def flush(mib: int, columns: int, repeats: int, threads: int | None, as_json: bo
 
 @click.command(name="ingest", epilog="Example: lazydp bench ingest --rows 1000000")
 @click.option("--rows", type=click.IntRange(min=1), default=1_000_000, show_default=True, help="Rows of the log.")
+@click.option(
+    "--shape",
+    type=click.Choice(["interactions", "criteo"]),
+    default="interactions",
+    show_default=True,
+    help="A log of user, item and time, or one of 42 columns like Criteo's.",
+)
 @_common(5)
-def ingest(rows: int, repeats: int, threads: int | None, as_json: bool) -> None:
+def ingest(rows: int, shape: str, repeats: int, threads: int | None, as_json: bool) -> None:
     """Encode a log of interactions, beside reading and dictionary-encoding it by pyarrow and pandas."""
     from lazydp.components.bench import ingest as bench
 
     _use_threads(threads)
-    _show(bench.run(rows=rows, repeats=repeats), unit=bench.UNIT, as_json=as_json)
+    run = bench.run_wide if shape == "criteo" else bench.run
+    _show(run(rows=rows, repeats=repeats), unit=bench.UNIT, as_json=as_json)
 
 
 _MODULES = ("sasrec", "dcn")
@@ -213,7 +221,7 @@ def step(
 )
 @click.option("--seeds", type=click.IntRange(min=1), default=5, show_default=True, help="Noise keys a private figure.")
 @click.option("--users", type=click.IntRange(min=1), help="Measure by so many users, drawn at random; all if left out.")
-@click.option("--plot", type=click.Path(dir_okay=False, path_type=Path), help="SVG of quality against epsilon.")
+@click.option("--plot", type=click.Path(dir_okay=False, path_type=Path), help="SVG against epsilon, or users.")
 @click.option("--metric", type=click.Choice(["hr_at_10", "ndcg_at_10", "recall_at_20"]), default="hr_at_10")
 @click.option("--json", "as_json", is_flag=True, help="One JSON object a line.")
 def quality(

@@ -63,7 +63,8 @@ class Quality:
         privacy_unit: None without privacy.
         epsilon: None without privacy.
         seeds: how many noise keys the means are over.
-        users: with something to find.
+        of_users: users of the dataset.
+        users: that it was measured by, each with something to find.
         mean: metric -> mean.
         std: metric -> standard deviation over seeds; 0 where there is one.
     """
@@ -73,6 +74,7 @@ class Quality:
     privacy_unit: PrivacyUnit | None
     epsilon: float | None
     seeds: int
+    of_users: int
     users: int
     mean: dict[str, float]
     std: dict[str, float]
@@ -120,6 +122,7 @@ def run(
             privacy_unit=unit,
             epsilon=epsilon,
             seeds=len(found),
+            of_users=data.num_users,
             users=found[0].users,
             mean={metric: float(np.mean(of)) for metric, of in values.items()},
             std={metric: float(np.std(of)) for metric, of in values.items()},

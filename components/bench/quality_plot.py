@@ -1,4 +1,7 @@
-"""The picture of `bench quality`: quality against epsilon, one panel a dataset."""
+"""The picture of `bench quality`: one panel a feature spec, quality against epsilon.
+
+Where datasets of one spec differ in their number of users, it is against the number of users.
+"""
 
 from __future__ import annotations
 
@@ -19,13 +22,20 @@ def draw(results: Sequence[Quality], *, metric: str) -> bytes:
     figure = Figure(figsize=(5 * len(datasets), 4), layout="constrained")
     panels = figure.subplots(1, len(datasets), squeeze=False)[0]
     for panel, dataset in zip(panels, datasets, strict=True):
-        _draw_dataset(panel, [result for result in results if result.dataset == dataset], metric)
+        own = [result for result in results if result.dataset == dataset]
+        several = len({result.of_users for result in own}) > 1
+        (_against_users if several else _against_epsilon)(panel, own, metric)
+        panel.set_title(dataset)
+        panel.set_xscale("log")
+        panel.set_ylabel(_NAMES[metric])
+        panel.set_ylim(bottom=0)
+        panel.legend(fontsize=7)
     file = io.BytesIO()
     figure.savefig(file, format="svg", metadata={"Date": None})
     return file.getvalue()
 
 
-def _draw_dataset(axes: Axes, results: Sequence[Quality], metric: str) -> None:
+def _against_epsilon(axes: Axes, results: Sequence[Quality], metric: str) -> None:
     private = [result for result in results if result.epsilon is not None]
     for contestant, unit in dict.fromkeys((result.contestant, result.privacy_unit) for result in private):
         line = sorted(
@@ -39,9 +49,18 @@ def _draw_dataset(axes: Axes, results: Sequence[Quality], metric: str) -> None:
         style = ("-", "--", "-.", ":")[number % 4]
         label = f"{result.contestant}, without privacy"
         axes.axhline(result.mean[metric], color="grey", linestyle=style, linewidth=1, label=label)
-    axes.set_title(results[0].dataset)
-    axes.set_xscale("log")
     axes.set_xlabel("epsilon")
-    axes.set_ylabel(_NAMES[metric])
-    axes.set_ylim(bottom=0)
-    axes.legend(fontsize=7)
+
+
+def _against_users(axes: Axes, results: Sequence[Quality], metric: str) -> None:
+    for contestant, unit, epsilon in dict.fromkeys((one.contestant, one.privacy_unit, one.epsilon) for one in results):
+        line = sorted(
+            (result.of_users, result.mean[metric], result.std[metric])
+            for result in results
+            if (result.contestant, result.privacy_unit, result.epsilon) == (contestant, unit, epsilon)
+        )
+        users, means, deviations = zip(*line, strict=True)
+        private = epsilon is not None
+        label = f"{contestant}, per {unit}, epsilon {epsilon:g}" if private else f"{contestant}, without privacy"
+        axes.errorbar(users, means, deviations, marker="o", capsize=3, linestyle="-" if private else "--", label=label)
+    axes.set_xlabel("users")

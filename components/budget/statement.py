@@ -12,8 +12,9 @@ from lazydp.components.shared.frozen_model import FrozenModel
 PrivacyUnit = Literal["example", "user"]
 
 FLOATING_POINT = (
-    "norms are upper bounds; gradients of table rows are summed exactly, those of dense layers in float64 where a unit "
-    "has several positions or examples and in float32 where it has one; a table row is rounded to float32 between its "
+    "norms are upper bounds; gradients of table rows are summed exactly, those of dense layers in float64, but for a "
+    "unit of one position in a matrix: in float32 within short blocks of units in a random order, whose rounding is "
+    "within the clipping norm; a table row is rounded to float32 between its "
     "gradient and its noise by at most 1/128 of what one unit may add to it, or kept in two floats; the bounds are in "
     "docs/floating-point.md; no claim of immunity to attacks on floating-point noise (Mironov 2012)"
 )

@@ -79,11 +79,23 @@ def read_text(location: str | Path) -> str:
         raise unreadable(location, error) from None
 
 
-def unreadable(location: str | Path, error: Exception) -> InputError | UnavailableError:
-    """The error for a location that could not be read: a store that does not answer, or a file that is no good."""
-    if is_uri(str(location)) and not str(location).startswith("file://"):
+def unreadable(
+    location: str | Path, error: Exception, *, filesystem: Any = None, what: str = ""
+) -> InputError | UnavailableError:
+    """The error for a location that could not be read: a store that does not answer, or a file that is no good.
+
+    Args:
+        location: path or URI.
+        error: what was raised.
+        filesystem: where a path lies; None for this machine.
+        what: what it was read as, such as "Parquet".
+    """
+    of_store = is_uri(str(location)) and not str(location).startswith("file://")
+    if filesystem is not None:
+        of_store = not isinstance(filesystem, pafs.LocalFileSystem)
+    if of_store and isinstance(error, OSError):
         return UnavailableError(f"{shown(location)} does not answer: {one_line(error)}")
-    return InputError(f"{shown(location)} cannot be read: {one_line(error)}")
+    return InputError(f"{shown(location)} cannot be read{what and f' as {what}'}: {one_line(error)}")
 
 
 def one_line(error: Exception) -> str:

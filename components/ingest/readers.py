@@ -22,7 +22,7 @@ import pyarrow.parquet as pq
 from lazydp.components.features.values import scalar_text
 from lazydp.components.ingest.discover import Found
 from lazydp.components.ingest.locations import one_line, unreadable
-from lazydp.components.shared.errors import InputError
+from lazydp.components.shared.errors import InputError, UnavailableError
 
 Format = Literal["auto", "parquet", "csv", "tsv", "jsonl", "criteo"]
 BATCH_ROWS = 1 << 17
@@ -81,7 +81,13 @@ class _FileReader(Reader):
     def __init__(self, found: Found) -> None:
         self._found = found
         self.where = found.location
-        self.num_bytes = int(found.filesystem.get_file_info(found.path).size or 0)
+        try:
+            self.num_bytes = int(found.filesystem.get_file_info(found.path).size or 0)
+        except OSError as error:
+            raise self._unreadable(error) from None
+
+    def _unreadable(self, error: Exception, what: str = "") -> InputError | UnavailableError:
+        return unreadable(self.where, error, filesystem=self._found.filesystem, what=what)
 
     def _with_partitions(self, schema: pa.Schema) -> pa.Schema:
         _refuse_repeated_columns(schema.names, self.where)
@@ -118,7 +124,7 @@ class ParquetReader(_FileReader):
         except pa.ArrowException as error:
             raise InputError(f"{self.where} is not Parquet: {one_line(error)}") from None
         except OSError as error:
-            raise unreadable(self.where, error) from None
+            raise self._unreadable(error) from None
         self.schema = self._with_partitions(self._own)
 
     def _open(self, raw: Any) -> Any:
@@ -141,7 +147,7 @@ class ParquetReader(_FileReader):
                     for batch in file.iter_batches(batch_size=BATCH_ROWS, row_groups=[group], columns=own):
                         yield self._completed(batch, columns)
         except (pa.ArrowException, OSError) as error:
-            raise InputError(f"{self.where} cannot be read as Parquet: {one_line(error)}") from None
+            raise self._unreadable(error, "Parquet") from None
 
     def _of_partitions(self, columns: Sequence[str], num_rows: int) -> Iterator[pa.RecordBatch]:
         for begin in range(0, num_rows, BATCH_ROWS):
@@ -170,7 +176,7 @@ class DelimitedReader(_FileReader):
         except (pa.ArrowException, UnicodeDecodeError, csv.Error) as error:
             raise InputError(f"{self.where} is not text with delimiters: {one_line(error)}") from None
         except OSError as error:
-            raise unreadable(self.where, error) from None
+            raise self._unreadable(error) from None
         _refuse_repeated_columns(fields, self.where)
         self._fields = fields
         atomic = [_ATOMIC.match(name) for name in fields]
@@ -209,7 +215,7 @@ class DelimitedReader(_FileReader):
                     if batch.num_rows:
                         yield self._completed(batch.rename_columns(own), columns)
         except (pa.ArrowException, OSError) as error:
-            raise InputError(f"{self.where} cannot be read as text with delimiters: {one_line(error)}") from None
+            raise self._unreadable(error, "text with delimiters") from None
 
 
 class JsonLinesReader(_FileReader):
@@ -251,7 +257,7 @@ class JsonLinesReader(_FileReader):
         except orjson.JSONDecodeError as error:
             raise InputError(f"{self.where}:{number}: not a line of JSON: {one_line(error)}") from None
         except (pa.ArrowException, OSError) as error:
-            raise unreadable(self.where, error) from None
+            raise self._unreadable(error) from None
 
     def batches(self, columns: Sequence[str]) -> Iterator[pa.RecordBatch]:
         own = self._of_file(columns, self._own)
@@ -297,7 +303,7 @@ def _kind(found: Found) -> Format:
             if bytes(file.read(4)) == _PARQUET_MAGIC:
                 return "parquet"
     except OSError as error:
-        raise unreadable(found.location, error) from None
+        raise unreadable(found.location, error, filesystem=found.filesystem) from None
     name = found.path.rsplit("/", 1)[-1]
     extension = _COMPRESSED.sub("", name).rsplit(".", 1)[-1].lower()
     if extension in {"parquet", "pq"}:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from dataclasses import dataclass
 
 import numpy as np
 import pyarrow as pa
@@ -17,6 +18,9 @@ from lazydp.components.onepass.contributions import Matrix
 
 # Items weigh with this power of their released popularity.
 _POWER = 0.35
+# Directions weigh with this power of their singular value: otherwise the first, popularity, would take most of the
+# length of a history's direction.
+_EVENING = -0.25
 _BUCKETS = 16
 _TITLE_WORDS = 512
 _SALT = "title"
@@ -66,8 +70,26 @@ def _title_words(titles: list[str | None]) -> sparse.csr_matrix:
     return sparse.csr_matrix((np.ones(len(rows)), (rows, columns)), shape=shape)
 
 
-def feature_basis(features: sparse.csr_matrix, popularity: Matrix, *, directions: int) -> Matrix:
-    """Orthonormal directions [num_items + 1, k <= directions]: the leading left singular vectors of the features.
+@dataclass(frozen=True, slots=True)
+class Basis:
+    """Directions that a sketch looks into.
+
+    Attributes:
+        columns: orthonormal, [num_items + 1, k].
+        weights: [k], of the directions in what a unit contributes; positive.
+    """
+
+    columns: Matrix
+    weights: Matrix
+
+
+def empty_basis(num_items: int) -> Basis:
+    """No directions, of a catalogue of num_items."""
+    return Basis(np.zeros((num_items + 1, 0)), np.zeros(0))
+
+
+def feature_basis(features: sparse.csr_matrix, popularity: Matrix, *, directions: int) -> Basis:
+    """At most so many directions: the leading left singular vectors of the features.
 
     Items weigh with popularity^0.35, so that the directions tell apart what is taken.
 
@@ -82,21 +104,24 @@ def feature_basis(features: sparse.csr_matrix, popularity: Matrix, *, directions
         order = np.argsort(-values)[:directions]
         vectors, lengths = vectors[:, order], np.sqrt(np.maximum(values[order], 0.0))
         kept = lengths > _SMALLEST * lengths[0]
-        return _orthonormal(np.asarray(weighted @ vectors[:, kept]) / lengths[kept])
-    # A start vector of its own, so that the same features give the same directions.
-    found, _, _ = linalg.svds(weighted, k=min(directions, min(weighted.shape) - 1), v0=np.ones(min(weighted.shape)))
-    return _orthonormal(found[:, ::-1])
+        found, lengths = np.asarray(weighted @ vectors[:, kept]) / lengths[kept], lengths[kept]
+    else:
+        # A start vector of its own, so that the same features give the same directions.
+        number = min(directions, min(weighted.shape) - 1)
+        found, lengths, _ = linalg.svds(weighted, k=number, v0=np.ones(min(weighted.shape)))
+        found, lengths = found[:, ::-1], lengths[::-1]
+    return _orthonormal(found, np.maximum(lengths / lengths[0], _SMALLEST) ** _EVENING)
 
 
-def with_eigenvectors(basis: Matrix, items: np.ndarray, eigenvectors: Matrix) -> Matrix:
-    """`basis` [num_items + 1, k] and the `eigenvectors` [M, n] over the items `items`, orthonormal together."""
-    spread = np.zeros((basis.shape[0], eigenvectors.shape[1]))
+def with_eigenvectors(basis: Basis, items: np.ndarray, eigenvectors: Matrix) -> Basis:
+    """`basis` and the `eigenvectors` [M, n] over the items `items`, orthonormal together."""
+    spread = np.zeros((basis.columns.shape[0], eigenvectors.shape[1]))
     spread[items] = eigenvectors
-    return _orthonormal(np.hstack([basis, spread]))
+    return _orthonormal(np.hstack([basis.columns, spread]), np.append(basis.weights, np.ones(spread.shape[1])))
 
 
-def _orthonormal(vectors: Matrix) -> Matrix:
+def _orthonormal(vectors: Matrix, weights: Matrix) -> Basis:
     """An orthonormal basis of the columns, without those that the ones before them span."""
     q, r = np.linalg.qr(vectors)
     kept = np.abs(np.diag(r)) > _SMALLEST * np.abs(np.diag(r)).max(initial=1.0)
-    return np.asarray(q[:, kept])
+    return Basis(np.asarray(q[:, kept]), weights[kept])

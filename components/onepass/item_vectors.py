@@ -22,6 +22,7 @@ _RIDGE = 0.05
 POPULARITY_POWER = 0.4
 # The diagonal of a matrix is not released. It is taken from the matrix's leading eigenvectors, in so many rounds.
 _REFILLS, _REFILLS_OF_DIRECTIONS = 5, 2
+_SMALLEST = 1e-12
 # An item whose count is this many standard deviations of the noise on its entries keeps half of its row of a sketch.
 _HALF = 3.0
 
@@ -44,16 +45,22 @@ def sketched_eigenvectors(
     """
     directions = basis.shape[1]
     kept = 1.0 / (1.0 + np.square(_HALF * std / popularity))
-    sketch = sketch * kept[:, np.newaxis]
-    core = basis.T @ sketch
-    core = (core + core.T) / 2
-    spanned, triangle = np.linalg.qr(np.hstack([basis, sketch - basis @ core]))
-    middle = np.zeros((2 * directions, 2 * directions))
-    middle[:directions, :directions] = core
-    middle[directions:, :directions] = middle[:directions, directions:] = np.eye(directions)
-    values, vectors = np.linalg.eigh(triangle @ middle @ triangle.T)
+    rest = sketch * kept[:, np.newaxis]
+    inner = basis.T @ rest
+    core = (inner + inner.T) / 2
+    rest -= basis @ core
+    # The completion is A M A' for A = [F, B - F C]. With A'A = U D U' its eigenvectors are A U D^(-1/2) times those of
+    # a small matrix. To make A orthonormal instead would take most of the time and memory for a large catalogue.
+    middle = np.block([[core, np.eye(directions)], [np.eye(directions), np.zeros_like(core)]])
+    lengths, turned = np.linalg.eigh(np.block([[np.eye(directions), inner - core], [(inner - core).T, rest.T @ rest]]))
+    spanned = lengths > _SMALLEST * lengths[-1]
+    root, turned = np.sqrt(lengths[spanned]), turned[:, spanned]
+    values, vectors = np.linalg.eigh(root[:, np.newaxis] * (turned.T @ middle @ turned) * root)
+    leading = np.argsort(-values)[:rank]
+    combined = (turned / root) @ vectors[:, leading]
     edge = std * (math.sqrt(float(np.square(kept).sum())) + math.sqrt(directions))
-    return _shrunk(spanned @ vectors, values, edge=edge, rank=rank)
+    found = basis @ combined[:directions] + rest @ combined[directions:]
+    return _shrunk(found, values[leading], edge=edge, rank=rank)
 
 
 def matrix_eigenvectors(matrix: Matrix, *, std: float, rank: int) -> tuple[Matrix, np.ndarray]:

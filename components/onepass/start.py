@@ -146,7 +146,7 @@ def _vectors(
     *,
     dim: int,
 ) -> Matrix:
-    directions = np.zeros((len(popularity), 0))
+    directions = basis.empty_basis(data.items.num_items)
     if chosen.directions:
         features = basis.public_features(data.items, data.item_table)
         directions = basis.feature_basis(features, popularity, directions=chosen.directions)
@@ -163,7 +163,7 @@ def _vectors(
     std = noise.statistics / math.sqrt(1.0 - chosen.matrix_share)
     sketch = statistics.noised_sketch(units, directions, std=std, key=key)
     return item_vectors.item_vectors(
-        *item_vectors.sketched_eigenvectors(sketch, directions, popularity, std=std, rank=dim),
+        *item_vectors.sketched_eigenvectors(sketch, directions.columns, popularity, std=std, rank=dim),
         popularity,
         dim=dim,
         scale=chosen.scale,

@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 
+from lazydp.components.onepass.basis import Basis
 from lazydp.components.onepass.contributions import (
     USER_SHARE,
     Contributions,
@@ -46,20 +47,23 @@ def noised_histogram(units: Pass, *, num_items: int, std: float, key: NoiseKey) 
     return sums[:, 0]
 
 
-def noised_sketch(units: Pass, basis: Matrix, *, std: float, key: NoiseKey) -> Matrix:
+def noised_sketch(units: Pass, basis: Basis, *, std: float, key: NoiseKey) -> Matrix:
     """Sum over units of target (outer) direction, [num_items + 1, k]: the direction is the source seen in the basis.
+
+    A unit's direction has length 1 after the basis has weighed its columns; the weights are divided out of the sum.
 
     Args:
         units: begins a pass.
-        basis: orthonormal columns [num_items + 1, k], computed from what is public or released.
+        basis: of k directions, computed from what is public or released.
         std: of the noise.
         key: the run's noise key.
     """
-    sums = np.zeros(basis.shape)
+    sums = np.zeros(basis.columns.shape)
     for part in units():
-        sums += part.targets.T @ unit_dense(np.asarray(part.sources @ basis))
+        sums += part.targets.T @ unit_dense(np.asarray(part.sources @ basis.columns) * basis.weights)
     add_noise(sums, std, key, table=SKETCH_TABLE)
     sums[0] = 0.0  # of unknown items; there are none
+    sums /= basis.weights
     return sums
 
 

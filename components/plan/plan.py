@@ -19,7 +19,7 @@ from lazydp.components.train.config import TrainConfig
 from lazydp.components.train.run.costs import calibrated_noise_multiplier
 
 # HR@10 (Recall@20 without features) over that of popularity, by z: the least and the most in docs/quality.md.
-_GAINS_WITH_FEATURES = ((250, 1.05, 1.3), (550, 1.2, 2.4), (1500, 1.4, 3.0), (3300, 1.5, 3.5), (50_000, 1.6, 4.0))
+_GAINS_WITH_FEATURES = ((250, 1.1, 1.5), (550, 1.3, 2.6), (1500, 1.5, 3.3), (3300, 1.6, 3.8), (50_000, 1.7, 4.2))
 _GAINS_WITHOUT = ((250, 1.0, 1.05), (2000, 1.0, 1.3), (8000, 1.3, 1.7), (21_000, 1.7, 2.3), (50_000, 2.2, 3.2))
 _BYTES = 8
 # Statistic, its noise, and what the eigenvectors take beside it.

@@ -1,7 +1,9 @@
 """Which table number addresses which noise: no two draws of a run may share an address (table, row, step).
 
 Numbers below `MAX_TABLES` are embedding tables, those from there to `FIRST_RESERVED` dense parameters. Above are the
-releases that are made once a run, all at step 0, and last the keystreams that draw no noise (`kernels`).
+releases that are made once a run, all at step 0, and last the keystreams that draw no noise (`kernels`). Keystream t
+of the key that draws a run's noise gives the order in which the units of step t are added up
+(`train/mechanism/unit_order.py`); every other use of keystreams has a key of its own, by `derive`.
 """
 
 MAX_TABLES = 0x8000

@@ -145,7 +145,9 @@ class PrivateTrainer:
         """
         self._guard.refuse_unfinished()
         self.refuse_step_beyond_the_last()
-        self.dense.zero_gradients()
+        # However the sample is cut into k micro-batches, by their size or by their number: one more example moves at
+        # most k others into each.
+        self.dense.begin_step(self.tables.step + 1, exchanges=len(micro_batches) ** 2)
         if self._buffers is not None:
             self._buffers.begin()
         sizes = [None] * len(micro_batches) if user_sizes is None else user_sizes
@@ -263,7 +265,8 @@ class PrivateTrainer:
         step = self.tables.step + 1
         self._coupling.begin(step)
         try:
-            with self._reading(self._read), Capture(self._layers, self._placement.device, self.dense.sums) as capture:
+            capturing = Capture(self._layers, self._placement.device, self.dense.sums, self.dense.order)
+            with self._reading(self._read), capturing as capture:
                 losses = losses_of()
                 if losses.dim() != 1:
                     raise InputError(f"expected one loss an example, [B], found {list(losses.shape)}: no reduction")

@@ -9,18 +9,21 @@ from __future__ import annotations
 
 import inspect
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal
+from unittest import mock
 
 import torch
 from torch import Tensor, nn
 
+from lazydp.components.train.mechanism.unit_order import UnitOrder
 from lazydp.components.train.private import DenseOptimizer, EmbeddingSgd, PrivacyParameters, make_private
 from lazydp.kernels.noise_key import NoiseKey
 
 ROWS, DIM, POSITIONS, WIDTH, BAG = 5, 3, 3, 4, 4
-PARTS = ("difference", "scaled", "bag", "mean", "positions", "norm", "deep", "slow")
+PARTS = ("difference", "scaled", "bag", "mean", "positions", "norm", "deep", "column", "row", "flat", "slow")
 LARGEST = 1.001
 
 
@@ -48,6 +51,7 @@ class Everything(nn.Module):
         self.positions = nn.Linear(WIDTH, WIDTH)
         self.norm = nn.LayerNorm(WIDTH)
         self.deep = nn.Linear(WIDTH, 2)
+        self.column, self.row, self.flat = nn.Linear(1, 16), nn.Linear(WIDTH, 1), nn.LayerNorm(WIDTH)
         self.slow = Slow()
         with torch.no_grad():
             for table in (self.table, self.bag, self.mean):
@@ -66,6 +70,9 @@ class Everything(nn.Module):
             "norm": (self.norm(passed) * batch.signs.unsqueeze(2)).sum(dim=(1, 2)),
             "slow": (self.slow(batch.inputs) * batch.signs.unsqueeze(2)).sum(dim=(1, 2)),
             "deep": self.deep(batch.inputs[:, 0]).sum(dim=1),
+            "column": (self.column(batch.inputs[:, 0, :1]) * batch.signs[:, :1]).sum(dim=1),
+            "row": self.row(batch.inputs[:, 0]).sum(dim=1),
+            "flat": self.flat(batch.inputs[:, 0]).sum(dim=1),
         }
         return torch.stack([parts[name] for name in PARTS], dim=1)
 
@@ -134,6 +141,9 @@ class Step:
         micro_batches: how many the others are cut into; the unit's stands first, last or in the middle.
         place: of the unit.
         threads: of torch.
+        coupled: where the unit stands in the order of addition, instead of an order that is drawn: the others are added
+            as they lie, and the one at that place goes to the end. That is how a drawn order with the unit and one
+            without it belong together in the proof; one micro-batch, with the unit joined to the others.
     """
 
     max_grad_norm: Any = 1.0
@@ -141,6 +151,7 @@ class Step:
     micro_batches: int = 1
     place: str = "first"
     threads: int = 1
+    coupled: int | None = None
     _known: dict[int, tuple[Batch, tuple[Tensor, Tensor]]] = field(default_factory=dict, repr=False)
 
     def sums(self, batches: Sequence[tuple[Batch, Tensor]]) -> tuple[Tensor, Tensor]:
@@ -177,16 +188,42 @@ class Step:
         alone = (unit, torch.tensor([unit.size]))
         whole = {"first": [alone, *rest], "last": [*rest, alone], "joined": self._joined(alone, rest)}[self.place]
         without = self._without(others) if others is not None else self.sums([])
-        dense, tables = (float((a - b).norm()) for a, b in zip(self.sums(whole), without, strict=True))
+        with self._ordered():
+            found_with = self.sums(whole)
+        dense, tables = (float((a - b).norm()) for a, b in zip(found_with, without, strict=True))
         if isinstance(self.max_grad_norm, float):
             found = math.hypot(dense, tables) / self.max_grad_norm
         else:
             found = max(dense / self.max_grad_norm.dense, tables / self.max_grad_norm.embeddings)
         return found if math.isfinite(found) else math.inf
 
+    @contextmanager
+    def _ordered(self) -> Iterator[None]:
+        """With the unit, which is the first of its micro-batch, at the place `coupled`."""
+        if self.coupled is None:
+            yield
+            return
+        place = self.coupled
+
+        def order(_: UnitOrder, units: int) -> Tensor:
+            others = torch.arange(1, units)
+            return torch.cat([others[:place], torch.zeros(1, dtype=torch.int64), others[place + 1 :], others[[place]]])
+
+        with mock.patch.object(UnitOrder, "of", order):
+            yield
+
+    @contextmanager
+    def _as_they_lie(self) -> Iterator[None]:
+        if self.coupled is None:
+            yield
+            return
+        with mock.patch.object(UnitOrder, "of", return_value=None):
+            yield
+
     def _without(self, others: Batch) -> tuple[Tensor, Tensor]:
         if id(others) not in self._known:
-            self._known[id(others)] = others, self.sums(self._cut(others))
+            with self._as_they_lie():
+                self._known[id(others)] = others, self.sums(self._cut(others))
         return self._known[id(others)][1]
 
     def _cut(self, others: Batch) -> list[tuple[Batch, Tensor]]:

@@ -74,6 +74,16 @@ def samples() -> dict[str, tuple[Any, ...]]:
             [None, torch.rand(4)],
             2.0**-40,
         ),
+        "weighted_product_": (
+            torch.zeros(8, 3, dtype=torch.float64),
+            grad,
+            torch.randn(4, 3),
+            torch.rand(4),
+            torch.randperm(4),
+            2,
+        ),
+        "weighted_sum_": (torch.zeros(8, dtype=torch.float64), grad, torch.rand(4, dtype=torch.float64)),
+        "noised_sum_": (torch.empty(8), torch.randn(8, dtype=torch.float64), torch.randn(8), 0.5),
         "chacha_words": (KEY, 1, 2, 33),
         "chacha20_blocks": (
             torch.tensor([[0x61707865, 0x3320646E, 0x79622D32, 0x6B206574] + [7] * 12], dtype=torch.int32),

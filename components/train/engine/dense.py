@@ -15,8 +15,9 @@ from lazydp.components.shared.errors import FormatError, InputError, NonFiniteEr
 from lazydp.components.shared.noise_addresses import FIRST_RESERVED, MAX_TABLES
 from lazydp.components.train.device.placement import CPU
 from lazydp.components.train.mechanism.double_sums import DoubleSums
+from lazydp.components.train.mechanism.unit_order import UnitOrder
 from lazydp.components.train.tables.skip_ahead import Schedule
-from lazydp.kernels import ops
+from lazydp.kernels import ops, products
 from lazydp.kernels.arguments import Distribution
 from lazydp.kernels.noise_key import NoiseKey
 
@@ -80,6 +81,7 @@ class DenseLayers:
             norm for each group sigma sqrt(2) C_dense / b; 0 for no noise.
         key: the noise key; may be None if `noise_scale` is 0 or `noise` is `ones`.
         noise: `gaussian`; or `ones`, which replaces every Gaussian number by 1, for tests.
+        private: gradients come as float64 `sums`; otherwise autograd adds them to `.grad`.
 
     Raises:
         InputError: more parameters than there are table numbers for them.
@@ -93,7 +95,9 @@ class DenseLayers:
         noise_scale: float,
         key: NoiseKey | None,
         noise: Distribution = "gaussian",
+        private: bool = True,
     ) -> None:
+        self._private = private
         self._model = model
         self._parameters = {name: p for name, p in model.named_parameters() if p.requires_grad}
         if len(self._parameters) > _MAX_PARAMETERS:
@@ -107,15 +111,14 @@ class DenseLayers:
         self._key = key
         self._noise = noise
         self.sums = DoubleSums()
-        """Float64 sums of clipped gradients, for parameters of which a float32 sum would be too inexact.
-
-        `add_noise` adds a parameter's `.grad` and its noise to this sum, and writes the result to `.grad`.
-        """
+        """The clipped gradient sums of a step. `add_noise` adds the noise, and rounds the result to `.grad`."""
+        self.order = UnitOrder(key)
+        """The order in which the units of a step are added up."""
         largest = max((p.numel() for p in self._parameters.values()), default=0)
         # One buffer holds the noise of each parameter in turn, so a step allocates no new buffer for noise.
         device = next((parameter.device for parameter in self._parameters.values()), CPU)
-        self._buffer = torch.empty(largest if noise_scale and noise == "gaussian" else 0, device=device)
-        self.zero_gradients()
+        self._buffer = torch.empty(largest if noise_scale else 0, device=device)
+        self.begin_step(0)
 
     @property
     def optimizer(self) -> torch.optim.Optimizer | None:
@@ -125,38 +128,48 @@ class DenseLayers:
     def draw_under(self, key: NoiseKey) -> None:
         """Use the noise key `key` from now on."""
         self._key = key
+        self.order.draw_under(key)
 
-    def zero_gradients(self) -> None:
-        """Set every gradient to zero, in the memory it already has; allocate the gradients that are missing."""
+    def begin_step(self, step: int, *, exchanges: int = 1) -> None:
+        """Set all sums to zero for `step`.
+
+        Args:
+            step: its number.
+            exchanges: see `UnitOrder.begin`.
+        """
         self.sums.clear()
+        self.order.begin(step, exchanges=exchanges)
         for parameter in self._parameters.values():
             if parameter.grad is None:
                 parameter.grad = torch.zeros_like(parameter)
-            else:
+            elif not self._private:
                 parameter.grad.zero_()
 
     def add_noise(self, step: int) -> None:
-        """Add the noise of `step` to every gradient.
-
-        A parameter with a float64 sum gets its noise in float64; the result is rounded to float32 afterwards.
-        """
-        for number, parameter in enumerate(self._parameters.values()):
-            gradient, exact = _gradient(parameter), self.sums.used(parameter)
-            total = gradient if exact is None else exact.add_(gradient)
-            if self._noise_scale:
-                self._add_noise_of(number, parameter, total, step)
-            if exact is not None:
-                gradient.copy_(exact)
-
-    def _add_noise_of(self, number: int, parameter: Tensor, total: Tensor, step: int) -> None:
-        if self._noise == "ones":
-            total.add_(self._noise_scale)
+        """The gradients of a private step: the sums with the noise of `step`, rounded to float32 after it is added."""
+        if not self._private:
             return
-        assert self._key is not None
+        for number, parameter in enumerate(self._parameters.values()):
+            gradient, total = _gradient(parameter), self.sums.used(parameter)
+            if total is None:  # no micro-batch, or none that reached the parameter
+                total = self.sums.of(parameter)
+            noise = self._noise_of(number, parameter, step) if self._noise_scale else None
+            if total.is_cpu and gradient.is_contiguous() and gradient.dtype == torch.float32:
+                flat = None if noise is None else noise.view(-1)
+                products.noised_sum_(gradient.view(-1), total.view(-1), flat, scale=self._noise_scale)
+            else:
+                gradient.copy_(total if noise is None else total.add_(noise, alpha=self._noise_scale))
+
+    def _noise_of(self, number: int, parameter: Tensor, step: int) -> Tensor:
+        """Noise of the parameter's shape, float32; until it is called for the next one."""
         rows = parameter.shape[0] if parameter.dim() > 1 else 1
         noise = self._buffer[: parameter.numel()].view(rows, -1)
-        ops.normal_(noise, self._key.tensor(), table=MAX_TABLES + number, first_row=0, step=step)
-        total.add_(noise.view_as(total), alpha=self._noise_scale)
+        if self._noise == "ones":
+            noise.fill_(1.0)
+        else:
+            assert self._key is not None
+            ops.normal_(noise, self._key.tensor(), table=MAX_TABLES + number, first_row=0, step=step)
+        return noise.view(parameter.shape)
 
     def set_rate(self, step: int) -> None:
         """Give the optimizer the learning rate of `step`, if there is a schedule; no weight changes.

@@ -115,7 +115,12 @@ class Engine:
             bound=privacy.bound("embeddings") if self._private else None,
         )
         self.dense = DenseLayers(
-            model, optimizer=dense, noise_scale=privacy.noise_scale("dense") if noisy else 0.0, key=key, noise=noise
+            model,
+            optimizer=dense,
+            noise_scale=privacy.noise_scale("dense") if noisy else 0.0,
+            key=key,
+            noise=noise,
+            private=self._private,
         )
         self._timer = timer
         self._guard = StepGuard()
@@ -158,7 +163,8 @@ class Engine:
                 pooled = self.tables.catch_up_and_gather(groups, reads[0])
             else:
                 self.tables.catch_up(groups)
-        self.dense.zero_gradients()
+        # One more example moves the others by one place: each micro-batch passes one on to the next.
+        self.dense.begin_step(self.tables.step + 1, exchanges=len(micro_batches))
         passes = [self._pass(examples, read, pooled) for examples, read in zip(micro_batches, reads, strict=True)]
         self._guard.begin()
         with self._phase("scatter"):
@@ -184,7 +190,7 @@ class Engine:
         units = units_of(examples.size, examples.user_sizes, self.privacy)
         with self._phase("gather"):
             pooled = leaves(self.tables.gather(reads) if gathered is None else gathered, self.placement.device)
-        with Capture(self._layers, self.placement.device, self.dense.sums) as capture:
+        with Capture(self._layers, self.placement.device, self.dense.sums, self.dense.order) as capture:
             with self._phase("forward"):
                 inputs = model_inputs(self.model.layout, examples, pooled, with_items=self.model.has_prior)
                 losses = self.model.losses(self.model(inputs), examples.labels)

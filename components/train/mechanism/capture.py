@@ -8,7 +8,7 @@ together: `units`) and, once the clipping coefficients are known, into the sum o
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from types import TracebackType
 from typing import Any, Self
@@ -23,6 +23,7 @@ from lazydp.components.train.mechanism.double_sums import DoubleSums
 from lazydp.components.train.mechanism.layers import Layers, parameter_name
 from lazydp.components.train.mechanism.norm_rules import FormedRule, NormRule
 from lazydp.components.train.mechanism.per_example import Copies, running_apart
+from lazydp.components.train.mechanism.unit_order import UnitOrder
 from lazydp.components.train.mechanism.units import Units
 from lazydp.components.train.tables.examples_apart import are_apart, with_whole_batch
 from lazydp.components.train.tables.same_memory import no_view
@@ -169,18 +170,25 @@ class Capture:
             losses = ...
             losses.sum().backward()
         sq_norms = capture.sq_norms(units)
-        capture.add_weighted(scale)          # into the parameters' .grad
+        capture.add_weighted(scale)          # to the float64 sums
 
     Args:
         layers: what `trained_layers` found.
         device: where they compute. What is given as [B] may live elsewhere.
-        sums: float64 sums beside the `.grad` of parameters; None: everything goes to `.grad`.
+        sums: where the clipped sums go.
+        order: of the units of this step; None: as they lie, all in blocks of the largest size.
 
     Raises:
         InputError: on entering, where matrix products are rounded to less than float32.
     """
 
-    def __init__(self, layers: Layers, device: torch.device = CPU, sums: DoubleSums | None = None) -> None:
+    def __init__(
+        self,
+        layers: Layers,
+        device: torch.device = CPU,
+        sums: DoubleSums | None = None,
+        order: UnitOrder | None = None,
+    ) -> None:
         self._device = device
         self._calls = [
             _Calls(name, layer.module, {key: layer.parameter(key) for key in layer.names}, layer.rule)
@@ -198,8 +206,9 @@ class Capture:
         self._stack = ExitStack()
         self._handles: list[RemovableHandle] = []
         self._pairs: list[tuple[_Calls, Tensor, Tensor]] = []
-        self._sums = sums
-        self._one_term_each = False
+        self._sums = DoubleSums() if sums is None else sums
+        self._order = UnitOrder(None) if order is None else order
+        self._one_example_each = False
 
     def __enter__(self) -> Self:
         refuse_rounded_products(self._device)
@@ -238,7 +247,7 @@ class Capture:
     def sq_norms(self, units: Units) -> Tensor:
         """Squared norm of each unit's gradient (the sum of its examples') over all layers, float64 [U]."""
         total = torch.zeros(units.count, dtype=torch.float64, device=self._device)
-        self._one_term_each = units.single
+        self._one_example_each = units.examples_alone
         for calls in [*self._calls, *self._formed]:
             pair = calls.pair(units.num_examples)
             if pair is not None:
@@ -282,16 +291,16 @@ class Capture:
         ]
 
     def sums(self, scale: Tensor) -> dict[str, Tensor]:
-        """sum_i scale[i] g_i for every parameter, by its name; zeros where no gradient came back."""
+        """sum_i scale[i] g_i for every parameter, by its name, float64; zeros where no gradient came back."""
         (scale,) = moved([scale], self._device)
         found = {
-            parameter_name(calls.name, key): torch.zeros_like(parameter)
+            parameter_name(calls.name, key): torch.zeros(parameter.shape, dtype=torch.float64, device=self._device)
             for calls in [*self._calls, *self._formed]
             for key, parameter in calls.parameters.items()
         }
         for calls, inputs, grads in self._pairs:
             into = {key: found[parameter_name(calls.name, key)] for key in calls.parameters}
-            calls.rule.add_weighted(calls.layer, inputs, grads, scale, into)
+            self._add(calls, inputs, grads, scale, into, order=None)
         return found
 
     def sizes(self, scale: Tensor) -> Iterator[Tensor]:
@@ -302,25 +311,29 @@ class Capture:
             yield scale * (positions[1] * (1.0 + positions[0])).sum(dim=1)
 
     def add_weighted(self, scale: Tensor) -> None:
-        """Add sum_i scale[i] g_i to the `.grad` of every parameter (which must exist), or to its float64 sum.
-
-        To a float64 sum goes what units add in several terms, of several positions or examples.
-        """
+        """Add sum_i scale[i] g_i to the float64 sum of every parameter."""
         (scale,) = moved([scale], self._device)
+        order = self._order.of(scale.shape[0]) if self._one_example_each and scale.is_cpu else None
         for calls, inputs, grads in self._pairs:
-            one_term = self._one_term_each and inputs.shape[1] == 1
-            sums = self._sums if calls.rule.double_sums and not one_term else None
-            into = {name: _sum_of(parameter, sums) for name, parameter in calls.parameters.items()}
-            calls.rule.add_weighted(calls.layer, inputs, grads, scale, into)
+            into = {key: self._sums.of(parameter) for key, parameter in calls.parameters.items()}
+            self._add(calls, inputs, grads, scale, into, order)
         # What a step keeps beyond its end costs the next one fresh pages.
         self._pairs.clear()
 
-
-def _sum_of(parameter: nn.Parameter, sums: DoubleSums | None) -> Tensor:
-    if sums is not None:
-        return sums.of(parameter)
-    assert parameter.grad is not None
-    return parameter.grad
+    def _add(
+        self,
+        calls: _Calls,
+        inputs: Tensor,
+        grads: Tensor,
+        scale: Tensor,
+        into: Mapping[str, Tensor],
+        order: Tensor | None,
+    ) -> None:
+        """Add one layer's sum to float64 tensors: as fast as float32 where each unit adds one term."""
+        if self._one_example_each and inputs.shape[1] == 1:
+            calls.rule.add_single(calls.layer, inputs, grads, scale, into, order=order, block=self._order.block)
+        else:
+            calls.rule.add_exact(calls.layer, inputs, grads, scale, into)
 
 
 def _sq_norms_of_units(calls: _Calls, inputs: Tensor, grads: Tensor, units: Units) -> Tensor:

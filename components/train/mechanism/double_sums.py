@@ -1,4 +1,4 @@
-"""Sums of clipped gradients in float64, for parameters where float32 could not keep a unit's bound."""
+"""Sums of clipped gradients in float64: float32 could not keep a unit's bound."""
 
 from __future__ import annotations
 
@@ -7,10 +7,10 @@ from torch import Tensor
 
 
 class DoubleSums:
-    """One float64 buffer for each parameter that needs one, kept from step to step.
+    """One contiguous float64 buffer for each parameter, kept from step to step.
 
-    What a unit of several positions adds to a float32 sum is many terms, each rounded beside what others added. So such
-    layers add up in float64, and what is added together is rounded once, after its noise (docs/floating-point.md).
+    What is added to a float32 sum is rounded beside what others added. So layers add up in float64, and the sum is
+    rounded once, after its noise (docs/floating-point.md).
     """
 
     def __init__(self) -> None:
@@ -20,7 +20,7 @@ class DoubleSums:
     def of(self, parameter: Tensor) -> Tensor:
         """The sum of this step for `parameter`, float64 of its shape; to be added to."""
         if parameter not in self._sums:
-            self._sums[parameter] = torch.zeros_like(parameter, dtype=torch.float64, requires_grad=False)
+            self._sums[parameter] = torch.zeros(parameter.shape, dtype=torch.float64, device=parameter.device)
         self._used.add(parameter)
         return self._sums[parameter]
 

@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from lazydp.components.shared.errors import InputError
+from lazydp.kernels import products
 
 _CHUNK_BYTES = 1 << 24
 
@@ -47,7 +48,7 @@ class NormRule(ABC):
     parameters: ClassVar[tuple[str, ...]]
 
     double_sums = False
-    """Whether `add_weighted` can add to float64 tensors, in float64: where an example has several positions."""
+    """Whether `add_weighted` computes in float64 whatever it is given; a rule that does not is given float64."""
 
     @abstractmethod
     def sq_norms(self, layer: nn.Module, names: Sequence[str], inputs: Tensor, grads: Tensor) -> Tensor:
@@ -57,7 +58,44 @@ class NormRule(ABC):
     def add_weighted(
         self, layer: nn.Module, inputs: Tensor, grads: Tensor, scale: Tensor, into: Mapping[str, Tensor]
     ) -> None:
-        """Add sum_i scale[i] g_i to the tensors of `into`, one for each trained parameter."""
+        """Add sum_i scale[i] g_i to the tensors of `into`, float64 and contiguous, one for each trained parameter.
+
+        All terms have to be formed and added in float64: in float32 one unit would move how the others are rounded.
+        """
+
+    def add_exact(
+        self, layer: nn.Module, inputs: Tensor, grads: Tensor, scale: Tensor, into: Mapping[str, Tensor]
+    ) -> None:
+        """`add_weighted`, of float64 copies where the rule needs them."""
+        if not self.double_sums:
+            inputs, grads, scale = inputs.double(), grads.double(), scale.double()
+        self.add_weighted(layer, inputs, grads, scale, into)
+
+    def add_single(
+        self,
+        layer: nn.Module,
+        inputs: Tensor,
+        grads: Tensor,
+        scale: Tensor,
+        into: Mapping[str, Tensor],
+        *,
+        order: Tensor | None,
+        block: int,
+    ) -> None:
+        """`add_exact` where each unit is one example of one position; a rule may add in blocks of units.
+
+        Args:
+            layer: and the others, see `add_weighted`.
+            inputs: [B, 1, ...].
+            grads: [B, 1, ...].
+            scale: float32 [B].
+            into: as for `add_weighted`.
+            order: a random permutation of the units, int64 [B]; None: as they lie.
+            block: how many units, in that order, may be added in float32, each element term after term
+                (`kernels.products.weighted_product_`); blocks are added in float64.
+        """
+        del order, block  # float64 needs neither
+        self.add_exact(layer, inputs, grads, scale, into)
 
 
 class LinearRule(NormRule):
@@ -90,11 +128,33 @@ class LinearRule(NormRule):
         if "weight" in into:
             _add_products(grads, inputs, scale, into["weight"])
 
+    def add_single(
+        self,
+        layer: nn.Module,
+        inputs: Tensor,
+        grads: Tensor,
+        scale: Tensor,
+        into: Mapping[str, Tensor],
+        *,
+        order: Tensor | None,
+        block: int,
+    ) -> None:
+        num_in, num_out = inputs.shape[2], grads.shape[2]
+        in_blocks = inputs.is_cpu and inputs.dtype == grads.dtype == torch.float32 and min(num_in, num_out) > 1
+        if not in_blocks:
+            self.add_exact(layer, inputs, grads, scale, into)
+            return
+        inputs, grads = inputs.squeeze(1).contiguous(), grads.squeeze(1).contiguous()
+        if "bias" in into:
+            _add_scaled(grads, scale, into["bias"])
+        if "weight" in into:
+            products.weighted_product_(into["weight"], grads, inputs, scale, order=order, block=block)
+
 
 def _add_scaled(terms: Tensor, scale: Tensor, into: Tensor) -> None:
-    """Add sum_i scale[i] terms[i] to `into`, in its precision."""
-    if into.dtype != torch.float64:
-        into.addmv_(terms.t(), scale)
+    """Add sum_i scale[i] terms[i] to `into`, in float64."""
+    if terms.is_cpu and terms.dtype == torch.float32:
+        products.weighted_sum_(into, terms.contiguous(), scale.double())
         return
     rows = max(1, _CHUNK_BYTES // (8 * terms.shape[1]))
     for first in range(0, terms.shape[0], rows):
@@ -103,16 +163,17 @@ def _add_scaled(terms: Tensor, scale: Tensor, into: Tensor) -> None:
 
 
 def _add_products(grads: Tensor, inputs: Tensor, scale: Tensor, into: Tensor) -> None:
-    """Add grads' diag(scale) inputs to `into`, in its precision."""
-    if into.dtype == torch.float64:
-        rows = max(1, _CHUNK_BYTES // (8 * (grads.shape[1] + inputs.shape[1])))
-        for first in range(0, grads.shape[0], rows):
-            some = slice(first, first + rows)
-            into.addmm_((grads[some].double() * scale[some].double().unsqueeze(1)).t(), inputs[some].double())
-    elif inputs.shape[1] < grads.shape[1]:
-        into.addmm_(grads.t(), inputs * scale.unsqueeze(1))
-    else:
-        into.addmm_((grads * scale.unsqueeze(1)).t(), inputs)
+    """Add grads' diag(scale) inputs to `into`, in float64."""
+    if grads.shape[1] == 1:
+        _add_scaled(inputs, scale.double() * grads.squeeze(1).double(), into.view(-1))
+        return
+    if inputs.shape[1] == 1:
+        _add_scaled(grads, scale.double() * inputs.squeeze(1).double(), into.view(-1))
+        return
+    rows = max(1, _CHUNK_BYTES // (8 * (grads.shape[1] + inputs.shape[1])))
+    for first in range(0, grads.shape[0], rows):
+        some = slice(first, first + rows)
+        into.addmm_((grads[some].double() * scale[some].double().unsqueeze(1)).t(), inputs[some].double())
 
 
 def _linear_weight_sq_norms(inputs: Tensor, grads: Tensor) -> Tensor:
@@ -204,9 +265,14 @@ def _norms(rows: Tensor) -> Tensor:
     """
     exact = functools.partial(torch.linalg.vector_norm, dim=1, dtype=torch.float64)
     columns = rows.shape[1]
-    if rows.dtype != torch.float32 or not rows.is_cpu or columns > _LONG_ROW:
+    if rows.dtype != torch.float32 or not rows.is_cpu:
         found: Tensor = exact(rows)
         return found * (1.0 + 2.0**-52 * (columns + 2))
+    if columns > _LONG_ROW:
+        # In pieces: a float64 copy of rows this long (formed gradients) would cost more than all else.
+        pieces = torch.stack([_norms(piece) for piece in torch.split(rows, _LONG_ROW, dim=1)], dim=1)
+        found = exact(pieces)
+        return found * (1.0 + 2.0**-52 * (pieces.shape[1] + 2))
     norms: Tensor = torch.linalg.vector_norm(rows, dim=1).double() * (1.0 + _UNIT * (columns / 2 + 2))
     outside = ~((norms > _SAFE_NORMS[0]) & (norms < _SAFE_NORMS[1]))
     if bool(outside.any()):
@@ -230,7 +296,7 @@ class LayerNormRule(NormRule):
         self, layer: nn.Module, inputs: Tensor, grads: Tensor, scale: Tensor, into: Mapping[str, Tensor]
     ) -> None:
         for name, terms in self._terms(layer, tuple(into), inputs, grads).items():
-            _add_scaled(terms.sum(dim=1, dtype=into[name].dtype).flatten(1), scale, into[name].view(-1))
+            _add_scaled(_sums_of_positions(terms), scale, into[name].view(-1))
 
     @staticmethod
     def _terms(layer: nn.Module, names: Sequence[str], inputs: Tensor, grads: Tensor) -> dict[str, Tensor]:
@@ -244,6 +310,11 @@ class LayerNormRule(NormRule):
         if "bias" in names:
             terms["bias"] = grads
         return terms
+
+
+def _sums_of_positions(terms: Tensor) -> Tensor:
+    """[B, n] of terms [B, P, ...]; what one position adds is no sum, and keeps its type."""
+    return (terms.squeeze(1) if terms.shape[1] == 1 else terms.sum(dim=1, dtype=torch.float64)).flatten(1)
 
 
 class FormedRule(NormRule):

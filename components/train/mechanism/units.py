@@ -44,23 +44,25 @@ class Units:
     Args:
         sizes: examples of each unit, int64 [U], each at least 1. Few different ones side by side make few runs, so
             that a micro-batch is best ordered by size.
+        examples_alone: examples are sampled, so that every unit is one example and can lie anywhere among the others.
 
     Raises:
         InputError: a unit without examples.
     """
 
-    def __init__(self, sizes: Tensor) -> None:
+    def __init__(self, sizes: Tensor, *, examples_alone: bool = False) -> None:
         self.sizes = sizes.cpu()  # what is computed from them decides what is launched
         self.count = sizes.shape[0]
         self.num_examples = int(sizes.sum())
         self.single = self.num_examples == self.count
+        self.examples_alone = examples_alone
         if self.count and int(sizes.min()) < 1:
             raise InputError(f"a user who is drawn has at least one example, found a size of {int(sizes.min())}")
 
     @classmethod
     def examples(cls, count: int) -> Units:
         """Every example a unit of its own."""
-        return cls(torch.ones(count, dtype=torch.int64))
+        return cls(torch.ones(count, dtype=torch.int64), examples_alone=True)
 
     def runs(self) -> Iterator[EqualUnits]:
         """The units in runs of equal size."""

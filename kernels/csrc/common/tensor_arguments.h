@@ -35,6 +35,7 @@ template <class... Parts>
 inline const char* name_of(ScalarType type) {
   switch (type) {
     case ScalarType::Float: return "float32";
+    case ScalarType::Double: return "float64";
     case ScalarType::Long: return "int64";
     case ScalarType::Int: return "int32";
     case ScalarType::Byte: return "uint8";
@@ -132,7 +133,8 @@ class Written {
   static Range range_of(const Tensor& tensor, const char* name, size_t j) {
     const auto* begin = static_cast<const char*>(tensor.const_data_ptr());
     // Of types that no operator takes the size does not matter: such a tensor is refused for its type.
-    const int64_t bytes = tensor.scalar_type() == ScalarType::Long ? 8 : 4;
+    const auto type = tensor.scalar_type();
+    const int64_t bytes = type == ScalarType::Long || type == ScalarType::Double ? 8 : 4;
     return {begin, begin + tensor.numel() * bytes, name, j};
   }
 

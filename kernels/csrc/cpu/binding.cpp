@@ -21,21 +21,10 @@
 #include "cpu/catch_up_bag_sum.h"
 #include "cpu/noise.h"
 #include "cpu/simd_level.h"
+#include "cpu/torch_arguments.h"
 
 namespace lazydp::cpu {
 namespace {
-
-Parallel torch_threads() {
-  const auto run = [](int64_t begin, int64_t end, int64_t grain, RangeBody body, void* context) {
-    torch::stable::parallel_for(begin, end, grain, [=](int64_t from, int64_t to) { body(from, to, context); });
-  };
-  return {run, static_cast<int>(torch::stable::get_num_threads())};
-}
-
-void check(const Tensor& tensor, const char* name, ScalarType type, int64_t dims) {
-  if (!tensor.is_cpu()) refuse(name, ": expected a CPU tensor, found one on another device");
-  check_layout(tensor, name, type, dims);
-}
 
 // Calls wrong(begin, end) on ranges that cover [0, count), on all threads; true where one of them says so. The place is looked
 // for afterwards, one after the other: it is needed once in a lifetime, the check at every step.

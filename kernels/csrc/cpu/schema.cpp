@@ -22,6 +22,10 @@ STABLE_TORCH_LIBRARY(lazydp, m) {
   m.def(
       "foreach_scatter_add_(Tensor(a!)[] weights, Tensor[] rows, Tensor[] order, Tensor[] starts, Tensor[] bag_of_lookup, "
       "Tensor[] grads, Tensor[] scales, float alpha, Tensor?[] per_lookup_weights, float grid) -> ()");
+  m.def(
+      "weighted_product_(Tensor(a!) out, Tensor grads, Tensor inputs, Tensor scale, Tensor? order, int block) -> ()");
+  m.def("weighted_sum_(Tensor(a!) out, Tensor rows, Tensor weights) -> ()");
+  m.def("noised_sum_(Tensor(a!) out, Tensor sum, Tensor? noise, float scale) -> ()");
   m.def("chacha20_blocks(Tensor inputs) -> Tensor");
   m.def("normals_of_blocks(Tensor words) -> Tensor");
   m.def("simd_level() -> int");

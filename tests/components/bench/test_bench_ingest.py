@@ -7,7 +7,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from lazydp.components.bench.ingest import LogShape, contestants, run, write_log
+from lazydp.components.bench.ingest import LogShape, contestants, run, run_wide, write_log
 from lazydp.components.ingest.dataset import EncodedDataset
 
 SHAPE = LogShape(rows=3000, users=20, items=50)
@@ -47,5 +47,12 @@ def test_a_run_measures_them_all() -> None:
     results = run(rows=2000, repeats=2)
     assert {"lazydp", "pyarrow", "pyarrow_sorted"} <= {result.contestant for result in results}
     assert all(result.median_s > 0 and result.shape["rows"] == 2000 for result in results)
-    with pytest.raises(ValueError, match="at least 1"):
-        run(rows=0)
+    for bench in (run, run_wide):
+        with pytest.raises(ValueError, match="at least 1"):
+            bench(rows=0)
+
+
+def test_the_wide_log_is_read_whole() -> None:
+    results = run_wide(rows=300, repeats=1)
+    assert {result.contestant for result in results} == {"lazydp", "decode"}
+    assert all(result.shape["columns"] == 42 for result in results)

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 from click.testing import CliRunner
 
 from lazydp.components.bench import quality as module
 from lazydp.components.bench.cli import quality
-from lazydp.components.bench.quality import run
+from lazydp.components.bench.quality import Quality, run
+from lazydp.components.bench.quality_plot import draw
 from lazydp.components.ingest.dataset import EncodedDataset
 from lazydp.kernels.noise_key import NoiseKey
 
@@ -43,3 +45,16 @@ def test_the_command_prints_json_and_draws(tiny_dataset: Path, tmp_path: Path) -
     assert lines[-1]["privacy_unit"] == "user"
     assert "<svg" in plot.read_text()
     assert plot.stat().st_mode & 0o077 == 0
+
+
+@pytest.mark.parametrize(("other", "against"), [(60, "epsilon"), (90, "users")])
+def test_datasets_that_differ_in_users_are_drawn_against_users(other: int, against: str) -> None:
+    def one(epsilon: float | None, of_users: int) -> Quality:
+        mean = {"hr_at_10": 0.1}
+        unit: Any = "user" if epsilon else None
+        return Quality("tiny", "start", unit, epsilon, seeds=1, of_users=of_users, users=60, mean=mean, std=mean)
+
+    figures = [one(None, 60), one(1.0, 60), one(8.0, 60), one(1.0, other), one(8.0, other)]
+    drawn = draw(figures, metric="hr_at_10").decode()
+    assert f"<!-- {against} -->" in drawn
+    assert drawn.count("<!-- epsilon -->") + drawn.count("<!-- users -->") == 1

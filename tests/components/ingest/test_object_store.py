@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import threading
+import time
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
@@ -28,6 +29,9 @@ class _Store(BaseHTTPRequestHandler):
     failures: int = 0
     truncated: bool = False
     denied: bool = False
+    # After so many answers credentials have expired.
+    expires_after: int | None = None
+    delay_s: float = 0.0
 
     def log_message(self, *_: Any) -> None:
         """Say nothing."""
@@ -40,7 +44,10 @@ class _Store(BaseHTTPRequestHandler):
 
     def _answer(self, *, head: bool) -> None:
         store = type(self)
-        if store.denied:
+        time.sleep(store.delay_s)
+        if store.expires_after is not None:
+            store.expires_after -= 1
+        if store.denied or (store.expires_after is not None and store.expires_after < 0):
             self._error(403, "ExpiredToken", head=head)
         elif store.failures > 0:
             store.failures -= 1
@@ -135,13 +142,24 @@ def test_a_store_that_fails_now_and_then_is_asked_again(store: tuple[type[_Store
     assert store[0].failures == 0
 
 
+def test_a_slow_store_is_waited_for(store: tuple[type[_Store], str], tmp_path: Path) -> None:
+    store[0].delay_s = 0.02
+    assert ingest([location("log", store[1])], SPEC, tmp_path / "out").source.rows == 5
+
+
 @pytest.mark.parametrize(
     ("fault", "kind"),
-    [({"denied": True}, UnavailableError), ({"truncated": True}, LazyDPError)],
-    ids=["expired", "torn"],
+    [
+        ({"denied": True}, UnavailableError),
+        # When the schemas have been read, before or while the rows are.
+        *(({"expires_after": answers}, UnavailableError) for answers in (8, 10, 12, 16, 20)),
+        ({"truncated": True}, LazyDPError),
+        ({"failures": 1000}, UnavailableError),
+    ],
+    ids=["expired", *(f"expired-after-{answers}" for answers in (8, 10, 12, 16, 20)), "torn", "down"],
 )
 def test_what_goes_wrong_there_is_one_line(
-    store: tuple[type[_Store], str], tmp_path: Path, fault: dict[str, bool], kind: type[LazyDPError]
+    store: tuple[type[_Store], str], tmp_path: Path, fault: dict[str, int], kind: type[LazyDPError]
 ) -> None:
     for name, value in fault.items():
         setattr(store[0], name, value)

@@ -11,6 +11,7 @@ import numpy.typing as npt
 import pytest
 from scipy import sparse
 
+from lazydp.components.onepass.basis import Basis
 from lazydp.components.onepass.contributions import (
     GRID,
     USER_SHARE,
@@ -62,6 +63,10 @@ def squares(values: Array) -> Fraction:
     return sum((Fraction(value) ** 2 for value in values.ravel().tolist()), Fraction(0))
 
 
+# Powers of two, so that to divide by them and to multiply again is exact.
+WEIGHTS = np.array([1.0, 2.0, 4.0, 8.0, 16.0, 32.0])
+
+
 def basis(columns: int = 6) -> Array:
     q, _ = np.linalg.qr(np.random.default_rng(3).normal(size=(ITEMS + 1, columns)))
     return np.asarray(q)
@@ -76,7 +81,7 @@ def exact(units: Contributions, statistic: str) -> Array:
     if statistic == "histogram":
         return noised_histogram(passed, num_items=ITEMS, std=0.0, key=KEY)
     if statistic == "sketch":
-        return noised_sketch(passed, basis(), std=0.0, key=KEY)
+        return noised_sketch(passed, Basis(basis(), WEIGHTS), std=0.0, key=KEY) * WEIGHTS
     return noised_matrix(passed, np.arange(1, ITEMS + 1), std=0.0, key=KEY)
 
 

@@ -408,3 +408,16 @@ def test_one_run_is_one_key_and_one_mechanism(clicks: str) -> None:
         prepared(key=NoiseKey.for_tests(6), **{**given, "max_grad_norm": 2.0})
     with pytest.raises(InputError, match="is not in the ledger"):
         prepared(**{**given, "dataset": "unknown"})
+
+
+def test_a_reserved_training_goes_on_from_its_state_alone(clicks: str) -> None:
+    """Without the state a training under the same secret key has another noise, and needs a charge of its own."""
+    key = NoiseKey.generate()
+    given: dict[str, Any] = {"key": key, "dataset": "clicks", "ledger": clicks, "run_id": "run-1"}
+    trainer, loader = prepared(**given)
+    trained(trainer, loader, passes=1)
+    resumed, _ = prepared(**given, state=copy.deepcopy(trainer.state_dict()))
+    assert resumed.key.commitment == trainer.key.commitment
+    assert resumed.steps_done == 4
+    with pytest.raises(PrivacyError, match="bound to one noise key"):
+        prepared(**given)

@@ -20,6 +20,7 @@
 #include "cpu/catch_up_bag_sum.h"
 #include "cpu/noise.h"
 #include "cpu/simd_level.h"
+#include "cpu/weighted_products.h"
 
 namespace {
 
@@ -387,6 +388,49 @@ void test_chunked_groups(int64_t num_rows) {
   EXPECT(results[0] == results[2]);
 }
 
+// Every level and any number of threads: one chain of fused multiply-adds in a block, blocks in float64.
+void test_weighted_products(int64_t units, int64_t outputs, int64_t columns, int64_t block) {
+  std::mt19937 random(static_cast<uint32_t>(units + outputs + columns));
+  const auto some = [&](int64_t count) {
+    std::vector<float> values(count);
+    for (float& value : values) value = static_cast<float>(static_cast<int32_t>(random())) * 0x1p-31f;
+    return values;
+  };
+  const std::vector<float> grads = some(units * outputs), inputs = some(units * columns), scale = some(units);
+  std::vector<int64_t> order(units);
+  for (int64_t k = 0; k < units; ++k) order[k] = k;
+  std::shuffle(order.begin(), order.end(), random);
+  std::vector<double> expected(outputs * columns, 1.0);
+  for (int64_t o = 0; o < outputs; ++o)
+    for (int64_t i = 0; i < columns; ++i)
+      for (int64_t begin = 0; begin < units; begin += block) {
+        float chain = 0.0f;
+        for (int64_t k = begin; k < std::min(begin + block, units); ++k) {
+          const int64_t unit = order[k];
+          chain = std::fma(scale[unit] * grads[unit * outputs + o], inputs[unit * columns + i], chain);
+        }
+        expected[o * columns + i] += static_cast<double>(chain);
+      }
+  for_each_level([&] {
+    for (const int count : {1, 3}) {
+      std::vector<double> out(outputs * columns, 1.0);
+      weighted_product({grads.data(), inputs.data(), scale.data(), order.data(), units, outputs, columns, block, out.data()},
+                       threads(count));
+      EXPECT(out == expected);
+    }
+  });
+
+  const std::vector<double> weights(scale.begin(), scale.end());
+  std::vector<double> one(columns), other(columns);
+  weighted_sum({inputs.data(), weights.data(), units, columns, one.data()}, threads(1));
+  weighted_sum({inputs.data(), weights.data(), units, columns, other.data()}, threads(3));
+  EXPECT(one == other);
+  std::vector<float> rounded(columns);
+  noised_sum({one.data(), scale.data(), 0.5, std::min(columns, units), rounded.data()}, threads(2));
+  for (int64_t i = 0; i < std::min(columns, units); ++i)
+    EXPECT(rounded[i] == static_cast<float>(one[i] + 0.5 * static_cast<double>(scale[i])));
+}
+
 }  // namespace
 
 int main() {
@@ -405,6 +449,11 @@ int main() {
       for (const bool with_momentum : {false, true}) test_tables(longest, with_momentum, with_momentum);
   });
   for (const int64_t num_rows : {int64_t{1}, int64_t{300}, int64_t{1} << 20, int64_t{1} << 40}) test_chunked_groups(num_rows);
+  for (const int64_t size : {1, 5, 13, 14, 16, 33, 70}) {
+    test_weighted_products(130, size, 40, 63);
+    test_weighted_products(65, 9, size, 1);
+  }
+  test_weighted_products(1100, 17, 130, 500);
   std::printf(failures ? "%d failures\n" : "all passed\n", failures);
   return failures ? EXIT_FAILURE : EXIT_SUCCESS;
 }

@@ -7,7 +7,7 @@ build=$(mktemp -d)
 trap 'rm -rf "$build"' EXIT
 csrc=$root/kernels/csrc
 sources=("$root/tests/kernels/native/kernels_test.cpp"
-  "$csrc"/cpu/{bag_sq_norms,bag_sum,group_rows,scatter_add,catch_up_bag_sum,noise,noise_avx2,noise_avx512,noise_portable,simd_level}.cpp)
+  "$csrc"/cpu/{bag_sq_norms,bag_sum,group_rows,scatter_add,catch_up_bag_sum,noise,noise_avx2,noise_avx512,noise_portable,product_tiles_avx2,product_tiles_avx512,product_tiles_portable,simd_level,weighted_products}.cpp)
 flags=(-std=c++20 -O1 -g -fno-omit-frame-pointer -ffp-contract=off -fno-math-errno -Wall -Wextra -Werror -pthread "-I$csrc")
 
 run() { # name, flags of the sanitizer

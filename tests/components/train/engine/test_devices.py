@@ -89,6 +89,26 @@ def test_every_placement_trains_the_weights_of_the_cpu(
 
 
 @pytest.mark.usefixtures("gpu")
+@pytest.mark.parametrize("momentum", [0.0, 0.6])
+def test_rows_of_two_floats_move_as_on_the_cpu(world: Any, placed_engine: Any, momentum: float) -> None:
+    """At this rate the first float of most weights never changes: what is compared is what both make together."""
+    made = world(pooling="mean")
+    sgd = EmbeddingSgd(schedules.constant(1e-8), momentum, 0.02)
+    moved = []
+    for place in (HOST, *(Placement.of(*names) for names in PLACEMENTS.values())):
+        engine = placed_engine(made, place, embeddings=sgd)
+        before = {name: table["weight"].cpu().clone() for name, table in engine.tables.state_dict()["tables"].items()}
+        trained(engine, batches_of(made))
+        tables = on_host(engine.tables.state_dict()["tables"])
+        moved.append({name: (t["weight"] - before[name]).double() + t["rest"].double() for name, t in tables.items()})
+    for found in moved[1:]:
+        for name, expected in moved[0].items():
+            largest = float(expected.abs().max())
+            assert 0.0 < largest < 1e-6
+            torch.testing.assert_close(found[name], expected, rtol=0.0, atol=1e-4 * largest)
+
+
+@pytest.mark.usefixtures("gpu")
 def test_a_gradient_that_is_not_finite_counts_zero_without_a_look(
     world: Any, placed_engine: Any, assert_close_weights: Any
 ) -> None:

@@ -22,6 +22,7 @@ from lazydp.components.train.engine.dense import DenseOptimizer
 from lazydp.components.train.engine.step import Engine
 from lazydp.components.train.engine.timer import StepTimer
 from lazydp.components.train.mechanism.parameters import PrivacyParameters
+from lazydp.components.train.mechanism.unit_order import ROUNDING
 from lazydp.components.train.tables import schedules
 from lazydp.components.train.tables.skip_ahead import EmbeddingSgd
 from lazydp.kernels.noise_key import NoiseKey
@@ -116,7 +117,8 @@ def test_one_pass_equals_per_example_gradients_of_torch_func(
     model = build_model(made.layout, config)  # type: ignore[arg-type]
     examples = made.examples(size, seed=seed, num_negatives=negatives)
     gradients = oracle(model, initial_tables(model), examples)
-    coefficients = (max_grad_norm / norms_of(gradients)).clamp(max=1.0).float()
+    # What is left for rounding takes its part of every clipped example.
+    coefficients = (max_grad_norm / (1.0 + ROUNDING) / norms_of(gradients)).clamp(max=1.0).float()
     expected = {
         f"{kind} {key}": torch.einsum("b,b...->...", coefficients, value)
         for kind, group in zip(("dense", "table"), gradients, strict=True)
@@ -447,3 +449,25 @@ def test_phases_are_timed(world: Any) -> None:
     assert {"lookups", "catch-up", "gather", "forward", "backward", "norms", "scatter"} <= timer.seconds.keys()
     timer.reset()
     assert not timer.seconds
+
+
+def test_an_example_hardly_changes_how_thousands_of_others_are_rounded(
+    world: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In one float32 sum this one moved the bias by 5 C: the others add up to a power of two with it, or stay below."""
+    made = world(candidates=False, longest_bag=1)
+    model = build_model(made.layout, CONFIGS["dlrm"])  # type: ignore[arg-type]
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.zero_()  # only the last bias has a gradient
+    monkeypatch.setattr(model, "losses", lambda logits, labels: logits.sum(dim=1) * labels)
+    half = 8192
+    sizes = torch.cat([torch.full((half + 1,), 0.5), torch.full((half,), -0.26 * 0.5 * half * 2.0**-23)])
+    examples = replace(made.examples(2 * half + 1, seed=0), labels=sizes)
+    norm_bound = 0.5 * (1.0 + 2 * ROUNDING)  # nothing is clipped
+    sent = []
+    for labels in (sizes, torch.where(torch.arange(2 * half + 1) == 0, 0.0, sizes)):
+        engine = engine_of(model, max_grad_norm=norm_bound, expected_batch_size=1.0)
+        sent.append(sent_by(engine, replace(examples, labels=labels)))
+    moved = norm({name: sent[0][name] - sent[1][name] for name in sent[0]})
+    assert moved <= norm_bound

@@ -133,10 +133,11 @@ def dense_noise(
     def add_noise(self: DenseLayers, step: int) -> None:
         assert self._key is not None
         for number, parameter in enumerate(self._parameters.values()):
+            assert parameter.grad is not None
+            parameter.grad.copy_(self.sums.of(parameter))
             if covers(parameter):
                 noise = torch.empty(parameter.shape[0] if parameter.dim() > 1 else 1, parameter.shape[-1])
                 ops.normal_(noise, self._key.tensor(), table=address(number), first_row=0, step=at(step))
-                assert parameter.grad is not None
                 parameter.grad.add_(noise.view_as(parameter), alpha=self._noise_scale * scale)
 
     return add_noise

@@ -1,0 +1,105 @@
+"""The order in which units are added up: uniformly random, its own at each step, and in blocks that keep the bound."""
+
+from __future__ import annotations
+
+import itertools
+from collections import Counter
+from collections.abc import Iterable
+
+import pytest
+import torch
+from scipy import stats
+from torch import Tensor, nn
+
+from lazydp.components.train.mechanism import unit_order
+from lazydp.components.train.mechanism.norm_rules import LayerNormRule, LinearRule, NormRule
+from lazydp.components.train.mechanism.unit_order import ROUNDING, UnitOrder, block_size
+from lazydp.kernels.noise_key import NoiseKey
+
+KEY = NoiseKey.for_tests(3)
+
+
+def of_step(step: int, units: int, key: NoiseKey = KEY) -> Tensor:
+    order = UnitOrder(key)
+    order.begin(step, exchanges=1)
+    found = order.of(units)
+    assert found is not None
+    return found
+
+
+def p_value(orders: Iterable[tuple[int, ...]], units: int) -> float:
+    """Of a chi-squared test that all permutations are equally likely."""
+    counts = Counter(orders)
+    return float(stats.chisquare([counts[order] for order in itertools.permutations(range(units))]).pvalue)
+
+
+def test_every_permutation_is_equally_likely() -> None:
+    drawn = [tuple(of_step(step, 4).tolist()) for step in range(2400)]
+    assert p_value(drawn, 4) > 1e-3
+    turned = [tuple((torch.arange(4) + order[0]).remainder(4).tolist()) for order in drawn]  # the control
+    assert p_value(turned, 4) < 1e-9
+
+
+def test_an_order_belongs_to_key_step_and_micro_batch() -> None:
+    order = UnitOrder(KEY)
+    for step in (1, 2):
+        order.begin(step, exchanges=1)
+        first, second = order.of(100), order.of(100)
+        assert first is not None
+        assert second is not None
+        assert torch.equal(first, of_step(step, 100))
+        assert not torch.equal(first, second)
+        assert torch.equal(first.sort().values, torch.arange(100))
+    assert not torch.equal(of_step(1, 100), of_step(2, 100))
+    assert not torch.equal(of_step(1, 100), of_step(1, 100, NoiseKey.for_tests(4)))
+    order.draw_under(NoiseKey.for_tests(4))
+    order.begin(1, exchanges=1)
+    assert torch.equal(torch.as_tensor(order.of(100)), of_step(1, 100, NoiseKey.for_tests(4)))
+    assert of_step(1, 0).tolist() == []
+    assert UnitOrder(None).of(5) is None
+
+
+def test_equal_words_are_drawn_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A stable sort would put the units of equal words in the order in which they lie."""
+    counters = []
+
+    def words(key: Tensor, *, stream: int, counter: int, n: int) -> Tensor:
+        counters.append(counter)
+        drawn = torch.arange(n, 0, -1, dtype=torch.int32)
+        return torch.ones_like(drawn) if len(counters) == 1 else drawn
+
+    monkeypatch.setattr(unit_order, "chacha_words", words)
+    assert of_step(7, 20).tolist() == list(range(19, -1, -1))
+    assert counters == [0, 3]  # 40 words are three blocks
+
+
+def test_blocks_are_the_longest_within_the_bound() -> None:
+    assert [block_size(exchanges) for exchanges in (0, 1, 4, 16, 10**6)] == [63, 63, 31, 15, 1]
+    for exchanges in range(1, 2000):
+        n = block_size(exchanges)
+        assert n == 1 or (exchanges * n * (n + 1) + exchanges * n) * 2.0**-24 <= ROUNDING
+
+
+@pytest.mark.parametrize("shape", [(5, 4), (5, 1), (1, 4), (1, 1)])
+@pytest.mark.parametrize("rule", [LinearRule(), LayerNormRule()])
+def test_single_terms_add_up_to_what_float64_gives(rule: NormRule, shape: tuple[int, int]) -> None:
+    """Float64 is what a GPU computes in."""
+    num_in, num_out = shape
+    layer: nn.Module = nn.Linear(num_in, num_out) if isinstance(rule, LinearRule) else nn.LayerNorm(num_out)
+    generator = torch.Generator().manual_seed(0)
+    grads = torch.randn(150, 1, num_out, generator=generator)
+    inputs = torch.randn(150, 1, num_in if isinstance(rule, LinearRule) else num_out, generator=generator)
+    scale = torch.rand(150, generator=generator)
+    single, exact = (
+        {name: torch.zeros(p.shape, dtype=torch.float64) for name, p in layer.named_parameters()} for _ in range(2)
+    )
+    rule.add_single(layer, inputs, grads, scale, single, order=of_step(1, 150), block=63)
+    rule.add_exact(layer, inputs, grads, scale, exact)
+    for name, total in exact.items():
+        torch.testing.assert_close(single[name], total, rtol=1e-5, atol=1e-4 if name == "weight" else 1e-9)
+    # Gradients of an expanded loss have strides of 0.
+    one = grads[:, :, :1].expand(-1, -1, num_out)
+    strided, copied = ({name: torch.zeros_like(total) for name, total in exact.items()} for _ in range(2))
+    rule.add_single(layer, inputs, one, scale, strided, order=None, block=63)
+    rule.add_single(layer, inputs, one.contiguous(), scale, copied, order=None, block=63)
+    assert all(torch.equal(strided[name], copied[name]) for name in strided)
