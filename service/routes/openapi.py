@@ -35,6 +35,8 @@ _PROBLEMS = {
     "503": "No model is loaded yet, or the request took too long.",
 }
 _BODY_ONLY = {"400", "413", "415"}
+# Their bodies can name a model, user or item that is not there.
+_NAMED_IN_BODY = {"/v1/recommendations", "/try"}
 _ALWAYS = {"401", "403", "429", "503"}
 _DESCRIPTION = (
     "Recommendations from a model trained with differential privacy, and the privacy budget it spent. "
@@ -78,7 +80,7 @@ def _complete(path: str, operation: dict[str, Any]) -> None:
         statuses |= _BODY_ONLY | {"422"}
     if operation.get("parameters"):
         statuses |= {"404", "422"}
-    if "/v1/recommendations" in path:
+    if path in _NAMED_IN_BODY:
         statuses.add("404")
     if "422" in responses:
         responses.pop("422")

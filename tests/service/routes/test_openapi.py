@@ -33,6 +33,11 @@ def test_every_operation_is_described(method: str, path: str, operation: dict[st
         assert part.get("schema") != {} or not media.startswith("application/json"), "no response model"
 
 
+@pytest.mark.parametrize("path", ["/v1/recommendations", "/try"])
+def test_a_body_may_name_what_is_not_there(path: str) -> None:
+    assert "404" in DOCUMENT["paths"][path]["post"]["responses"]
+
+
 def test_bodies_and_answers_have_examples() -> None:
     schemas = DOCUMENT["components"]["schemas"]
     for name in ("RecommendationQuery", "RecommendationBatch", "Recommendations", "InferRequest"):
