@@ -36,7 +36,7 @@ class Case:
 
 ANY_LENGTH = st.integers(0, 6)
 MOSTLY_ONE = st.sampled_from([1, 1, 1, 1, 0, 3])
-# Terms of long bags are formed once for each bag; bags of one length are found by division.
+# Where all bags are of one length, the bag of a lookup is found by division.
 LONG, OF_LENGTH_5 = st.integers(3, 9), st.just(5)
 
 

@@ -112,8 +112,8 @@ def test_exact_sums_have_the_same_bits(length: int, columns: int) -> None:
                 out.append(weight)
         return out
 
-    formed_by_bag, formed_by_lookup = results()[::2], results()[1::2]
-    assert all(torch.equal(*pair) for pair in zip(formed_by_bag, formed_by_lookup, strict=True))
+    without_weights, with_ones = results()[::2], results()[1::2]
+    assert all(torch.equal(*pair) for pair in zip(without_weights, with_ones, strict=True))
     assert_all_levels_agree(results)
 
 
