@@ -161,7 +161,7 @@ class DenseLayers:
                 gradient.copy_(total if noise is None else total.add_(noise, alpha=self._noise_scale))
 
     def _noise_of(self, number: int, parameter: Tensor, step: int) -> Tensor:
-        """Noise of the parameter's shape, float32; until it is called for the next one."""
+        """Noise of the parameter's shape, float32. The next call overwrites it."""
         rows = parameter.shape[0] if parameter.dim() > 1 else 1
         noise = self._buffer[: parameter.numel()].view(rows, -1)
         if self._noise == "ones":

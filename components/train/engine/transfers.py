@@ -37,7 +37,7 @@ def send_examples(micro_batches: Sequence[Examples], device: torch.device) -> Se
 
 
 def send_lookups(reads: Sequence[Mapping[str, Lookups]], device: torch.device) -> Sequence[Mapping[str, Lookups]]:
-    """The lookups on `device`. On a GPU each keeps, as `on_host`, the lookups in host memory that it is a copy of."""
+    """The lookups on `device`. On a GPU each `Lookups` is a copy, and its `on_host` is the original in host memory."""
     if device.type == "cpu":
         return reads
     copies = iter(moved([part for read in reads for lookups in read.values() for part in lookups.tensors()], device))
