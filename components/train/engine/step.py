@@ -69,8 +69,8 @@ class Engine:
         key: noise key; may be None in mode `sgd`, or if the noise multiplier is 0.
         tables: initial weights [R, D] by table, trained in place where they are on the tables' device already, else
             copied there. None: weights drawn from the model's public seed.
-        noise: `gaussian`; or `ones`, which replaces every Gaussian number by 1 and adds pending noise up, not its
-            squares, so that tests can compare pending and eager noise up to rounding.
+        noise: `gaussian`; or `ones`, for tests: every Gaussian number is 1, and the factor of pending noise is the sum
+            of what each step contributes. Then pending and eager noise agree up to rounding.
         timer: adds up the time of each phase.
         placement: the device of the dense layers and the device of the tables. The engine moves them there. The caller
             gives examples on the host.
@@ -163,8 +163,8 @@ class Engine:
                 pooled = self.tables.catch_up_and_gather(groups, reads[0])
             else:
                 self.tables.catch_up(groups)
-        # With one more example the later ones move by one place, and each micro-batch passes one on to the next: one
-        # exchange for each (`UnitOrder.begin`).
+        # In a neighbouring batch with one more example all later ones move by one place, so each micro-batch passes one
+        # on to the next. That is one exchange for each micro-batch (`UnitOrder.begin`).
         self.dense.begin_step(self.tables.step + 1, exchanges=len(micro_batches))
         passes = [self._pass(examples, read, pooled) for examples, read in zip(micro_batches, reads, strict=True)]
         self._guard.begin()

@@ -100,7 +100,8 @@ def test_a_canary_moves_its_own_row_by_the_clipping_norm_and_nothing_else(
     assert report.mean_norm == pytest.approx(EXCESS * 2.0, rel=1e-5)
     after = engine.table_weights()
     moved = before[CANARY] - after[CANARY]
-    assert torch.allclose(moved[3], 0.5 * 2.0 / 5.0 * direction(8), rtol=1e-4)
+    # Up to what clipping leaves free for rounding.
+    assert torch.allclose(moved[3], 0.5 * 2.0 / 5.0 * direction(8), rtol=2.0**-11)
     moved[3] = 0.0
     assert not moved.any()
     assert all(torch.equal(after[name], before[name]) for name in before if name != CANARY)
