@@ -163,8 +163,8 @@ class Engine:
                 pooled = self.tables.catch_up_and_gather(groups, reads[0])
             else:
                 self.tables.catch_up(groups)
-        # In a neighbouring batch with one more example all later ones move by one place, so each micro-batch passes one
-        # on to the next. That is one exchange for each micro-batch (`UnitOrder.begin`).
+        # If the batch had one more example, every later one would move by one place, and each micro-batch would pass
+        # its last example on to the next. So in each of them one place may hold another unit (`UnitOrder.begin`).
         self.dense.begin_step(self.tables.step + 1, exchanges=len(micro_batches))
         passes = [self._pass(examples, read, pooled) for examples, read in zip(micro_batches, reads, strict=True)]
         self._guard.begin()
