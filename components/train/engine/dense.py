@@ -146,7 +146,7 @@ class DenseLayers:
                 parameter.grad.zero_()
 
     def add_noise(self, step: int) -> None:
-        """The gradients of a private step: the sums with the noise of `step`, rounded to float32 after it is added."""
+        """Write the gradients of a private step to `.grad`: the sums with noise, then rounded to float32."""
         if not self._private:
             return
         for number, parameter in enumerate(self._parameters.values()):

@@ -164,7 +164,8 @@ class Engine:
             else:
                 self.tables.catch_up(groups)
         # If the batch had one more example, every later one would move by one place, and each micro-batch would pass
-        # its last example on to the next. So in each of them one place may hold another unit (`UnitOrder.begin`).
+        # its last example on to the next. So in each micro-batch one place may hold a different unit than without the
+        # added example. `exchanges` counts these places (`UnitOrder.begin`).
         self.dense.begin_step(self.tables.step + 1, exchanges=len(micro_batches))
         passes = [self._pass(examples, read, pooled) for examples, read in zip(micro_batches, reads, strict=True)]
         self._guard.begin()
