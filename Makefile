@@ -13,6 +13,8 @@ NVCC   ?= $(shell command -v nvcc || ls /usr/local/cuda/bin/nvcc 2>/dev/null)
 PYTEST_ARGS ?=
 # Processes of tests read modules as compiled before, also where the environment forbids to keep that.
 test test-slow: export PYTHONDONTWRITEBYTECODE =
+# Threads of one worker that wait must not take the core that the other works on.
+test test-slow: export OMP_WAIT_POLICY = passive
 # Folders of tests lie in memory where there is room: they hold little, and what is synced to a disk waits for it.
 IN_MEMORY := $(shell room=$$(df --output=avail -k /dev/shm 2>/dev/null | tail -1); \
   [ "$${room:-0}" -gt 8388608 ] && echo PYTEST_DEBUG_TEMPROOT=/dev/shm)
