@@ -9,7 +9,7 @@ BIN    := $(VENV)/bin
 EXTRAS := pipelines,registry,postgres,ann,otel,lightning,peers,docs,test
 CSRC   := $(shell find kernels/csrc -name '*.h' -o -name '*.cpp' -o -name '*.cu' -o -name '*.cuh' -o -name '*.inc')
 NVCC   ?= $(shell command -v nvcc || ls /usr/local/cuda/bin/nvcc 2>/dev/null)
-# Two workers by default would fight the kernels for the same two cores; tests measure equality, not time.
+# Three workers on two cores: tests wait for processes and disks, and they measure equality, not time.
 PYTEST_ARGS ?=
 # Processes of tests read modules as compiled before, also where the environment forbids to keep that.
 test test-slow: export PYTHONDONTWRITEBYTECODE =
@@ -72,7 +72,7 @@ system: ## Debian packages that some tests need (browser, PostgreSQL), where the
 
 test: setup system ## Everything that must hold.
 	@$(MAKE) --no-print-directory --jobs 3 --output-sync=target lint typecheck cuda
-	$(IN_MEMORY) $(BIN)/pytest -n 2 --dist loadfile --no-loadscope-reorder --durations 20 --durations-min 1 $(PYTEST_ARGS)
+	$(IN_MEMORY) $(BIN)/pytest -n 3 --dist loadfile --no-loadscope-reorder --durations 20 --durations-min 1 $(PYTEST_ARGS)
 
 test-slow: setup system ## The heavy suite: many kills, many processes, large tables.
 	$(IN_MEMORY) $(BIN)/pytest -m slow --timeout 3600 $(PYTEST_ARGS)
