@@ -69,5 +69,5 @@ class RoundingWatch:
         units = float(lookups.max())
         bound = self._bounds.setdefault(name, WeightBound(table.weight))
         small = bound.refutes(lambda largest: needs(RowSizes(largest, units=units)), noise=noise)
-        bound.grow(groups.rows, lookups, step=reach)
+        bound.grow(groups.rows, lookups, most=units, step=reach)
         return small

@@ -46,17 +46,18 @@ class WeightBound:
         self._since, self._largest = 0, largest_of(self._weight)
         return not too_large(self._largest + _NOISE_DEVIATIONS * noise)
 
-    def grow(self, rows: Tensor, lookups: Tensor, *, step: float) -> None:
+    def grow(self, rows: Tensor, lookups: Tensor, *, most: float, step: float) -> None:
         """Take in a step, before it changes the rows.
 
         Args:
             rows: that it reads, int64 [U].
             lookups: how many of its lookups read each, int64 [U]; no fewer than the units that do.
+            most: the largest of `lookups`.
             step: what one unit adds at most, lr C / b.
         """
         self._since += 1
         self._largest += _HOT * step
-        hot = (lookups > _HOT).nonzero().squeeze(1)
-        if hot.numel():
+        if most > _HOT:
+            hot = (lookups > _HOT).nonzero().squeeze(1)
             reach = self._weight[rows[hot]].abs().amax(1) + step * lookups[hot]
             self._largest = max(self._largest, float(reach.max()))
