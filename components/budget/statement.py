@@ -178,8 +178,9 @@ FAMILY_DECLARATION = (
     "operator's declaration"
 )
 CHOICE_OF_SETTINGS = "the choice of hyper-parameters"
+PRIVATE_METRICS = "metrics computed on private data, and what is decided by looking at them: they are internal"
 DEFAULT_NOT_COVERED = (
-    "metrics computed on private data, and what is decided by looking at them: they are internal",
+    PRIVATE_METRICS,
     "what a user's answers from the service reveal about the features sent with the request",
     "whether two releases were made from equal data: then, and only then, their dataset has the same identifier",
 )

@@ -29,6 +29,7 @@ from lazydp.components.budget.accounting.events import without_amplification
 from lazydp.components.budget.ledger.ledger import Ledger
 from lazydp.components.budget.statement import (
     CHOICE_OF_SETTINGS,
+    PRIVATE_METRICS,
     PrivacyStatement,
     RealisedNoise,
     StepEpsilon,
@@ -53,7 +54,7 @@ PUBLIC = (
     "how a record becomes an example: vocabularies, bounds and scaling of the dataset's code",
 )
 NOT_COVERED = (
-    "metrics computed on private data: they are internal",
+    PRIVATE_METRICS,
     "dependence of one example's data on another's, such as inputs scaled by statistics of the data",
     "several examples of one person: epsilon is per example",
 )
