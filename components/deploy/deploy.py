@@ -12,6 +12,7 @@ import yaml
 
 from lazydp.components.bundle.reader import Bundle
 from lazydp.components.shared.errors import InputError, UnavailableError
+from lazydp.components.shared.validation import parse_yaml
 
 if TYPE_CHECKING:
     from kubernetes.client import ApiClient
@@ -96,12 +97,9 @@ def parse_changes(text: str) -> dict[str, Any]:
     """The parameter `changes`, YAML text.
 
     Raises:
-        InputError: no mapping.
+        InputError: not YAML, or no mapping.
     """
-    try:
-        found = yaml.safe_load(text) if text else {}
-    except yaml.YAMLError as error:
-        raise InputError(f"changes are not YAML: {' '.join(str(error).split())}") from error
+    found = parse_yaml(text, where="changes").content if text else {}
     if not isinstance(found, dict):
         raise InputError(f"changes: expected a mapping such as {{spec: {{predictor: ...}}}}, found {found!r:.60}")
     return found

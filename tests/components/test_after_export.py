@@ -212,7 +212,12 @@ def test_what_is_not_deployed(bundle: Path, untrained: Path) -> None:
         inference_service(untrained, **SERVICE)
     with pytest.raises(InputError, match="kind of the InferenceService cannot be changed"):
         inference_service(bundle, **SERVICE, changes={"kind": "Job"})
-    for wrong, expected in (("[1]", "expected a mapping"), ("{", "not YAML")):
+    for wrong, expected in (
+        ("[1]", "expected a mapping"),
+        ("{", "not YAML"),
+        ("day: 2024-13-01", "not YAML"),
+        ("{spec: {}, spec: {}}", "stands there twice"),
+    ):
         with pytest.raises(InputError, match=expected):
             parse_changes(wrong)
     with pytest.raises(InputError, match="KServe fetches a bundle from"):
