@@ -84,7 +84,6 @@ def noised_matrix(units: Pass, items: np.ndarray, *, std: float, key: NoiseKey) 
         else:
             targets, sources = unit_rows(part.targets[:, items]), unit_rows(part.sources[:, items])
         sums += np.asarray((targets.T @ sources).todense())
-    np.fill_diagonal(sums, 0.0)
     add_noise(sums, std, key, table=MATRIX_TABLE)
     np.fill_diagonal(sums, 0.0)
     return (sums + sums.T) / 2
