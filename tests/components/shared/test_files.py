@@ -92,10 +92,12 @@ def test_a_uri_is_no_folder(text: str, tmp_path: Path, monkeypatch: pytest.Monke
 
 
 _COMMAND = """
-import sys, types
+import signal, sys, types
 import click
 from lazydp.pipelines import cli
 
+# A process that was started in the background of a shell ignores the signal, and so do its children.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 module = types.ModuleType("writes")
 module.command = click.command()(lambda: exec(compile(sys.stdin.read(), "writes", "exec"), {}))
 sys.modules["writes"] = module
