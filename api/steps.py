@@ -108,6 +108,7 @@ def train(
     publish_every: int | None = None,
     publish_to: AnyPath | None = None,
     name: str | None = None,
+    sign_key: AnyPath | None = None,
     resume: bool = False,
     test_key: int | None = None,
 ) -> TrainedRun | Tuned:
@@ -128,6 +129,7 @@ def train(
         publish_every: release a snapshot every so many steps.
         publish_to: folder of the snapshots; given exactly where snapshots are released.
         name: of the snapshots in the service; the feature spec's where None.
+        sign_key: file of the Ed25519 private key, PEM, to sign the snapshots with.
         resume: go on with the run (or sweep) in `out`, if there is one.
         test_key: a known noise key, for tests; the model is not private.
 
@@ -154,6 +156,9 @@ def train(
             resume=resume,
             test_key=test_key,
         )
+    publish = None
+    if publish_to is not None:
+        publish = Snapshots(Path(publish_to), ledger, name, None if sign_key is None else Path(sign_key)).release
     return train_run(
         dataset=Path(dataset),
         config=settings,
@@ -161,7 +166,7 @@ def train(
         ledger=ledger,
         resume=resume,
         key=NoiseKey.for_tests(test_key) if test_key is not None else None,
-        publish=Snapshots(Path(publish_to), ledger, name).release if publish_to is not None else None,
+        publish=publish,
     )
 
 
@@ -175,6 +180,7 @@ def export(
     audit: AnyPath | None = None,
     link: AnyPath | None = None,
     allow_non_private: bool = False,
+    sign_key: AnyPath | None = None,
 ) -> Bundle:
     """Release a finished run, as `lazydp export` does: flush, prove it, commit the budget, destroy the noise key.
 
@@ -189,6 +195,7 @@ def export(
         audit: report of an audit of the run's configuration, for the privacy statement.
         link: a symbolic link to point at the bundle: what `lazydp serve` watches.
         allow_non_private: release a run of mode `sgd` too, marked as not private.
+        sign_key: file of the Ed25519 private key, PEM, to sign the bundle with.
 
     Returns:
         The bundle; `statement` says what privacy it spent.
@@ -206,6 +213,7 @@ def export(
         ledger=ledger,
         audit=None if audit is None else Path(audit),
         allow_non_private=allow_non_private,
+        sign_key=None if sign_key is None else Path(sign_key),
     )
     if link is not None:
         point(Path(link), Path(out))

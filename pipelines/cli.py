@@ -25,6 +25,7 @@ _COMMANDS = {
     "train": ("lazydp.components.commands.train_cli:command", "Train a recommender with differential privacy."),
     "plan": ("lazydp.components.plan.cli:command", "Choose a method and its settings from public numbers."),
     "export": ("lazydp.components.export.cli:command", "Flush, prove it, and release a bundle."),
+    "sign": ("lazydp.components.bundle.cli:command", "Sign a bundle, for a service that demands it."),
     "evaluate": ("lazydp.components.evaluate.cli:command", "Measure a bundle beside popularity (private figures)."),
     "audit": ("lazydp.components.audit.cli:command", "Bound epsilon from below by one training run with canaries."),
     "serve": ("lazydp.service.cli:command", "Answer recommendation queries over REST."),

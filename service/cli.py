@@ -53,6 +53,12 @@ def _default(value: object) -> str:
 @click.option("--config", type=click.Path(path_type=Path), help="YAML file of settings.")
 @click.option("--allow-test-key", is_flag=True, default=None, help="Serve bundles made under a noise key for tests.")
 @click.option("--allow-non-private", is_flag=True, default=None, help="Serve bundles trained without privacy.")
+@click.option(
+    "--require-signature",
+    multiple=True,
+    type=click.Path(path_type=Path),
+    help="Serve only bundles signed by this Ed25519 public key, a PEM file; may be given several times.",
+)
 @click.option("--allow-anonymous", is_flag=True, default=None, help="Bind beyond loopback without any API key.")
 @click.option(
     "--make-key",

@@ -72,6 +72,10 @@ class Settings(BaseSettings):
     allow_test_key: Annotated[bool, Field(description="serve bundles made under a noise key for tests")] = False
     allow_non_private: Annotated[bool, Field(description="serve bundles trained without privacy")] = False
     verify: Annotated[bool, Field(description="read every byte of a bundle and compare digests")] = True
+    require_signature: Annotated[
+        tuple[Path, ...],
+        Field(description="PEM files of Ed25519 public keys; only bundles that one of them signed are served"),
+    ] = ()
     copy_bundles: Annotated[
         bool, Field(description="serve a private copy of each bundle, which nobody can change in place")
     ] = True
@@ -157,6 +161,10 @@ class Settings(BaseSettings):
     def _consistent(self) -> Self:
         if (self.tls_certificate is None) != (self.tls_key is None):
             raise ValueError("tls_certificate and tls_key are given together or not at all")
+        if self.require_signature and not (self.verify and self.copy_bundles):
+            raise ValueError(
+                "require_signature needs verify and copy_bundles: else files may differ from what was signed"
+            )
         digests = [key.sha256 for key in self.api_keys]
         if len(set(digests)) < len(digests):
             raise ValueError("api_keys: one key is listed twice")

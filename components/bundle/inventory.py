@@ -6,9 +6,12 @@ import stat
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
-from lazydp.components.bundle.manifest import FILE_NAME, FileEntry
+from lazydp.components.bundle.manifest import FILE_NAME, SIGNATURE_FILE, FileEntry
 from lazydp.components.shared.errors import FormatError, IntegrityError
 from lazydp.components.shared.files import sha256_file
+
+# What vouches for the other files, and is not listed among them.
+_UNLISTED = (FILE_NAME, SIGNATURE_FILE)
 
 
 def _members(folder: Path) -> Iterator[Path]:
@@ -21,11 +24,11 @@ def _members(folder: Path) -> Iterator[Path]:
 
 
 def take(folder: Path) -> tuple[FileEntry, ...]:
-    """List every file of `folder` but the manifest, with size and digest."""
+    """List every file of `folder` but the manifest and its signature, with size and digest."""
     return tuple(
         FileEntry(path=path.relative_to(folder).as_posix(), sha256=sha256_file(path), size=path.stat().st_size)
         for path in _members(folder)
-        if path != folder / FILE_NAME
+        if path.relative_to(folder).as_posix() not in _UNLISTED
     )
 
 
@@ -50,7 +53,7 @@ def check(folder: Path, entries: Iterable[FileEntry], *, digests: bool) -> None:
             raise FormatError(f"bundle {folder}: {name} is a symbolic link; a bundle holds plain files only")
         if not stat.S_ISREG(status.st_mode):
             raise FormatError(f"bundle {folder}: {name} is not a plain file")
-        if name == FILE_NAME:
+        if name in _UNLISTED:
             continue
         found.add(name)
         entry = expected.get(name)

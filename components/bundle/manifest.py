@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import stat
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
@@ -17,8 +18,10 @@ from lazydp.components.shared.validation import Document
 
 FORMAT_VERSION = 1
 FILE_NAME = "manifest.json"
+SIGNATURE_FILE = "bundle.sig"
 # A manifest describes; it does not carry data. Anything larger was not written by lazydp.
 MAX_BYTES = 64 * 2**20
+MAX_SIGNATURE_BYTES = 4096
 
 Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$")]
 Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
@@ -100,7 +103,7 @@ class BundleManifest(FrozenModel):
         privacy: the privacy statement.
         tables: the embedding tables.
         lineage: where the model came from.
-        files: every file of the folder except the manifest.
+        files: every file of the folder except the manifest and the signature.
     """
 
     model_config = ConfigDict(ser_json_inf_nan="null")
@@ -141,11 +144,7 @@ class BundleManifest(FrozenModel):
         Raises:
             FormatError: missing, too large, not JSON, of a newer format, or not valid; one line, names field and file.
         """
-        path = folder / FILE_NAME
-        if path.is_symlink():
-            raise FormatError(f"bundle manifest {path} is a symbolic link: a bundle holds plain files only")
-        if path.exists() and path.stat().st_size > MAX_BYTES:
-            raise FormatError(f"bundle manifest {path} is larger than {MAX_BYTES} bytes: it was not written by lazydp")
+        path = plain_file(folder / FILE_NAME, what="bundle manifest", max_bytes=MAX_BYTES)
         try:
             document = read_json(path, format_version=FORMAT_VERSION, what="bundle manifest")
             return Document(f"bundle manifest {path}", document).validated(cls, raises=FormatError)
@@ -155,6 +154,25 @@ class BundleManifest(FrozenModel):
     def save(self, folder: Path) -> None:
         """Write `folder`/manifest.json."""
         write_json(folder / FILE_NAME, self.model_dump(mode="json"), format_version=FORMAT_VERSION)
+
+
+def plain_file(path: Path, *, what: str, max_bytes: int) -> Path:
+    """Give `path` back where it is a plain file of at most `max_bytes`, or nothing at all.
+
+    Raises:
+        FormatError: it is a link, a pipe, which would never end, or larger.
+    """
+    try:
+        status = path.lstat()
+    except FileNotFoundError:
+        return path
+    if stat.S_ISLNK(status.st_mode):
+        raise FormatError(f"{what} {path} is a symbolic link: a bundle holds plain files only")
+    if not stat.S_ISREG(status.st_mode):
+        raise FormatError(f"{what} {path} is not a plain file")
+    if status.st_size > max_bytes:
+        raise FormatError(f"{what} {path} is larger than {max_bytes} bytes: it was not written by lazydp")
+    return path
 
 
 def content_version(files: Sequence[FileEntry], *parts: str) -> str:

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Self
+from typing import TYPE_CHECKING, Self
 
 import torch
 from pydantic import TypeAdapter, ValidationError
@@ -16,6 +16,7 @@ from lazydp.components.bundle import inventory, tensors
 from lazydp.components.bundle import items as item_tables
 from lazydp.components.bundle.items import ItemTable
 from lazydp.components.bundle.manifest import BundleManifest, TableEntry
+from lazydp.components.bundle.signature import check_signature
 from lazydp.components.bundle.writer import (
     DENSE_FILE,
     ITEMS_FILE,
@@ -33,6 +34,9 @@ from lazydp.components.models.config import DlrmConfig, ModelConfig, TwoTowerCon
 from lazydp.components.models.recommender import Recommender
 from lazydp.components.shared.errors import FormatError, InputError, NonFiniteError, NotPrivateError, PendingNoiseError
 from lazydp.components.shared.validation import first_problem
+
+if TYPE_CHECKING:
+    from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
 
 _MODEL_CONFIG: TypeAdapter[DlrmConfig | TwoTowerConfig] = TypeAdapter(ModelConfig)
 
@@ -67,7 +71,13 @@ class Bundle:
 
     @classmethod
     def open(
-        cls, path: Path, *, verify: bool = True, allow_test_key: bool = False, allow_non_private: bool = False
+        cls,
+        path: Path,
+        *,
+        verify: bool = True,
+        allow_test_key: bool = False,
+        allow_non_private: bool = False,
+        signed_by: Sequence[Ed25519PublicKey] = (),
     ) -> Self:
         """Open the bundle `path`.
 
@@ -76,10 +86,11 @@ class Bundle:
             verify: read every byte and compare digests; names and sizes are compared in any case.
             allow_test_key: accept a model whose noise key was made for tests; also allows what only tests need.
             allow_non_private: accept a model trained without privacy.
+            signed_by: public keys, one of which must have signed the bundle; none where no signature is asked for.
 
         Raises:
             FormatError: not a bundle, of a newer format, or not well-formed.
-            IntegrityError: a file is missing, extra or corrupted.
+            IntegrityError: a file is missing, extra or corrupted, or the signature is missing or wrong.
             PendingNoiseError: a row has not caught up with its noise.
             NotPrivateError: trained without privacy or under a test key, and not allowed.
         """
@@ -87,6 +98,8 @@ class Bundle:
         if not folder.is_dir():
             raise FormatError(f"no bundle at {folder}: expected a folder written by `lazydp export`")
         folder = folder.resolve()
+        if signed_by:
+            check_signature(folder, signed_by)
         manifest = BundleManifest.load(folder)
         _refuse_not_private(folder, manifest, allow_test_key=allow_test_key, allow_non_private=allow_non_private)
         _refuse_pending(folder, manifest)

@@ -47,6 +47,12 @@ if TYPE_CHECKING:
     "--publish-to", type=click.Path(path_type=Path), help="Folder of the snapshots; serve its link `current`."
 )
 @click.option("--name", help="Name of the snapshots in the service.  [default: the feature spec's]")
+@click.option(
+    "--sign-key",
+    type=click.Path(path_type=Path),
+    envvar="LAZYDP_SIGN_KEY_FILE",
+    help="File of an Ed25519 private key, PEM, to sign the snapshots with.  [default: LAZYDP_SIGN_KEY_FILE]",
+)
 @click.option("--resume", is_flag=True, help="Go on with the run (or sweep) in --out, if it holds one.")
 @click.option("--test-key", type=int, metavar="SEED", help="A known noise key: for tests; the model is NOT private.")
 def command(
@@ -61,6 +67,7 @@ def command(
     publish_every: int | None,
     publish_to: Path | None,
     name: str | None,
+    sign_key: Path | None,
     resume: bool,
     test_key: int | None,
 ) -> None:
@@ -100,7 +107,7 @@ def command(
         ledger=ledger,
         resume=resume,
         key=NoiseKey.for_tests(test_key) if test_key is not None else None,
-        publish=Snapshots(publish_to, ledger, name).release if publish_to is not None else None,
+        publish=Snapshots(publish_to, ledger, name, sign_key).release if publish_to is not None else None,
     )
     click.echo(f"run {run.identity.run_id}: {run.step} steps done")
     click.echo(f"release it with `{_export(run.folder, dataset, ledger)}`")

@@ -6,6 +6,7 @@ import shutil
 from pathlib import Path
 
 from lazydp.components.bundle.reader import Bundle
+from lazydp.components.bundle.signature import key_file_of_environment
 from lazydp.components.export.export import export
 
 
@@ -26,7 +27,15 @@ def export_artifact(
         The artifact's metadata, as text: numbers in Kubeflow's metadata lose digits.
     """
     kept = run.with_name(f"{run.name}-bundle")
-    manifest = export(run=run, dataset=dataset, out=kept, name=name, ledger=ledger, allow_non_private=allow_non_private)
+    manifest = export(
+        run=run,
+        dataset=dataset,
+        out=kept,
+        name=name,
+        ledger=ledger,
+        allow_non_private=allow_non_private,
+        sign_key=key_file_of_environment(),
+    )
     shutil.copytree(kept, out, dirs_exist_ok=True)
     released = Bundle.open(out, allow_test_key=True, allow_non_private=True)
     return {

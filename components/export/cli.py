@@ -18,6 +18,12 @@ from lazydp.components.shared.ledger_url import LEDGER
 @click.option("--audit", type=click.Path(path_type=Path), help="Audit of the run's configuration, for its statement.")
 @click.option("--link", type=click.Path(path_type=Path), help="Point this link at it too: what `lazydp serve` watches.")
 @click.option("--allow-non-private", is_flag=True, help="Release a run of mode sgd too, marked as not private.")
+@click.option(
+    "--sign-key",
+    type=click.Path(path_type=Path),
+    envvar="LAZYDP_SIGN_KEY_FILE",
+    help="File of an Ed25519 private key, PEM, to sign the bundle with.  [default: LAZYDP_SIGN_KEY_FILE]",
+)
 def command(
     run: Path,
     dataset: Path,
@@ -27,6 +33,7 @@ def command(
     audit: Path | None,
     link: Path | None,
     allow_non_private: bool,
+    sign_key: Path | None,
 ) -> None:
     """Release a finished run: flush, prove that no row has pending noise, commit the budget, destroy the noise key.
 
@@ -44,6 +51,7 @@ def command(
         ledger=ledger,
         audit=audit,
         allow_non_private=allow_non_private,
+        sign_key=sign_key,
     )
     if link is not None:
         point(link, out)

@@ -20,10 +20,12 @@ import shutil
 import time
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from lazydp.components.audit.report import AuditReport
 from lazydp.components.budget.statement import AuditResult, RealisedNoise
 from lazydp.components.bundle.manifest import BundleManifest, Lineage
+from lazydp.components.bundle.signature import read_signing_key, sign
 from lazydp.components.bundle.writer import write_bundle
 from lazydp.components.export.proof import PendingRows, prove_flushed
 from lazydp.components.export.quality import reaches
@@ -48,6 +50,9 @@ from lazydp.components.train.run.train import (
 )
 from lazydp.kernels.noise_key import NoiseKey
 
+if TYPE_CHECKING:
+    from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+
 _FORMAT_VERSION = 1
 _EXPORT = "export.json"
 
@@ -63,6 +68,7 @@ def export(
     ledger: str | None = None,
     audit: Path | None = None,
     allow_non_private: bool = False,
+    sign_key: Path | None = None,
 ) -> BundleManifest:
     """Release the model of a finished run as the bundle `out`.
 
@@ -74,16 +80,18 @@ def export(
         ledger: URL of the ledger in which the run was reserved; None for the default one.
         audit: report of an audit of this run's configuration, to be carried by its privacy statement.
         allow_non_private: release a run of mode `sgd` too, marked as not private.
+        sign_key: file of the Ed25519 private key that signs the bundle (`bundle.signature`); None leaves it unsigned.
 
     Raises:
         InputError: the run is not finished, was exported already, or is of another dataset; or `out` exists; or the
-            audit is of another run.
+            audit is of another run; or the signing key cannot be read.
         PrivacyError: the audit contradicts the run's claim, or the run is a trial of a sweep that did not keep it.
         NotPrivateError: the run has no privacy, and that was not allowed.
         PendingNoiseError: a row has pending noise after the flush.
         NonFiniteError: a weight is not finite.
         QualityError: the model does not reach the run's `minimum_quality`; nothing is released, and the run charged.
     """
+    signer = None if sign_key is None else read_signing_key(sign_key)
     with RunFolder.locked(run) as folder:
         identity = _identity(folder, allow_non_private=allow_non_private)
         data = _dataset(dataset, identity)
@@ -114,7 +122,7 @@ def export(
                 )
             write_json(run / _EXPORT, {"staged": str(staged)}, format_version=_FORMAT_VERSION, mode=PRIVATE_FILE)
         folder.destroy_keys()  # all of them, also where an export was killed among them
-        return _publish(folder, out, identity)
+        return _publish(folder, out, identity, signer)
 
 
 @dataclass(frozen=True, slots=True)
@@ -306,7 +314,7 @@ def stage(
     )
 
 
-def _publish(folder: RunFolder, out: Path, identity: RunIdentity) -> BundleManifest:
+def _publish(folder: RunFolder, out: Path, identity: RunIdentity, signer: Ed25519PrivateKey | None) -> BundleManifest:
     """Give the staged bundle its name: the last step, and the only one that makes anything visible."""
     document = read_json(folder.path / _EXPORT, format_version=_FORMAT_VERSION, what="export record")
     if document.get("refused"):
@@ -318,6 +326,8 @@ def _publish(folder: RunFolder, out: Path, identity: RunIdentity) -> BundleManif
                 f"the export of run {identity.run_id} was begun into {staged.parent}: name that folder again"
             )
         refuse_taken(out)
+        if signer is not None:
+            sign(staged, signer)
         staged.rename(out)
         sync_directory(staged.parent)
     elif not out.is_dir() or BundleManifest.load(out).lineage.run_id != identity.run_id:

@@ -39,6 +39,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from lazydp.components.bundle.manifest import BundleManifest
+from lazydp.components.bundle.signature import read_signing_key, sign
 from lazydp.components.export.export import clear, flush_and_prove, stage
 from lazydp.components.ingest.dataset import EncodedDataset
 from lazydp.components.shared.errors import InputError
@@ -62,11 +63,18 @@ class Snapshots:
         folder: of the bundles and the link; made where there is none.
         ledger: URL of the ledger that holds the run's reservation; None for the default one.
         name: of the model in the service; the feature spec's name where None.
+        sign_key: file of the Ed25519 private key that signs them; None leaves them unsigned.
     """
 
     folder: Path
     ledger: str | None = None
     name: str | None = None
+    sign_key: Path | None = None
+
+    def __post_init__(self) -> None:
+        """Refuse a signing key that cannot be read before the run reserves anything."""
+        if self.sign_key is not None:
+            read_signing_key(self.sign_key)
 
     def release(
         self, engine: Engine, identity: RunIdentity, key: NoiseKey, data: EncodedDataset, *, keep: Callable[[], None]
@@ -81,10 +89,11 @@ class Snapshots:
             keep: writes the run's checkpoint: called when the rows are flushed, before anything is released.
 
         Raises:
-            InputError: the folder holds a snapshot of another run.
+            InputError: the folder holds a snapshot of another run, or the signing key cannot be read.
             PendingNoiseError: a row has pending noise after the flush.
             NonFiniteError: a weight is not finite.
         """
+        signer = None if self.sign_key is None else read_signing_key(self.sign_key)
         flushed = flush_and_prove(engine, identity, key)
         keep()
         step = engine.steps_done
@@ -109,6 +118,8 @@ class Snapshots:
             stands = standing(self.ledger, identity.run_id)
             manifest = stage(staged, flushed, identity, data, name=self.name, stands=stands, audit=None)
             charge(manifest.version)
+            if signer is not None:
+                sign(staged, signer)
             staged.rename(bundle)
             sync_directory(bundle.parent)
             _log.info("snapshot of step %d: %s version %s", step, bundle, manifest.version)

@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from lazydp.components.bundle import inventory
-from lazydp.components.bundle.manifest import FILE_NAME, BundleManifest
+from lazydp.components.bundle.manifest import FILE_NAME, MAX_SIGNATURE_BYTES, SIGNATURE_FILE, BundleManifest, plain_file
 from lazydp.components.shared.errors import IntegrityError, UnavailableError
 
 _AT_ONCE = 2**30
@@ -43,7 +43,9 @@ def private_copy(bundle: Path, parent: Path | None) -> Iterator[Path]:
         raise _no_room(parent, error.strerror) from None
     try:
         _refuse_where_full(copy, sum(entry.size for entry in manifest.files))
-        for name, size in [(FILE_NAME, None), *((entry.path, entry.size) for entry in manifest.files)]:
+        signature = plain_file(folder / SIGNATURE_FILE, what="signature", max_bytes=MAX_SIGNATURE_BYTES)
+        own = [FILE_NAME, *([SIGNATURE_FILE] if signature.exists() else [])]
+        for name, size in [*((name, None) for name in own), *((entry.path, entry.size) for entry in manifest.files)]:
             _copy_file(folder / name, copy / name, size)
         yield copy
     finally:

@@ -17,6 +17,7 @@ import torch
 from lazydp.components.bundle.manifest import FILE_NAME, BundleManifest
 from lazydp.components.bundle.reader import Bundle
 from lazydp.components.bundle.scoring.two_tower import TwoTowerScorer
+from lazydp.components.bundle.signature import check_signature, read_public_key
 from lazydp.components.shared.errors import InputError, LazyDPError, UnavailableError
 from lazydp.service.http.metrics import Metrics
 from lazydp.service.serving.answer_cache import AnswerCache
@@ -92,6 +93,7 @@ class Registry:
         self._default: str | None = None
         self._lock = threading.Lock()
         self._state = State()
+        self._signers = [read_public_key(path) for path in settings.require_signature]
         # Matrix products of large catalogues; as many at once as the settings give threads.
         self._executor = ThreadPoolExecutor(settings.threads, thread_name_prefix="rank")
         self._loader = ThreadPoolExecutor(1, thread_name_prefix="load")
@@ -277,6 +279,9 @@ class Registry:
         return bundle
 
     def _copied(self, path: Path) -> Bundle:
+        if self._signers:
+            # Before anything is parsed or copied; the copy is checked again, for the folder may change meanwhile.
+            check_signature(path.resolve(), self._signers)
         with private_copy(path, self._settings.copy_folder) as copy:
             try:
                 return self._opened(copy)
@@ -289,6 +294,7 @@ class Registry:
             verify=self._settings.verify,
             allow_test_key=self._settings.allow_test_key,
             allow_non_private=self._settings.allow_non_private,
+            signed_by=self._signers,
         )
 
     def _bring_in(self, path: Path, expected_name: str | None = None) -> ServedVersion:

@@ -16,10 +16,15 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from lazydp.components.bundle import inventory
+from lazydp.components.bundle.signature import read_signing_key, sign
 from lazydp.components.bundle.untrained import write_untrained
+from lazydp.components.shared.errors import InputError, IntegrityError
+from lazydp.service.http.metrics import Metrics
 from lazydp.service.serving.registry import Registry
+from lazydp.service.settings import load_settings
 from support.service import running
 from support.service_load import eventually, point
+from support.signing_keys import make_keys
 
 
 def model(client: httpx.Client) -> dict[str, Any]:
@@ -72,6 +77,12 @@ def many_files(folder: Path) -> None:
     (folder / "manifest.json").write_text(json.dumps(document | {"files": files}))
 
 
+def pipe(folder: Path) -> None:
+    """Whoever opens it to read waits for ever."""
+    (folder / "manifest.json").unlink()
+    os.mkfifo(folder / "manifest.json")
+
+
 def written(text: str) -> Callable[[Path], None]:
     def vandalise(folder: Path) -> None:
         (folder / "manifest.json").write_text(text)
@@ -112,6 +123,7 @@ HOSTILE: dict[str, Callable[[Path], None]] = {
     "100,000 layers": layers,
     "files listed twice": many_files,
     "a Parquet bomb": bomb,
+    "a manifest that is a pipe": pipe,
     "no manifest": lambda folder: (folder / "manifest.json").unlink(),
     "a manifest of something else": written('{"format_version": 1}'),
     "a manifest nested deeply": written("[" * 100_000),
@@ -141,6 +153,34 @@ def test_a_hostile_version_is_refused_and_the_next_good_one_served(
         point(link, tmp_path / "good")
         eventually(lambda: model(client)["version"] != first)
         assert model(client)["refused"] is None
+
+
+def test_only_signed_versions_are_served_where_that_is_demanded(bundles: dict[str, Path], tmp_path: Path) -> None:
+    keys = make_keys(tmp_path)
+    for name in ("towers", "newer"):
+        shutil.copytree(bundles[name], tmp_path / name)
+    link = tmp_path / "current"
+    link.symlink_to(tmp_path / "towers")
+    demands: dict[str, Any] = {"poll_s": 0.05, "require_signature": [keys.public]}
+    with pytest.raises(IntegrityError, match="is not signed"):
+        Registry(load_settings(bundles=(link,), **demands), Metrics()).start()
+    signer = read_signing_key(keys.private)
+    sign(tmp_path / "towers", signer)
+    with running(link, **demands) as client:
+        first = model(client)["version"]
+        point(link, tmp_path / "newer")
+        eventually(lambda: "is not signed" in (model(client)["refused"] or ""))
+        sign(tmp_path / "newer", read_signing_key(keys.other))
+        eventually(lambda: "is signed by key" in model(client)["refused"])
+        assert model(client)["version"] == first
+        sign(tmp_path / "newer", signer)
+        eventually(lambda: model(client)["version"] != first)
+
+
+@pytest.mark.parametrize("lax", ["verify", "copy_bundles"])
+def test_signatures_are_not_demanded_of_what_may_change(tmp_path: Path, lax: str) -> None:
+    with pytest.raises(InputError, match="require_signature needs"):
+        load_settings(None, require_signature=[tmp_path / "key"], **{lax: False})
 
 
 def test_a_version_that_is_copied_slowly_is_served_once_it_is_whole(bundles: dict[str, Path], tmp_path: Path) -> None:

@@ -13,8 +13,10 @@ import torch
 
 from lazydp.components.budget.ledger.ledger import Ledger
 from lazydp.components.bundle.reader import Bundle
+from lazydp.components.bundle.signature import read_public_key
 from lazydp.components.export import export as module
 from lazydp.components.export.export import export
+from lazydp.components.export.publish import Snapshots
 from lazydp.components.ingest.dataset import EncodedDataset
 from lazydp.components.shared.errors import (
     InputError,
@@ -30,6 +32,7 @@ from lazydp.components.train.run.folder import RunFolder
 from lazydp.components.train.run.train import train
 from lazydp.components.train.tables.embedding_tables import EmbeddingTables
 from lazydp.kernels.noise_key import NoiseKey
+from support.signing_keys import make_keys
 
 
 class Killed(BaseException):
@@ -165,6 +168,7 @@ STAGES = {
     "commit": (module, "commit"),
     "record": (module, "write_json"),
     "destroy": (RunFolder, "destroy_keys"),
+    "sign": (module, "sign"),
     "publish": (module, "_publish"),
 }
 
@@ -176,6 +180,7 @@ def test_a_kill_between_any_two_steps(
 ) -> None:
     owner, name = STAGES[stage]
     original: Callable[..., Any] = getattr(owner, name)
+    keys = make_keys(tiny.folder)
 
     def killed(*arguments: Any, **named: Any) -> Any:
         if moment == "after":
@@ -185,14 +190,14 @@ def test_a_kill_between_any_two_steps(
     with monkeypatch.context() as patch:
         patch.setattr(owner, name, killed)
         with pytest.raises(Killed):
-            release(tiny)
+            release(tiny, sign_key=keys.private)
     released = (tiny.folder / "bundle").exists()
     assert released == (stage == "publish" and moment == "after")
     if released:
         assert statuses(tiny) == ["committed"]
         assert not list(run.rglob("noise.key"))
-    manifest = release(tiny)
-    assert Bundle.open(tiny.folder / "bundle").manifest == manifest
+    manifest = release(tiny, sign_key=keys.private)
+    assert Bundle.open(tiny.folder / "bundle", signed_by=[read_public_key(keys.public)]).manifest == manifest
     assert statuses(tiny) == ["committed"]
     assert not list(run.rglob("noise.key"))
     assert [path.name for path in tiny.folder.iterdir() if path.name.startswith(".bundle")] == []
@@ -219,6 +224,15 @@ def test_a_key_half_destroyed_is_destroyed_wholly(tiny: Any, run: Path, monkeypa
     release(tiny)
     assert not list(run.rglob("noise.key"))
     assert (tiny.folder / "bundle").exists()
+
+
+def test_a_signing_key_that_is_none_is_refused_first(tiny: Any, run: Path) -> None:
+    with pytest.raises(InputError, match="signing key"):
+        release(tiny, sign_key=tiny.folder / "none.pem")
+    with pytest.raises(InputError, match="signing key"):
+        Snapshots(tiny.folder / "snapshots", sign_key=tiny.folder / "none.pem")
+    assert statuses(tiny) == ["reserved"]
+    assert list(run.rglob("noise.key"))
 
 
 def test_without_a_reservation_nothing_is_released(tiny: Any, run: Path) -> None:

@@ -12,6 +12,7 @@ from lazydp.components.budget.accounting.epsilon import epsilon
 from lazydp.components.budget.ledger.ledger import Ledger
 from lazydp.components.budget.ledger.verify import verify
 from lazydp.components.bundle.reader import Bundle
+from lazydp.components.bundle.signature import check_signature, read_public_key
 from lazydp.components.export import export as export_module
 from lazydp.components.export import publish as module
 from lazydp.components.export.export import export
@@ -24,6 +25,7 @@ from lazydp.components.train.run.train import train
 from lazydp.components.train.tables.embedding_tables import EmbeddingTables
 from lazydp.kernels import ops
 from lazydp.kernels.noise_key import NoiseKey
+from support.signing_keys import make_keys
 
 SETTINGS = {"steps": 25, "publish_every": 10, "embeddings": {"learning_rate": 1.0, "momentum": 0.5}}
 
@@ -56,8 +58,9 @@ def ledger(tiny: Any) -> Ledger:
 
 
 def test_snapshots_are_charged_once_at_the_latest(tiny: Any, tmp_path: Path) -> None:
-    tiny.ledger()
-    publish(tiny, tmp_path, key=None)
+    keys = make_keys(tmp_path)
+    snapshots = Snapshots(tmp_path / "snapshots", tiny.ledger(), sign_key=keys.private)
+    publish(tiny, tmp_path, key=None, publish=snapshots.release)
     config = tiny.config(**SETTINGS)
     at = {step: epsilon(RunCost(config, 20).of_run(steps=step), delta=1e-5) for step in (10, 20, 25)}
     assert {bundle.statement.steps: bundle.statement.epsilon for bundle in opened(tmp_path).values()} == {
@@ -65,6 +68,8 @@ def test_snapshots_are_charged_once_at_the_latest(tiny: Any, tmp_path: Path) -> 
         20: at[20],
     }
     assert (tmp_path / "snapshots" / "current").resolve().name == "step-000000020"
+    for bundle in opened(tmp_path).values():
+        check_signature(bundle.path, [read_public_key(keys.public)])
     with ledger(tiny) as found:
         [run] = found.runs()
         assert run.status == "reserved"
