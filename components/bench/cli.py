@@ -9,9 +9,12 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from lazydp.components.shared.privacy_unit import PrivacyUnitOption
+
 if TYPE_CHECKING:
     from lazydp.components.bench.quality import Quality
     from lazydp.components.bench.step import Part
+    from lazydp.components.onepass.rules import PrivacyUnit
     from lazydp.components.shared.bench_harness import Result
 
 _Command = Callable[..., Any]
@@ -217,7 +220,7 @@ def step(
 @click.option("--epsilon", "epsilons", type=float, multiple=True, default=(1.0, 3.0, 8.0), show_default=True)
 @click.option("--delta", type=float, default=1e-5, show_default=True)
 @click.option(
-    "--unit", "units", type=click.Choice(["person", "example"]), multiple=True, default=("person",), show_default=True
+    "--privacy-unit", "--unit", "units", type=PrivacyUnitOption(), multiple=True, default=("user",), show_default=True
 )
 @click.option("--seeds", type=click.IntRange(min=1), default=5, show_default=True, help="Noise keys a private figure.")
 @click.option("--users", type=click.IntRange(min=1), help="Measure by so many users, drawn at random; all if left out.")
@@ -228,7 +231,7 @@ def quality(
     datasets: tuple[Path, ...],
     epsilons: tuple[float, ...],
     delta: float,
-    units: tuple[str, ...],
+    units: tuple[PrivacyUnit, ...],
     seeds: int,
     users: int | None,
     plot: Path | None,
@@ -252,7 +255,7 @@ def quality(
         for result in bench.run(
             EncodedDataset.open(dataset),
             epsilons=epsilons,
-            units=["user" if unit == "person" else "example" for unit in units],
+            units=units,
             seeds=seeds,
             delta=delta,
             most_users=users,

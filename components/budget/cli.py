@@ -13,6 +13,7 @@ import click
 
 from lazydp.components.shared.errors import InputError, IntegrityError
 from lazydp.components.shared.ledger_url import LEDGER
+from lazydp.components.shared.privacy_unit import PrivacyUnitOption
 
 if TYPE_CHECKING:
     from lazydp.components.budget.ledger.ledger import Ledger
@@ -62,7 +63,7 @@ def show(ledger: str | None, dataset: str | None, as_json: bool) -> None:
 @click.option("--delta", type=float, required=True, help="Its delta.")
 @click.option(
     "--privacy-unit",
-    type=click.Choice(["example", "user"]),
+    type=PrivacyUnitOption(),
     default="user",
     show_default=True,
     help="Whose presence the budget bounds.",

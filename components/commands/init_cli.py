@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING
 
 import click
 
+from lazydp.components.shared.privacy_unit import PrivacyUnitOption
+
 if TYPE_CHECKING:
     from lazydp.components.ingest.first_files import Unit
 
@@ -27,7 +29,7 @@ CONFIG_FILE = "train.yaml"
 @click.option(
     "--privacy-unit",
     "unit",
-    type=click.Choice(["user", "example"]),
+    type=PrivacyUnitOption(),
     default="user",
     show_default=True,
     help="What epsilon protects: all that one person did, or one interaction.",
