@@ -13,6 +13,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 
 from lazydp.components.shared.errors import InputError
 from lazydp.components.shared.image import IMAGE
+from lazydp.components.shared.validation import read_yaml
 
 FORMAT_VERSION = 1
 TASKS = (
@@ -228,15 +229,11 @@ class Cluster(_Options):
         Raises:
             InputError: not readable, not YAML, or a wrong option; one line that names file and option.
         """
-        try:
-            document = yaml.safe_load(path.read_text(encoding="utf-8"))
-        except OSError as error:
-            raise InputError(f"cluster options {path} cannot be read: {error.strerror}") from error
-        except (yaml.YAMLError, UnicodeDecodeError) as error:
-            raise InputError(f"cluster options {path} are not YAML: {' '.join(str(error).split())}") from error
-        if document is not None and not isinstance(document, dict):
-            raise InputError(f"cluster options {path}: expected a mapping of options, found {document!r:.60}")
-        return cls.parse(document or {}, where=str(path), changes=changes)
+        document = read_yaml(path, what="file of cluster options")
+        content = {} if document.content is None else document.content
+        if not isinstance(content, dict):
+            raise document.error(f"expected a mapping of options, found {content!r:.60}")
+        return cls.parse(content, where=str(path), changes=changes)
 
     @classmethod
     def parse(cls, document: Mapping[str, Any], *, where: str, changes: Mapping[str, Any] | None = None) -> Self:

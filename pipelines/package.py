@@ -12,6 +12,7 @@ import yaml
 from kfp import compiler
 
 from lazydp.components.shared.errors import InputError
+from lazydp.components.shared.validation import parse_yaml
 
 _KUBERNETES_NAME = re.compile(r"[a-z0-9]([-a-z0-9]{0,61}[a-z0-9])?")
 
@@ -33,7 +34,7 @@ class _OneLine(yaml.SafeDumper):
 _OneLine.add_representer(str, lambda dumper, text: dumper.represent_scalar("tag:yaml.org,2002:str", text, style='"'))
 
 
-def on_one_line(text: str, *, what: str, where: Path) -> str:
+def on_one_line(text: str, *, where: Path) -> str:
     """YAML as a parameter of a pipeline: the same document on one line, in which nothing looks like a placeholder.
 
     kfp writes defaults into comments, where a line break breaks the file; the launcher replaces `{{$...}}` by text, and
@@ -41,16 +42,12 @@ def on_one_line(text: str, *, what: str, where: Path) -> str:
 
     Args:
         text: a YAML document.
-        what: names it in errors.
         where: its file.
 
     Raises:
         InputError: not YAML.
     """
-    try:
-        return one_line(yaml.safe_load(text))
-    except (yaml.YAMLError, ValueError) as error:
-        raise InputError(f"{what} {where} is not YAML: {' '.join(str(error).split())}") from error
+    return one_line(parse_yaml(text, where=str(where)).content)
 
 
 def one_line(document: Any) -> str:

@@ -21,22 +21,12 @@ def command() -> None:
     """Run the whole pipeline on this machine, or compile it for a cluster."""
 
 
-def _read(path: Path, what: str) -> str:
-    from lazydp.components.shared.errors import InputError
-
-    try:
-        return path.read_text()
-    except OSError as error:
-        raise InputError(f"{what} {path} cannot be read: {error.strerror}") from error
-    except UnicodeDecodeError as error:
-        raise InputError(f"{what} {path} is not text: {error}") from error
-
-
 def _parameter(path: Path, what: str) -> str:
     """The file's YAML as a parameter of a package."""
+    from lazydp.components.shared.validation import read_text
     from lazydp.pipelines.package import on_one_line
 
-    return on_one_line(_read(path, what), what=what, where=path)
+    return on_one_line(read_text(path, what=what), where=path)
 
 
 def _ledger(ledger: str | None, *, made_up: bool, out: Path) -> str:
@@ -102,13 +92,14 @@ def run(
     if not inputs or spec is None or config is None:
         raise click.UsageError("give --input, --spec and --config, or --sample")
     from lazydp.components.shared.locations import join_locations
+    from lazydp.components.shared.validation import read_text
     from lazydp.pipelines.show import run_and_show
 
     run_and_show(
         arguments={
             "input_uri": join_locations(inputs),
             "spec": str(spec.absolute()),
-            "config": _read(config, "training configuration"),
+            "config": read_text(config, what="training configuration"),
             "users_uri": users,
             "items_uri": items,
             "runs_folder": str((out / "runs").absolute()),
@@ -116,7 +107,7 @@ def run(
             "budget_epsilon": budget_epsilon,
             "budget_delta": budget_delta,
             "operator": getpass.getuser(),
-            "compare_config": _read(compare_config or config, "training configuration"),
+            "compare_config": read_text(compare_config or config, what="training configuration"),
         },
         out=out,
         compare=compare or compare_config is not None,

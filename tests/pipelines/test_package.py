@@ -12,7 +12,7 @@ from click.testing import CliRunner
 from lazydp.components.shared.errors import InputError
 from lazydp.pipelines.cli import cli
 from lazydp.pipelines.cluster import TASKS, Cluster, options_text
-from lazydp.pipelines.package import documents_of
+from lazydp.pipelines.package import documents_of, on_one_line
 from support.kfp_backend import Backend
 from support.kfp_backend.manifest import pod_of
 
@@ -176,6 +176,28 @@ def test_a_wrong_option_is_named_in_one_line(document: dict[str, Any], expected:
         Cluster.parse(document, where="cluster.yaml")
     assert expected in str(raised.value)
     assert len(str(raised.value).splitlines()) == 1
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("runs: [", r"cluster\.yaml:1: not YAML"),
+        ("runs: {claim: a}\ntasks: {}\nruns: {claim: b}\n", r"cluster\.yaml:3: the field 'runs' stands there twice"),
+        ("- runs\n", r"cluster\.yaml:1: expected a mapping of options, found \['runs'\]"),
+    ],
+)
+def test_a_wrong_file_of_options_is_told_with_its_line(text: str, expected: str, tmp_path: Path) -> None:
+    (tmp_path / "cluster.yaml").write_text(text)
+    with pytest.raises(InputError, match=expected):
+        Cluster.load(tmp_path / "cluster.yaml")
+    if text.startswith("runs"):  # and so is a file that becomes a parameter of the package
+        with pytest.raises(InputError, match=expected):
+            on_one_line(text, where=tmp_path / "cluster.yaml")
+
+
+def test_an_empty_file_of_options_leaves_all_as_it_is(tmp_path: Path) -> None:
+    (tmp_path / "cluster.yaml").write_text("# none\n")
+    assert Cluster.load(tmp_path / "cluster.yaml") == Cluster()
 
 
 def test_the_printed_options_can_be_used_as_they_are() -> None:
