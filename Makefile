@@ -6,7 +6,7 @@ PYTHON ?= python3
 TORCH  ?= torch==2.13.0
 VENV   := .venv
 BIN    := $(VENV)/bin
-EXTRAS := pipelines,registry,postgres,ann,otel,lightning,signing,peers,docs,test
+EXTRAS := pipelines,registry,postgres,ann,grpc,otel,s3,delta,lightning,signing,peers,docs,test
 CSRC   := $(shell find kernels/csrc -name '*.h' -o -name '*.cpp' -o -name '*.cu' -o -name '*.cuh' -o -name '*.inc')
 NVCC   ?= $(shell command -v nvcc || ls /usr/local/cuda/bin/nvcc 2>/dev/null)
 # Three workers on two cores: tests wait for processes and disks, and they measure equality, not time.

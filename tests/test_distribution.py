@@ -1,6 +1,7 @@
 """The source distribution holds what is tracked, and a wheel built from it imports where nothing else is installed."""
 
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -78,6 +79,13 @@ def test_the_version_is_written_in_one_place() -> None:
     version = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["version"]
     places = ["Containerfile", "CITATION.cff", "setup.py", "components/shared/image.py", "api/__init__.py", "README.md"]
     assert [place for place in places if version in (ROOT / place).read_text()] == []
+
+
+def test_make_installs_every_extra() -> None:
+    """Else the tests of what an extra brings are skipped, in CI as well."""
+    extras = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]
+    (named,) = re.findall(r"^EXTRAS := (\S+)$", (ROOT / "Makefile").read_text(), flags=re.M)
+    assert sorted(named.split(",")) == sorted(extras)
 
 
 @pytest.mark.slow
