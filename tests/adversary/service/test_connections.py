@@ -4,6 +4,7 @@ import contextlib
 import itertools
 import os
 import socket
+import struct
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -14,6 +15,7 @@ import httpx
 import pytest
 
 from support.service import running
+from support.service_load import eventually
 
 POST = b"POST /v1/recommendations HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
 CHUNKED = POST + b"Transfer-Encoding: chunked\r\n\r\n"
@@ -223,6 +225,39 @@ def test_connections_are_capped_with_a_reserve_for_health(bundles: dict[str, Pat
             assert neighbour.get("/v1/models").status_code == 200
         hold(client, b"", 60, open_)
         assert 'lazydp_connections_cut_total{reason="crowded"}' in neighbour_metrics(client)
+
+
+# What a client sent, and whether it reads a byte of its answer, before it is gone without a word.
+DESERTERS = {
+    "in a head": (POST, False),
+    "in a body": (POST + b"Content-Length: 100\r\n\r\n{", False),
+    "before its answer": (large_question(), False),
+    "in its answer": (large_question(), True),
+    "before several answers": (large_question() * 8, False),
+}
+
+
+@pytest.mark.parametrize("case", DESERTERS)
+def test_clients_that_are_gone_leave_nothing_behind(services: dict[bool, httpx.Client], case: str) -> None:
+    sent, reads = DESERTERS[case]
+    client = services[False]
+    for _ in range(5):
+        connection = connect(client)
+        connection.sendall(sent)
+        if reads:
+            connection.recv(1)
+        # A reset instead of an orderly end.
+        connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+        connection.close()
+    eventually(lambda: in_flight(client) == 1)  # the one that asks
+    assert client.get("/v1/users/7/recommendations").status_code == 200
+
+
+def in_flight(client: httpx.Client) -> float:
+    [line] = [
+        line for line in client.get("/metrics").text.splitlines() if line.startswith("lazydp_requests_in_flight ")
+    ]
+    return float(line.partition(" ")[2])
 
 
 def neighbour_metrics(client: httpx.Client) -> str:
