@@ -47,7 +47,11 @@ CONFIG_FILE = "train.yaml"
 @click.option("--item", metavar="COLUMN", help="The column that names the item.")
 @click.option("--time", metavar="COLUMN", help="The column that says when.")
 @click.option("--title", metavar="COLUMN", help="The column of the catalogue with titles.")
-@click.option("--name", default="mine", show_default=True, help="Of the dataset and the model.")
+@click.option("--rating", metavar="COLUMN", help="The column of ratings.")
+@click.option(
+    "--liked-from", type=float, metavar="RATING", help="Rows with a lower rating are negative; else every row counts."
+)
+@click.option("--name", help="Of the dataset and the model; datasets of one name share a budget.  [default: the log's]")
 @click.option(
     "--out",
     type=click.Path(path_type=Path, file_okay=False),
@@ -66,7 +70,9 @@ def command(
     item: str | None,
     time: str | None,
     title: str | None,
-    name: str,
+    rating: str | None,
+    liked_from: float | None,
+    name: str | None,
     out: Path,
 ) -> None:
     """Write a first feature spec and training configuration for your own log.
@@ -75,7 +81,7 @@ def command(
     private rows. Give the numbers as you would tell them anybody.
     """
     from lazydp.components.features.spec_file import parse_spec
-    from lazydp.components.ingest.first_files import Asked, first_config, first_spec
+    from lazydp.components.ingest.first_files import Asked, Roles, first_config, first_spec
     from lazydp.components.ingest.locations import is_uri
     from lazydp.components.ingest.source import RowSource
     from lazydp.components.shared.errors import InputError
@@ -90,19 +96,48 @@ def command(
         users=users,
         interactions=interactions,
         unit=unit,
-        name=name,
+        name=name or _name_of(inputs[0]),
         user=user,
         item=item,
         time=time,
         title=title,
+        rating=rating,
+        liked_from=liked_from,
         items_location=located,
         item_count=item_count,
     )
-    spec = first_spec(RowSource.open(inputs), None if items is None else RowSource.open([items]), asked)
+    log, catalogue = RowSource.open(inputs), None if items is None else RowSource.open([items])
+    roles = Roles.of(log, catalogue, asked)
+    spec = first_spec(log, catalogue, roles, asked)
     parse_spec(spec, where=SPEC_FILE)
     out.mkdir(parents=True, exist_ok=True)
     write_bytes(out / SPEC_FILE, spec.encode())
     write_bytes(out / CONFIG_FILE, first_config(asked).encode())
     click.echo(f"wrote {out / SPEC_FILE} and {out / CONFIG_FILE} from names, types and your numbers: no value was read")
+    click.echo(f"the columns were taken for {roles.described()}")
+    if roles.rating is not None and liked_from is None:
+        click.echo(f"every row counts as positive, whatever its {roles.rating!r}: --liked-from says otherwise")
+    for line in _next(inputs, out):
+        click.echo(line)
+
+
+def _name_of(location: str) -> str:
+    """The file or folder of a log, without extensions and patterns, as the name of what is made of it."""
+    parts = [part.split("?")[0] for part in location.rstrip("/").split("/")]
+    plain = [part for part in parts if part and not set("*[=") & set(part)]
+    return (plain or ["log"])[-1].lstrip(".").split(".")[0] or "log"
+
+
+def _next(inputs: tuple[str, ...], out: Path) -> list[str]:
+    """What to type next."""
     log = " ".join(f"--input {shlex.quote(location)}" for location in inputs)
-    click.echo(f"look through them, then: lazydp ingest {log} --spec {out / SPEC_FILE} --check")
+    spec = f"--spec {shlex.quote(str(out / SPEC_FILE))}"
+    made = out / "out"
+    return [
+        "",
+        "Look through both files. Then see what would be read, and make and serve a model:",
+        f"  lazydp ingest {log} {spec} --check",
+        f"  lazydp pipeline run {log} {spec} --config {shlex.quote(str(out / CONFIG_FILE))} --budget-epsilon 8 "
+        f"--out {shlex.quote(str(made))}",
+        f"  lazydp serve --bundle {shlex.quote(str(made / 'bundle'))}",
+    ]

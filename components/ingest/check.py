@@ -38,7 +38,7 @@ def check(inputs: Sequence[str], spec: str, options: IngestOptions | None = None
         yield f"catalogue: {table.num_rows:,} items, the first of them:"
         for row in table.select([ID_COLUMN, TITLE_COLUMN]).slice(0, _SHOWN).to_pylist():
             title = "" if row[TITLE_COLUMN] is None else f": {row[TITLE_COLUMN]}"
-            yield f"  {row[ID_COLUMN]}{title}"
+            yield " ".join(f"  {row[ID_COLUMN]}{title}".splitlines())
     tally = Tally()
     with Progress("ingest: check", total=source.num_rows, unit="rows") as progress:
         for encoded in in_order(encoder.encode, source.batches(encoder.columns), workers=options.workers):

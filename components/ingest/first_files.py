@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import math
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -17,17 +17,11 @@ import pyarrow as pa
 
 from lazydp.components.features.encode import is_list_type
 from lazydp.components.features.values import is_scalar_type, plain_type
+from lazydp.components.ingest.column_roles import column_for, is_description, is_free_text, same_name
 from lazydp.components.ingest.source import RowSource
 from lazydp.components.shared.errors import InputError
 
 Unit = Literal["user", "example"]
-# Names that columns of logs go by, the likeliest first; compared without case and marks.
-_NAMES = {
-    "user": ("userid", "user", "uid", "customerid", "customer", "memberid", "visitorid", "accountid", "client"),
-    "item": ("itemid", "item", "productid", "product", "movieid", "articleid", "songid", "sku", "iid", "video"),
-    "time": ("timestamp", "time", "ts", "eventtime", "datetime", "date", "at", "createdat", "day"),
-    "title": ("title", "name", "movietitle", "producttitle", "itemtitle", "productname", "itemname"),
-}
 _CONTRIBUTIONS = (8, 16, 32, 64, 128, 256)
 _MAX_BUCKETS = 2**24
 
@@ -44,6 +38,8 @@ class Asked:
     item: str | None = None
     time: str | None = None
     title: str | None = None
+    rating: str | None = None
+    liked_from: float | None = None
     items_location: str | None = None
     item_count: int | None = None
 
@@ -54,43 +50,88 @@ class Asked:
         return next((bound for bound in _CONTRIBUTIONS if bound >= average), _CONTRIBUTIONS[-1])
 
 
-def first_spec(log: RowSource, items: RowSource | None, asked: Asked) -> str:
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Roles:
+    """What the columns are taken for.
+
+    Attributes:
+        user: column of the log.
+        item: column of the log.
+        time: column of the log; None where none is called so.
+        rating: column of the log; None where none is called so.
+        key: column of the catalogue with the id of the item; None without a catalogue.
+        title: column of the catalogue; None where none is called so.
+    """
+
+    user: str
+    item: str
+    time: str | None
+    rating: str | None
+    key: str | None
+    title: str | None
+
+    @classmethod
+    def of(cls, log: RowSource, items: RowSource | None, asked: Asked) -> Roles:
+        """Take the columns that were named, and others by their names.
+
+        Raises:
+            InputError: a column was named that isn't there, or none or several can be the user, the item or the key.
+        """
+        user = asked.user or _required(log, log.column_names, "user")
+        time = asked.time or column_for([name for name in log.column_names if name != user], "time")
+        others = [name for name in log.column_names if name not in (user, time)]
+        # What log and catalogue both have is what joins them.
+        shared = [name for name in others if items is not None and same_name(items.column_names, name)]
+        item = asked.item or (shared[0] if len(shared) == 1 else _required(log, shared or others, "item"))
+        rating = asked.rating or column_for([name for name in others if name != item], "rating")
+        key = title = None
+        if items is not None:
+            key = _key(items, item)
+            title = asked.title or _title([name for name in items.column_names if name != key])
+        for source, names in ((log, (user, item, time, rating)), (items, (key, title))):
+            for name in names:
+                if source is not None and name is not None and name not in source.column_names:
+                    listed = ", ".join(source.column_names)
+                    raise InputError(f"{source.where} has no column {name!r}; it has: {listed}")
+        return cls(user=user, item=item, time=time, rating=rating, key=key, title=title)
+
+    def described(self) -> str:
+        """The columns in a line, for whoever has to check them."""
+        named = {"user": self.user, "item": self.item, "time": self.time, "title": self.title}
+        return ", ".join(f"{role}: {'none' if column is None else repr(column)}" for role, column in named.items())
+
+
+def first_spec(log: RowSource, items: RowSource | None, roles: Roles, asked: Asked) -> str:
     """The text of a feature spec.
 
     Args:
         log: the interactions, of which schemas are read.
         items: the public catalogue; None where item ids are integers up to `item_count`.
+        roles: what the columns are.
         asked: see `Asked`.
 
     Raises:
-        InputError: no column can be taken for the user or the item, or for the key of the catalogue.
+        InputError: neither a catalogue nor a number of items was given, or a threshold without a column of ratings.
     """
-    user = asked.user or _named(log, "user", option="--user")
-    item = asked.item or _named(log, "item", option="--item")
-    time = asked.time or _guess(log.column_names, "time")
-    taken = [name for name in (user, item, time) if name is not None]
-    for name in taken:
-        if name not in log.column_names:
-            raise InputError(f"{log.where} has no column {name!r}; it has: {', '.join(log.column_names)}")
+    taken = [name for name in (roles.user, roles.item, roles.time) if name is not None]
     bound = asked.max_examples_per_user
+    name = _identifier(asked.name)
     lines = [
         "# Written by `lazydp init` from the names and types of columns and from the numbers that you gave.",
         "# No value of your data was looked at. Whatever stands here is public with every model:",
         "# never choose it by counting private rows.",
         "format_version: 1",
-        f"name: {_identifier(asked.name)}",
+        f"name: {name}    # datasets of one name share one budget",
         "",
         "user:",
-        f"  column: {_text(user)}",
+        f"  column: {_text(roles.user)}",
         "  # Ids fall into so many rows of a table by a keyed hash; about twice the users keeps most apart.",
-        f"  vocabulary: {{kind: hashed, buckets: {_buckets(asked.users)}, salt: {_text(_identifier(asked.name))}}}",
+        f"  vocabulary: {{kind: hashed, buckets: {_buckets(asked.users)}, salt: {_text(name)}}}",
         "",
-        *_item_lines(log, item, items, asked),
+        *_item_lines(roles, asked),
         "",
-        *_time_lines(time),
-        "label: {kind: implicit}    # every row is a positive example",
-        "# For ratings, let only good ones count:",
-        "# label: {kind: threshold, column: rating, at_least: 4}",
+        *_time_lines(roles.time),
+        *_label_lines(roles.rating, asked.liked_from),
         "",
         f"# At most so many training examples a user: {asked.interactions:,} interactions of {asked.users:,} users are "
         f"{asked.interactions / asked.users:.3g} each.",
@@ -102,9 +143,7 @@ def first_spec(log: RowSource, items: RowSource | None, asked: Asked) -> str:
         *_feature_lines(log, taken, source="context"),
     ]
     if items is not None:
-        key = _key(items, item)
-        title = asked.title or _guess(items.column_names, "title")
-        lines += _feature_lines(items, [key, *([title] if title else [])], source="item")
+        lines += _feature_lines(items, [name for name in (roles.key, roles.title) if name is not None], source="item")
     if not any(line.startswith("  - ") for line in lines):
         lines[lines.index("features:")] = "features: []"
     return "\n".join(lines) + "\n"
@@ -128,16 +167,14 @@ def first_config(asked: Asked) -> str:
     )
 
 
-def _item_lines(log: RowSource, item: str, items: RowSource | None, asked: Asked) -> list[str]:
-    if items is not None:
-        key = _key(items, item)
-        title = asked.title or _guess(items.column_names, "title")
+def _item_lines(roles: Roles, asked: Asked) -> list[str]:
+    if roles.key is not None:
         return [
             "item:",
-            f"  column: {_text(item)}",
+            f"  column: {_text(roles.item)}",
             "  vocabulary: {kind: declared, table: items}    # the catalogue is public",
-            *([f"  title: {_text(title)}"] if title is not None else []),
-            f"items: {{path: {_text(asked.items_location or '')}, key: {_text(key)}}}",
+            *([f"  title: {_text(roles.title)}"] if roles.title is not None else []),
+            f"items: {{path: {_text(asked.items_location or '')}, key: {_text(roles.key)}}}",
         ]
     if asked.item_count is None:
         raise InputError(
@@ -146,7 +183,7 @@ def _item_lines(log: RowSource, item: str, items: RowSource | None, asked: Asked
         )
     return [
         "item:",
-        f"  column: {_text(item)}",
+        f"  column: {_text(roles.item)}",
         "  # Ids are integers from 0 or 1 up to the number that you gave.",
         f"  vocabulary: {{kind: integer, first: 0, size: {asked.item_count + 1}}}",
     ]
@@ -154,9 +191,23 @@ def _item_lines(log: RowSource, item: str, items: RowSource | None, asked: Asked
 
 def _time_lines(time: str | None) -> list[str]:
     if time is None:
-        missing = "# No column is called like a time. With one, a user's latest examples are kept and held out:"
+        missing = "# No column's name says that it is a time. With one, a user's latest examples are kept and held out:"
         return [missing, "# timestamp: at"]
     return [f"timestamp: {_text(time)}"]
+
+
+def _label_lines(rating: str | None, liked_from: float | None) -> list[str]:
+    """Which rows count as positive."""
+    column = _text(rating if rating is not None else "rating")
+    if liked_from is None:
+        return [
+            "label: {kind: implicit}    # every row is a positive example",
+            "# For ratings, let only good ones count:",
+            f"# label: {{kind: threshold, column: {column}, at_least: 4}}",
+        ]
+    if rating is None:
+        raise InputError("--liked-from needs a column of ratings, and none is called so: name it by --rating")
+    return [f"label: {{kind: threshold, column: {column}, at_least: {liked_from:g}}}    # the other rows are negative"]
 
 
 def _feature_lines(source_of: RowSource, taken: Iterable[str], *, source: str) -> list[str]:
@@ -180,6 +231,8 @@ def _feature_lines(source_of: RowSource, taken: Iterable[str], *, source: str) -
             mark, note = "# ", "    # of the interaction: only if it is known when you ask for recommendations"
         else:
             mark, note = ("# ", "    # TODO: its public range") if numeric else ("", "")
+            if is_free_text(column):
+                mark, note = "# ", "    # a text of each item's own tells a model little"
         if numeric:
             lines.append(f"  {mark}- {{name: {name}{of}{named}, kind: dense, bounds: [0, 1]}}{note}")
         else:
@@ -196,29 +249,28 @@ def _is_number(kind: pa.DataType) -> bool:
 
 def _key(items: RowSource, item: str) -> str:
     """The column of the catalogue that holds the item's id."""
-    if item in items.column_names:
-        return item
-    found = _guess(items.column_names, "item") or _guess(items.column_names, "id")
+    columns = items.column_names
+    found = same_name(columns, item) or column_for(columns, "item") or same_name(columns, "id")
     if found is None:
         raise InputError(
-            f"{items.where} has neither a column {item!r} nor one called id; it has: {', '.join(items.column_names)}"
+            f"{items.where} has neither a column {item!r} nor one called like an id; it has: {', '.join(columns)}"
         )
     return found
 
 
-def _named(source: RowSource, role: str, *, option: str) -> str:
-    found = _guess(source.column_names, role)
+def _title(columns: Sequence[str]) -> str | None:
+    """The column with titles; without one a text that describes the item, whose words tell items apart as well."""
+    return column_for(columns, "title") or next((name for name in columns if is_description(name)), None)
+
+
+def _required(source: RowSource, columns: Sequence[str], role: Literal["user", "item"]) -> str:
+    found = column_for(columns, role)
     if found is None:
         raise InputError(
-            f"no column of {source.where} is called like a {role}; it has: {', '.join(source.column_names)}. "
-            f"Name the column by {option}"
+            f"no column of {source.where} has a name that says {role}; it has: {', '.join(source.column_names)}. "
+            f"Name the column by --{role}"
         )
     return found
-
-
-def _guess(columns: Iterable[str], role: str) -> str | None:
-    by_name = {re.sub(r"[^a-z0-9]", "", column.lower()): column for column in reversed(list(columns))}
-    return next((by_name[name] for name in _NAMES.get(role, (role,)) if name in by_name), None)
 
 
 def _identifier(text: str) -> str:

@@ -113,7 +113,7 @@ def test_no_value_decides_anything(folder: Path) -> None:
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--input", "products.csv", "--items", "products.csv"], "no column of .* is called like a user"),
+        (["--input", "products.csv", "--items", "products.csv"], "no column of .* has a name that says user"),
         (["--input", "clicks.csv"], "give the catalogue"),
         (["--input", "clicks.csv", "--items", "products.csv", "--user", "who"], "has no column 'who'"),
         (["--input", "clicks.csv", "--items", "clicks.csv", "--item", "event time"], None),
