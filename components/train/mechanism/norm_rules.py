@@ -30,6 +30,8 @@ _LEAST = torch.finfo(torch.float32).tiny
 _SAFE_NORMS = (1e-12, 1e18)  # squares of elements that matter are normal float32
 _LONG_ROW = 4096
 _LOOSE = 0.02  # of a squared norm: 1 % of the norm
+_AT_ONCE = 4096  # terms in one product of BLAS, which adds them in an order of its own (docs/floating-point.md)
+_LEAST_NORM = 2.0**-14  # of the sum of a unit's absolute terms (docs/floating-point.md)
 
 
 class NormRule(ABC):
@@ -156,7 +158,7 @@ def _add_scaled(terms: Tensor, scale: Tensor, into: Tensor) -> None:
     if terms.is_cpu and terms.dtype == torch.float32:
         products.weighted_sum_(into, terms.contiguous(), scale.double())
         return
-    rows = max(1, _CHUNK_BYTES // (8 * terms.shape[1]))
+    rows = min(_AT_ONCE, max(1, _CHUNK_BYTES // (8 * terms.shape[1])))
     for first in range(0, terms.shape[0], rows):
         some = slice(first, first + rows)
         into.addmv_(terms[some].double().t(), scale[some].double())
@@ -170,7 +172,7 @@ def _add_products(grads: Tensor, inputs: Tensor, scale: Tensor, into: Tensor) ->
     if inputs.shape[1] == 1:
         _add_scaled(grads, scale.double() * inputs.squeeze(1).double(), into.view(-1))
         return
-    rows = max(1, _CHUNK_BYTES // (8 * (grads.shape[1] + inputs.shape[1])))
+    rows = min(_AT_ONCE, max(1, _CHUNK_BYTES // (8 * (grads.shape[1] + inputs.shape[1]))))
     for first in range(0, grads.shape[0], rows):
         some = slice(first, first + rows)
         into.addmm_((grads[some].double() * scale[some].double().unsqueeze(1)).t(), inputs[some].double())
@@ -188,7 +190,8 @@ def _linear_weight_sq_norms(inputs: Tensor, grads: Tensor) -> Tensor:
 # Positions may cancel (softmax gradients of like candidates do), and what rounding does to the cancelled terms can then
 # exceed the true norm. So a bound on it is added (Higham, Accuracy and Stability of Numerical Algorithms, section 3.1:
 # n terms are added with an error of at most n 2^-24 times the sum of their absolute values, in any order), and one on
-# what falls below the least float32.
+# what falls below the least float32. Terms that cancel further than to `_LEAST_NORM` of themselves would also be huge
+# beside what other units add, and round it away, in float64 too.
 
 
 def _gram_sq_norms(inputs: Tensor, grads: Tensor) -> Tensor:
@@ -210,8 +213,8 @@ def _gram_of_chunk(inputs: Tensor, grads: Tensor) -> Tensor:
     slack = rounding + _LEAST * lost
     total = found + slack
     if exact:
-        return total
-    loose = slack > _LOOSE * found
+        return torch.maximum(total, (_LEAST_NORM * (input_norms * grad_norms).sum(dim=1)).square())
+    loose = slack > _LOOSE * found  # always, where terms cancel as far as `_LEAST_NORM`
     if bool(loose.any()):
         # Both bound the norm from above. The direct one rounds the gradient, not its square, hence is far closer here.
         total[loose] = torch.minimum(total[loose], _direct_sq_norms(inputs[loose], grads[loose]))
@@ -228,7 +231,7 @@ def _direct_of_chunk(inputs: Tensor, grads: Tensor) -> Tensor:
     positions = inputs.shape[1]
     absolute = (_norms_of_positions(inputs) * _norms_of_positions(grads)).sum(dim=1)
     rounding = _UNIT * (positions + 2) * absolute + _LEAST * positions * math.sqrt(products.shape[1])
-    return (_norms(products) + rounding).square_()
+    return torch.maximum(_norms(products) + rounding, _LEAST_NORM * absolute).square_()
 
 
 def _sq_norms_of_sums(terms: Tensor) -> Tensor:
@@ -237,9 +240,9 @@ def _sq_norms_of_sums(terms: Tensor) -> Tensor:
     if positions == 1:
         return _norms(terms.flatten(1)).square_()
     sums = terms.sum(dim=1, dtype=torch.float64).flatten(1)
-    rounding = 2.0**-52 * positions * _norms_of_positions(terms.flatten(2)).sum(dim=1)
+    absolute = _norms_of_positions(terms.flatten(2)).sum(dim=1)
     norms: Tensor = torch.linalg.vector_norm(sums, dim=1)
-    return (norms + rounding).square_()
+    return torch.maximum(norms + 2.0**-52 * positions * absolute, _LEAST_NORM * absolute).square_()
 
 
 def _in_chunks(

@@ -17,7 +17,7 @@ from lazydp.components.train.mechanism.capture import Capture
 from lazydp.components.train.mechanism.clip import clip_coefficients
 from lazydp.components.train.mechanism.double_sums import DoubleSums
 from lazydp.components.train.mechanism.layers import slow_paths, trained_layers
-from lazydp.components.train.mechanism.norm_rules import NormRule, register_rule
+from lazydp.components.train.mechanism.norm_rules import FormedRule, LinearRule, NormRule, register_rule
 from lazydp.components.train.mechanism.unit_order import ROUNDING
 from lazydp.components.train.mechanism.units import Units
 
@@ -204,6 +204,36 @@ def test_cancelling_positions_never_pass_the_norm_bound(name: str, positions: in
 
     assert largest(sq_norms(inputs, grads)) <= 1e-9
     assert positions == 2 or largest(unguarded(inputs, grads).clamp(min=0)) > 1e-9  # the control
+
+
+@pytest.mark.parametrize("rule", [LinearRule(), FormedRule()])
+def test_positions_that_cancel_do_not_round_away_what_others_add(
+    rule: NormRule, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What a sum in float64 keeps beside a huge negative term depends on its sign, and one unit decides that."""
+    small = torch.full((2000, 1), 0.3 * 2.0**-2)
+    huge = torch.full(
+        (2000, 1), 2.0**50
+    )  # one step of the sum beside it is 2^-2, or half of that if the sum is positive
+    huge[:2] = 0.0
+    layer, grads = nn.Linear(1, 1), torch.stack([-huge, small, huge], dim=1)
+
+    def most_moved_by_the_first() -> float:
+        sq_norm = float(rule.sq_norms(layer, ["bias"], grads[-1:], grads[-1:]))
+        clip = 0.5 * math.sqrt(sq_norm) * (1.0 + ROUNDING + 1e-5)  # the coefficient of the others is a power of two
+        grads[:2, 1, 0] = torch.tensor([0.9, -0.5]) * clip
+        scale = clip_coefficients(rule.sq_norms(layer, ["bias"], grads, grads), max_grad_norm=clip)
+
+        def total(first: int) -> Tensor:
+            into = {"bias": torch.zeros(1, dtype=torch.float64)}
+            rule.add_exact(layer, grads[first:], grads[first:], scale[first:], into)
+            return into["bias"]
+
+        return float((total(0) - total(1)).abs()) / clip
+
+    assert most_moved_by_the_first() <= 1.0
+    monkeypatch.setattr(norm_rules, "_LEAST_NORM", 0.0)
+    assert most_moved_by_the_first() > 50.0  # the control
 
 
 @pytest.mark.parametrize("layer", [nn.Linear(16, 16), nn.LayerNorm(16)])
