@@ -43,9 +43,9 @@ def rows_extension() -> Extension:
     """What reads logs: without torch, which takes seconds to load."""
     return Extension(
         "lazydp.kernels._rows",
-        [str(CSRC / "rows/module.cpp")],
+        sorted(str(path) for path in CSRC.glob("rows/*.cpp")),
         include_dirs=[str(CSRC.absolute())],
-        depends=[str(path) for path in sorted(CSRC.glob("rows/*.h"))],
+        depends=[str(path) for pattern in ("rows/*.h", "rows/*.inc") for path in sorted(CSRC.glob(pattern))],
         extra_compile_args={"cxx": ["-O3", "-std=c++20", "-fvisibility=hidden"]},  # type: ignore[arg-type]
         language="c++",
         py_limited_api=True,

@@ -6,6 +6,7 @@ depends on its arguments alone.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, TypeAlias
 
@@ -16,6 +17,7 @@ from lazydp.kernels import _rows
 Array: TypeAlias = np.ndarray[Any, Any]
 Words: TypeAlias = np.ndarray[tuple[int], np.dtype[np.uint64]]
 Rows: TypeAlias = np.ndarray[tuple[int], np.dtype[np.int64]]
+Allocate: TypeAlias = Callable[[int, Any], Array]
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,14 +68,35 @@ def sums(words: Words) -> tuple[int, int]:
     return _rows.sums(words)
 
 
-def hashed_codes(texts: Texts, *, key: bytes, person: bytes, buckets: int) -> Rows:
-    """Codes 1..buckets: BLAKE2b (RFC 7693) of 8 bytes, keyed, little-endian, modulo `buckets`, plus 1.
+def sums_of_pairs(entries: Array, firsts: Words, seconds: Words | None) -> tuple[int, int]:
+    """`sums` of the words firsts[entries], with `seconds` chained in where it is given.
+
+    Args:
+        entries: int32 [n], places of `firsts`.
+        firsts: uint64 [d].
+        seconds: uint64 [n].
 
     Raises:
-        ValueError: no bucket, a key over 64 bytes or a person over 16.
+        ValueError: an entry is no place of `firsts`.
+    """
+    return _rows.sums_of_pairs(entries, firsts, seconds)
+
+
+def hashed_codes(texts: Texts, *, key: bytes, person: bytes, buckets: int, level: str = "") -> Rows:
+    """Codes 1..buckets: BLAKE2b (RFC 7693) of 8 bytes, keyed, little-endian, modulo `buckets`, plus 1.
+
+    Args:
+        texts: what is hashed.
+        key, person: of BLAKE2b.
+        buckets: number of codes.
+        level: portable, avx2 or avx512, for tests: all give the same codes. Left out, the best that this machine runs
+            or that LAZYDP_SIMD names.
+
+    Raises:
+        ValueError: no bucket, a key over 64 bytes, a person over 16, or a level that this machine does not run.
     """
     codes = np.empty(len(texts), dtype=np.int64)
-    _rows.hashed_codes(key, person, buckets, texts.data, texts.offsets, codes)
+    _rows.hashed_codes(key, person, buckets, texts.data, texts.offsets, codes, level)
     return codes
 
 
@@ -114,7 +137,12 @@ def order_rows(
 
 
 def order_by_user(
-    hashes: Words, users: Texts, *, time: Array | None, part: Array | None, content: Words
+    hashes: Words,
+    users: Texts,
+    *,
+    time: Array | None = None,
+    part: Array | None = None,
+    content: Words | None = None,
 ) -> tuple[Rows, np.ndarray[Any, np.dtype[np.bool_]]]:
     """The rows by (hash, text) of the user, then as `order_rows`.
 
@@ -123,7 +151,7 @@ def order_by_user(
         users: their texts [n].
         time: int64 [n]; None where rows have none.
         part: float64 [n], of a time; None where there is none.
-        content: uint64 [n].
+        content: uint64 [n]; None where rows have none.
 
     Returns:
         The rows, int64 [n], and for each place whether another user begins there, bool [n].
@@ -132,3 +160,166 @@ def order_by_user(
     starts = np.empty(len(hashes), dtype=np.uint8)
     _rows.order_rows(hashes, time, part, content, users.data, users.offsets, order, starts)
     return order, starts.view(np.bool_)
+
+
+@dataclass(frozen=True, slots=True)
+class PartedRows:
+    """Rows and users by part: those of part p lie up to ends[p] and user_ends[p].
+
+    rows: uint32 [m], the accepted rows, in their order within a part.
+    local: uint32 [m], which user of its part each of them is of.
+    ends: int64 [parts].
+    users: uint32 [k], the users that have rows; those of a part in the order in which they appear.
+    user_ends: int64 [parts].
+    """
+
+    rows: Array
+    local: Array
+    ends: Rows
+    users: Array
+    user_ends: Rows
+
+
+def part_by_user(entries: Array, hashes: Words, num_parts: int, *, accepted: Array | None = None) -> PartedRows:
+    """Rows parted by the high bits of the hashes of their users.
+
+    Args:
+        entries: int32 [n], each row's user among those named.
+        hashes: uint64 [d], of the users named.
+        num_parts: number of parts.
+        accepted: bool [n], the rows that count; all where it is left out.
+
+    Raises:
+        ValueError: an entry names no user, or there is no part.
+    """
+    size = len(entries)
+    rows, local = np.empty(size, dtype=np.uint32), np.empty(size, dtype=np.uint32)
+    users = np.empty(len(hashes), dtype=np.uint32)
+    ends, user_ends = np.empty(num_parts, dtype=np.int64), np.empty(num_parts, dtype=np.int64)
+    _rows.part_by_user(entries, accepted, hashes, ends, user_ends, rows, local, users)
+    return PartedRows(rows[: ends[-1]], local[: ends[-1]], ends, users[: user_ends[-1]], user_ends)
+
+
+def empty_array(size: int, dtype: Any) -> Array:
+    """An array in memory; what takes its place may give out one that lies in a file."""
+    return np.empty(size, dtype=dtype)
+
+
+def order_by_time(
+    users: Array, num_users: int, time: Array | None, *, empty: Allocate = empty_array
+) -> tuple[Array, Rows, Array]:
+    """The rows by user, then by time.
+
+    Args:
+        users: uint32 [n], each row's user, below `num_users`.
+        num_users: number of users.
+        time: int64 [n]; None where rows have none.
+        empty: makes the arrays of n entries.
+
+    Returns:
+        The rows, uint32 [n]; where each user's end among them, int64 [num_users]; and uint8 [n], 1 for the first of
+        several rows of one user and time, 2 for the others of them, else 0.
+
+    Raises:
+        ValueError: a user is none of `num_users`.
+    """
+    order, ties = empty(len(users), np.uint32), empty(len(users), np.uint8)
+    ends = np.empty(num_users, dtype=np.int64)
+    _rows.order_by_time(users, time, ends, order, ties)
+    return order, ends, ties
+
+
+@dataclass(frozen=True, slots=True)
+class OrderedRows:
+    """Rows in order of user and time; masks are by place in that order, None where they say the same of every row.
+
+    order: uint32 [n], which row stands at a place.
+    ends: int64 [users], where each user's rows end.
+    test: bool [n], held out; None: none is.
+    within: bool [n], the training rows that may be kept; None: all.
+    positive: bool [n], rows whose items stand in histories; None: all.
+    bound: the latest training rows of a user that are kept; None: all.
+    """
+
+    order: Array
+    ends: Rows
+    test: Array | None = None
+    within: Array | None = None
+    positive: Array | None = None
+    bound: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Examples:
+    """The examples of one split, [m].
+
+    rows: uint32, the row of each.
+    users: int64, its user.
+    history_ends, history_lengths: int64 and int32, the window of the items of all users that is its history.
+    """
+
+    rows: Array
+    users: Array
+    history_ends: Array
+    history_lengths: Array
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+
+@dataclass(frozen=True, slots=True)
+class SplitUsers:
+    """Examples of the users' rows.
+
+    train, test: the two splits.
+    items: uint32, the rows whose items histories are windows of: one user's after the other's.
+    train_counts, test_counts, item_counts: int64 [users], how many of each are a user's.
+    """
+
+    train: Examples
+    test: Examples
+    items: Array
+    train_counts: Rows
+    test_counts: Rows
+    item_counts: Rows
+
+
+def split_users(rows: OrderedRows, *, most_history: int, empty: Allocate = empty_array) -> SplitUsers:
+    """The examples of ordered rows: a user's training rows that count, its rows held out, the history of each.
+
+    Args:
+        rows: the rows.
+        most_history: items of a history at most.
+        empty: makes the arrays of the examples.
+
+    Raises:
+        ValueError: masks of another length, or ends that are not those of the order.
+    """
+    train, test, items = (np.empty(len(rows.ends), dtype=np.int64) for _ in range(3))
+    held = (rows.order, rows.ends, rows.test, rows.within, rows.positive)
+    bound = 2**63 if rows.bound is None else rows.bound
+    _rows.count_examples(*held, bound, train, test, items)
+
+    def arrays(size: int) -> tuple[Array, Array, Array, Array]:
+        return empty(size, np.uint32), empty(size, np.int64), empty(size, np.int64), empty(size, np.int32)
+
+    of_train, of_test = arrays(int(train.sum())), arrays(int(test.sum()))
+    item_rows = empty(int(items.sum()), np.uint32)
+    _rows.fill_examples(*held, train, most_history, of_train, of_test, item_rows)
+    return SplitUsers(Examples(*of_train), Examples(*of_test), item_rows, train, test, items)
+
+
+def gather(values: Array, rows: Array, out: Array, *, column: int = 0) -> None:
+    """out[:, column] = values[rows].
+
+    Args:
+        values: [n], of 1, 4 or 8 bytes an entry.
+        rows: uint32 [m], places of `values`.
+        out: [m] or [m, columns], of the width of `values`; changed.
+        column: which column of `out`.
+
+    Raises:
+        ValueError: a place that `values` lacks, or arrays that do not fit.
+    """
+    width = 1 if out.ndim == 1 else out.shape[1]
+    _rows.gather(values, rows, out.reshape(-1), width, column)

@@ -15,14 +15,13 @@ from functools import partial
 from itertools import islice
 from pathlib import Path
 
-import numpy as np
 import pyarrow as pa
 
 from lazydp.components.features.spec import FeatureSpec
 from lazydp.components.features.values import MAX_ID
-from lazydp.components.ingest.assemble import Assembled, assemble
-from lazydp.components.ingest.hashing import Words, hash_texts
-from lazydp.components.ingest.kept import KeptRows, part_name, rows_of_ranges
+from lazydp.components.ingest.assemble import Assembled, Assembler
+from lazydp.components.ingest.hashing import hash_texts
+from lazydp.components.ingest.kept import KeptRows, part_name, rows_of_ranges, spilled_rows
 from lazydp.components.ingest.locations import shown
 from lazydp.components.ingest.manifest import MANIFEST, DatasetManifest, Kept, Origin
 from lazydp.components.ingest.ranges import NUM_RANGES, RANGE_BITS, Range, ranges_of
@@ -31,7 +30,6 @@ from lazydp.components.ingest.resolve import ResolvedSpec, load_spec, resolve
 from lazydp.components.ingest.rows import (
     HASH_COLUMN,
     USER_COLUMN,
-    USER_HASH_COLUMN,
     Encoded,
     InteractionEncoder,
     Tally,
@@ -40,8 +38,16 @@ from lazydp.components.ingest.rows import (
     text_of,
 )
 from lazydp.components.ingest.source import RowSource
-from lazydp.components.ingest.spill import Parted, Spill, partitions_needed, working_memory
+from lazydp.components.ingest.spill import (
+    Parted,
+    Spill,
+    part_by_hash,
+    part_encoded,
+    partitions_needed,
+    working_memory,
+)
 from lazydp.components.ingest.workers import cores, in_order
+from lazydp.components.ingest.workspace import Workspace
 from lazydp.components.ingest.writer import PartWriter, finish_dataset
 from lazydp.components.shared.errors import InputError
 from lazydp.components.shared.files import PRIVATE_DIRECTORY, atomic_directory
@@ -69,6 +75,10 @@ _ENCODED_ROW_BYTES = 400
 _PLENTY = 512 << 20
 # A byte of compressed text is at most about so many of plain text.
 _MOST_COMPRESSED = 8
+# What a row takes while it is assembled, at most, and for each column.
+_ASSEMBLED_ROW_BYTES = 64
+_COLUMN_BYTES = 4
+SCRATCH = ".spill"
 _log = logging.getLogger("lazydp.ingest")
 
 
@@ -135,9 +145,9 @@ def ingest(inputs: Sequence[str], spec: str, out: Path, options: IngestOptions |
         before.check_same(spec=resolved.spec.document(), time_kind=encoder.time_kind, locations=locations)
         locations = (*before.manifest.source.locations, *locations)
     with atomic_directory(out, mode=PRIVATE_DIRECTORY, replaces=MANIFEST if options.replace else None) as folder:
-        scratch = folder / ".spill"
+        scratch = folder / SCRATCH
         scratch.mkdir(mode=PRIVATE_DIRECTORY)
-        interactions, tally = _spill_interactions(source, encoder, resolved.spec, scratch, options)
+        interactions, tally = _spill_interactions(source, encoder, scratch, options)
         users, users_digest = _spill_users(resolved, scratch, interactions.num_partitions)
         if before is not None:
             before.check_users(users_digest)
@@ -164,11 +174,11 @@ def ingest(inputs: Sequence[str], spec: str, out: Path, options: IngestOptions |
 
 
 def _spill_interactions(
-    source: RowSource, encoder: InteractionEncoder, spec: FeatureSpec, scratch: Path, options: IngestOptions
+    source: RowSource, encoder: InteractionEncoder, scratch: Path, options: IngestOptions
 ) -> tuple[Spill, Tally]:
     tally = Tally()
     spill: Spill | None = None
-    batches = source.batches(encoder.columns, most_rows=_batch_rows(options))
+    batches = source.batches(encoder.columns, most_rows=_batch_rows(options), coded=True)
     scarce = options.memory_bytes < _PLENTY
     try:
         with Progress("ingest: encode", total=source.num_rows, unit="rows") as progress:
@@ -176,19 +186,19 @@ def _spill_interactions(
                 encoded = encoder.encode(batch)
                 tally.add(encoded)
                 progress.advance(batch.num_rows)
-                if encoded.rows.num_rows:
+                if encoded.num_accepted:
                     number = partitions_needed(
                         num_rows=_rows_at_most(source, batch),
-                        row_bytes=encoded.rows.nbytes / encoded.rows.num_rows,
-                        memory_bytes=options.memory_bytes,
+                        row_bytes=part_encoded(encoded, 1)[0][1].nbytes / encoded.num_accepted,
+                        memory_bytes=working_memory(options.memory_bytes),
                         workers=options.workers,
                     )
                     spill = Spill(scratch, "interactions", max(number, options.parts))
-                    spill.add(spill.part(encoded.rows, _partition_hashes(spec, encoded.rows)))
+                    spill.add(part_encoded(encoded, spill.num_partitions))
                     break
             # The first rows have said how many parts there are; the others are encoded on all cores.
             if spill is not None:
-                parted = partial(_encoded_and_parted, encoder, spec, spill)
+                parted = partial(_encoded_and_parted, encoder, spill.num_partitions)
                 for encoded, parts in in_order(parted, batches, workers=options.workers):
                     tally.add(encoded)
                     spill.add(parts)
@@ -207,10 +217,10 @@ def _spill_interactions(
 
 
 def _encoded_and_parted(
-    encoder: InteractionEncoder, spec: FeatureSpec, spill: Spill, batch: pa.RecordBatch
+    encoder: InteractionEncoder, num_partitions: int, batch: pa.RecordBatch
 ) -> tuple[Encoded, Parted]:
     encoded = encoder.encode(batch)
-    return encoded, spill.part(encoded.rows, _partition_hashes(spec, encoded.rows)) if encoded.rows.num_rows else []
+    return encoded, part_encoded(encoded, num_partitions)
 
 
 def _batch_rows(options: IngestOptions) -> int:
@@ -249,11 +259,6 @@ def _judge_loss(num_rows: int, rejected: Counter[str], *, most: float) -> None:
             _log.warning("%s", told)
 
 
-def _partition_hashes(spec: FeatureSpec, rows: pa.RecordBatch) -> Words:
-    """What parts the rows: the user, or without users the row's content."""
-    return np.asarray(rows.column(HASH_COLUMN if spec.user is None else USER_HASH_COLUMN).to_numpy())
-
-
 def _spill_users(resolved: ResolvedSpec, scratch: Path, num_partitions: int) -> tuple[Spill | None, str]:
     """The encoded user features, parted as the interactions are, and their digest; None and "" where there are none."""
     spec, source = resolved.spec, resolved.users
@@ -265,12 +270,12 @@ def _spill_users(resolved: ResolvedSpec, scratch: Path, num_partitions: int) -> 
     spill = Spill(scratch, "users", num_partitions)
     try:
         for batch in source.batches(list(dict.fromkeys([key, *wanted]))):
-            columns = {USER_COLUMN: text_of(batch, key, "users.key")}
+            columns = {USER_COLUMN: text_of(batch.column(key), key, "users.key")}
             rows = pa.record_batch(columns | encode_features(spec, resolved.vocabularies, batch, "user"))
             rows = rows.filter(rows.column(USER_COLUMN).is_valid())
             rows = rows.append_column(HASH_COLUMN, pa.array(hash_rows(rows)))
             hashes = hash_texts(rows.column(USER_COLUMN))
-            spill.add(spill.part(rows, hashes))
+            spill.add(part_by_hash(rows, hashes, num_partitions))
             chain(hashes, rows.column(HASH_COLUMN).to_numpy())
             tally.add_counts(rows.num_rows, sums(hashes))
     finally:
@@ -303,6 +308,7 @@ def _assemble(
     folder: Path,
     options: IngestOptions,
 ) -> _Written:
+    assembler = Assembler(resolved.spec, resolved.vocabularies)
     number = interactions.num_partitions
     per_part = number // options.parts
     has_rows = [interactions.has_rows(place) for place in range(number)]
@@ -312,13 +318,13 @@ def _assemble(
         tables = [table for table in (interactions.read(place),) if table is not None]
         profiles = users.read(place) if users is not None else None
         if before is not None and touched[place // per_part]:
-            tables += before.rows(place, number)
+            tables += [spilled_rows(resolved.spec, table) for table in before.rows(place, number)]
         if not tables:
             return None
         rows = tables[0] if len(tables) == 1 else _one_table(tables)
-        part = assemble(resolved.spec, resolved.vocabularies, rows, profiles)
+        part = assembler.assemble(rows, profiles, workspace_for(rows, folder / SCRATCH, options))
         ranges = ranges_of(part)
-        return _Done(part, ranges, rows_of_ranges(rows, part, ranges) if options.keep_rows else [])
+        return _Done(part, ranges, rows_of_ranges(resolved.spec, rows, part, ranges) if options.keep_rows else [])
 
     written = _Written()
     with Progress("ingest: assemble", total=number, unit="parts") as progress:
@@ -336,6 +342,13 @@ def _assemble(
             elif _write_part(folder / name, resolved.spec, found, written, progress):
                 written.parts.append(name)
     return written
+
+
+def workspace_for(rows: pa.Table, scratch: Path, options: IngestOptions) -> Workspace:
+    """Memory, or files where one partition needs more of it than a worker may take: a user's rows stay together."""
+    needed = rows.num_rows * (_ASSEMBLED_ROW_BYTES + 2 * _COLUMN_BYTES * rows.num_columns)
+    fits = needed <= working_memory(options.memory_bytes) // (options.workers + 1)
+    return Workspace(None if fits else scratch)
 
 
 def _one_table(tables: Sequence[pa.Table]) -> pa.Table:

@@ -12,9 +12,11 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 
-from lazydp.components.ingest.assemble import Assembled
+from lazydp.components.features.spec import FeatureSpec, ImplicitLabel
+from lazydp.components.ingest.assemble import Assembled, content_hashes
 from lazydp.components.ingest.manifest import (
     OVER_BOUND,
     RANGES_FILE,
@@ -29,6 +31,14 @@ from lazydp.components.ingest.manifest import (
     without_places,
 )
 from lazydp.components.ingest.ranges import Range, part_of_range, read_ranges
+from lazydp.components.ingest.rows import (
+    HASH_COLUMN,
+    LABEL_COLUMN,
+    NO_COLUMN,
+    USER_COLUMN,
+    USER_HASH_COLUMN,
+    with_label,
+)
 from lazydp.components.shared.errors import InputError
 from lazydp.components.shared.files import PRIVATE_FILE
 
@@ -60,15 +70,36 @@ class RowsWriter:
             self._writer = None
 
 
-def rows_of_ranges(rows: pa.Table, part: Assembled, ranges: Sequence[Range]) -> list[pa.RecordBatch]:
-    """The rows of a partition in their final order, a batch for each of its ranges."""
+def rows_of_ranges(spec: FeatureSpec, rows: pa.Table, part: Assembled, ranges: Sequence[Range]) -> list[pa.RecordBatch]:
+    """The rows of a partition in their final order, with all that was left out of them: a batch for each range."""
+    left_out = [name for name in (USER_COLUMN, NO_COLUMN) if name in rows.column_names]
+    plain = with_label(rows.drop_columns(left_out), spec)
     batches = []
     begin = 0
     for found in ranges:
-        (batch,) = rows.take(pa.array(part.order[begin : begin + found.rows])).combine_chunks().to_batches()
+        picked = part.order[begin : begin + found.rows]
+        columns = dict(zip(plain.column_names, plain.take(pa.array(picked)).columns, strict=True))
+        if part.users is not None:
+            user = np.searchsorted(part.row_ends, np.arange(begin, begin + found.rows), side="right")
+            named = {USER_COLUMN: part.users.take(pa.array(user)), USER_HASH_COLUMN: pa.array(part.hashes[user])}
+            columns = named | columns | {HASH_COLUMN: pa.array(content_hashes(spec, rows, picked))}
+        (batch,) = pa.table(columns).combine_chunks().to_batches()
         batches.append(batch)
         begin += found.rows
     return batches
+
+
+def spilled_rows(spec: FeatureSpec, kept: pa.Table) -> pa.Table:
+    """Kept rows as a spill has them."""
+    if spec.user is None:
+        return kept
+    left_out = {USER_COLUMN, USER_HASH_COLUMN, HASH_COLUMN}
+    if isinstance(spec.label, ImplicitLabel):
+        left_out.add(LABEL_COLUMN)
+    user = kept.column(USER_COLUMN).combine_chunks().dictionary_encode()
+    user = pa.DictionaryArray.from_arrays(user.indices.cast(pa.uint32()), user.dictionary)
+    plain = {name: kept.column(name) for name in kept.column_names if name not in left_out}
+    return pa.table({USER_COLUMN: user} | (plain or {NO_COLUMN: pa.nulls(kept.num_rows)}))
 
 
 class KeptRows:

@@ -58,19 +58,20 @@ def part_of_range(number: int, parts: int) -> int:
 
 def ranges_of(part: Assembled) -> list[Range]:
     """The ranges of a partition, which holds each of them whole, in their order."""
-    cuts = {"train": _cuts(part.train.hashes), "test": _cuts(part.test.hashes), "users": _cuts(part.user_hashes)}
-    before = np.append(0, np.cumsum(part.sequences.lengths)) if part.sequences is not None else None
-    cuts["items"] = before[cuts["users"]] if before is not None else np.zeros(NUM_RANGES + 1, dtype=np.int64)
-    if part.users is not None:
-        cuts["rows"] = np.append(0, part.row_ends)[cuts["users"]]
-    else:
-        cuts["rows"] = cuts["train"] + cuts["test"]
+    hashed = _cuts(part.hashes)
+    ends = {"train": part.train_counts.cumsum(), "test": part.test_counts.cumsum(), "rows": part.row_ends}
+    if part.sequences is not None:
+        ends["items"] = part.sequences.lengths.cumsum()
+    cuts = {name: np.append(0, end)[hashed] for name, end in ends.items()}
+    nothing = np.zeros(NUM_RANGES + 1, dtype=np.int64)
+    cuts["users"] = hashed if part.users is not None else nothing
+    cuts.setdefault("items", nothing)
     counts = {name: np.diff(cut) for name, cut in cuts.items()}
     found = []
     for number in np.flatnonzero(counts["rows"]).tolist():
         at = {name: slice(int(cut[number]), int(cut[number + 1])) for name, cut in cuts.items()}
         sizes = {name: int(count[number]) for name, count in counts.items()}
-        most = int(part.examples[at["users"]].max(initial=0))
+        most = int(part.train_counts[at["users"]].max(initial=0))
         found.append(Range(number=number, most=most, digest=_digest(_columns(part, at)), **sizes))
     return found
 

@@ -25,7 +25,7 @@ from lazydp.components.ingest.locations import one_line, unreadable
 from lazydp.components.shared.errors import InputError, UnavailableError
 
 Format = Literal["auto", "parquet", "csv", "tsv", "jsonl", "criteo"]
-BATCH_ROWS = 1 << 17
+BATCH_ROWS = 1 << 18
 # Criteo's click logs have no header: a label, 13 counts, 26 categories.
 CRITEO_COLUMNS = ("label", *(f"I{n}" for n in range(1, 14)), *(f"C{n}" for n in range(1, 27)))
 _PARQUET_MAGIC = b"PAR1"
@@ -47,6 +47,8 @@ _ATOMIC = re.compile(r"^(.+):(token|token_seq|float|float_seq)$")
 # Only these end a line; str.splitlines would end one at U+2028 as well.
 _LINES = re.compile(r"[^\r\n]*(?:\r\n|\r|\n)|[^\r\n]+")
 _BLOCK_BYTES = 1 << 22
+_BUFFER_BYTES = 1 << 18
+_LARGE_GROUP_BYTES = 1 << 25
 _HEAD_BYTES = 1 << 20
 _JSON_LINES = 1 << 14
 
@@ -73,6 +75,11 @@ class Reader(ABC):
         Raises:
             InputError: the file is torn or not what its format says.
         """
+
+    def coded_batches(self, columns: Sequence[str], *, most_rows: int) -> Iterator[pa.RecordBatch]:
+        """`batches` of so many rows at most where the format can; text may come as a dictionary, as it is stored."""
+        del most_rows
+        return self.batches(columns)
 
 
 class _FileReader(Reader):
@@ -121,30 +128,45 @@ class ParquetReader(_FileReader):
                 file = self._open(raw)
                 self._own = file.schema_arrow
                 self.num_rows = file.metadata.num_rows
+                self._buffer_size = _buffer_size(file.metadata)
         except pa.ArrowException as error:
             raise InputError(f"{self.where} is not Parquet: {one_line(error)}") from None
         except OSError as error:
             raise self._unreadable(error) from None
         self.schema = self._with_partitions(self._own)
 
-    def _open(self, raw: Any) -> Any:
+    def _open(self, raw: Any, *, texts: Sequence[str] = (), buffer_size: int = 0) -> Any:
         local = isinstance(self._found.filesystem, pafs.LocalFileSystem)
         # Old timestamps of 96 bits (Spark's, Hive's) reach beyond what 64 bits of nanoseconds hold.
         return pq.ParquetFile(
-            raw, pre_buffer=not local, coerce_int96_timestamp_unit="us", page_checksum_verification=True
+            raw,
+            pre_buffer=not local,
+            buffer_size=buffer_size,
+            read_dictionary=list(texts),
+            coerce_int96_timestamp_unit="us",
+            page_checksum_verification=True,
         )
 
     def batches(self, columns: Sequence[str]) -> Iterator[pa.RecordBatch]:
+        return self._batches(columns, most_rows=BATCH_ROWS)
+
+    def coded_batches(self, columns: Sequence[str], *, most_rows: int) -> Iterator[pa.RecordBatch]:
+        texts = [name for name in self._own.names if _is_text(self._own.field(name).type)]
+        return self._batches(columns, most_rows=most_rows, texts=texts)
+
+    def _batches(
+        self, columns: Sequence[str], *, most_rows: int, texts: Sequence[str] = ()
+    ) -> Iterator[pa.RecordBatch]:
         own = self._of_file(columns, self._own.names)
         try:
             with self._found.filesystem.open_input_file(self._found.path) as raw:
-                file = self._open(raw)
+                file = self._open(raw, texts=texts, buffer_size=self._buffer_size)
                 # A row group at a time: the reader of whole files reads far ahead.
                 for group in range(file.num_row_groups):
                     if not own:
                         yield from self._of_partitions(columns, file.metadata.row_group(group).num_rows)
                         continue
-                    for batch in file.iter_batches(batch_size=BATCH_ROWS, row_groups=[group], columns=own):
+                    for batch in file.iter_batches(batch_size=most_rows, row_groups=[group], columns=own):
                         yield self._completed(batch, columns)
         except (pa.ArrowException, OSError) as error:
             raise self._unreadable(error, "Parquet") from None
@@ -153,6 +175,16 @@ class ParquetReader(_FileReader):
         for begin in range(0, num_rows, BATCH_ROWS):
             empty = pa.record_batch({"": pa.nulls(min(BATCH_ROWS, num_rows - begin))})
             yield self._completed(empty, columns)
+
+
+def _is_text(kind: pa.DataType) -> bool:
+    return bool(pa.types.is_string(kind) or pa.types.is_large_string(kind))
+
+
+def _buffer_size(metadata: Any) -> int:
+    """The bytes of a column that are read at once; 0: all of a row group, which is quicker where they are few."""
+    sizes = (metadata.row_group(group).total_byte_size for group in range(metadata.num_row_groups))
+    return _BUFFER_BYTES if max(sizes, default=0) > _LARGE_GROUP_BYTES else 0
 
 
 class DelimitedReader(_FileReader):

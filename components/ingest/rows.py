@@ -19,6 +19,7 @@ from lazydp.components.features.spec import (
     ColumnSplit,
     DenseFeature,
     FeatureSpec,
+    ImplicitLabel,
     ListFeature,
     Source,
     ThresholdLabel,
@@ -30,7 +31,7 @@ from lazydp.components.ingest.readers import Reader
 from lazydp.components.ingest.source import RowSource, require_columns
 from lazydp.components.ingest.times import Kind, encode_times, has_parts, kind_of, kind_of_text
 from lazydp.components.shared.errors import InputError
-from lazydp.kernels.rows import chain, hash_decimals, sums
+from lazydp.kernels.rows import chain, hash_decimals, sums, sums_of_pairs
 
 USER_COLUMN = "user"
 USER_HASH_COLUMN = "user_hash"
@@ -40,25 +41,51 @@ ITEM_COLUMN = "item"
 LABEL_COLUMN = "label"
 TEST_COLUMN = "test"
 HASH_COLUMN = "hash"
+NO_COLUMN = ""
 FEATURE_PREFIX = "feature:"
 
+_BEFORE_LABEL = {USER_COLUMN, USER_HASH_COLUMN, ITEM_COLUMN, TIME_COLUMN, TIME_PART_COLUMN}
+
 Mask = np.ndarray[Any, np.dtype[np.bool_]]
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Users:
+    """The users of the rows of a batch: some named users, and which of them each row is of.
+
+    entries: int32 [n].
+    names: text [d], without nulls; a user may stand there several times.
+    hashes: of the names, uint64 [d].
+    """
+
+    entries: np.ndarray[Any, np.dtype[np.int32]]
+    names: pa.Array
+    hashes: Words
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Encoded:
     """What became of a batch.
 
-    rows: the accepted rows, encoded.
+    rows: the rows of the batch, encoded, but for their users; without users the accepted ones, with their hash.
+    users: theirs; None where the spec has none.
+    accepted: bool [n], which of `rows` count; None: all.
     num_rows: rows of the batch.
     rejected: reason -> rows that were not accepted, each under the first reason that applies.
     sums: of two hashes of every row of the batch, accepted or not, modulo 2^64.
     """
 
     rows: pa.RecordBatch
+    users: Users | None
+    accepted: Mask | None
     num_rows: int
     rejected: Counter[str]
     sums: tuple[int, int]
+
+    @property
+    def num_accepted(self) -> int:
+        """Rows that were accepted."""
+        return self.num_rows - self.rejected.total()
 
 
 @dataclasses.dataclass
@@ -88,9 +115,9 @@ class Tally:
 class InteractionEncoder:
     """Turns batches of raw interactions into encoded rows; does not change, so that threads may share it.
 
-    Encoded rows have the columns user (text), user_hash (uint64), time, item (int32), label (float32), test (bool,
-    where a column says so), `feature:<name>` of every context feature, each where the spec has one, and hash (uint64 of
-    the row's content).
+    Encoded rows have the columns time, item (int32), label (float32, unless it is implicit), test (bool, where a column
+    says so) and `feature:<name>` of every context feature, each where the spec has one; without a user also hash
+    (uint64 of the row's content).
     """
 
     def __init__(self, spec: FeatureSpec, vocabularies: Vocabularies, source: RowSource) -> None:
@@ -109,68 +136,65 @@ class InteractionEncoder:
         self._time_parts = spec.timestamp is not None and any(map(has_parts, source.types(spec.timestamp)))
 
     def encode(self, batch: pa.RecordBatch) -> Encoded:
-        """The accepted rows of a batch, and how many were left out for what reason."""
+        """The rows of a batch, which of them are accepted, and how many were left out for what reason."""
         columns: dict[str, pa.Array] = {}
         refused: list[tuple[str, Mask]] = []
-        words = self._encode_user(batch, columns, refused)
-        words = self._encode_item(batch, columns, refused, words)
+        users = self._encode_user(batch, refused)
+        items = self._encode_item(batch, columns, refused, with_hashes=users is not None)
         self._encode_time(batch, columns, refused)
         self._encode_label(batch, columns, refused)
         self._encode_split(batch, columns, refused)
         columns |= encode_features(self._spec, self._vocabularies, batch, "context")
-        rows = pa.record_batch(columns)
-        # Who took what in each raw row, before anything that a spec may choose; without users the encoded row.
-        digest = sums(words if words is not None else hash_rows(rows))
+        rows = _batch(columns, batch.num_rows)
         accepted, rejected = _accepted(refused, batch.num_rows)
+        if users is not None:
+            # Who took what in each raw row, before anything that a spec may choose.
+            digest = sums_of_pairs(users.entries, users.hashes, items)
+            return Encoded(rows, users, accepted if rejected else None, batch.num_rows, rejected, digest)
+        hashes = hash_rows(rows, self._spec)
+        rows = rows.append_column(HASH_COLUMN, pa.array(hashes))
         if rejected:
             rows = rows.filter(pa.array(accepted))
-        rows = rows.append_column(HASH_COLUMN, pa.array(hash_rows(rows)))
-        return Encoded(rows, batch.num_rows, rejected, digest)
+        return Encoded(rows, None, None, batch.num_rows, rejected, sums(hashes))
 
-    def _encode_user(
-        self, batch: pa.RecordBatch, columns: dict[str, pa.Array], refused: list[tuple[str, Mask]]
-    ) -> Words | None:
-        """Returns the hashes of the users, None where the spec has none."""
+    def _encode_user(self, batch: pa.RecordBatch, refused: list[tuple[str, Mask]]) -> Users | None:
         if self._spec.user is None:
             return None
-        text = text_of(batch, self._spec.user.column, "user.column")
-        hashes = hash_texts(text)
-        columns[USER_COLUMN] = text
-        columns[USER_HASH_COLUMN] = pa.array(hashes)
-        refused.append(("null_user", _mask(text.is_null())))
+        raw = _coded(batch, self._spec.user.column, "user.column")
+        name = text_of(raw.dictionary, self._spec.user.column, "user.column")
+        missing = _mask(name.is_null())
+        # The last one stands for rows that name nobody.
+        names = pa.concat_arrays([name.fill_null("").cast(pa.string()), pa.array([""])])
+        entries = raw.indices.fill_null(len(raw.dictionary)).to_numpy(zero_copy_only=False).astype(np.int32, copy=False)
+        refused.append(("null_user", np.append(missing, True)[entries]))
         # Bytes are never fewer than characters.
-        if (pc.max(pc.binary_length(text)).as_py() or 0) > MAX_ID:
-            refused.append(("long_user", _mask(pc.greater(pc.utf8_length(text).fill_null(0), MAX_ID))))
-        return hashes
+        if (pc.max(pc.binary_length(names)).as_py() or 0) > MAX_ID:
+            refused.append(("long_user", _mask(pc.greater(pc.utf8_length(names), MAX_ID))[entries]))
+        return Users(entries, names, hash_texts(names))
 
     def _encode_item(
-        self,
-        batch: pa.RecordBatch,
-        columns: dict[str, pa.Array],
-        refused: list[tuple[str, Mask]],
-        users: Words | None,
+        self, batch: pa.RecordBatch, columns: dict[str, pa.Array], refused: list[tuple[str, Mask]], *, with_hashes: bool
     ) -> Words | None:
-        """Returns the hashes of who took what; `users` where there is no item, or no user."""
+        """Returns the hashes of the items, where there are items and `with_hashes` asks for them."""
         if self._spec.item is None:
-            return users
+            return None
         raw = batch.column(self._spec.item.column)
+        hashes: Words | None = None
         if pa.types.is_integer(raw.type) and not pa.types.is_uint64(raw.type):
             # The text of an integer is its digits: nothing need be written out to know its code and its hash.
             values, missing = raw, _mask(raw.is_null())
-            hashes = hash_decimals(raw.cast(pa.int64()).fill_null(0).to_numpy())
-            hashes[missing] = hash_texts(pa.array([""]))[0]
+            if with_hashes:
+                hashes = hash_decimals(raw.cast(pa.int64()).fill_null(0).to_numpy())
+                hashes[missing] = hash_texts(pa.array([""]))[0]
         else:
-            values = text_of(batch, self._spec.item.column, "item.column")
-            missing, hashes = _mask(values.is_null()), hash_texts(values)
+            values = text_of(raw, self._spec.item.column, "item.column")
+            missing = _mask(values.is_null())
+            hashes = hash_texts(values) if with_hashes else None
         codes = self._vocabularies[ITEM].encode(values)
         columns[ITEM_COLUMN] = pa.array(codes.astype(np.int32))
         refused.append(("null_item", missing))
         refused.append(("unknown_item", codes == 0))
-        if users is None:
-            return None
-        words = users.copy()
-        chain(words, hashes)
-        return words
+        return hashes
 
     def _encode_time(
         self, batch: pa.RecordBatch, columns: dict[str, pa.Array], refused: list[tuple[str, Mask]]
@@ -199,7 +223,7 @@ class InteractionEncoder:
                     refused.append(("below_threshold", raw < label.at_least))
                 numbers = (raw >= label.at_least).astype(np.float64)
             case _:
-                numbers = np.ones(batch.num_rows)
+                return
         columns[LABEL_COLUMN] = pa.array(numbers.astype(np.float32))
 
     def _encode_split(
@@ -207,23 +231,33 @@ class InteractionEncoder:
     ) -> None:
         split = self._spec.effective_split
         if isinstance(split, ColumnSplit):
-            text = text_of(batch, split.column, "split.column")
+            text = text_of(batch.column(split.column), split.column, "split.column")
             test = _mask(pc.equal(text, split.test).fill_null(False))
             train = _mask(pc.equal(text, split.train).fill_null(False))
             refused.append(("unknown_split", ~(test | train)))
             columns[TEST_COLUMN] = pa.array(test)
 
 
-def text_of(batch: pa.RecordBatch, column: str, field: str) -> pa.Array:
+def text_of(values: pa.Array, column: str, field: str) -> pa.Array:
     """The text form of a column.
 
     Raises:
         InputError: a value has none; the message names the column and the field of the spec.
     """
     try:
-        return canonical_text(batch.column(column))
+        return canonical_text(values)
     except ValueError as error:
         raise InputError(f"column {column!r} ({field}): {error}") from None
+
+
+def _coded(batch: pa.RecordBatch, column: str, field: str) -> pa.DictionaryArray:
+    """A column as some values and which of them each row has: so a value is put into text once, not in every row."""
+    values = batch.column(column)
+    if pa.types.is_dictionary(values.type):
+        return values
+    if pa.types.is_integer(values.type) or pa.types.is_string(values.type):
+        return values.dictionary_encode()
+    return text_of(values, column, field).dictionary_encode()
 
 
 def _numbers_of(batch: pa.RecordBatch, column: str) -> Numbers:
@@ -264,11 +298,26 @@ def encode_features(
     return columns
 
 
-def hash_rows(rows: pa.RecordBatch) -> Words:
-    """The content hash of encoded rows, over every column but the user: one user's rows are ordered by it."""
+def with_label(rows: pa.RecordBatch | pa.Table, spec: FeatureSpec) -> pa.RecordBatch | pa.Table:
+    """The rows with the label that an implicit one is; it is left out where rows are moved."""
+    if not isinstance(spec.label, ImplicitLabel):
+        return rows
+    place = sum(name in _BEFORE_LABEL for name in rows.schema.names)
+    return rows.add_column(place, LABEL_COLUMN, pa.array(np.ones(rows.num_rows, dtype=np.float32)))
+
+
+def hash_rows(rows: pa.RecordBatch, spec: FeatureSpec | None = None) -> Words:
+    """The content hash of encoded rows, over every column but the user: one user's rows are ordered by it.
+
+    Args:
+        rows: the columns that count, and of users.
+        spec: of interactions, whose label may be left out of the rows.
+    """
+    if spec is not None:
+        rows = with_label(rows, spec)
     hashes = np.zeros(rows.num_rows, dtype=np.uint64)
     for name in rows.schema.names:
-        if name in (USER_COLUMN, USER_HASH_COLUMN):
+        if name in (USER_COLUMN, USER_HASH_COLUMN, NO_COLUMN):
             continue
         column = rows.column(name)
         if is_list_type(column.type):
@@ -278,6 +327,13 @@ def hash_rows(rows: pa.RecordBatch) -> Words:
             # A time without a part is the time that a column without parts has.
             chain(hashes, column.to_numpy(zero_copy_only=False), without_zeros=name == TIME_PART_COLUMN)
     return hashes
+
+
+def _batch(columns: dict[str, pa.Array], num_rows: int) -> pa.RecordBatch:
+    """Columns as a batch; one without columns still has rows."""
+    if columns:
+        return pa.record_batch(columns)
+    return pa.record_batch({NO_COLUMN: pa.nulls(num_rows)})
 
 
 def _accepted(refused: list[tuple[str, Mask]], size: int) -> tuple[Mask, Counter[str]]:

@@ -82,7 +82,9 @@ class RowSource:
                 found.setdefault(file.schema.field(column).type, file.where)
         return found
 
-    def batches(self, columns: Sequence[str], *, most_rows: int = 2 * BATCH_ROWS) -> Iterator[pa.RecordBatch]:
+    def batches(
+        self, columns: Sequence[str], *, most_rows: int = BATCH_ROWS, coded: bool = False
+    ) -> Iterator[pa.RecordBatch]:
         """The rows of these columns in batches of bounded size; null where a file lacks a column.
 
         The types of a column may differ from batch to batch, as they do between files.
@@ -90,6 +92,7 @@ class RowSource:
         Args:
             columns: their names.
             most_rows: rows of a batch at most.
+            coded: text may come as a dictionary, as it is stored.
 
         Raises:
             InputError: a file is torn.
@@ -97,8 +100,8 @@ class RowSource:
         names = list(columns)
         waiting: list[pa.RecordBatch] = []
         size = 0
-        for batch in (batch for file in self.files for batch in self._of_file(file, names)):
-            if waiting and (batch.schema != waiting[0].schema or size >= _FEW_ROWS):
+        for batch in (batch for file in self.files for batch in self._of_file(file, names, most_rows, coded=coded)):
+            if waiting and (batch.schema != waiting[0].schema or size >= min(_FEW_ROWS, most_rows)):
                 yield from _slices(_joined(waiting), most_rows)
                 waiting, size = [], 0
             waiting.append(batch)
@@ -106,9 +109,9 @@ class RowSource:
         if waiting:
             yield from _slices(_joined(waiting), most_rows)
 
-    def _of_file(self, file: Reader, names: Sequence[str]) -> Iterator[pa.RecordBatch]:
+    def _of_file(self, file: Reader, names: Sequence[str], most_rows: int, *, coded: bool) -> Iterator[pa.RecordBatch]:
         own = [name for name in names if name in file.schema.names]
-        for batch in file.batches(own):
+        for batch in file.coded_batches(own, most_rows=most_rows) if coded else file.batches(own):
             arrays = [batch.column(name) if name in own else pa.nulls(batch.num_rows) for name in names]
             yield pa.RecordBatch.from_arrays(arrays, names=list(names))
 

@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import os
+import resource
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 
 from lazydp.components.ingest.hashing import Words
+from lazydp.components.ingest.rows import HASH_COLUMN, USER_COLUMN, Encoded
 from lazydp.components.shared.files import PRIVATE_FILE
-from lazydp.kernels.rows import order_by_part
+from lazydp.kernels.rows import Rows, order_by_part, part_by_user
 
 # A partition is held so often, in part, while it is sorted and gathered.
 _WORKING_COPIES = 4
@@ -23,18 +26,64 @@ _GOOD_ROWS = 1 << 19
 Parted = list[tuple[int, pa.RecordBatch]]
 
 
-# What a process takes before it holds a row: the interpreter, libraries, buffers of readers.
-_BASE_BYTES = 64 << 20
+def part_by_hash(rows: pa.RecordBatch, hashes: Words, num_partitions: int) -> Parted:
+    """Rows by the partitions of their hashes."""
+    if num_partitions == 1:
+        return [(0, rows)]
+    order, ends = order_by_part(hashes, num_partitions)
+    ordered = rows.take(pa.array(order))
+    return [(number, ordered.slice(begin, end - begin)) for number, begin, end in _parts(ends)]
+
+
+def part_encoded(encoded: Encoded, num_partitions: int) -> Parted:
+    """The accepted rows of a batch by the partitions of their users, or without users of their content.
+
+    A user is a column of its own, a dictionary of the names that a partition has in this batch.
+    """
+    if encoded.users is None:
+        return part_by_hash(encoded.rows, np.asarray(encoded.rows.column(HASH_COLUMN).to_numpy()), num_partitions)
+    users = encoded.users
+    found = part_by_user(users.entries, users.hashes, num_partitions, accepted=encoded.accepted)
+    ordered = encoded.rows.take(pa.array(found.rows))
+    names, local = users.names.take(pa.array(found.users)), pa.array(found.local)
+    begins = np.append(0, found.user_ends[:-1])
+    parted: Parted = []
+    for number, begin, end in _parts(found.ends):
+        first = int(begins[number])
+        named = names.slice(first, int(found.user_ends[number]) - first)
+        user = pa.DictionaryArray.from_arrays(local.slice(begin, end - begin), named, safe=False)
+        columns = [user, *(column.slice(begin, end - begin) for column in ordered.columns)]
+        parted.append((number, pa.RecordBatch.from_arrays(columns, names=[USER_COLUMN, *ordered.schema.names])))
+    return parted
+
+
+def _parts(ends: Rows) -> Iterator[tuple[int, int, int]]:
+    """(number, begin, end) of the parts that have rows."""
+    begin = 0
+    for number, end in enumerate(ends.tolist()):
+        if end > begin:
+            yield number, begin, end
+        begin = end
 
 
 def working_memory(memory_bytes: int) -> int:
-    """What of the memory given is left for rows; at least a quarter of it."""
-    return max(memory_bytes - _BASE_BYTES, memory_bytes // 4, 1)
+    """What of the memory given is left for rows, beside what the process takes already; at least a quarter of it."""
+    return max(memory_bytes - anonymous_memory(), memory_bytes // 4, 1)
+
+
+def anonymous_memory() -> int:
+    """Bytes that this process has in memory that no file backs; 0 where the system does not say."""
+    try:
+        with open("/proc/self/statm", encoding="ascii") as file:  # noqa: PTH123 - has no size
+            _, resident, shared, *_ = file.read().split()
+    except OSError:
+        return 0
+    return (int(resident) - int(shared)) * resource.getpagesize()
 
 
 def partitions_needed(*, num_rows: int, row_bytes: float, memory_bytes: int, workers: int = 1) -> int:
     """How many partitions keep what `workers` hold of them within `memory_bytes`: a power of two, at most 512."""
-    for_memory = -(-num_rows * row_bytes * _WORKING_COPIES * workers // working_memory(memory_bytes))
+    for_memory = -(-num_rows * row_bytes * _WORKING_COPIES * workers // max(memory_bytes, 1))
     needed = int(max(1, for_memory, -(-num_rows // _GOOD_ROWS)))
     return min(_MAX_PARTITIONS, 1 << (needed - 1).bit_length())
 
@@ -62,22 +111,8 @@ class Spill:
                 writer.close()
                 sink.close()
 
-    def part(self, rows: pa.RecordBatch, hashes: Words) -> Parted:
-        """The rows by the partitions of their hashes; changes nothing, so that threads may call it."""
-        if self.num_partitions == 1:
-            return [(0, rows)]
-        order, ends = order_by_part(hashes, self.num_partitions)
-        ordered = rows.take(pa.array(order))
-        found: Parted = []
-        begin = 0
-        for number, end in enumerate(ends.tolist()):
-            if end > begin:
-                found.append((number, ordered.slice(begin, end - begin)))
-            begin = end
-        return found
-
     def add(self, parted: Parted) -> None:
-        """Append what `part` returned."""
+        """Append parted rows."""
         for number, rows in parted:
             if self._writers[number] is None:
                 path = self._paths[number]

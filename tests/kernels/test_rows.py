@@ -69,13 +69,33 @@ def test_sums_are_modulo_two_to_the_64() -> None:
     assert rows.sums(words) == expected
 
 
-@given(TEXTS, st.binary(max_size=64), st.integers(1, 2**40))
-def test_hashed_codes_are_those_of_hashlib(values: list[str], key: bytes, buckets: int) -> None:
-    # Around the size of a block: 128 bytes.
-    values = [*values, "x" * 127, "x" * 128, "x" * 129, "x" * 256, "x" * 257, ""]
-    found = rows.hashed_codes(texts(values), key=key, person=b"lazydp.vocab", buckets=buckets)
+def levels() -> list[str]:
+    """The instruction sets that this machine runs."""
+
+    def runs(level: str) -> bool:
+        try:
+            rows.hashed_codes(texts([]), key=b"", person=b"", buckets=1, level=level)
+        except ValueError:
+            return False
+        return True
+
+    return [level for level in ("portable", "avx2", "avx512") if runs(level)]
+
+
+@pytest.mark.parametrize("level", ["", *levels()])
+@given(values=TEXTS, key=st.binary(max_size=64), buckets=st.integers(1, 2**40))
+def test_hashed_codes_are_those_of_hashlib(level: str, values: list[str], key: bytes, buckets: int) -> None:
+    # Around the size of a block: 128 bytes. Texts of one block are hashed several at a time.
+    values = [*values, "x" * 127, "x" * 128, "x" * 129, "x" * 256, "x" * 257, "", *(f"text {n}" for n in range(9)), "a"]
+    found = rows.hashed_codes(texts(values), key=key, person=b"lazydp.vocab", buckets=buckets, level=level)
     digests = [hashlib.blake2b(v.encode(), digest_size=8, key=key, person=b"lazydp.vocab").digest() for v in values]
     assert found.tolist() == [1 + int.from_bytes(digest, "little") % buckets for digest in digests]
+
+
+def test_a_level_that_is_none_is_refused() -> None:
+    assert "portable" in levels()
+    with pytest.raises(ValueError, match="expected portable, avx2 or avx512"):
+        rows.hashed_codes(texts([]), key=b"", person=b"", buckets=1, level="sse9")
 
 
 @given(st.lists(st.text(max_size=20), unique=True, max_size=40), TEXTS)
@@ -129,6 +149,148 @@ def test_many_rows_of_few_groups_are_ordered() -> None:
     assert (rows.order_rows(group, time=time) == np.lexsort((time, group))).all()
 
 
+def test_many_numbers_are_hashed_as_few_are() -> None:
+    """With many, those that stood a little before are not written out anew."""
+    many = np.random.default_rng(0).integers(-50, 10**6, 50_000) ** 3
+    found = rows.hash_decimals(many)
+    assert found[::997].tolist() == [text_hash(str(number)) for number in many[::997].tolist()]
+    again = np.concatenate([rows.hash_decimals(part) for part in np.array_split(many, 10)])
+    assert (found == again).all()
+
+
+@given(st.lists(st.tuples(st.integers(0, 4), WORDS), max_size=40), st.booleans())
+def test_sums_are_over_the_words_that_entries_name(pairs: list[tuple[int, int]], chained: bool) -> None:
+    firsts = np.array([3, 5, 2**64 - 1, 0, 7], dtype=np.uint64)
+    entries = np.array([entry for entry, _ in pairs], dtype=np.int32)
+    seconds = np.array([word for _, word in pairs], dtype=np.uint64)
+    words = firsts[entries]
+    if chained:
+        words = np.array(
+            [mix(one ^ mix(two)) for one, two in zip(words.tolist(), seconds.tolist(), strict=True)], np.uint64
+        )
+    assert rows.sums_of_pairs(entries, firsts, seconds if chained else None) == rows.sums(words)
+
+
+@given(st.lists(st.tuples(st.integers(0, 5), st.booleans()), max_size=60), st.integers(1, 9), st.booleans())
+def test_rows_are_parted_by_the_hashes_of_their_users(log: list[tuple[int, bool]], parts: int, masked: bool) -> None:
+    hashes = np.array([0, 2**64 - 1, 2**63, 2**63, 2**62, 12345 << 40], dtype=np.uint64)
+    entries = np.array([entry for entry, _ in log], dtype=np.int32)
+    mask = np.array([taken for _, taken in log], dtype=bool) if masked else None
+    found = rows.part_by_user(entries, hashes, parts, accepted=mask)
+    taken = [row for row in range(len(log)) if mask is None or mask[row]]
+    part_of = [(int(word) >> 32) * parts >> 32 for word in hashes]
+    assert found.rows.tolist() == sorted(taken, key=lambda row: part_of[log[row][0]])
+    begin = first = 0
+    for number, (end, last) in enumerate(zip(found.ends.tolist(), found.user_ends.tolist(), strict=True)):
+        users = found.users[first:last]
+        assert len(set(users.tolist())) == len(users)
+        assert {part_of[user] for user in users.tolist()} <= {number}
+        assert users[found.local[begin:end]].tolist() == entries[found.rows[begin:end]].tolist()
+        begin, first = end, last
+    assert (begin, first) == (len(taken), len({log[row][0] for row in taken}))
+
+
+TIMES = st.one_of(st.integers(-3, 3), st.integers(-(2**63), 2**63 - 1))
+
+
+@given(st.lists(st.tuples(st.integers(0, 3), TIMES), max_size=80), st.booleans())
+def test_rows_are_ordered_by_user_and_time(log: list[tuple[int, int]], timed: bool) -> None:
+    users = np.array([user for user, _ in log], dtype=np.uint32)
+    time = np.array([time for _, time in log], dtype=np.int64) if timed else None
+    order, ends, ties = rows.order_by_time(users, 4, time)
+    check_order(users, time, order, ends, ties)
+
+
+@pytest.mark.parametrize(("size", "span"), [(2000, 50), (2000, 2**40), (2000, 2**60), (150_000, 2**50)])
+def test_many_rows_of_a_user_are_ordered(size: int, span: int) -> None:
+    """By digits of a word, where a word holds a row's time and its place, else by comparing."""
+    generator = np.random.default_rng(0)
+    users = generator.integers(0, 2, size).astype(np.uint32)
+    time = generator.integers(-span, span, size)
+    check_order(users, time, *rows.order_by_time(users, 2, time))
+
+
+def check_order(users: Any, time: Any, order: Any, ends: Any, ties: Any) -> None:
+    """Compare an order with a sort by user, time and row."""
+    times = np.zeros(len(users), np.int64) if time is None else time
+    expected = np.lexsort((np.arange(len(users)), times, users))
+    assert (order == expected).all()
+    assert ends.tolist() == np.cumsum(np.bincount(users, minlength=len(ends))).tolist()
+    same = (users[expected][1:] == users[expected][:-1]) & (times[expected][1:] == times[expected][:-1])
+    again, first = np.append(False, same)[: len(users)], np.append(same, False)[: len(users)]
+    assert (ties == np.where(again, 2, np.where(first, 1, 0))).all()
+
+
+def plain_split(log: Any, *, bound: int | None, most: int) -> tuple[list[Any], list[Any], list[int]]:
+    """The examples of rows (user, test, within, positive) in order, as (row, user, end, length), and the items."""
+    train: list[Any] = []
+    test: list[Any] = []
+    items: list[int] = []
+    for user in sorted({row[0] for row in log}):
+        own = [place for place, row in enumerate(log) if row[0] == user]
+        may = [place for place in own if not log[place][1] and log[place][2]]
+        kept = set(may if bound is None else may[len(may) - min(bound, len(may)) :])
+        first = len(items)
+        for place in own:
+            example = (place, user, len(items), min(len(items) - first, most))
+            if log[place][1]:
+                test.append(example)
+            elif place in kept:
+                train.append(example)
+            if not log[place][1] and log[place][3]:
+                items.append(place)
+    return train, test, items
+
+
+@given(
+    st.lists(st.tuples(st.integers(0, 3), st.booleans(), st.booleans(), st.booleans()), max_size=40).map(sorted),
+    st.none() | st.integers(0, 4),
+    st.integers(0, 3),
+    st.tuples(st.booleans(), st.booleans(), st.booleans()),
+)
+def test_users_are_split_as_row_by_row(log: list[Any], bound: int | None, most: int, masked: tuple[bool, ...]) -> None:
+    plain = {1: False, 2: True, 3: True}
+    log = [(row[0], *(row[n] if masked[n - 1] else plain[n] for n in plain)) for row in log]
+    masks = [np.array([row[n] for row in log], dtype=bool) if masked[n - 1] else None for n in plain]
+    # Row numbers are not places: the order is some other one.
+    order = np.arange(len(log), dtype=np.uint32)[::-1].copy()
+    ends = np.cumsum(np.bincount(np.array([row[0] for row in log], dtype=np.int64), minlength=4))
+    found = rows.split_users(
+        rows.OrderedRows(order=order, ends=ends, test=masks[0], within=masks[1], positive=masks[2], bound=bound),
+        most_history=most,
+    )
+    train, test, items = plain_split(log, bound=bound, most=most)
+
+    def told(examples: rows.Examples) -> list[Any]:
+        columns = (examples.rows, examples.users, examples.history_ends, examples.history_lengths)
+        return list(zip(*(column.tolist() for column in columns), strict=True))
+
+    def with_rows(examples: list[Any]) -> list[Any]:
+        return [(int(order[place]), *rest) for place, *rest in examples]
+
+    assert (told(found.train), told(found.test)) == (with_rows(train), with_rows(test))
+    assert found.items.tolist() == [int(order[place]) for place in items]
+    for counts, examples in ((found.train_counts, train), (found.test_counts, test)):
+        assert counts.tolist() == [sum(example[1] == user for example in examples) for user in range(4)]
+    assert found.item_counts.tolist() == [sum(log[place][0] == user for place in items) for user in range(4)]
+
+
+@pytest.mark.parametrize("dtype", [np.bool_, np.int32, np.float32, np.int64, np.uint64])
+def test_values_are_gathered_into_a_column(dtype: Any) -> None:
+    values = np.array([0, 1, 1, 0, 1]).astype(dtype)
+    picked = np.array([4, 0, 0], dtype=np.uint32)
+    out = np.full((3, 2), 9).astype(dtype)
+    rows.gather(values, picked, out, column=1)
+    assert out.tolist() == np.array([[9, 1], [9, 0], [9, 0]]).astype(dtype).tolist()
+    one = np.empty(3, dtype)
+    rows.gather(values, picked, one)
+    assert (one == values[picked]).all()
+
+
+def uint32(*numbers: int) -> Any:
+    return np.array(numbers, dtype=np.uint32)
+
+
 @pytest.mark.parametrize(
     ("call", "message"),
     [
@@ -140,6 +302,21 @@ def test_many_rows_of_few_groups_are_ordered() -> None:
         (lambda: rows.hashed_codes(texts(["a"]), key=b"k" * 65, person=b"", buckets=1), "at most 64"),
         (lambda: rows.order_rows(np.zeros(2, np.uint64), time=np.zeros(1, np.int64)), "expected 2 entries"),
         (lambda: rows.order_by_part(np.zeros(2, np.uint64), 0), "parts"),
+        (lambda: rows.part_by_user(np.array([1], np.int32), np.zeros(1, np.uint64), 1), "numbers of the users named"),
+        (lambda: rows.part_by_user(np.array([-1], np.int32), np.zeros(1, np.uint64), 1), "numbers of the users named"),
+        (lambda: rows.sums_of_pairs(np.array([2], np.int32), np.zeros(1, np.uint64), None), "users named"),
+        (lambda: rows.order_by_time(uint32(0, 2), 2, None), "below that of the users"),
+        (lambda: rows.gather(np.zeros(2), uint32(2), np.zeros(1)), "places of values"),
+        (lambda: rows.gather(np.zeros(2), uint32(1), np.zeros(1, np.int32)), "expected entries of 8 bytes"),
+        (lambda: rows.gather(np.zeros(2), uint32(1), np.zeros((1, 2)), column=2), "less than the width"),
+        (
+            lambda: rows.split_users(rows.OrderedRows(uint32(0), np.array([2])), most_history=1),
+            "ascending places in the order",
+        ),
+        (
+            lambda: rows.split_users(rows.OrderedRows(uint32(0), np.array([1]), np.zeros(2, bool)), most_history=1),
+            "expected 1 entries, found 2",
+        ),
     ],
 )
 def test_what_does_not_fit_is_refused(call: Any, message: str) -> None:

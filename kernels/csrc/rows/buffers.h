@@ -10,11 +10,11 @@
 #include <cstdint>
 #include <cstring>
 #include <exception>
-#include <memory>
-#include <optional>
 #include <span>
 #include <stdexcept>
 #include <string>
+
+#include "rows/texts.h"
 
 namespace lazydp::rows {
 
@@ -66,46 +66,11 @@ class Buffer {
   bool held_ = false;
 };
 
-// n texts, one after the other, and where each begins: offsets of 32 or 64 bits, n + 1 of them.
-class Texts {
- public:
-  Texts(const Buffer& data, const Buffer& offsets) : bytes_(data.held() ? data.as<const uint8_t>() : std::span<const uint8_t>()) {
-    if (offsets.size() == 0) throw std::invalid_argument("offsets: expected at least one");
-    size_ = offsets.size() - 1;
-    wide_ = offsets.width() == 8;
-    if (wide_)
-      wide_offsets_ = offsets.as<const int64_t>().data();
-    else
-      narrow_offsets_ = offsets.as<const int32_t>().data();
-    int64_t before = begin(0);
-    bool ordered = before >= 0;
-    for (size_t i = 1; i <= size_; ++i) {
-      const int64_t next = begin(i);
-      ordered &= next >= before;
-      before = next;
-    }
-    if (!ordered || before > static_cast<int64_t>(bytes_.size()))
-      throw std::invalid_argument("offsets: expected ascending places within the data");
-  }
-
-  size_t size() const { return size_; }
-  std::span<const uint8_t> operator[](size_t row) const {
-    const int64_t from = begin(row);
-    return bytes_.subspan(static_cast<size_t>(from), static_cast<size_t>(begin(row + 1) - from));
-  }
-
- private:
-  int64_t begin(size_t row) const { return wide_ ? wide_offsets_[row] : narrow_offsets_[row]; }
-
-  std::span<const uint8_t> bytes_;
-  size_t size_ = 0;
-  bool wide_ = false;
-  const int64_t* wide_offsets_ = nullptr;
-  const int32_t* narrow_offsets_ = nullptr;
-};
-
-inline bool equal(std::span<const uint8_t> left, std::span<const uint8_t> right) {
-  return left.size() == right.size() && (left.empty() || std::memcmp(left.data(), right.data(), left.size()) == 0);
+// n texts and where each begins: offsets of 32 or 64 bits.
+inline Texts texts_of(const Buffer& data, const Buffer& offsets) {
+  const auto bytes = data.held() ? data.as<const uint8_t>() : std::span<const uint8_t>();
+  if (offsets.held() && offsets.width() == 8) return Texts(bytes, offsets.as<const int64_t>());
+  return Texts(bytes, offsets.as<const int32_t>());
 }
 
 // Lets other threads of Python run while a function works on buffers.

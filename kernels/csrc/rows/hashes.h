@@ -6,6 +6,7 @@
 #include <charconv>
 #include <cstdint>
 #include <span>
+#include <vector>
 
 namespace lazydp::rows {
 
@@ -41,6 +42,22 @@ inline uint64_t hash_decimal(int64_t number) {
   char digits[20];
   const auto end = std::to_chars(digits, digits + sizeof digits, number).ptr;
   return hash_text({reinterpret_cast<const uint8_t*>(digits), static_cast<size_t>(end - digits)});
+}
+
+// The hashes of numbers' decimal digits. Numbers that stood a little before are not written out anew.
+inline void hash_decimals_of(std::span<const int64_t> numbers, std::span<uint64_t> hashes) {
+  constexpr size_t kSlots = 1 << 14;
+  struct Slot {
+    int64_t number = 0;
+    uint64_t hash = hash_decimal(0);
+  };
+  std::vector<Slot> slots(numbers.size() < kSlots ? 1 : kSlots);
+  for (size_t row = 0; row < numbers.size(); ++row) {
+    const int64_t number = numbers[row];
+    Slot& slot = slots[(static_cast<uint64_t>(number) * 0x9E3779B97F4A7C15u >> 50) & (slots.size() - 1)];
+    if (slot.number != number) slot = {number, hash_decimal(number)};
+    hashes[row] = slot.hash;
+  }
 }
 
 // The word of a number: its bits as those of an int64 or a double; -0.0 counts as 0.0.

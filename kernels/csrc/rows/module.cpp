@@ -3,9 +3,11 @@
 // Every function writes into buffers that its caller made, and lets other threads of Python run meanwhile. `kernels/rows.py`
 // says what each computes.
 #include "rows/buffers.h"
+#include "rows/codes.h"
 #include "rows/hashes.h"
 #include "rows/order.h"
-#include "rows/texts.h"
+#include "rows/splits.h"
+#include "rows/users.h"
 
 namespace lazydp::rows {
 namespace {
@@ -36,7 +38,7 @@ PyObject* hash_texts(PyObject*, PyObject* arguments) {
     const Buffer bytes(data, "data"), places(offsets, "offsets"), hashes(out, "out", true);
     {
       const WithoutLock unlocked;
-      const Texts texts(bytes, places);
+      const Texts texts = texts_of(bytes, places);
       const auto written = hashes.as<uint64_t>(texts.size());
       for (size_t row = 0; row < texts.size(); ++row) written[row] = hash_text(texts[row]);
     }
@@ -52,8 +54,7 @@ PyObject* hash_decimals(PyObject*, PyObject* arguments) {
     {
       const WithoutLock unlocked;
       const auto read = numbers.as<const int64_t>();
-      const auto written = hashes.as<uint64_t>(read.size());
-      for (size_t row = 0; row < read.size(); ++row) written[row] = hash_decimal(read[row]);
+      hash_decimals_of(read, hashes.as<uint64_t>(read.size()));
     }
     return none();
   });
@@ -113,15 +114,18 @@ PyObject* sums(PyObject*, PyObject* arguments) {
 PyObject* hashed_codes_of(PyObject*, PyObject* arguments) {
   return guarded([&]() -> PyObject* {
     PyObject *key, *person, *data, *offsets, *out;
+    const char* level;
     unsigned long long buckets;
-    if (!PyArg_ParseTuple(arguments, "OOKOOO", &key, &person, &buckets, &data, &offsets, &out)) return nullptr;
+    if (!PyArg_ParseTuple(arguments, "OOKOOOs", &key, &person, &buckets, &data, &offsets, &out, &level)) return nullptr;
+    const blake2b::Lanes lanes = *level == 0 ? blake2b::best_lanes() : blake2b::lanes_named(level);
+    if (lanes.count == 0) throw std::invalid_argument("level: expected portable, avx2 or avx512, as this machine runs it");
     if (buckets == 0) throw std::invalid_argument("buckets: expected at least 1, found 0");
     const Buffer secret(key, "key"), purpose(person, "person"), bytes(data, "data"), places(offsets, "offsets");
     const Buffer codes(out, "out", true);
     {
       const WithoutLock unlocked;
-      const Texts texts(bytes, places);
-      hashed_codes(KeyedBlake2b(secret.as<const uint8_t>(), purpose.as<const uint8_t>()), buckets, texts,
+      const Texts texts = texts_of(bytes, places);
+      hashed_codes(KeyedBlake2b(secret.as<const uint8_t>(), purpose.as<const uint8_t>(), lanes), buckets, texts,
                    codes.as<int64_t>(texts.size()));
     }
     return none();
@@ -135,7 +139,7 @@ PyObject* fill_slots_of(PyObject*, PyObject* arguments) {
     const Buffer bytes(data, "data"), places(offsets, "offsets"), slots(out, "slots", true);
     {
       const WithoutLock unlocked;
-      fill_slots(Texts(bytes, places), slots.as<uint32_t>());
+      fill_slots(texts_of(bytes, places), slots.as<uint32_t>());
     }
     return none();
   });
@@ -149,8 +153,8 @@ PyObject* find_texts_in(PyObject*, PyObject* arguments) {
     const Buffer bytes(data, "data"), places(offsets, "offsets"), codes(out, "out", true);
     {
       const WithoutLock unlocked;
-      const Texts texts(bytes, places);
-      find_texts(Texts(known_bytes, known_places), table.as<const uint32_t>(), texts, codes.as<int64_t>(texts.size()));
+      const Texts texts = texts_of(bytes, places);
+      find_texts(texts_of(known_bytes, known_places), table.as<const uint32_t>(), texts, codes.as<int64_t>(texts.size()));
     }
     return none();
   });
@@ -188,13 +192,183 @@ PyObject* order_rows(PyObject*, PyObject* arguments) {
       RowOrder rows(keys);
       const auto ordered = found.as<int64_t>(size);
       if (places.held()) {
-        const Texts users(bytes, places);
+        const Texts users = texts_of(bytes, places);
         if (users.size() != size) throw std::invalid_argument("users: expected as many as rows");
         const auto marks = firsts.as<uint8_t>(size);
         rows.sort(ordered);
         rows.mark_users(users, ordered, marks);
       } else {
         rows.sort(ordered);
+      }
+    }
+    return none();
+  });
+}
+
+PyObject* sums_of_pairs(PyObject*, PyObject* arguments) {
+  return guarded([&]() -> PyObject* {
+    PyObject *entries, *firsts, *seconds;
+    if (!PyArg_ParseTuple(arguments, "OOO", &entries, &firsts, &seconds)) return nullptr;
+    const Buffer numbers(entries, "entries"), words(firsts, "firsts"), others(seconds, "seconds");
+    uint64_t first = 0, second = 0;
+    {
+      const WithoutLock unlocked;
+      const NamedRows rows{numbers.as<const int32_t>(), {}, words.as<const uint64_t>()};
+      const auto chained = others.held() ? others.as<const uint64_t>(rows.entries.size()) : std::span<const uint64_t>();
+      for (size_t row = 0; row < rows.entries.size(); ++row) {
+        uint64_t word = rows.hashes[rows.user(row)];
+        if (!chained.empty()) word = chain(word, chained[row]);
+        first += mix(word);
+        second += mix(word ^ 1);
+      }
+    }
+    return Py_BuildValue("KK", static_cast<unsigned long long>(first), static_cast<unsigned long long>(second));
+  });
+}
+
+PyObject* part_by_user_of(PyObject*, PyObject* arguments) {
+  return guarded([&]() -> PyObject* {
+    PyObject *entries, *accepted, *hashes, *ends, *user_ends, *rows, *local, *users;
+    if (!PyArg_ParseTuple(arguments, "OOOOOOOO", &entries, &accepted, &hashes, &ends, &user_ends, &rows, &local, &users))
+      return nullptr;
+    const Buffer numbers(entries, "entries"), mask(accepted, "accepted"), words(hashes, "hashes");
+    const Buffer row_ends(ends, "ends", true), ends_of_users(user_ends, "user ends", true), found(rows, "rows", true);
+    const Buffer local_users(local, "local", true), used(users, "users", true);
+    {
+      const WithoutLock unlocked;
+      const auto named = numbers.as<const int32_t>();
+      const size_t size = named.size();
+      const NamedRows batch{named, mask.held() ? mask.as<const uint8_t>(size) : std::span<const uint8_t>(),
+                            words.as<const uint64_t>()};
+      const auto parts = row_ends.as<int64_t>();
+      if (parts.empty() || parts.size() >> 32 != 0) throw std::invalid_argument("ends: expected 1 to 2^32 - 1 parts");
+      if (size >> 31 != 0) throw std::invalid_argument("entries: expected fewer than 2^31");
+      part_by_user(batch, {parts, ends_of_users.as<int64_t>(parts.size()), found.as<uint32_t>(size),
+                           local_users.as<uint32_t>(size), used.as<uint32_t>(batch.hashes.size())});
+    }
+    return none();
+  });
+}
+
+PyObject* order_by_time_of(PyObject*, PyObject* arguments) {
+  return guarded([&]() -> PyObject* {
+    PyObject *users, *time, *ends, *order, *ties;
+    if (!PyArg_ParseTuple(arguments, "OOOOO", &users, &time, &ends, &order, &ties)) return nullptr;
+    const Buffer numbers(users, "users"), times(time, "time"), found_ends(ends, "ends", true), found(order, "order", true);
+    const Buffer marks(ties, "ties", true);
+    {
+      const WithoutLock unlocked;
+      const auto numbered = numbers.as<const uint32_t>();
+      const size_t size = numbered.size();
+      if (size >> 32 != 0) throw std::invalid_argument("expected fewer than 2^32 rows");
+      UserOrder(times.held() ? times.as<const int64_t>(size) : std::span<const int64_t>())
+          .sort(numbered, found_ends.as<int64_t>(), found.as<uint32_t>(size), marks.as<uint8_t>(size));
+    }
+    return none();
+  });
+}
+
+// The masks that `count_examples` and `fill_examples` of Python pass, and the buffers that hold them.
+struct HeldRows {
+  HeldRows(PyObject* order, PyObject* ends, PyObject* test, PyObject* within, PyObject* positive)
+      : order_(order, "order"), ends_(ends, "ends"), test_(test, "test"), within_(within, "within"),
+        positive_(positive, "positive") {}
+
+  OrderedRows rows(uint64_t bound) const {
+    const auto order = order_.as<const uint32_t>();
+    const auto mask = [&order](const Buffer& held) {
+      return held.held() ? held.as<const uint8_t>(order.size()) : std::span<const uint8_t>();
+    };
+    return {order, ends_.as<const int64_t>(), mask(test_), mask(within_), mask(positive_), bound};
+  }
+
+ private:
+  Buffer order_, ends_, test_, within_, positive_;
+};
+
+PyObject* count_examples_of(PyObject*, PyObject* arguments) {
+  return guarded([&]() -> PyObject* {
+    PyObject *order, *ends, *test, *within, *positive, *train_counts, *test_counts, *item_counts;
+    unsigned long long bound;
+    if (!PyArg_ParseTuple(arguments, "OOOOOKOOO", &order, &ends, &test, &within, &positive, &bound, &train_counts, &test_counts,
+                          &item_counts))
+      return nullptr;
+    const HeldRows held(order, ends, test, within, positive);
+    const Buffer trained(train_counts, "train", true), tested(test_counts, "test", true), taken(item_counts, "items", true);
+    {
+      const WithoutLock unlocked;
+      const OrderedRows rows = held.rows(bound);
+      const size_t users = rows.ends.size();
+      count_examples(rows, {trained.as<int64_t>(users), tested.as<int64_t>(users), taken.as<int64_t>(users)});
+    }
+    return none();
+  });
+}
+
+// The four arrays of the examples of a split, as a tuple.
+struct HeldExamples {
+  explicit HeldExamples(PyObject* arrays)
+      : rows_(PyTuple_GetItem(arrays, 0), "rows", true), users_(PyTuple_GetItem(arrays, 1), "users", true),
+        ends_(PyTuple_GetItem(arrays, 2), "ends", true), lengths_(PyTuple_GetItem(arrays, 3), "lengths", true) {}
+
+  Examples examples() const {
+    const auto rows = rows_.as<uint32_t>();
+    return {rows, users_.as<int64_t>(rows.size()), ends_.as<int64_t>(rows.size()), lengths_.as<int32_t>(rows.size())};
+  }
+
+ private:
+  Buffer rows_, users_, ends_, lengths_;
+};
+
+PyObject* fill_examples_of(PyObject*, PyObject* arguments) {
+  return guarded([&]() -> PyObject* {
+    PyObject *order, *ends, *test, *within, *positive, *train_counts, *train_arrays, *test_arrays, *item_rows;
+    unsigned long long most_history;
+    if (!PyArg_ParseTuple(arguments, "OOOOOOKO!O!O", &order, &ends, &test, &within, &positive, &train_counts, &most_history,
+                          &PyTuple_Type, &train_arrays, &PyTuple_Type, &test_arrays, &item_rows))
+      return nullptr;
+    if (PyTuple_Size(train_arrays) != 4 || PyTuple_Size(test_arrays) != 4)
+      throw std::invalid_argument("examples: expected four arrays");
+    const HeldRows held(order, ends, test, within, positive);
+    const Buffer counts(train_counts, "counts"), taken(item_rows, "items", true);
+    const HeldExamples trained(train_arrays), tested(test_arrays);
+    {
+      const WithoutLock unlocked;
+      const OrderedRows rows = held.rows(0);
+      Examples train = trained.examples(), test_examples = tested.examples();
+      fill_examples(rows, counts.as<const int64_t>(rows.ends.size()), most_history, train, test_examples, taken.as<uint32_t>());
+    }
+    return none();
+  });
+}
+
+template <class Value>
+void gather_values(const Buffer& values, std::span<const uint32_t> rows, const Buffer& out, size_t width, size_t column) {
+  const auto read = values.as<const Value>();
+  const auto written = out.as<Value>(rows.size() * width);
+  if (column >= width) throw std::invalid_argument("column: expected less than the width");
+  size_t place = column;
+  for (const uint32_t row : rows) {
+    if (row >= read.size()) throw std::invalid_argument("rows: expected places of values");
+    written[place] = read[row];
+    place += width;
+  }
+}
+
+PyObject* gather_of(PyObject*, PyObject* arguments) {
+  return guarded([&]() -> PyObject* {
+    PyObject *values, *rows, *out;
+    unsigned long long width, column;
+    if (!PyArg_ParseTuple(arguments, "OOOKK", &values, &rows, &out, &width, &column)) return nullptr;
+    const Buffer read(values, "values"), places(rows, "rows"), written(out, "out", true);
+    {
+      const WithoutLock unlocked;
+      const auto picked = places.as<const uint32_t>();
+      switch (read.width()) {
+        case 1: gather_values<uint8_t>(read, picked, written, width, column); break;
+        case 4: gather_values<uint32_t>(read, picked, written, width, column); break;
+        case 8: gather_values<uint64_t>(read, picked, written, width, column); break;
+        default: throw std::invalid_argument("values: expected entries of 1, 4 or 8 bytes");
       }
     }
     return none();
@@ -210,6 +384,12 @@ PyMethodDef methods[] = {{"hash_texts", hash_texts, METH_VARARGS, nullptr},
                          {"find_texts", find_texts_in, METH_VARARGS, nullptr},
                          {"order_by_part", order_by_part_of, METH_VARARGS, nullptr},
                          {"order_rows", order_rows, METH_VARARGS, nullptr},
+                         {"sums_of_pairs", sums_of_pairs, METH_VARARGS, nullptr},
+                         {"part_by_user", part_by_user_of, METH_VARARGS, nullptr},
+                         {"order_by_time", order_by_time_of, METH_VARARGS, nullptr},
+                         {"count_examples", count_examples_of, METH_VARARGS, nullptr},
+                         {"fill_examples", fill_examples_of, METH_VARARGS, nullptr},
+                         {"gather", gather_of, METH_VARARGS, nullptr},
                          {nullptr, nullptr, 0, nullptr}};
 
 PyModuleDef definition = {PyModuleDef_HEAD_INIT, "_rows", nullptr, 0, methods, nullptr, nullptr, nullptr, nullptr};

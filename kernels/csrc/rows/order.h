@@ -9,7 +9,7 @@
 #include <stdexcept>
 #include <vector>
 
-#include "rows/buffers.h"
+#include "rows/texts.h"
 
 namespace lazydp::rows {
 
@@ -21,19 +21,20 @@ struct Keys {
   std::span<const uint64_t> content;
 };
 
+inline uint64_t part_of_hash(uint64_t hash, uint64_t parts) { return ((hash >> 32) * parts) >> 32; }
+
 // Rows by part, stably: `order` int64 [n], and in `ends` where each part's rows end.
 inline void order_by_part(std::span<const uint64_t> hashes, std::span<int64_t> ends, std::span<int64_t> order) {
   const uint64_t parts = ends.size();
-  const auto part_of = [parts](uint64_t hash) { return ((hash >> 32) * parts) >> 32; };
   std::fill(ends.begin(), ends.end(), 0);
-  for (const uint64_t hash : hashes) ++ends[part_of(hash)];
+  for (const uint64_t hash : hashes) ++ends[part_of_hash(hash, parts)];
   int64_t before = 0;
   for (int64_t& end : ends) {
     const int64_t count = end;
     end = before;
     before += count;
   }
-  for (size_t row = 0; row < hashes.size(); ++row) order[ends[part_of(hashes[row])]++] = static_cast<int64_t>(row);
+  for (size_t row = 0; row < hashes.size(); ++row) order[ends[part_of_hash(hashes[row], parts)]++] = static_cast<int64_t>(row);
 }
 
 // Sorts rows by their keys. The high bits of the group part them into short runs, which stay in the cache; within a run they

@@ -9,7 +9,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from lazydp.components.ingest.spill import Spill, partitions_needed
+from lazydp.components.ingest.spill import Spill, part_by_hash, partitions_needed
 
 _MEASURE = """
 import sys, threading
@@ -52,7 +52,7 @@ def test_a_spill_gives_back_every_row_in_order_of_parts(tmp_path: Path) -> None:
     hashes = np.random.default_rng(0).integers(0, 2**64, 1000, dtype=np.uint64)
     spill = Spill(tmp_path, "x", 7)
     for part in np.array_split(np.arange(1000), 3):
-        spill.add(spill.part(pa.record_batch({"row": part}), hashes[part]))
+        spill.add(part_by_hash(pa.record_batch({"row": part}), hashes[part], 7))
     spill.close()
     number_of = np.array([(int(word) * 7) >> 64 for word in hashes])
     for number, table in enumerate(spill.partitions()):

@@ -1,21 +1,25 @@
 #!/usr/bin/env bash
-# Builds the cores of the CPU kernels with their native test under ASan with UBSan, and under TSan, and runs both.
+# Builds the cores of the CPU kernels, and those that read logs, with their native tests under ASan with UBSan, and under TSan,
+# and runs them.
 set -euo pipefail
 
 root=$(cd "$(dirname "$0")/../../.." && pwd)
 build=$(mktemp -d)
 trap 'rm -rf "$build"' EXIT
 csrc=$root/kernels/csrc
-sources=("$root/tests/kernels/native/kernels_test.cpp"
+kernels=("$root/tests/kernels/native/kernels_test.cpp"
   "$csrc"/cpu/{bag_sq_norms,bag_sum,group_rows,scatter_add,catch_up_bag_sum,noise,noise_avx2,noise_avx512,noise_portable,product_tiles_avx2,product_tiles_avx512,product_tiles_portable,simd_level,weighted_products}.cpp)
+rows=("$root/tests/kernels/native/rows_test.cpp" "$csrc"/rows/blake2b_{avx2,avx512,levels}.cpp)
 flags=(-std=c++20 -O1 -g -fno-omit-frame-pointer -ffp-contract=off -fno-math-errno -Wall -Wextra -Werror -pthread "-I$csrc")
 
 run() { # name, flags of the sanitizer
   local name=$1
   shift
   echo "sanitize: $name"
-  "${CXX:-c++}" "${flags[@]}" "$@" "${sources[@]}" -o "$build/$name"
-  "$build/$name"
+  "${CXX:-c++}" "${flags[@]}" "$@" "${kernels[@]}" -o "$build/kernels-$name"
+  "$build/kernels-$name"
+  "${CXX:-c++}" "${flags[@]}" "$@" "${rows[@]}" -o "$build/rows-$name"
+  "$build/rows-$name"
 }
 
 export ASAN_OPTIONS=detect_stack_use_after_return=1:strict_init_order=1
