@@ -20,7 +20,7 @@ IN_MEMORY := $(shell room=$$(df --output=avail -k /dev/shm 2>/dev/null | tail -1
   [ "$${room:-0}" -gt 8388608 ] && echo PYTEST_DEBUG_TEMPROOT=/dev/shm)
 
 .DEFAULT_GOAL := help
-.PHONY: help setup run test test-slow lint typecheck cuda sanitize gpu system bench docs clean
+.PHONY: help setup run test test-slow lint typecheck cuda sanitize gpu system bench screenshots docs clean
 
 help: ## This list.
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -88,6 +88,9 @@ bench: setup ## The figures of docs/benchmarks.md.
 	$(BIN)/lazydp bench noise
 	$(BIN)/lazydp bench flush
 	$(BIN)/lazydp bench step
+
+screenshots: setup system ## The pictures of the service's pages in docs/images.
+	PYTHONPATH=tests $(BIN)/python -m support.screenshots
 
 docs: setup ## docs/cli.md from the commands, and the site (build/site) with warnings as errors.
 	$(BIN)/python docs/generate_cli.py

@@ -12,6 +12,9 @@ from fastapi import FastAPI
 from fastapi.exceptions import RequestValidationError
 from starlette.exceptions import HTTPException
 
+from lazydp.service.console import interface, traffic
+from lazydp.service.console import privacy as privacy_page
+from lazydp.service.console import recommendations as trial_page
 from lazydp.service.grpc_server import GrpcServer
 from lazydp.service.http.auth import KeyCheck
 from lazydp.service.http.connections import Connections
@@ -19,7 +22,8 @@ from lazydp.service.http.gateway import Gateway, Receive, Scope, Send
 from lazydp.service.http.metrics import Metrics
 from lazydp.service.http.problems import Problem, on_fault, on_http_exception, on_problem, on_validation_error
 from lazydp.service.http.tracing import Tracing
-from lazydp.service.routes import health, inference_protocol, models, openapi, page, privacy, recommendations
+from lazydp.service.http.traffic import Traffic
+from lazydp.service.routes import health, inference_protocol, models, openapi, privacy, recommendations
 from lazydp.service.serving.background import Background
 from lazydp.service.serving.budget import BudgetSource
 from lazydp.service.serving.context import Context
@@ -66,6 +70,7 @@ def create_app(settings: Settings, *, tracing: Tracing | None = None) -> Service
         registry=registry,
         budget=BudgetSource(settings.ledger),
         metrics=metrics,
+        traffic=Traffic(metrics),
         background=Background(metrics),
     )
 
@@ -76,6 +81,7 @@ def create_app(settings: Settings, *, tracing: Tracing | None = None) -> Service
         if not registry.ready:
             await asyncio.to_thread(registry.start)
         context.background.keep("watch for versions", registry.watch)
+        context.background.keep("count traffic", context.traffic.keep)
         if settings.grpc_port is not None:
             context.background.keep("gRPC", _grpc_runs(context, key_check, settings.grpc_port))
         try:
@@ -105,7 +111,10 @@ def create_app(settings: Settings, *, tracing: Tracing | None = None) -> Service
         models.router,
         inference_protocol.router,
         health.router,
-        page.router,
+        privacy_page.router,
+        trial_page.router,
+        traffic.router,
+        interface.router,
     ):
         app.include_router(router)
     app.add_exception_handler(Problem, on_problem)

@@ -148,6 +148,17 @@ class Settings(BaseSettings):
     cache_bytes: Annotated[int, Field(ge=0, description="bytes that they and the requests they answer may take")] = (
         2**26
     )
+    image_attribute: Annotated[
+        str | None,
+        Field(
+            description="item attribute with a picture for the page: a data: address, a path of the same site, or an "
+            "address of image_origins; null for no pictures"
+        ),
+    ] = "image"
+    image_origins: Annotated[
+        tuple[Annotated[str, Field(pattern=r"^https?://[\w.-]+(:\d+)?$")], ...],
+        Field(description="other sites that pages may load pictures from; they can see which are looked at"),
+    ] = ()
     epsilon_warning: Annotated[
         PositiveFloat, Field(description="epsilon per person above which the page shows a warning")
     ] = 10

@@ -24,7 +24,7 @@ LONGEST = (
     "components/tune/test_tune.py",
     "components/export/test_killed_commands.py",
     "pipelines/test_recommender.py",
-    "service/routes/test_page.py",
+    "service/console/test_console.py",
     "components/train/run/test_train.py",
     "components/train/engine/test_equivalence.py",
     "components/audit/test_audit.py",

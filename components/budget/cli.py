@@ -183,14 +183,17 @@ def verify_(ledger: str | None, expect_head: str | None, remember: bool, as_json
 )
 def export(ledger: str | None, html_file: Path | None, entries_file: Path | None) -> None:
     """Write a report for a review, or the entries for an archive."""
-    from lazydp.components.budget.ledger.report import report
+    from lazydp.components.budget.report.overview import LedgerOverview
+    from lazydp.components.budget.report.report import report
     from lazydp.components.shared.files import write_bytes
 
     if html_file is None and entries_file is None:
         raise click.UsageError("say what to write: --html FILE or --entries FILE")
     with _open(ledger, read_only=True) as opened:
         entries = opened.entries()
-    page = "" if html_file is None else report(entries, ledger=opened.url, verification=_verified(entries, None))
+    page = ""
+    if html_file is not None:
+        page = report(LedgerOverview.of(entries, _verified(entries, None)), ledger=opened.url)
     try:
         if html_file is not None:
             write_bytes(html_file, page.encode())

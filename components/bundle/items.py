@@ -78,6 +78,17 @@ class ItemTable:
         """
         return self._column(attribute)[1][code - 1]
 
+    def choices(self, attribute: str, *, most: int) -> tuple[str, ...]:
+        """The values of a metadata column, that of most items first; none where there are more than `most`.
+
+        Raises:
+            InputError: no such attribute.
+        """
+        by_value = self._column(attribute)[0]
+        if len(by_value) > most:
+            return ()
+        return tuple(sorted(by_value, key=lambda value: (-len(by_value[value]), value)))
+
     def mask(self, attribute: str, values: Sequence[str]) -> Mask:
         """Which codes 0..num_items have any of `values` in a metadata column; bool [num_items + 1], code 0 never.
 

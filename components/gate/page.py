@@ -5,7 +5,7 @@ from __future__ import annotations
 from lazydp.components.budget.ledger.ledger import Ledger
 from lazydp.components.budget.ledger.state import LedgerState
 from lazydp.components.budget.ledger.views import DatasetBudget, Reservation, budget_of
-from lazydp.components.shared.page import Bar, Facts, number, page
+from lazydp.components.shared.page import Bar, Facts, Part, number, page
 
 
 def page_of(url: str, reservation: Reservation) -> str:
@@ -51,8 +51,8 @@ def gate_page(reservation: Reservation, *, before: DatasetBudget | None, budget:
                 f"Epsilon of {budget.name}",
                 budget.epsilon,
                 [
-                    ("released, all runs", budget.committed_epsilon),
-                    ("reserved, this run included", max(0.0, budget.charged_epsilon - budget.committed_epsilon)),
+                    Part("committed by releases, all runs", budget.committed_epsilon, "committed"),
+                    Part("reserved, this run included", budget.reserved_epsilon, "reserved"),
                 ],
             ),
             Facts(

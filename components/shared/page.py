@@ -2,35 +2,21 @@
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from html import escape
+from pathlib import Path
 from typing import Literal
+
+from lazydp.components.shared.plot import Series, bar, chart, number_axis
 
 Audience = Literal["private", "public"]
 _AUDIENCE = {
     "private": "Private: computed from private data without noise. For people who may read the data.",
     "public": "Public: nothing here was computed from private data but what was released with noise and is charged.",
 }
-_STYLE = """
-:root { color-scheme: light dark; --ink: #1b1f24; --paper: #fff; --line: #d0d7de; --mark: #0969da; --other: #bc4c00 }
-@media (prefers-color-scheme: dark) {
-  :root { --ink: #e6edf3; --paper: #0d1117; --line: #3d444d; --mark: #4493f8; --other: #db6d28 }
-}
-* { box-sizing: border-box }
-body { margin: 0 auto; padding: 1rem; max-width: 60rem; font: 15px/1.5 system-ui, sans-serif; color: var(--ink);
-  background: var(--paper) }
-h1 { font-size: 1.3rem; margin: 0 0 .5rem } h2 { font-size: 1.05rem; margin: 1.5rem 0 .5rem }
-.notice { border-left: 4px solid var(--mark); padding: .25rem .75rem; margin: 0 0 1rem }
-.private { border-color: var(--other) }
-.scroll { overflow-x: auto } table { border-collapse: collapse; width: 100% }
-th, td { text-align: left; padding: .3rem .6rem .3rem 0; border-bottom: 1px solid var(--line); vertical-align: top;
-  overflow-wrap: anywhere }
-th { font-weight: 600; overflow-wrap: normal } td.number { text-align: right; font-variant-numeric: tabular-nums }
-svg { width: 100%; height: auto; display: block } svg text { fill: var(--ink); font: 12px system-ui, sans-serif }
-"""
-_WIDTH, _HEIGHT, _LEFT, _BOTTOM = 640, 240, 70, 40
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,15 +46,30 @@ class Line:
 
 
 @dataclass(frozen=True, slots=True)
+class Part:
+    """Part of a whole: its name, size, and the class of `style.css` that gives its colour."""
+
+    name: str
+    size: float
+    kind: Literal["committed", "reserved"]
+
+
+@dataclass(frozen=True, slots=True)
 class Bar:
-    """Parts of a whole: (name, size) pairs, drawn over `whole`."""
+    """Parts of a whole, drawn over `whole`."""
 
     title: str
     whole: float
-    parts: Sequence[tuple[str, float]]
+    parts: Sequence[Part]
 
 
 Section = Facts | Figures | Line | Bar
+
+
+@functools.cache
+def style() -> str:
+    """The style sheet of every page of lazydp."""
+    return Path(__file__).with_name("style.css").read_text(encoding="utf-8")
 
 
 def page(title: str, *, audience: Audience, sections: Sequence[Section], summary: str = "") -> str:
@@ -83,9 +84,9 @@ def page(title: str, *, audience: Audience, sections: Sequence[Section], summary
     body = "".join(_shown(section) for section in sections if _filled(section))
     return (
         f'<!doctype html>\n<html lang="en"><head><meta charset="utf-8"><title>{escape(title)}</title>'
-        f'<meta name="viewport" content="width=device-width"><style>{_STYLE}</style></head><body>'
-        f'<h1>{escape(title)}</h1><p class="notice {audience}">{_AUDIENCE[audience]}</p>'
-        f"{f'<p>{escape(summary)}</p>' if summary else ''}{body}</body></html>\n"
+        f'<meta name="viewport" content="width=device-width"><style>{style()}</style></head><body>'
+        f'<main><h1>{escape(title)}</h1><p class="notice {audience}">{_AUDIENCE[audience]}</p>'
+        f"{f'<p>{escape(summary)}</p>' if summary else ''}{body}</main></body></html>\n"
     )
 
 
@@ -127,45 +128,17 @@ def _line(section: Line) -> str:
     points = [(x, y) for x, y in section.points if math.isfinite(y)]
     if not points:
         return ""
-    right, top = max(x for x, _ in points), max(y for _, y in points)
-    low = min(0.0, *(y for _, y in points))
-    across, up = (right or 1.0), ((top - low) or 1.0)
-
-    def place(x: float, y: float) -> tuple[float, float]:
-        return _LEFT + x / across * (_WIDTH - _LEFT - 20), 20 + (top - y) / up * (_HEIGHT - _BOTTOM - 20)
-
-    path = " ".join(f"{x:.1f},{y:.1f}" for x, y in (place(*point) for point in points))
-    marks = "".join(f'<circle cx="{x:.1f}" cy="{y:.1f}" r="3"/>' for x, y in (place(*point) for point in points))
-    base = place(0, low)[1]
-    return (
-        f"<h2>{escape(section.title)}</h2>"
-        f'<svg viewBox="0 0 {_WIDTH} {_HEIGHT}" role="img" aria-label="{escape(section.title)}">'
-        f'<g stroke="var(--line)"><line x1="{_LEFT}" y1="20" x2="{_LEFT}" y2="{base:.1f}"/>'
-        f'<line x1="{_LEFT}" y1="{base:.1f}" x2="{_WIDTH - 20}" y2="{base:.1f}"/></g>'
-        f'<polyline points="{path}" fill="none" stroke="var(--mark)" stroke-width="2"/>'
-        f'<g fill="var(--mark)">{marks}</g>'
-        f'<text x="{_LEFT - 6}" y="24" text-anchor="end">{number(top)}</text>'
-        f'<text x="{_LEFT - 6}" y="{base:.1f}" text-anchor="end">{number(low)}</text>'
-        f'<text x="{_WIDTH - 20}" y="{_HEIGHT - 16}" text-anchor="end">step {number(right)}</text>'
-        f'<text x="{_LEFT}" y="14">{escape(section.unit)}</text></svg>'
-    )
+    values = [y for _, y in points]
+    across = number_axis("step", high=max(x for x, _ in points))
+    up = number_axis(section.unit, low=min(0.0, *values), high=max(0.0, *values))
+    drawn = chart(section.title, across=across, up=up, series=[Series("first", points)])
+    return f"<h2>{escape(section.title)}</h2>{drawn}"
 
 
 def _bar(section: Bar) -> str:
-    whole = max(section.whole, sum(size for _, size in section.parts)) or 1.0
-    colours = ("var(--mark)", "var(--other)", "var(--line)")
-    drawn, left, names = "", 0.0, []
-    for index, (name, size) in enumerate(section.parts):
-        width = size / whole * _WIDTH
-        drawn += f'<rect x="{left:.1f}" y="4" width="{width:.1f}" height="24" fill="{colours[index % 3]}"/>'
-        left += width
-        names.append((name, number(size)))
-    return (
-        f"<h2>{escape(section.title)}</h2>"
-        f'<svg viewBox="0 0 {_WIDTH} 32" role="img" aria-label="{escape(section.title)}">{drawn}'
-        f'<rect x="0.5" y="4" width="{_WIDTH - 1}" height="24" fill="none" stroke="var(--ink)"/></svg>'
-        + _facts(Facts("", names)).replace("<h2></h2>", "")
-    )
+    drawn = bar(section.title, whole=section.whole, parts=[(part.kind, part.size) for part in section.parts])
+    key = "".join(f'<li class="{part.kind}">{escape(part.name)}: {number(part.size)}</li>' for part in section.parts)
+    return f'<h2>{escape(section.title)}</h2>{drawn}<ul class="key">{key}</ul>'
 
 
 def _shown(section: Section) -> str:

@@ -21,9 +21,10 @@ _SCOPES: tuple[tuple[str, frozenset[Scope]], ...] = (
     ("/v2/repository", frozenset({"admin"})),
     ("/v2", frozenset({"recommend"})),
     ("/metrics", frozenset({"metrics"})),
+    ("/report", frozenset({"budget"})),
+    ("/try", frozenset({"recommend"})),
+    ("/traffic", frozenset({"metrics"})),
 )
-# A person's page shows recommendations and the budget.
-_PAGE_SCOPES: frozenset[Scope] = frozenset({"recommend", "budget"})
 
 
 def make_key() -> tuple[str, str]:
@@ -39,8 +40,8 @@ def digest(key: str) -> str:
 
 def needed_scopes(path: str) -> frozenset[Scope]:
     """Scopes that a path asks for; none for documents, which any key opens."""
-    if path in ("/", "/try"):
-        return _PAGE_SCOPES
+    if path == "/":
+        return frozenset({"budget"})
     for prefix, scopes in _SCOPES:
         if path.startswith(prefix):
             return scopes

@@ -41,11 +41,6 @@ _SAFE_HEADERS = [
     (b"x-content-type-options", b"nosniff"),
     (b"referrer-policy", b"same-origin"),
 ]
-# Everything a page of ours needs comes from this service; nothing may be framed elsewhere.
-_PAGE_POLICY = (
-    b"default-src 'none'; style-src 'self'; script-src 'self'; img-src 'self'; form-action 'self'; "
-    b"frame-ancestors 'none'; base-uri 'none'"
-)
 _log = structlog.get_logger("lazydp.service")
 
 
@@ -83,6 +78,7 @@ class Gateway:
         self._metrics = metrics
         self._key_check = key_check
         self._origins = Origins(settings)
+        self._page_policy = _page_policy(settings)
         self._tracing = tracing
         self._direct = direct
         self._connections = connections
@@ -102,7 +98,9 @@ class Gateway:
         if root and scope["path"].startswith(f"{root}/"):
             # A proxy that passes its prefix on; one that takes it off is no different.
             scope = {**scope, "path": scope["path"][len(root) :], "raw_path": scope["raw_path"][len(root) :]}
-        exchange = _Exchange(scope, receive, send, max_body_bytes=self._settings.max_body_bytes)
+        exchange = _Exchange(
+            scope, receive, send, max_body_bytes=self._settings.max_body_bytes, page_policy=self._page_policy
+        )
         span = None if self._tracing is None else self._tracing.begin(exchange.headers)
         self._in_flight += 1
         try:
@@ -200,7 +198,7 @@ class _GoneError(Exception):
 class _Exchange:
     """One request and its answer."""
 
-    def __init__(self, scope: Scope, receive: Receive, send: Send, *, max_body_bytes: int) -> None:
+    def __init__(self, scope: Scope, receive: Receive, send: Send, *, max_body_bytes: int, page_policy: bytes) -> None:
         self.started = time.perf_counter()
         self.headers: dict[bytes, bytes] = dict(scope["headers"])
         self.status = 499
@@ -212,6 +210,7 @@ class _Exchange:
         self._send = send
         self._left = max_body_bytes
         self._max = max_body_bytes
+        self._page_policy = page_policy
         self._begun = False
         given = self.headers.get(b"x-request-id")
         own = given is None or _REQUEST_ID.fullmatch(given) is None
@@ -265,7 +264,7 @@ class _Exchange:
             headers.append((b"x-request-id", self.request_id.encode()))
             headers.extend(_SAFE_HEADERS)
             if any(name == b"content-type" and value.startswith(b"text/html") for name, value in headers):
-                headers.append((b"content-security-policy", _PAGE_POLICY))
+                headers.append((b"content-security-policy", self._page_policy))
         await self._send(message)
 
     async def refuse(self, problem: Problem) -> None:
@@ -282,6 +281,18 @@ class _Exchange:
         ]
         await self.send({"type": "http.response.start", "status": problem.status, "headers": headers})
         await self._send({"type": "http.response.body", "body": body})
+
+
+def _page_policy(settings: Settings) -> bytes:
+    """What pages may load: a style and pictures of this service, and pictures of the origins that settings name.
+
+    There are no scripts, and nothing may be framed elsewhere.
+    """
+    pictures = " ".join(("'self'", "data:", *settings.image_origins))
+    return (
+        f"default-src 'none'; style-src 'self'; img-src {pictures}; form-action 'self'; "
+        "frame-ancestors 'none'; base-uri 'none'"
+    ).encode()
 
 
 def _frames(error: Exception) -> list[str]:

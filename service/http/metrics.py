@@ -3,11 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import TypeAlias
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 from prometheus_client.process_collector import ProcessCollector
 
-_LATENCY_BUCKETS = (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 10.0)
+LATENCY_BUCKETS = (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 10.0)
+
+_PLACES = {bound: place for place, bound in enumerate((*LATENCY_BUCKETS, float("inf")))}
+
+Latencies: TypeAlias = tuple[float, ...]
+"""How many requests took at most as long as each bound of LATENCY_BUCKETS, and how many there were."""
 
 
 class Metrics:
@@ -20,7 +26,7 @@ class Metrics:
             "Seconds from the request's head to the answer's end.",
             ["route", "method", "status"],
             registry=self.registry,
-            buckets=_LATENCY_BUCKETS,
+            buckets=LATENCY_BUCKETS,
         )
         self.in_flight = Gauge("lazydp_requests_in_flight", "Requests under way.", registry=self.registry)
         self.connections = Gauge("lazydp_connections", "Open connections.", registry=self.registry)
@@ -97,6 +103,26 @@ class Metrics:
         """Note that a model is served no more."""
         self._model.remove(model, version)
         self._epsilon.remove(model)
+
+    def requests(self) -> dict[tuple[str, int], Latencies]:
+        """Seconds of all requests so far, by route and status."""
+        found: dict[tuple[str, int], list[float]] = {}
+        for metric in self._latency.collect():
+            for sample in metric.samples:
+                if sample.name.endswith("_bucket"):
+                    key = (sample.labels["route"], int(sample.labels["status"]))
+                    counts = found.setdefault(key, [0.0] * (len(LATENCY_BUCKETS) + 1))
+                    counts[_PLACES[float(sample.labels["le"])]] += sample.value
+        return {key: tuple(counts) for key, counts in found.items()}
+
+    def answers(self) -> dict[tuple[str, str], float]:
+        """Answers so far, by model and what they rest on."""
+        samples = (sample for metric in self._answers.collect() for sample in metric.samples)
+        return {
+            (sample.labels["model"], sample.labels["source"]): sample.value
+            for sample in samples
+            if sample.name.endswith("_total")
+        }
 
     def text(self) -> bytes:
         """The exposition format."""

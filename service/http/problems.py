@@ -21,7 +21,7 @@ _ERRORS_SHOWN = 20
 PROTOCOL_PATH = "/v2"
 PROTOCOL_MEDIA_TYPE = "application/json"
 # Where a person with a browser may be told in HTML.
-_PAGES = ("/", "/try", "/docs")
+_PAGES = ("/", "/try", "/traffic", "/report", "/docs")
 
 
 class InvalidPart(BaseModel):
@@ -111,9 +111,10 @@ class Problem(Exception):  # noqa: N818 - named after RFC 9457
         title = html.escape(f"{self.status} {self.title}")
         detail = html.escape((self.detail or "").rstrip(".") + ".")
         return (
-            f'<!doctype html><html lang="en"><head><meta charset="utf-8"><title>{title}</title></head>'
-            f"<body><header><h1>{title}</h1></header><main><p>{detail}</p>"
-            f'<p><a href="./">Back to the page</a></p></main></body></html>'
+            f'<!doctype html><html lang="en"><head><meta charset="utf-8"><title>{title}</title>'
+            '<meta name="viewport" content="width=device-width, initial-scale=1">'
+            f'<link rel="stylesheet" href="./assets/page.css"></head><body><main><h1>{title}</h1><p>{detail}</p>'
+            f'<p><a href="./">Back to the first page</a></p></main></body></html>'
         )
 
     def response(self, request_id: str | None, *, path: str, accept: str = "") -> Response:
@@ -178,7 +179,16 @@ async def on_http_exception(request: Request, error: Exception) -> Response:
         404: "there is nothing at this path; /docs lists what there is",
         405: "this path does not take that method; the Allow header names those it takes",
     }
-    return refusal(request, Problem(error.status_code, None, details.get(error.status_code), headers=error.headers))
+    headers = dict(error.headers or {})
+    if error.status_code == HTTPStatus.METHOD_NOT_ALLOWED:
+        headers["Allow"] = _allowed(request) or headers.get("Allow", "")
+    return refusal(request, Problem(error.status_code, None, details.get(error.status_code), headers=headers))
+
+
+def _allowed(request: Request) -> str:
+    """The methods of a path. The framework names those of its first route only, where a path has several."""
+    path = getattr(request.scope.get("route"), "path_format", None)
+    return ", ".join(sorted(method.upper() for method in request.app.openapi()["paths"].get(path, ())))
 
 
 async def on_validation_error(request: Request, error: Exception) -> Response:

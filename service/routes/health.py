@@ -10,7 +10,7 @@ from starlette.responses import Response
 
 from lazydp.service import schemas
 from lazydp.service.routes.deps import InContext, json_response
-from lazydp.service.routes.privacy import datasets_of, ledger_problems
+from lazydp.service.routes.privacy import ledger_overview, ledger_problems
 from lazydp.service.serving.context import Context
 
 router = APIRouter(tags=["operations"])
@@ -48,7 +48,7 @@ async def readyz(context: InContext) -> Response:
 )
 async def metrics(context: InContext) -> Response:
     """Latency by route, requests in flight, versions and epsilon of the served models, epsilon spent by dataset."""
-    await datasets_of(context)
+    await ledger_overview(context)
     return Response(context.metrics.text(), headers={"content-type": CONTENT_TYPE_LATEST})
 
 

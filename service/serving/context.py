@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 from lazydp.service.http.metrics import Metrics
 from lazydp.service.http.problems import Problem
+from lazydp.service.http.traffic import Traffic
 from lazydp.service.serving.background import Background
 from lazydp.service.serving.budget import BudgetSource
 from lazydp.service.serving.ranker import Ranker
@@ -23,6 +24,7 @@ class Context:
         registry: the models.
         budget: the ledger, read only.
         metrics: counters.
+        traffic: what they said in the last hour.
         background: what goes on beside the requests.
         draining: whether it is about to stop and should get no more traffic.
     """
@@ -31,6 +33,7 @@ class Context:
     registry: Registry
     budget: BudgetSource
     metrics: Metrics
+    traffic: Traffic
     background: Background
     draining: bool = False
 

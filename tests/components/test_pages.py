@@ -1,10 +1,7 @@
 """The pages that Kubeflow shows of a task: whole in themselves, readable in its sandboxed frame at two widths."""
 
 import math
-import os
 import re
-import shutil
-from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -12,13 +9,16 @@ from typing import Any
 import pytest
 from kfp import dsl
 
-from lazydp.components.shared.page import Bar, Facts, Figures, Line, number, page
+from lazydp.components.shared.page import Bar, Facts, Figures, Line, Part, number, page
+from support.browser import browser
+
+__all__ = ["browser"]
 
 SECTIONS = [
     Facts("Facts", [("<b>name</b>", "a & b"), ("long", "x" * 400)]),
     Figures("Figures", ["A", "B"], [("one", [0.5, None]), ("two", [1234567.0, math.nan])]),
     Line("Line", "loss", [(1, 2.0), (2, 1.0), (3, math.nan)]),
-    Bar("Bar", 8.0, [("spent", 3.0), ("reserved", 1.0)]),
+    Bar("Bar", 8.0, [Part("spent", 3.0, "committed"), Part("reserved", 1.0, "reserved")]),
     Facts("Nothing", []),
 ]
 
@@ -106,22 +106,7 @@ def test_each_task_shows_what_it_did(pages: dict[str, str]) -> None:
     for name, (audience, words) in expected.items():
         assert f'class="notice {audience}"' in pages[name], name
         assert words in pages[name], name
-    assert pages["train"].count("<circle") == 8, "four points of loss and four of epsilon"
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Any]:
-    from playwright.sync_api import sync_playwright
-
-    chromium = shutil.which("chromium") or shutil.which("chromium-browser")
-    if chromium is None:
-        if os.environ.get("LAZYDP_REQUIRE_BROWSER") == "1":
-            pytest.fail("LAZYDP_REQUIRE_BROWSER=1, but there is no chromium: apt-get install chromium")
-        pytest.skip("no chromium")
-    with sync_playwright() as playwright:
-        opened = playwright.chromium.launch(executable_path=chromium, args=["--no-sandbox"])
-        yield opened
-        opened.close()
+    assert pages["train"].count('<line class="first"') == 6, "between four points of loss and four of epsilon"
 
 
 @pytest.mark.parametrize("width", [360, 1280])

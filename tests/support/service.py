@@ -13,7 +13,7 @@ from typing import Any
 import httpx
 import uvicorn
 
-from lazydp.service.app import create_app
+from lazydp.service.app import Service, create_app
 from lazydp.service.http.tracing import Tracing
 from lazydp.service.server import protocol
 from lazydp.service.settings import load_settings
@@ -24,6 +24,13 @@ Start = Callable[..., contextlib.AbstractContextManager[httpx.Client]]
 @contextlib.contextmanager
 def running(*paths: Path, tracing: Tracing | None = None, **options: Any) -> Iterator[httpx.Client]:
     """A client of a running service; settings as keywords."""
+    with running_app(*paths, tracing=tracing, **options) as (client, _):
+        yield client
+
+
+@contextlib.contextmanager
+def running_app(*paths: Path, tracing: Tracing | None = None, **options: Any) -> Iterator[tuple[httpx.Client, Service]]:
+    """Likewise, with the application."""
     settings = load_settings(**{"bundles": paths, "allow_test_key": True, "access_log": False, **options})
     app = create_app(settings, tracing=tracing)
     listener = socket.create_server(("127.0.0.1", 0))
@@ -36,7 +43,7 @@ def running(*paths: Path, tracing: Tracing | None = None, **options: Any) -> Ite
             assert thread.is_alive(), "the service did not start"
             time.sleep(0.01)
         with httpx.Client(base_url=f"http://127.0.0.1:{port}", timeout=30) as client:
-            yield client
+            yield client, app
     finally:
         server.should_exit = True
         thread.join()

@@ -10,8 +10,12 @@ from hypothesis import HealthCheck, Phase, settings
 from schemathesis.checks import load_all_checks
 
 from lazydp.service.app import document
-from lazydp.service.routes import health, inference_protocol, models, page, privacy, recommendations
+from lazydp.service.console import interface, traffic
+from lazydp.service.console import privacy as privacy_page
+from lazydp.service.console import recommendations as try_page
+from lazydp.service.routes import health, inference_protocol, models, privacy, recommendations
 
+CONSOLE = (interface, privacy_page, traffic, try_page)
 DOCUMENT = document()
 OPERATIONS = [
     (method, path, operation) for path, methods in DOCUMENT["paths"].items() for method, operation in methods.items()
@@ -64,7 +68,8 @@ def test_every_reference_leads_somewhere() -> None:
 
 
 def test_every_route_is_in_the_document() -> None:
-    routers = [module.router for module in (health, inference_protocol, models, page, privacy, recommendations)]
+    modules = (health, inference_protocol, models, privacy, recommendations, *CONSOLE)
+    routers = [module.router for module in modules]
     routes = [route for router in routers for route in router.routes if isinstance(route, APIRoute)]
     assert {route.path_format for route in routes if route.include_in_schema} == set(DOCUMENT["paths"])
 

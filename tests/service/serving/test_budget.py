@@ -11,8 +11,12 @@ import pytest
 
 from lazydp.components.budget.accounting.events import dpsgd_event
 from lazydp.components.budget.ledger.ledger import Ledger
+from lazydp.components.budget.ledger.verify import verify
+from lazydp.components.budget.report.overview import LedgerOverview
 from lazydp.components.bundle.untrained import DATASET
 from lazydp.service.serving import budget as budget_module
+
+EMPTY = LedgerOverview.of((), verify(()))
 
 
 def ledger_with_a_release(url: str) -> None:
@@ -50,8 +54,8 @@ def test_figures_of_the_ledger(start: Any, bundles: dict[str, Path], tmp_path: P
             "reserved",
         ]
         page = client.get("/").text
-        assert "films: epsilon of 3" in page
-        assert "reserved by runs under way" in page
+        assert "Of epsilon 3, " in page
+        assert "reserved by open runs" in page
     assert (tmp_path / "ledger.db").read_bytes() == before
 
 
@@ -92,10 +96,10 @@ def test_a_ledger_that_hangs_holds_up_nobody_for_long(
 ) -> None:
     come_back, readings = threading.Event(), []
 
-    def hanging(url: str, _: Any) -> Any:
+    def hanging(url: str) -> tuple[str, LedgerOverview]:
         readings.append(url)
         come_back.wait(30)
-        return []
+        return url, EMPTY
 
     monkeypatch.setattr(budget_module, "_read_ledger", hanging)
     monkeypatch.setattr(budget_module, "_PATIENCE_SECONDS", 0.2)
@@ -118,11 +122,11 @@ def test_a_reading_that_never_ends_does_not_blind_the_service(
     come_back = threading.Event()
     readings: list[str] = []
 
-    def hanging_once(url: str, _: Any) -> Any:
+    def hanging_once(url: str) -> tuple[str, LedgerOverview]:
         readings.append(url)
         if len(readings) == 1:
             come_back.wait(60)
-        return []
+        return url, EMPTY
 
     monkeypatch.setattr(budget_module, "_read_ledger", hanging_once)
     monkeypatch.setattr(budget_module, "_PATIENCE_SECONDS", 0.2)
@@ -137,7 +141,7 @@ def test_a_reading_that_never_ends_does_not_blind_the_service(
 def test_a_ledger_that_cannot_be_read_fails_nothing(
     start: Any, bundles: dict[str, Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def unreadable(url: str, _: Any) -> Any:
+    def unreadable(url: str) -> Any:
         raise RecursionError(url)
 
     monkeypatch.setattr(budget_module, "_read_ledger", unreadable)

@@ -8,8 +8,9 @@ from dp_accounting import dp_event
 
 from lazydp.components.budget.ledger.identifiers import register
 from lazydp.components.budget.ledger.ledger import Ledger
-from lazydp.components.budget.ledger.report import report
 from lazydp.components.budget.ledger.verify import verify
+from lazydp.components.budget.report.overview import LedgerOverview
+from lazydp.components.budget.report.report import report
 from lazydp.components.shared.errors import BudgetExceededError, PrivacyError
 
 EVENT = dp_event.GaussianDpEvent(10.0)  # epsilon 0.39 at delta 1e-5; two of them 0.57
@@ -47,9 +48,9 @@ def test_a_nightly_dataset_draws_on_the_budget_of_its_family(ledger: Ledger) -> 
     assert ledger.show("shop").dataset == monday
     ledger.commit("tuesday", event=EVENT, release="bundle")
     assert not verify(ledger.entries()).problems
-    page = report(ledger.entries(), ledger="here", verification=verify(ledger.entries()))
-    assert "Family <b>shop</b>, as declared" in page
-    assert page.count("<h2>shop</h2>") == 1
+    page = report(LedgerOverview.of(ledger.entries(), verify(ledger.entries())), ledger="here")
+    assert "<dt>Family</dt>\n      <dd>shop, as declared" in page
+    assert page.count(">Budget of shop</h2>") == 1
 
 
 def test_three_hundred_nights_are_one_account(ledger: Ledger) -> None:

@@ -1,0 +1,43 @@
+"""The one-page report for a review: what was spent over time, what is left, what was released, and whether it verifies.
+
+One HTML file without outside assets and without scripts.
+"""
+
+from __future__ import annotations
+
+import base64
+import datetime
+import hashlib
+import importlib.metadata
+from collections.abc import Sequence
+
+from markupsafe import Markup
+
+from lazydp.components.budget.report.claim import ModelCard
+from lazydp.components.budget.report.overview import LedgerOverview
+from lazydp.components.budget.report.templates import environment
+from lazydp.components.shared.page import style
+
+
+def report(overview: LedgerOverview | None, *, ledger: str, models: Sequence[ModelCard] = ()) -> str:
+    """The page.
+
+    Args:
+        overview: of the ledger; None where it cannot be read.
+        ledger: its URL, without a password, or why there is none.
+        models: that a service has loaded, where it is the service that reports.
+    """
+    now = datetime.datetime.now(datetime.UTC)
+    sheet = style()
+    digest = base64.b64encode(hashlib.sha256(sheet.encode()).digest()).decode()
+    template = environment().get_template("report.html")
+    return template.render(
+        ledger=ledger,
+        made_at=now.isoformat(),
+        until=now.timestamp(),
+        version=importlib.metadata.version("lazydp"),
+        overview=overview,
+        models=models,
+        style=Markup(sheet),  # noqa: S704 - a file of ours
+        policy=f"default-src 'none'; style-src 'sha256-{digest}'",
+    )
