@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from lazydp.components.ingest.dataset_option import local_manifest
 from lazydp.components.shared.errors import InputError, IntegrityError
 from lazydp.components.shared.ledger_url import LEDGER
 from lazydp.components.shared.privacy_unit import PrivacyUnitOption
@@ -58,7 +59,7 @@ def show(ledger: str | None, dataset: str | None, as_json: bool) -> None:
     name="set", epilog="Example: lazydp budget set --dataset out/dataset --epsilon 8 --delta 1e-5 --by 'A. Turing'"
 )
 @LEDGER
-@click.option("--dataset", required=True, help="Folder that `lazydp ingest` wrote, or identifier or name.")
+@click.option("--dataset", required=True, help="Folder or URI that `lazydp ingest` wrote, or identifier or name.")
 @click.option("--epsilon", type=float, required=True, help="The budget.")
 @click.option("--delta", type=float, required=True, help="Its delta.")
 @click.option(
@@ -241,7 +242,7 @@ def _register(
     """The identifier of `dataset`: a folder, what the ledger knows, or a fingerprint given together with a name."""
     from lazydp.components.budget.ledger.identifiers import register
 
-    manifest = Path(dataset) / "dataset.json"
+    manifest = local_manifest(dataset)
     if manifest.is_file():
         known_by = _read(manifest, name=name, family=family)
         return register(ledger, parents=parents, by=by, **known_by).identifier

@@ -6,6 +6,8 @@ from pathlib import Path
 
 import click
 
+from lazydp.components.ingest.dataset_option import local_dataset
+
 
 @click.group(name="dataset")
 def command() -> None:
@@ -13,15 +15,15 @@ def command() -> None:
 
 
 @command.command(name="show", epilog="Example: lazydp dataset show out/dataset --html profile.html")
-@click.argument("dataset", type=click.Path(path_type=Path))
+@click.argument("dataset")
 @click.option("--html", "page", type=click.Path(path_type=Path, dir_okay=False), help="Write it as a page, too.")
-def show(dataset: Path, page: Path | None) -> None:
+def show(dataset: str, page: Path | None) -> None:
     """Show a private profile: counts, rows left out, sparsity, popularity, and what other bounds would keep."""
     from lazydp.components.ingest.dataset import EncodedDataset
     from lazydp.components.ingest.profile import as_html, as_text, profile
     from lazydp.components.shared.files import PRIVATE_FILE, write_bytes
 
-    data = EncodedDataset.open(dataset, verify=False)
+    data = EncodedDataset.open(local_dataset(dataset), verify=False)
     sections = profile(data)
     click.echo(as_text(sections, name=data.spec.name))
     if page is not None:

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 
 import click
 
+from lazydp.components.ingest.dataset_option import local_dataset
 from lazydp.components.shared.ledger_url import LEDGER
 
 if TYPE_CHECKING:
@@ -22,7 +23,7 @@ if TYPE_CHECKING:
     name="train",
     epilog="Example: lazydp train --dataset out/dataset --config examples/sample/train.yaml --out out/run",
 )
-@click.option("--dataset", type=click.Path(path_type=Path), required=True, help="What `lazydp ingest` wrote.")
+@click.option("--dataset", metavar="URI", required=True, help="What `lazydp ingest` wrote.")
 @click.option("--config", type=click.Path(path_type=Path), required=True, help="Training configuration, YAML.")
 @click.option("--out", type=click.Path(path_type=Path), required=True, help="Folder of the run; private, mode 0700.")
 @LEDGER
@@ -56,7 +57,7 @@ if TYPE_CHECKING:
 @click.option("--resume", is_flag=True, help="Go on with the run (or sweep) in --out, if it holds one.")
 @click.option("--test-key", type=int, metavar="SEED", help="A known noise key: for tests; the model is NOT private.")
 def command(
-    dataset: Path,
+    dataset: str,
     config: Path,
     out: Path,
     ledger: str | None,
@@ -101,7 +102,7 @@ def command(
     from lazydp.components.train.run.train import train
 
     run = train(
-        dataset=dataset,
+        dataset=local_dataset(dataset),
         config=settings,
         out=out,
         ledger=ledger,
@@ -114,7 +115,7 @@ def command(
 
 
 def _tune(
-    dataset: Path,
+    dataset: str,
     settings: TrainConfig,
     file: Path,
     *,
@@ -127,7 +128,7 @@ def _tune(
     from lazydp.components.tune.tune import tune
 
     found = tune(
-        dataset=dataset,
+        dataset=local_dataset(dataset),
         config=settings,
         sweep=Sweep.load(file),
         out=out,
@@ -140,9 +141,11 @@ def _tune(
     click.echo(f"release it with `{_export(found.folder, dataset, ledger)}`")
 
 
-def _export(run: Path, dataset: Path, ledger: str | None) -> str:
+def _export(run: Path, dataset: str, ledger: str | None) -> str:
     """The command that releases a run, to be pasted."""
-    words = ["lazydp", "export", "--run", str(run), "--dataset", str(dataset), "--out", "bundle"]
+    from lazydp.components.ingest.locations import shown
+
+    words = ["lazydp", "export", "--run", str(run), "--dataset", shown(dataset), "--out", "bundle"]
     # From the environment it reaches the next command too, and a URL may hold a password.
     if ledger is not None and ledger != os.environ.get("LAZYDP_LEDGER"):
         words += ["--ledger", "URL" if "@" in ledger else ledger]

@@ -6,12 +6,13 @@ from pathlib import Path
 
 import click
 
+from lazydp.components.ingest.dataset_option import local_dataset
 from lazydp.components.shared.ledger_url import LEDGER
 
 
 @click.command(name="export", epilog="Example: lazydp export --run out/run --dataset out/dataset --out out/bundle")
 @click.option("--run", type=click.Path(path_type=Path), required=True, help="The run's folder, from `lazydp train`.")
-@click.option("--dataset", type=click.Path(path_type=Path), required=True, help="The dataset it was trained on.")
+@click.option("--dataset", metavar="URI", required=True, help="The dataset it was trained on.")
 @click.option("--out", type=click.Path(path_type=Path), required=True, help="Where the bundle goes; must not exist.")
 @click.option("--name", help="Name of the model in the service.  [default: the feature spec's]")
 @LEDGER
@@ -26,7 +27,7 @@ from lazydp.components.shared.ledger_url import LEDGER
 )
 def command(
     run: Path,
-    dataset: Path,
+    dataset: str,
     out: Path,
     name: str | None,
     ledger: str | None,
@@ -45,7 +46,7 @@ def command(
 
     manifest = export(
         run=run,
-        dataset=dataset,
+        dataset=local_dataset(dataset),
         out=out,
         name=name,
         ledger=ledger,

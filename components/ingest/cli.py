@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import re
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
+
+from lazydp.components.ingest.dataset_option import local_dataset
 
 if TYPE_CHECKING:
     from lazydp.components.ingest.readers import Format
@@ -37,7 +38,7 @@ class _Bytes(click.ParamType[int]):
     help="File, folder, pattern (days/2024-*/*.parquet) or Delta table, by path or URI. May be given several times.",
 )
 @click.option("--spec", required=True, metavar="FILE", help="The feature spec (YAML), by path or URI.")
-@click.option("--out", type=click.Path(path_type=Path), help="The dataset folder to make; private.")
+@click.option("--out", metavar="URI", help="The dataset folder to make, by path or URI (s3://bucket/folder); private.")
 @click.option("--check", "dry", is_flag=True, help="Only say what would be read and left out; write nothing.")
 @click.option("--users", metavar="URI", help="The users table, instead of the one that the spec names.")
 @click.option("--items", metavar="URI", help="The items table, instead of the one that the spec names.")
@@ -72,7 +73,6 @@ class _Bytes(click.ParamType[int]):
 @click.option("--keep-rows", is_flag=True, help="Keep the encoded rows in the dataset, for --append.")
 @click.option(
     "--append",
-    type=click.Path(path_type=Path),
     metavar="DATASET",
     help="Add the rows to those of a dataset made with --keep-rows; what no new row touches is not written anew.",
 )
@@ -80,7 +80,7 @@ class _Bytes(click.ParamType[int]):
 def command(
     inputs: tuple[str, ...],
     spec: str,
-    out: Path | None,
+    out: str | None,
     dry: bool,
     users: str | None,
     items: str | None,
@@ -90,7 +90,7 @@ def command(
     workers: int | None,
     parts: int,
     keep_rows: bool,
-    append: Path | None,
+    append: str | None,
     replace: bool,
 ) -> None:
     """Encode interactions (Parquet, CSV, TSV, JSON lines, Delta) into a dataset for training.
@@ -99,6 +99,7 @@ def command(
     alone, and one is held out for evaluation; the feature spec says how. The dataset is as private as its input.
     """
     from lazydp.components.ingest.ingest import IngestOptions, ingest
+    from lazydp.components.ingest.locations import shown
     from lazydp.components.ingest.workers import cores
 
     options = IngestOptions(
@@ -111,20 +112,21 @@ def command(
         workers=workers or cores(),
         parts=parts,
         keep_rows=keep_rows,
-        append=append,
+        append=local_dataset(append) if append else None,
     )
+    if out is None and not dry:
+        raise click.UsageError("give --out, or --check")
     if dry:
         from lazydp.components.ingest.check import check
 
         for line in check(inputs, spec, options):
             click.echo(line)
         return
-    if out is None:
-        raise click.UsageError("give --out, or --check")
+    assert out is not None
     manifest = ingest(inputs, spec, out, options)
     counts = manifest.counts
     click.echo(
-        f"{out}: {counts.train} examples for training and {counts.test} for evaluation, "
+        f"{shown(out)}: {counts.train} examples for training and {counts.test} for evaluation, "
         f"{counts.users} users, {counts.items} items"
     )
     bound = manifest.max_examples_per_user

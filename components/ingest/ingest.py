@@ -23,7 +23,7 @@ from lazydp.components.ingest.assemble import Assembled, Assembler
 from lazydp.components.ingest.hashing import hash_texts
 from lazydp.components.ingest.kept import KeptRows, part_name, rows_of_ranges, spilled_rows
 from lazydp.components.ingest.locations import shown
-from lazydp.components.ingest.manifest import MANIFEST, DatasetManifest, Kept, Origin
+from lazydp.components.ingest.manifest import DatasetManifest, Kept, Origin
 from lazydp.components.ingest.ranges import NUM_RANGES, RANGE_BITS, Range, ranges_of
 from lazydp.components.ingest.readers import BATCH_ROWS, Format
 from lazydp.components.ingest.resolve import ResolvedSpec, load_spec, resolve
@@ -46,11 +46,12 @@ from lazydp.components.ingest.spill import (
     partitions_needed,
     working_memory,
 )
+from lazydp.components.ingest.stored import dataset_folder
 from lazydp.components.ingest.workers import cores, in_order
 from lazydp.components.ingest.workspace import Workspace
 from lazydp.components.ingest.writer import PartWriter, finish_dataset
 from lazydp.components.shared.errors import InputError
-from lazydp.components.shared.files import PRIVATE_DIRECTORY, atomic_directory
+from lazydp.components.shared.files import PRIVATE_DIRECTORY
 from lazydp.components.shared.progress import Progress
 from lazydp.kernels.rows import chain, sums
 
@@ -116,13 +117,13 @@ class IngestOptions:
             raise InputError(f"parts: expected a power of two from 1 to {NUM_RANGES}, found {self.parts}")
 
 
-def ingest(inputs: Sequence[str], spec: str, out: Path, options: IngestOptions | None = None) -> DatasetManifest:
+def ingest(inputs: Sequence[str], spec: str, out: str | Path, options: IngestOptions | None = None) -> DatasetManifest:
     """Encode interactions.
 
     Args:
         inputs: files, folders, patterns or Delta tables, by path or URI.
         spec: the feature spec: a path, a URI, or YAML text.
-        out: the folder to make; it appears when it is whole.
+        out: the folder to make, by path or by URI of a store; it appears when it is whole.
         options: see `IngestOptions`.
 
     Returns:
@@ -144,7 +145,7 @@ def ingest(inputs: Sequence[str], spec: str, out: Path, options: IngestOptions |
     if before is not None:
         before.check_same(spec=resolved.spec.document(), time_kind=encoder.time_kind, locations=locations)
         locations = (*before.manifest.source.locations, *locations)
-    with atomic_directory(out, mode=PRIVATE_DIRECTORY, replaces=MANIFEST if options.replace else None) as folder:
+    with dataset_folder(out, replace=options.replace) as folder:
         scratch = folder / SCRATCH
         scratch.mkdir(mode=PRIVATE_DIRECTORY)
         interactions, tally = _spill_interactions(source, encoder, scratch, options)

@@ -9,6 +9,7 @@ import json
 import os
 import re
 import shutil
+import stat
 import tempfile
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -148,6 +149,24 @@ def atomic_directory(path: Path, *, mode: int = PUBLIC_DIRECTORY, replaces: str 
         else:
             temporary.rename(path)
         sync_directory(path.parent)
+
+
+@contextlib.contextmanager
+def scratch_directory(name: str) -> Iterator[Path]:
+    """Yield a private folder under the system's temporary one (`TMPDIR`), which is gone afterwards.
+
+    What a killed process left there is removed by the next one of the same user.
+
+    Raises:
+        InputError: somebody else could read what is written there.
+    """
+    base = Path(tempfile.gettempdir()) / f"lazydp-{os.getuid()}"
+    base.mkdir(mode=PRIVATE_DIRECTORY, exist_ok=True)
+    status = base.lstat()
+    if not stat.S_ISDIR(status.st_mode) or status.st_uid != os.getuid() or status.st_mode & 0o077:
+        raise InputError(f"{base} is to hold private files, and is no private folder of yours: remove it")
+    with _temporary_directory(base / name) as folder:
+        yield folder
 
 
 def require_local(path: Path) -> None:

@@ -62,7 +62,9 @@ def places(folder: Path, users: int, items: int) -> None:
     log: list[list[object]] = [["person", "place"]]
     log += [[f"u{user}", f"{item:04d}"] for user, item, _ in taken(users, items)]
     write(folder / "log.csv.gz", log)
-    write(folder / "items.csv", [["place"], *[[f"{item:04d}"] for item in range(items)]])
+    catalogue: list[list[object]] = [["place"]]
+    catalogue += [[f"{item:04d}"] for item in range(items)]
+    write(folder / "items.csv", catalogue)
 
 
 def shop(folder: Path, users: int, items: int) -> None:

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from lazydp.components.shared.errors import InputError
-from lazydp.components.shared.files import atomic_directory
+from lazydp.components.shared.files import atomic_directory, scratch_directory
 
 _WORKS = """
 import sys, time
@@ -89,6 +89,30 @@ def test_a_uri_is_no_folder(text: str, tmp_path: Path, monkeypatch: pytest.Monke
     with pytest.raises(InputError, match="is a URI"):
         write(Path(text))
     assert list(tmp_path.iterdir()) == []
+
+
+def test_what_a_killed_process_left_in_the_scratch_folder_goes_with_the_next(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    with scratch_directory("a") as first:
+        left = first.parent / ".lazydp-partial.b.abcd1234"
+        left.mkdir()
+        (left / "rows").write_text("private")
+        with scratch_directory("b") as second:
+            assert not left.exists()
+            # The other is locked: somebody works in it.
+            assert first.exists()
+            assert second.stat().st_mode & 0o077 == 0
+    assert list(first.parent.iterdir()) == []
+
+
+def test_a_scratch_folder_that_others_can_read_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    with scratch_directory("a") as folder:
+        folder.parent.chmod(0o755)
+    with pytest.raises(InputError, match="no private folder of yours"), scratch_directory("a"):
+        pass
 
 
 _COMMAND = """
