@@ -8,7 +8,7 @@ together: `units`) and, once the clipping coefficients are known, into the sum o
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from types import TracebackType
 from typing import Any, Self
@@ -17,143 +17,15 @@ import torch
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
-from lazydp.components.shared.errors import InputError
 from lazydp.components.train.device.placement import CPU, moved, refuse_rounded_products
+from lazydp.components.train.mechanism.calls import Calls, Copies, FormedCalls, Pair
 from lazydp.components.train.mechanism.double_sums import DoubleSums
 from lazydp.components.train.mechanism.layers import Layers, parameter_name
-from lazydp.components.train.mechanism.norm_rules import FormedRule, NormRule
-from lazydp.components.train.mechanism.per_example import Copies, running_apart
+from lazydp.components.train.mechanism.norm_rules import FormedRule
+from lazydp.components.train.mechanism.per_example import running_apart
 from lazydp.components.train.mechanism.unit_order import UnitOrder
 from lazydp.components.train.mechanism.units import Units
 from lazydp.components.train.tables.examples_apart import are_apart, with_whole_batch
-from lazydp.components.train.tables.same_memory import no_view
-
-
-class _Tap(torch.autograd.Function):
-    """Passes a layer's output on as it is, and keeps its gradient on the way back.
-
-    A tensor hook would be lost where the output is a view that is then modified in place (a linear layer over
-    positions, then an in-place activation). The anchor makes the output of a layer that nothing trainable feeds part of
-    the graph, so that its gradient is computed at all.
-    """
-
-    @staticmethod
-    def forward(ctx: Any, output: Tensor, anchor: Tensor, keep: Callable[[Tensor], None]) -> Tensor:
-        ctx.keep = keep
-        return no_view(output)  # in-place activations may follow
-
-    @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, None, None]:
-        ctx.keep(grad)
-        return grad if ctx.needs_input_grad[0] else None, None, None
-
-
-class _Calls:
-    """What one layer saw in one forward and backward pass."""
-
-    def __init__(self, name: str, layer: nn.Module, parameters: dict[str, nn.Parameter], rule: NormRule) -> None:
-        self.name = name
-        self.layer = layer
-        self.parameters = parameters
-        self.rule = rule
-        self._inputs: list[tuple[Tensor, int]] = []
-        self._grads: list[Tensor | None] = []
-
-    def keep(self, inputs: Tensor, output: Tensor, anchor: Tensor) -> Tensor:
-        """Keep one call; its output, to be passed on."""
-        _refuse_other_types(self.name, self.layer, inputs, output)
-        call = len(self._inputs)
-        self._inputs.append((inputs.detach(), inputs._version))
-        self._grads.append(None)
-
-        def keep_grad(grad: Tensor) -> None:
-            self._grads[call] = grad
-
-        tapped: Tensor = _Tap.apply(output, anchor, keep_grad)  # type: ignore[no-untyped-call]
-        return tapped
-
-    def pair(self, size: int) -> tuple[Tensor, Tensor] | None:
-        """Inputs and output gradients of all calls, [B, P, ...]; None where no gradient came back."""
-        dims = self._feature_dims()
-        inputs, grads = [], []
-        for (some_inputs, version), grad in zip(self._inputs, self._grads, strict=True):
-            if grad is None:
-                continue
-            if some_inputs._version != version:
-                raise InputError(
-                    f"the input of layer {self.name!r} ({type(self.layer).__name__}) was modified in place after the "
-                    "layer had read it: per-example norms need it as it was"
-                )
-            self._refuse_other_size(some_inputs.shape[0], size)
-            inputs.append(_positions(some_inputs, dims))
-            grads.append(_positions(grad, dims))
-        if not inputs:
-            return None
-        if len(inputs) == 1:
-            return inputs[0], grads[0]
-        return torch.cat(inputs, dim=1), torch.cat(grads, dim=1)
-
-    def forget_gradients(self) -> None:
-        """Before another backward pass over the same calls."""
-        self._grads = [None] * len(self._grads)
-
-    def gradients(self, size: int) -> Iterator[Tensor]:
-        """The gradients that came back, [B, ...]."""
-        for grad in self._grads:
-            if grad is not None:
-                self._refuse_other_size(grad.shape[0], size)
-                yield grad
-
-    def _refuse_other_size(self, found: int, size: int) -> None:
-        if found != size:
-            raise InputError(
-                f"layer {self.name!r} ({type(self.layer).__name__}) saw a first dimension of {found} in a batch of "
-                f"{size} examples: layers must be batch-first"
-            )
-
-    def _feature_dims(self) -> int:
-        """Trailing dimensions that belong to one position."""
-        return len(self.layer.normalized_shape) if isinstance(self.layer, nn.LayerNorm) else 1
-
-
-class _Formed(_Calls):
-    """The per-example gradients of one parameter, formed."""
-
-    def __init__(
-        self, name: str, layer: nn.Module, parameters: dict[str, nn.Parameter], rule: NormRule, copies: Copies
-    ) -> None:
-        super().__init__(name, layer, parameters, rule)
-        self._copies = copies
-        (self._parameter,) = parameters.values()
-
-    @property
-    def leaf(self) -> Tensor | None:
-        """The copies of the parameter, [B, ...]; None where the layer was not called."""
-        return self._copies.found(self._parameter)
-
-    def pair(self, size: int) -> tuple[Tensor, Tensor] | None:
-        """Nothing, [B, 1, 0], and the gradients [B, 1, n]."""
-        if self.leaf is None or self.leaf.grad is None:
-            return None
-        self._refuse_other_size(self.leaf.shape[0], size)
-        return self.leaf.new_zeros(size, 1, 0), self.leaf.grad.reshape(size, 1, -1)
-
-
-def _positions(tensor: Tensor, feature_dims: int) -> Tensor:
-    """[B, P, features...] of a tensor with any number of position dimensions."""
-    position_dims = tensor.dim() - 1 - feature_dims
-    if position_dims == 0:
-        return tensor.unsqueeze(1)
-    return tensor if position_dims == 1 else tensor.flatten(1, position_dims)
-
-
-def _refuse_other_types(name: str, layer: nn.Module, *tensors: Tensor) -> None:
-    for tensor in tensors:
-        if tensor.dtype != torch.float32:
-            raise InputError(
-                f"layer {name!r} ({type(layer).__name__}) computes in {tensor.dtype}: norms and noise are made for "
-                "float32; leave out torch.autocast, .half() and .double()"
-            )
 
 
 def _not_zero(grad: Tensor) -> Tensor:
@@ -191,21 +63,21 @@ class Capture:
     ) -> None:
         self._device = device
         self._calls = [
-            _Calls(name, layer.module, {key: layer.parameter(key) for key in layer.names}, layer.rule)
+            Calls(name, layer.module, {key: layer.parameter(key) for key in layer.names}, layer.rule)
             for name, layer in layers.items()
             if layer.rule is not None
         ]
         self._layers = layers
         self._copies = Copies()
         self._formed = [
-            _Formed(name, layer.module, {key: layer.parameter(key)}, FormedRule(), self._copies)
+            FormedCalls(name, layer.module, {key: layer.parameter(key)}, FormedRule(), self._copies)
             for name, layer in layers.items()
             if layer.rule is None
             for key in layer.names
         ]
         self._stack = ExitStack()
         self._handles: list[RemovableHandle] = []
-        self._pairs: list[tuple[_Calls, Tensor, Tensor]] = []
+        self._pairs: list[Pair] = []
         self._sums = DoubleSums() if sums is None else sums
         self._order = UnitOrder(None) if order is None else order
         self._one_example_each = False
@@ -235,7 +107,7 @@ class Capture:
             for parameter in calls.parameters.values():
                 parameter.requires_grad_(wanted)
 
-    def _hook(self, calls: _Calls) -> Any:
+    def _hook(self, calls: Calls) -> Any:
         def keep(layer: nn.Module, inputs: tuple[Tensor, ...], named: dict[str, Tensor], output: Tensor) -> Tensor:
             read = inputs[0] if inputs else next(iter(named.values()))
             if are_apart():
@@ -249,10 +121,9 @@ class Capture:
         total = torch.zeros(units.count, dtype=torch.float64, device=self._device)
         self._one_example_each = units.examples_alone
         for calls in [*self._calls, *self._formed]:
-            pair = calls.pair(units.num_examples)
-            if pair is not None:
-                self._pairs.append((calls, *pair))
-                total += _sq_norms_of_units(calls, *pair, units)
+            for pair in calls.pairs(units.num_examples):
+                self._pairs.append(pair)
+                total += _sq_norms_of_units(pair, units)
         return total
 
     def reached(self, total: Tensor, pooled: Sequence[tuple[str, Tensor]], size: int) -> Iterator[tuple[str, Tensor]]:
@@ -268,7 +139,7 @@ class Capture:
         Yields:
             Name of a layer, and the examples.
         """
-        for calls in self._calls:
+        for calls in [*self._calls, *self._formed]:
             calls.forget_gradients()
         copies = [(calls.name, calls.leaf) for calls in self._formed if calls.leaf is not None]
         wanted = [self._anchor, *(rows for _, rows in pooled), *(leaf for _, leaf in copies)]
@@ -279,7 +150,7 @@ class Capture:
         for (name, leaf), grad in zip(copies, found[len(pooled) :], strict=True):
             if grad is not None:
                 yield name, _not_zero(grad.reshape(leaf.shape[0], -1))
-        for calls in self._calls:
+        for calls in [*self._calls, *self._formed]:
             for grad in calls.gradients(size):
                 yield calls.name, _not_zero(grad)
 
@@ -287,7 +158,8 @@ class Capture:
         """Make the gradients of `examples` (mask [B]) zero: scaling by zero would keep what is not finite."""
         (examples,) = moved([examples], self._device)
         self._pairs = [
-            (calls, without(inputs, examples), without(grads, examples)) for calls, inputs, grads in self._pairs
+            pair._replace(inputs=without(pair.inputs, examples), grads=without(pair.grads, examples))
+            for pair in self._pairs
         ]
 
     def sums(self, scale: Tensor) -> dict[str, Tensor]:
@@ -298,52 +170,48 @@ class Capture:
             for calls in [*self._calls, *self._formed]
             for key, parameter in calls.parameters.items()
         }
-        for calls, inputs, grads in self._pairs:
-            into = {key: found[parameter_name(calls.name, key)] for key in calls.parameters}
-            self._add(calls, inputs, grads, scale, into, order=None)
+        for pair in self._pairs:
+            into = {key: found[parameter_name(pair.calls.name, key)] for key in pair.calls.parameters}
+            self._add(pair, scale, into, order=None)
         return found
 
     def sizes(self, scale: Tensor) -> Iterator[Tensor]:
         """For each layer a norm, [B], that no example's gradient times `scale` exceeds, whatever cancels in it."""
         (scale,) = moved([scale], self._device)
-        for _, inputs, grads in self._pairs:
-            positions = [part.flatten(2).double().norm(dim=2) for part in (inputs, grads)]
+        for pair in self._pairs:
+            positions = [part.flatten(2).double().norm(dim=2) for part in (pair.inputs, pair.grads)]
             yield scale * (positions[1] * (1.0 + positions[0])).sum(dim=1)
 
     def add_weighted(self, scale: Tensor) -> None:
         """Add sum_i scale[i] g_i to the float64 sum of every parameter."""
         (scale,) = moved([scale], self._device)
         order = self._order.of(scale.shape[0]) if self._one_example_each and scale.is_cpu else None
-        for calls, inputs, grads in self._pairs:
-            into = {key: self._sums.of(parameter) for key, parameter in calls.parameters.items()}
-            self._add(calls, inputs, grads, scale, into, order)
+        for pair in self._pairs:
+            into = {key: self._sums.of(parameter) for key, parameter in pair.calls.parameters.items()}
+            self._add(pair, scale, into, order)
         # What a step keeps beyond its end costs the next one fresh pages.
         self._pairs.clear()
 
-    def _add(
-        self,
-        calls: _Calls,
-        inputs: Tensor,
-        grads: Tensor,
-        scale: Tensor,
-        into: Mapping[str, Tensor],
-        order: Tensor | None,
-    ) -> None:
+    def _add(self, pair: Pair, scale: Tensor, into: Mapping[str, Tensor], order: Tensor | None) -> None:
         """Add one layer's sum to float64 tensors: as fast as float32 where each unit adds one term."""
+        layer, inputs, grads = pair.calls.layer, pair.inputs, pair.grads
+        if pair.rows is not None:
+            into = {key: total[pair.rows] for key, total in into.items()}
         if self._one_example_each and inputs.shape[1] == 1:
-            calls.rule.add_single(calls.layer, inputs, grads, scale, into, order=order, block=self._order.block)
+            pair.rule.add_single(layer, inputs, grads, scale, into, order=order, block=self._order.block)
         else:
-            calls.rule.add_exact(calls.layer, inputs, grads, scale, into)
+            pair.rule.add_exact(layer, inputs, grads, scale, into)
 
 
-def _sq_norms_of_units(calls: _Calls, inputs: Tensor, grads: Tensor, units: Units) -> Tensor:
-    rule = calls.rule
+def _sq_norms_of_units(pair: Pair, units: Units) -> Tensor:
+    layer, names = pair.calls.layer, tuple(pair.calls.parameters)
     if units.single:
-        return rule.sq_norms(calls.layer, tuple(calls.parameters), inputs, grads)
+        return pair.rule.sq_norms(layer, names, pair.inputs, pair.grads)
     # n examples of a user, of P positions each, are n P positions: the gradient is the sum over all of them.
-    names = tuple(calls.parameters)
-    parts = [rule.sq_norms(calls.layer, names, run.joined(inputs), run.joined(grads)) for run in units.runs()]
-    return torch.cat(parts)
+    runs = units.runs()
+    return torch.cat(
+        [pair.rule.sq_norms(layer, names, run.joined(pair.inputs), run.joined(pair.grads)) for run in runs]
+    )
 
 
 def without(tensor: Tensor, examples: Tensor) -> Tensor:

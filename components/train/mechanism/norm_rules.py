@@ -108,7 +108,7 @@ class LinearRule(NormRule):
     on the rounding of Gram matrices would be more than 1 % of the norm.
     """
 
-    parameters = ("weight", "bias")
+    parameters: ClassVar[tuple[str, ...]] = ("weight", "bias")
     double_sums = True
 
     def sq_norms(self, layer: nn.Module, names: Sequence[str], inputs: Tensor, grads: Tensor) -> Tensor:
@@ -179,12 +179,15 @@ def _add_products(grads: Tensor, inputs: Tensor, scale: Tensor, into: Tensor) ->
 
 
 def _linear_weight_sq_norms(inputs: Tensor, grads: Tensor) -> Tensor:
-    positions, num_in, num_out = inputs.shape[1], inputs.shape[2], grads.shape[2]
-    if positions == 1:
+    if inputs.shape[1] == 1:
         return (_norms(inputs.squeeze(1)) * _norms(grads.squeeze(1))).square_()
-    if positions * (num_in + num_out) <= num_in * num_out:
-        return _gram_sq_norms(inputs, grads)
-    return _direct_sq_norms(inputs, grads)
+    return _direct_sq_norms(inputs, grads) if direct_is_cheaper(inputs, grads) else _gram_sq_norms(inputs, grads)
+
+
+def direct_is_cheaper(inputs: Tensor, grads: Tensor) -> bool:
+    """Whether the norms of products of inputs and grads, [B, P, n] and [B, P, m], take less work if they are formed."""
+    positions, num_in, num_out = inputs.shape[1], inputs.shape[2], grads.shape[2]
+    return positions > 1 and positions * (num_in + num_out) > num_in * num_out
 
 
 # Positions may cancel (softmax gradients of like candidates do), and what rounding does to the cancelled terms can then
@@ -338,6 +341,39 @@ class FormedRule(NormRule):
         (total,) = into.values()
         scale = scale.repeat_interleave(grads.shape[1]) if grads.shape[1] > 1 else scale
         _add_scaled(grads.flatten(0, 1), scale, total.view(-1))
+
+
+class MatrixRule(LinearRule):
+    """A matrix on the slow path, or some of its rows, that is multiplied by what belongs to the examples."""
+
+    parameters = ()
+
+    def sq_norms(self, layer: nn.Module, names: Sequence[str], inputs: Tensor, grads: Tensor) -> Tensor:
+        return super().sq_norms(layer, ("weight",), inputs, grads)
+
+    def add_weighted(
+        self, layer: nn.Module, inputs: Tensor, grads: Tensor, scale: Tensor, into: Mapping[str, Tensor]
+    ) -> None:
+        super().add_weighted(layer, inputs, grads, scale, _as_weight(into))
+
+    def add_single(
+        self,
+        layer: nn.Module,
+        inputs: Tensor,
+        grads: Tensor,
+        scale: Tensor,
+        into: Mapping[str, Tensor],
+        *,
+        order: Tensor | None,
+        block: int,
+    ) -> None:
+        super().add_single(layer, inputs, grads, scale, _as_weight(into), order=order, block=block)
+
+
+def _as_weight(into: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The one tensor of `into` as a matrix called `weight`."""
+    (total,) = into.values()
+    return {"weight": total.flatten(1)}
 
 
 _rules: dict[type[nn.Module], NormRule] = {nn.Linear: LinearRule(), nn.LayerNorm: LayerNormRule()}

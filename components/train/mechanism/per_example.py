@@ -13,7 +13,7 @@ the same for all examples.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from functools import partial
 from typing import Any
 
@@ -26,32 +26,12 @@ from torch.utils._pytree import tree_flatten, tree_unflatten
 from lazydp.components.shared.errors import InputError
 from lazydp.components.train.device.placement import refuse_autocast
 from lazydp.components.train.mechanism import example_dims
+from lazydp.components.train.mechanism.attention import attention_forward, is_plain
+from lazydp.components.train.mechanism.calls import Copies
 from lazydp.components.train.mechanism.layers import Layers, TrainedLayer
+from lazydp.components.train.mechanism.matrix_products import MatrixProducts
 from lazydp.components.train.mechanism.recurrent import recurrent_forward
 from lazydp.components.train.tables.examples_apart import apart, are_apart
-
-
-class Copies:
-    """A copy of each parameter on the slow path for each example of one micro-batch."""
-
-    def __init__(self) -> None:
-        self._by_parameter: dict[nn.Parameter, Tensor] = {}
-
-    def of(self, parameter: nn.Parameter, size: int, what: str) -> Tensor:
-        """[B, ...], a leaf of autograd; all in the memory of one."""
-        if parameter not in self._by_parameter:
-            self._by_parameter[parameter] = parameter.detach().expand(size, *parameter.shape).requires_grad_()
-        copies = self._by_parameter[parameter]
-        if copies.shape[0] != size:
-            raise InputError(
-                f"{what} was called with {copies.shape[0]} examples and with {size} in one micro-batch: layers must be "
-                "batch-first, and see each example once a call"
-            )
-        return copies
-
-    def found(self, parameter: nn.Parameter) -> Tensor | None:
-        """The same, where the forward pass made them."""
-        return self._by_parameter.get(parameter)
 
 
 @contextmanager
@@ -103,6 +83,8 @@ class _ApartForward:
         self._original: Callable[..., Any] = layer.module.forward
         if isinstance(layer.module, nn.RNNBase):
             self._original = partial(recurrent_forward, layer.module)
+        elif is_plain(layer.module):
+            self._original = partial(attention_forward, layer.module)
 
     def install(self) -> None:
         """Every call of the module runs example by example."""
@@ -129,8 +111,9 @@ class _ApartForward:
 
         def call(inputs: Sequence[Tensor]) -> tuple[list[Any], Any]:
             some = list(leaves)
+            given: dict[int, Tensor] = {}  # one tensor in two places stays one: keys that are values, too
             for (place, dim), tensor in zip(of_examples.items(), inputs, strict=True):
-                some[place] = tensor.unsqueeze(dim)
+                some[place] = given.setdefault(id(leaves[place]), tensor.unsqueeze(dim))
             some_args, some_kwargs = tree_unflatten(some, structure)
             return tree_flatten(self._original(*some_args, **some_kwargs))
 
@@ -148,7 +131,7 @@ class _ApartForward:
         found: list[Any] = []
 
         def one(which: Tensor, copies: list[Tensor], inputs: list[Tensor]) -> list[Tensor]:
-            with apart(which), self._swapped(copies):
+            with apart(which), self._swapped(copies), self._keeping_products(copies):
                 flat, structure = call(inputs)
             of_examples = example_dims.of_results(self._module, flat)
             found[:] = flat, structure, of_examples
@@ -178,6 +161,12 @@ class _ApartForward:
         finally:
             for owner, key, parameter in self._places:
                 owner._parameters[key] = parameter
+
+    def _keeping_products(self, copies: Sequence[Tensor]) -> AbstractContextManager[object]:
+        if self._copies is None:
+            return nullcontext()
+        parameters = [parameter for _, _, parameter in self._places]
+        return MatrixProducts(self._copies, dict(zip(parameters, copies, strict=True)), self._what)
 
     def _of_one(self, output: Tensor, dim: int) -> Tensor:
         if output.dim() <= dim or output.shape[dim] != 1:

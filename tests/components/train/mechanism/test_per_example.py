@@ -199,9 +199,8 @@ def test_a_formed_norm_is_no_less_than_what_is_added() -> None:
         factors = torch.randn(50, 700, 1) * magnitude
         with Capture(trained_layers(model)) as capture:
             (model(inputs) * factors).sum().backward()
-        (pair,) = [calls.pair(50) for calls in capture._formed]
-        assert pair is not None
-        true = pair[1].double().flatten(1).square().sum(dim=1)
+        (pair,) = capture._formed[0].pairs(50)
+        true = pair.grads.double().flatten(1).square().sum(dim=1)
         assert bool((capture.sq_norms(Units.examples(50)) >= true * (1 - 1e-14)).all())
 
 
