@@ -6,13 +6,16 @@ model one logit for each position.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import math
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
+
+from lazydp.components.train.replacements import fix
 
 FIELDS = (6, 5, 7)
 """Vocabulary of each categorical field."""
@@ -349,3 +352,33 @@ PUBLIC_MODELS = {
     "DSSM": PublicModel(DSSM, lambda size, g: (_sequences(size, g), _sequences(size, g)), _clicks),
     "GRU4Rec": PublicModel(GRU4Rec, lambda size, g: (_sequences(size, g), _sequences(size, g)), _first_of_candidates),
 }
+
+
+Batch = tuple[Tensor, ...]
+
+
+def built(public: PublicModel, *, dropout: bool) -> nn.Module:
+    """The model, always with the same weights, after `fix`; without its dropout where that is not wanted."""
+    torch.manual_seed(0)
+    model = fix(public.make())
+    for module in model.modules():
+        if isinstance(module, nn.Dropout) and not dropout:
+            module.p = 0.0
+        if isinstance(module, nn.MultiheadAttention) and not dropout:
+            module.dropout = 0.0
+    return model
+
+
+def gradient_of_one(model: nn.Module, public: PublicModel, inputs: Batch, example: int) -> dict[str, Tensor]:
+    """The gradient of one example's loss by autograd, for every parameter that it reaches."""
+    some = tuple(tensor[example : example + 1] for tensor in inputs)
+    if isinstance(model, DLRM):
+        some = (some[0], torch.zeros_like(some[1]), some[2])  # offsets of one bag
+    names, parameters = zip(*model.named_parameters(), strict=True)
+    gradients = torch.autograd.grad(public.losses(model(*some), some).sum(), parameters, allow_unused=True)
+    return {name: gradient for name, gradient in zip(names, gradients, strict=True) if gradient is not None}
+
+
+def norm_of(gradient: Mapping[str, Tensor]) -> float:
+    """Over all parameters."""
+    return math.sqrt(sum(float(part.double().square().sum()) for part in gradient.values()))

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import math
 
 import pytest
 import torch
@@ -14,10 +13,9 @@ from lazydp.components.train.engine.dense import DenseOptimizer
 from lazydp.components.train.mechanism.gradient_check import STEPS_LOOKED_AT
 from lazydp.components.train.mechanism.parameters import PrivacyParameters
 from lazydp.components.train.private import PrivateTrainer, make_private
-from lazydp.components.train.replacements import fix
 from lazydp.components.train.tables.skip_ahead import EmbeddingSgd
 from lazydp.kernels.noise_key import NoiseKey
-from support.public_models import DLRM, PUBLIC_MODELS, PublicModel
+from support.public_models import PUBLIC_MODELS, Batch, PublicModel, built, gradient_of_one, norm_of
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -30,7 +28,6 @@ SLOW = {
     "NeuMF": set(),
     "GRU4Rec": {"gru.weight_ih_l0", "gru.weight_hh_l0"},
 }
-Batch = tuple[Tensor, ...]
 
 
 def trainer_of(model: nn.Module, *, noise_multiplier: float = 0.0) -> PrivateTrainer:
@@ -45,39 +42,17 @@ def trainer_of(model: nn.Module, *, noise_multiplier: float = 0.0) -> PrivateTra
     )
 
 
-def built(public: PublicModel, *, dropout: bool) -> nn.Module:
-    torch.manual_seed(0)
-    model = fix(public.make())
-    for module in model.modules():
-        if isinstance(module, nn.Dropout) and not dropout:
-            module.p = 0.0
-        if isinstance(module, nn.MultiheadAttention) and not dropout:
-            module.dropout = 0.0
-    return model
-
-
 def batch(public: PublicModel, seed: int, size: int = SIZE) -> Batch:
     return public.inputs(size, torch.Generator().manual_seed(seed))
-
-
-def one(inputs: Batch, example: int) -> Batch:
-    return tuple(tensor[example : example + 1] for tensor in inputs)
 
 
 def clipped_sum(model: nn.Module, public: PublicModel, inputs: Batch) -> dict[str, Tensor]:
     """Example by example, by autograd."""
     total = {name: torch.zeros_like(parameter) for name, parameter in model.named_parameters()}
     for example in range(SIZE):
-        some = one(inputs, example)
-        if isinstance(model, DLRM):
-            some = (some[0], torch.zeros_like(some[1]), some[2])  # offsets of one bag
-        gradients = torch.autograd.grad(
-            public.losses(model(*some), some).sum(), list(model.parameters()), allow_unused=True
-        )
-        norm = math.sqrt(sum(float(g.double().square().sum()) for g in gradients if g is not None))
-        for name, gradient in zip(total, gradients, strict=True):
-            if gradient is not None:
-                total[name] += gradient * min(1.0, NORM / norm)
+        gradient = gradient_of_one(model, public, inputs, example)
+        for name, part in gradient.items():
+            total[name] += part * min(1.0, NORM / norm_of(gradient))
     return total
 
 
