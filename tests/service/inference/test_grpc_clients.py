@@ -17,6 +17,8 @@ import grpc
 import httpx
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from support.service import running
 
@@ -127,11 +129,20 @@ def test_kserve(both: tuple[httpx.Client, str]) -> None:
                 answer = await to.infer(request)
                 items = answer.get_output_by_name("item_id").as_numpy().ravel()
                 assert [item.decode() for item in items] == best(client, user_id="7")
-            request.model_name = "other"
-            with pytest.raises(grpc.RpcError) as refused:
-                await to.infer(request)
-            assert refused.value.code() == grpc.StatusCode.NOT_FOUND
-            assert "no such model" in refused.value.details()
+            version = client.get("/v1/models").json()["models"][0]["version"]
+            request.model_version = version
+            assert (await to.infer(request)).model_version == version
+            for name, wrong, code, words in (
+                ("untrained", "0", "NOT_FOUND", "this version is not served"),
+                ("other", None, "NOT_FOUND", "no such model"),
+                ("untrained", None, "INVALID_ARGUMENT", "colour"),
+            ):
+                request.model_name, request.model_version = name, wrong
+                request.parameters = {"colour": "red"}
+                with pytest.raises(grpc.RpcError) as refused:
+                    await to.infer(request)
+                assert refused.value.code().name == code
+                assert words in refused.value.details()
 
     asyncio.run(ask())
 
@@ -192,6 +203,55 @@ def test_tensors_that_lie(both: tuple[httpx.Client, str], case: str) -> None:
         )
         _, answered = call.with_call(request, timeout=20) if code == "OK" else (None, refused(call, request))
         assert answered.code().name == code
+
+
+TENSORS = st.lists(
+    st.fixed_dictionaries(
+        {
+            "name": st.sampled_from(["user_id", "history", "exclude", "candidates", "age", "device", "colour", ""]),
+            "datatype": st.sampled_from(["BYTES", "INT64", "UINT8", "FP32", "FP64", "BOOL", "BF16", ""]),
+            "shape": st.lists(st.sampled_from([0, 1, 2, 3, -1, 10_000, 2**62]), max_size=3),
+        }
+    ),
+    max_size=3,
+)
+LENGTHS = st.sampled_from([0, 1, 2, 7, 2**31, 2**32 - 1]).map(lambda length: length.to_bytes(4, "little"))
+BYTES = st.lists(LENGTHS | st.binary(max_size=12), max_size=5).map(b"".join)
+PARAMETERS = st.dictionaries(
+    st.sampled_from(["k", "offset", "filters", "exclude", "explain", "colour"]),
+    st.one_of(
+        st.integers(-(2**63), 2**63 - 1).map(lambda value: {"int64_param": value}),
+        st.text(max_size=8).map(lambda value: {"string_param": value}),
+        st.floats().map(lambda value: {"double_param": value}),
+        st.booleans().map(lambda value: {"bool_param": value}),
+    ),
+    max_size=2,
+)
+
+
+@given(tensors=TENSORS, raw=st.lists(BYTES, max_size=3), parameters=PARAMETERS)
+@settings(max_examples=300, deadline=None)
+def test_no_message_makes_the_service_fail(both: Any, tensors: Any, raw: list[bytes], parameters: Any) -> None:
+    from lazydp.service.inference.grpc_messages import message
+
+    request = message("ModelInferRequest")(
+        model_name="untrained", inputs=tensors, raw_input_contents=raw, parameters=parameters
+    )
+    with grpc.insecure_channel(both[1]) as channel:
+        call = channel.unary_unary(
+            "/inference.GRPCInferenceService/ModelInfer",
+            request_serializer=message("ModelInferRequest").SerializeToString,
+            response_deserializer=message("ModelInferResponse").FromString,
+        )
+        assert outcome(call, request) in ("OK", "INVALID_ARGUMENT")
+
+
+def outcome(call: Any, request: Any) -> str:
+    try:
+        call(request, timeout=20)
+    except grpc.RpcError as error:
+        return str(error.code().name)
+    return "OK"
 
 
 def refused(call: Any, request: Any) -> Any:

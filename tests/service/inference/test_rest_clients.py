@@ -167,6 +167,14 @@ def test_kserve_infers_and_is_refused_in_its_own_words(client: httpx.Client) -> 
                         text.decode() if isinstance(text, bytes) else text for text in items.as_numpy().ravel()
                     ] == flat
                     assert answer.get_output_by_name("score").shape == [2, 3]
+            version = client.get("/v1/models").json()["models"][0]["version"]
+            # KServe's client has no argument for a version: a path below the model names it.
+            assert await to.is_model_ready(url, f"{MODEL}/versions/{version}")
+            assert not await to.is_model_ready(url, f"{MODEL}/versions/0")
+            answer = await to.infer(url, request(binary=True, k=3), model_name=f"{MODEL}/versions/{version}")
+            assert answer.get_output_by_name("score").shape == [2, 3]
+            with pytest.raises(httpx.HTTPStatusError, match="this version is not served"):
+                await to.infer(url, request(binary=True), model_name=f"{MODEL}/versions/0")
             with pytest.raises(httpx.HTTPStatusError, match="no such model"):
                 await to.infer(url, request(binary=True), model_name="other")
             with pytest.raises(httpx.HTTPStatusError, match="colour"):
