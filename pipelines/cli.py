@@ -29,6 +29,7 @@ _COMMANDS = {
     "evaluate": ("lazydp.components.evaluate.cli:command", "Measure a bundle beside popularity (private figures)."),
     "audit": ("lazydp.components.audit.cli:command", "Bound epsilon from below by one training run with canaries."),
     "serve": ("lazydp.service.cli:command", "Answer recommendation queries over REST."),
+    "recommend": ("lazydp.service.recommend_cli:command", "Ask a running service for recommendations."),
     "pipeline": ("lazydp.pipelines.pipeline_cli:command", "Run or compile the whole pipeline."),
     "budget": ("lazydp.components.budget.cli:command", "Show and govern the privacy budget."),
     "bench": ("lazydp.pipelines.cli:bench", "Measure against peers in the same run."),

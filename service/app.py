@@ -28,6 +28,8 @@ from lazydp.service.serving.background import Background
 from lazydp.service.serving.budget import BudgetSource
 from lazydp.service.serving.context import Context
 from lazydp.service.serving.registry import Registry
+from lazydp.service.serving.shadow import Shadow
+from lazydp.service.serving.split import Split
 from lazydp.service.settings import Settings, load_settings
 
 
@@ -74,6 +76,11 @@ def create_app(settings: Settings, *, tracing: Tracing | None = None) -> Service
         background=Background(metrics),
     )
 
+    if settings.weights:
+        context.split = Split(settings.weights, salt=settings.split_salt)
+    if settings.shadow is not None:
+        shadowed = functools.partial(context.ranker, settings.shadow)
+        context.shadow = Shadow(settings.shadow, ranker=shadowed, places=settings.shadow_queue, metrics=metrics)
     key_check = KeyCheck(settings.api_keys)
 
     @contextlib.asynccontextmanager
@@ -82,12 +89,16 @@ def create_app(settings: Settings, *, tracing: Tracing | None = None) -> Service
             await asyncio.to_thread(registry.start)
         context.background.keep("watch for versions", registry.watch)
         context.background.keep("count traffic", context.traffic.keep)
+        if context.shadow is not None:
+            context.background.keep("shadow", context.shadow.run)
         if settings.grpc_port is not None:
             context.background.keep("gRPC", _grpc_runs(context, key_check, settings.grpc_port))
         try:
             yield
         finally:
             await context.background.close()
+            if context.shadow is not None:
+                context.shadow.close()
             registry.close()
             context.budget.close()
             if tracing is not None:

@@ -76,7 +76,7 @@ def command(config: Path | None, make_key: str | None, **options: Any) -> None:
 
     given = {name: value for name, value in options.items() if value not in (None, ())}
     settings = load_settings(config, **given)
-    if not settings.bundles:
+    if not settings.bundles and not settings.named_bundles:
         raise InputError("no bundle to serve: give --bundle DIR (or LAZYDP_SERVE_BUNDLES, or bundles in --config)")
     serve(settings)
 

@@ -80,27 +80,48 @@ class Client:
     def pages(
         self, query: schemas.RecommendationQuery, *, model: str | None = None
     ) -> Iterator[schemas.Recommendations]:
-        """Every page of a query, from its offset on."""
+        """Every page of a query, from its offset on, by cursors: no item comes twice and none is left out.
+
+        Raises:
+            RequestRefusedError: 409 where another version is served before the last page was read.
+        """
+        query = query.model_copy(update={"cursor": query.cursor or ""})
         while True:
             page = self.recommend(query, model=model)
             yield page
-            if page.next_offset is None:
+            if page.next_cursor is None:
                 return
-            query = query.model_copy(update={"offset": page.next_offset})
+            query = query.model_copy(update={"offset": 0, "cursor": page.next_cursor})
 
     def recommend_to_user(
-        self, user_id: str, *, k: int = schemas.DEFAULT_K, offset: int = 0, model: str | None = None
+        self,
+        user_id: str,
+        *,
+        k: int = schemas.DEFAULT_K,
+        offset: int = 0,
+        cursor: str | None = None,
+        split_key: str | None = None,
+        model: str | None = None,
     ) -> schemas.Recommendations:
         """GET /v1/users/{user_id}/recommendations."""
         path = f"/v1/users/{quote(user_id, safe='')}/recommendations"
-        return self._get(path, schemas.Recommendations, k=k, offset=offset, model=model)
+        page = {"k": k, "offset": offset, "cursor": cursor, "split_key": split_key, "model": model}
+        return self._get(path, schemas.Recommendations, **page)
 
     def similar(
-        self, item_id: str, *, k: int = schemas.DEFAULT_K, offset: int = 0, model: str | None = None
+        self,
+        item_id: str,
+        *,
+        k: int = schemas.DEFAULT_K,
+        offset: int = 0,
+        cursor: str | None = None,
+        split_key: str | None = None,
+        model: str | None = None,
     ) -> schemas.Recommendations:
         """GET /v1/items/{item_id}/similar."""
         path = f"/v1/items/{quote(item_id, safe='')}/similar"
-        return self._get(path, schemas.Recommendations, k=k, offset=offset, model=model)
+        page = {"k": k, "offset": offset, "cursor": cursor, "split_key": split_key, "model": model}
+        return self._get(path, schemas.Recommendations, **page)
 
     def budget(self) -> schemas.PrivacyBudget:
         """GET /v1/privacy/budget."""
@@ -130,7 +151,7 @@ class Client:
             "POST",
             path,
             params={} if model is None else {"model": model},
-            content=body.model_dump_json(exclude_defaults=True),
+            content=body.model_dump_json(exclude_defaults=True, by_alias=True),
             headers={"content-type": "application/json"},
         )
         return self._ask(request, answer)

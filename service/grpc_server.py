@@ -162,7 +162,8 @@ class GrpcServer:
 
     async def _model_metadata(self, request: Any) -> Any:
         served = self._context.served(request.name, request.version or None)
-        document = metadata.model_metadata(request.name, served)
+        versions = () if request.version else self._context.versions(request.name)
+        document = metadata.model_metadata(request.name, served, versions=versions)
         return self._messages.message("ModelMetadataResponse")(**document.model_dump())
 
     async def _model_infer(self, request: Any) -> Any:

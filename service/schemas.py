@@ -2,14 +2,26 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
-from typing import Annotated, Any, Literal, TypeAlias
+from itertools import chain
+from typing import Annotated, Any, Literal, Self, TypeAlias
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
 from lazydp.components.budget.statement import PrivacyStatement
 from lazydp.components.bundle.query import CategoryCap, Query
-from lazydp.components.features import values
+from lazydp.service.conditions import (
+    Boost,
+    Filters,
+    Id,
+    Integer,
+    Request,
+    Text,
+    condition,
+    integral,
+    texts,
+)
 
 MAX_K = 1000
 MAX_OFFSET = 100_000
@@ -20,75 +32,118 @@ DEFAULT_K = 10
 
 # Items of all answers to one request together: what a slow reader may make the service hold.
 MAX_BATCH_ITEMS = 50_000
-# Characters of an id, as the data may have it, and of a feature's value.
-MAX_ID = values.MAX_ID
+# Characters of a feature's value, and of a cursor.
 MAX_TEXT = 1024
+LEAST_WEIGHT, MOST_WEIGHT = 1e-6, 1e6
 
-Text = Annotated[str, Field(min_length=1, max_length=MAX_ID)]
-
-
-def _integral(value: object) -> object:
-    """JSON knows no integers, and JSON Schema takes 5.0 for one; strict pydantic does not."""
-    return int(value) if isinstance(value, float) and value.is_integer() else value
-
-
-Integer = Annotated[int, Field(ge=-(2**63), lt=2**63), BeforeValidator(_integral)]
-Id: TypeAlias = Text | Integer
 Value: TypeAlias = (
     Annotated[str, Field(max_length=MAX_TEXT)] | Integer | Annotated[float, Field(allow_inf_nan=False)] | bool
 )
-Count = Annotated[int, Field(ge=1, le=MAX_K), BeforeValidator(_integral)]
-Extent = Annotated[int, Field(ge=0, le=MAX_ITEMS), BeforeValidator(_integral)]
-Offset = Annotated[int, Field(ge=0, le=MAX_OFFSET), BeforeValidator(_integral)]
+Count = Annotated[int, Field(ge=1, le=MAX_K), BeforeValidator(integral)]
+Extent = Annotated[int, Field(ge=0, le=MAX_ITEMS), BeforeValidator(integral)]
+Offset = Annotated[int, Field(ge=0, le=MAX_OFFSET), BeforeValidator(integral)]
 # Lists fail fast: a long list of garbage would take long to list every error of.
 History: TypeAlias = Annotated[list[Id], Field(fail_fast=True, max_length=MAX_HISTORY)]
 Items: TypeAlias = Annotated[list[Id], Field(fail_fast=True, max_length=MAX_ITEMS)]
-Filters: TypeAlias = Annotated[
-    dict[Text, Annotated[list[Id], Field(fail_fast=True, min_length=1, max_length=256)]], Field(max_length=32)
+Weights: TypeAlias = Annotated[
+    list[Annotated[float, Field(ge=LEAST_WEIGHT, le=MOST_WEIGHT)]], Field(fail_fast=True, max_length=MAX_HISTORY)
 ]
+# Several lists, as of a shop and of a country.
+Lists: TypeAlias = Annotated[list[Items], Field(fail_fast=True, max_length=16)]
+Cursor: TypeAlias = Annotated[str, Field(max_length=MAX_TEXT)]
 
 
-class _Request(BaseModel):
-    # Strict: "10" is no number, and what the OpenAPI document calls a string is one.
-    model_config = ConfigDict(extra="forbid", strict=True)
-
-
-class Diversity(_Request):
+class Diversity(Request):
     """At most `limit` items of one category."""
 
     attribute: Text = Field(description="item attribute whose values are the categories")
     limit: Count
 
 
-class QueryOptions(_Request):
+class QueryOptions(Request):
     """For what somebody asks, whoever it is."""
 
     # Factories, because pydantic makes a deep copy of a default that can change.
     k: Count = Field(default=DEFAULT_K, description="items wanted")
     offset: Offset = Field(default=0, description="items to skip: `next_offset` of the page before")
+    cursor: Cursor | None = Field(
+        default=None,
+        description='"" begins pages that never overlap and leave nothing out, whatever scores tie; `next_cursor` of '
+        "the page before continues them, and is refused (409) once another version is served",
+    )
     exclude_seen: bool = Field(default=True, description="leave out the items of `history`")
     exclude: Items = Field(default_factory=list, description="items to leave out")
+    exclude_lists: Lists = Field(default_factory=list, description="further lists of items to leave out")
     candidates: Items | None = Field(default=None, description="the only items to choose from")
+    candidate_lists: Lists = Field(
+        default_factory=list, description="further such lists: an item must be in every one, and in `candidates`"
+    )
     filters: Filters = Field(
-        default_factory=dict, description="item attribute -> values; an item must have one of them, for every attribute"
+        default_factory=dict,
+        description="item attribute -> values, of which an item must have one, or a condition; all must hold",
+    )
+    boosts: Annotated[list[Boost], Field(fail_fast=True, max_length=32)] = Field(
+        default_factory=list, description="changes of scores before items are ordered, applied one after the other"
+    )
+    half_life: Annotated[float, Field(ge=0.01, le=1e6)] | None = Field(
+        default=None, description="so many items back, an item of `history` counts half"
+    )
+    similar_to: History = Field(
+        default_factory=list,
+        description="answer with items like these, by the mean of their cosines, instead of for a person",
+    )
+    similar_weights: Weights | None = Field(
+        default=None, description="for each item of `similar_to` how much it counts; only ratios matter"
     )
     diversity: Diversity | None = Field(default=None, description="bound on items of one category")
-    explain: bool = Field(default=False, description="name the items of `history` that lie nearest to each answer")
+    split_key: Id | None = Field(
+        default=None,
+        description="where the service deals requests to several versions: requests with one key get one version; "
+        "`user_id` if left out",
+    )
+    explain: bool = Field(
+        default=False, description="name the items of `history`, or of `similar_to`, that lie nearest to each answer"
+    )
+
+    @model_validator(mode="after")
+    def _weighed(self) -> Self:
+        _check_weights("similar_weights", self.similar_weights, self.similar_to)
+        return self
 
     def asked(self) -> Query:
         """As the scorer takes it, of nobody yet."""
         return Query(
             k=self.k,
             offset=self.offset,
-            exclude=[str(item) for item in self.exclude],
+            exclude=texts(list(chain(self.exclude, *self.exclude_lists))),
             exclude_seen=self.exclude_seen,
-            candidates=None if self.candidates is None else [str(item) for item in self.candidates],
-            filters={name: [str(value) for value in values] for name, values in self.filters.items()},
+            candidates=self._candidates(),
+            filters={name: condition(given) for name, given in self.filters.items()},
+            boosts=[boost.boost() for boost in self.boosts],
+            half_life=self.half_life,
+            similar_to=texts(self.similar_to),
+            similar_weights=self.similar_weights,
             cap=None
             if self.diversity is None
             else CategoryCap(attribute=self.diversity.attribute, limit=self.diversity.limit),
+            alone=self.cursor is not None,
             explain=self.explain,
         )
+
+    def _candidates(self) -> list[str] | None:
+        """What stands in every list, in the order of the first."""
+        lists = [
+            texts(given) for given in ([] if self.candidates is None else [self.candidates]) + self.candidate_lists
+        ]
+        if not lists:
+            return None
+        others = [set(given) for given in lists[1:]]
+        return [item for item in lists[0] if all(item in given for given in others)]
+
+
+def _check_weights(name: str, weights: Sequence[float] | None, items: Sequence[object]) -> None:
+    if weights is not None and len(weights) != len(items):
+        raise ValueError(f"{name}: expected one for each of {len(items)} items, found {len(weights)}")
 
 
 class RecommendationQuery(QueryOptions):
@@ -99,29 +154,48 @@ class RecommendationQuery(QueryOptions):
             "examples": [
                 {"user_id": "196", "k": 5},
                 {"history": ["50", "181"], "k": 5, "filters": {"genre": ["Sci-Fi"]}, "explain": True},
+                {"history": ["50", "181"], "history_weights": [1, 3], "filters": {"year": {"gte": 1980, "lt": 1990}}},
+                {"similar_to": ["50", "181"], "boosts": [{"attribute": "genre", "matching": ["War"], "multiply": 2}]},
             ]
         }
     )
 
     user_id: Id | None = Field(default=None, description="a user that the model was trained with")
     history: History = Field(default_factory=list, description="items the person took, oldest first")
+    history_weights: Weights | None = Field(
+        default=None, description="for each item of `history` how much it counts; only ratios matter"
+    )
     features: Annotated[
         dict[Text, Value | Annotated[list[Value], Field(fail_fast=True, max_length=MAX_HISTORY)] | None],
         Field(max_length=256),
     ] = Field(default_factory=dict, description="user and context features of the model, by name")
+
+    @model_validator(mode="after")
+    def _of_one_kind(self) -> Self:
+        _check_weights("history_weights", self.history_weights, self.history)
+        if self.similar_to and (self.user_id is not None or self.history or self.features):
+            raise ValueError("expected either similar_to, or a person: user_id, history, features")
+        return self
+
+    @property
+    def key(self) -> str | None:
+        """What decides, where several versions share requests, which of them answers."""
+        given = self.user_id if self.split_key is None else self.split_key
+        return None if given is None else str(given)
 
     def query(self) -> Query:
         """As the scorer takes it."""
         return replace(
             self.asked(),
             user_id=None if self.user_id is None else str(self.user_id),
-            history=[str(item) for item in self.history],
+            history=texts(self.history),
+            history_weights=self.history_weights,
             features=dict(self.features),
         )
 
 
-class RecommendationBatch(_Request):
-    """Several queries at once, answered in order from one model version."""
+class RecommendationBatch(Request):
+    """Several queries at once, answered in order; from one model version, unless the service deals them to several."""
 
     model_config = ConfigDict(
         json_schema_extra={"examples": [{"queries": [{"user_id": "196", "k": 3}, {"history": ["50"], "k": 3}]}]}
@@ -162,9 +236,12 @@ class Recommendations(_Response):
                 {
                     "model": {"name": "ml-100k", "version": "3f2a9c51d0e7"},
                     "source": "user",
+                    "user_known": "yes",
                     "retriever": None,
                     "items": [{"id": "50", "title": "Star Wars (1977)", "score": 7.31}],
                     "next_offset": 1,
+                    "next_cursor": None,
+                    "search": "exact",
                     "unknown_items": [],
                     "notice": None,
                 }
@@ -177,11 +254,24 @@ class Recommendations(_Response):
         description="what the answer rests on; `popular`: nothing is known of the person and the bundle carries "
         "popularity counts that were released with noise; `none`: no answer, and `notice` says why"
     )
+    user_known: Literal["yes", "no", "cannot tell"] | None = Field(
+        default=None,
+        description="whether `user_id` is of the model's vocabulary; `cannot tell`: users are hashed, and whether a "
+        "person was among those the model was trained with is what its privacy hides; null: no user, or none is read",
+    )
     retriever: ModelVersion | None = Field(
         default=None, description="the model that chose the candidates which `model` ranked; null: it ranked them all"
     )
     items: list[RecommendedItem]
     next_offset: int | None = Field(description="`offset` of the next page; null on the last")
+    next_cursor: str | None = Field(
+        default=None, description="`cursor` of the next page; null on the last, and where the query has no cursor"
+    )
+    search: Literal["exact", "approximate"] = Field(
+        default="exact",
+        description="how items were found; a large catalogue with an approximate index is searched exactly where a "
+        "query has candidates, filters, boosts, diversity, a cursor or similar_to, and on far pages",
+    )
     unknown_items: list[str] = Field(description="items of the request that the model does not know; they were ignored")
     notice: str | None
 
@@ -189,7 +279,9 @@ class Recommendations(_Response):
 class RecommendationResults(_Response):
     """Answers to a batch, in the order of its queries."""
 
-    model: ModelVersion
+    model: ModelVersion | None = Field(
+        description="the model that answered; null where queries were dealt to several versions, which `results` name"
+    )
     results: list[Recommendations]
 
 

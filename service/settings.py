@@ -41,6 +41,21 @@ class Settings(BaseSettings):
         tuple[Path, ...],
         Field(description="bundle folders (or links to the version in use, which are watched); first is the default"),
     ] = ()
+    named_bundles: Annotated[
+        dict[Annotated[str, Field(pattern=_NAME)], Path],
+        Field(description="further bundles by the name that each is served by, such as two versions of one model"),
+    ] = {}
+    weights: Annotated[
+        dict[str, Annotated[float, Field(gt=0, le=1e9, allow_inf_nan=False)]],
+        Field(description="shares of served names in requests that name no model (or `name`), dealt by split_key"),
+    ] = {}
+    split_salt: Annotated[str, Field(max_length=256, description="another text deals the keys of a split anew")] = (
+        "lazydp"
+    )
+    shadow: Annotated[
+        str | None, Field(description="served name that ranks a copy of each request that names no model (or `name`)")
+    ] = None
+    shadow_queue: Annotated[PositiveInt, Field(description="copies that may wait for it; more are dropped")] = 256
     name: Annotated[
         str | None,
         Field(

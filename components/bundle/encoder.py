@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import TypeAlias
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from lazydp.components.bundle.query import Query
+from lazydp.components.bundle.query import Known, Query
 from lazydp.components.bundle.reader import Bundle
 from lazydp.components.features.batch import Bags
 from lazydp.components.features.request import encode_requests
@@ -22,6 +23,22 @@ from lazydp.components.shared.errors import InputError
 _INTEGER = re.compile(INTEGER_TEXT)
 
 CodeOf: TypeAlias = Callable[[str], int]
+Numbers: TypeAlias = np.ndarray[tuple[int], np.dtype[np.float64]]
+
+
+@dataclass(frozen=True, slots=True)
+class EncodedQueries:
+    """Inputs of the example side of a model for B queries.
+
+    Attributes:
+        bags: one bag a query, by example feature.
+        dense: dense features [B, n].
+        weights: by feature the weights of its lookups, where the queries give any.
+    """
+
+    bags: Mapping[str, Bags]
+    dense: Tensor
+    weights: Mapping[str, Tensor] = field(default_factory=dict)
 
 
 class QueryEncoder:
@@ -39,11 +56,24 @@ class QueryEncoder:
         self.features = tuple(feature.name for feature in (*self._embedded, *dense))
         self.reads_users = USER in read
         self.reads_history = HISTORY in read
+        self._hashes_users = self.reads_users and isinstance(bundle.spec.vocabularies()[USER], HashedVocabulary)
         self._user_code = _lookup(bundle.spec, bundle.vocabularies[USER], USER) if self.reads_users else None
 
     def user_code(self, user_id: str | None) -> int:
         """Code of a user, 0 where unknown or where the model does not read users."""
         return 0 if user_id is None or self._user_code is None else self._user_code(user_id)
+
+    def knows(self, user_id: str | None) -> Known | None:
+        """Whether a user is of the vocabulary; None where none is named, or where the model reads no users.
+
+        A hash has a row for everybody, and whether a row was trained is what differential privacy hides: any rule that
+        told a user who was never seen from a known one would answer whether a person is in the training data.
+        """
+        if user_id is None or not self.reads_users:
+            return None
+        if self._hashes_users:
+            return "cannot tell"
+        return "yes" if self.user_code(user_id) else "no"
 
     def item_codes(self, ids: Sequence[str]) -> list[int]:
         """Codes of those of `ids` that the model knows, in order."""
@@ -52,29 +82,57 @@ class QueryEncoder:
         code = self._items.code
         return [found for name in ids if (found := code(name))]
 
-    def encode(self, queries: Sequence[Query]) -> tuple[dict[str, Bags], Tensor]:
-        """Bags by example feature (one bag a query), and dense features [B, n].
+    def encode(self, queries: Sequence[Query]) -> EncodedQueries:
+        """Inputs for `queries`.
 
         A user that is absent or unknown is an empty bag: it adds nothing, where row 0 would add its noise.
 
         Raises:
-            InputError: a feature that the model does not have, or a value of the wrong kind.
+            InputError: a feature that the model does not have, a value of the wrong kind, or weights that do not fit.
         """
         bags, dense = self._features(queries)
+        weights: dict[str, Tensor] = {}
         if self.reads_users:
             bags[USER] = _bags([[code] if (code := self.user_code(query.user_id)) else [] for query in queries])
         if self._spec.history is not None:
             longest = self._spec.history.max_length
-            bags[HISTORY] = _bags([self.item_codes(query.history)[-longest:] for query in queries])
-        return bags, dense
+            codes = [self.item_codes(query.history)[-longest:] for query in queries]
+            bags[HISTORY] = _bags(codes)
+            if any(query.history_weights is not None or query.half_life is not None for query in queries):
+                parts = [self._history_weights(query, len(part)) for query, part in zip(queries, codes, strict=True)]
+                weights[HISTORY] = torch.from_numpy(np.concatenate(parts).astype(np.float32))
+        return EncodedQueries(bags, dense, weights)
 
-    def encode_users(self, codes: Tensor) -> tuple[dict[str, Bags], Tensor]:
+    def _history_weights(self, query: Query, count: int) -> Numbers:
+        """Weights of the latest `count` known items of the history; their mean is 1, so that only ratios matter."""
+        weights = np.ones(count)
+        if query.history_weights is not None:
+            known = self.known(query.history, query.history_weights)
+            weights *= np.asarray([weight for _, weight in known[len(known) - count :]])
+        if query.half_life is not None:
+            weights *= 0.5 ** (np.arange(count - 1, -1, -1) / query.half_life)
+        return weights / weights.mean() if count else weights
+
+    def known(self, ids: Sequence[str], weights: Sequence[float] | None) -> list[tuple[int, float]]:
+        """Code and weight of those of `ids` that the model knows, in order; None weighs all alike.
+
+        Raises:
+            InputError: another number of weights than of ids.
+        """
+        given = [1.0] * len(ids) if weights is None else weights
+        if len(given) != len(ids):
+            raise InputError(f"expected a weight for each of {len(ids)} items, found {len(given)}")
+        assert self._items is not None
+        code = self._items.code
+        return [(found, weight) for name, weight in zip(ids, given, strict=True) if (found := code(name))]
+
+    def encode_users(self, codes: Tensor) -> EncodedQueries:
         """What `encode` makes of people who give nothing but the id of a known user; codes int64 [B]."""
         bags, dense = self._features([Query()] * codes.numel())
         bags[USER] = Bags.single(codes)
         if self._spec.history is not None:
             bags[HISTORY] = _bags([[]] * codes.numel())
-        return bags, dense
+        return EncodedQueries(bags, dense)
 
     def user_alone(self, query: Query) -> int:
         """Code of the user where the model reads nothing else of `query`, else 0."""

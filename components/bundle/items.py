@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-import functools
-import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, TypeAlias
 
-import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from lazydp.components.bundle.attributes import Attributes
 from lazydp.components.features.catalogue import (
     BAG_PREFIX,
     DENSE_COLUMN,
@@ -20,15 +17,7 @@ from lazydp.components.features.catalogue import (
     TITLE_COLUMN,
 )
 from lazydp.components.shared.bounded_parquet import read_bounded
-from lazydp.components.shared.errors import FormatError, InputError
-
-# Metadata that lists several values in one text: genres, tags.
-_SEPARATORS = re.compile(r"\||,\s")
-# Masks of the values most asked for: some at least, however large the catalogue; one takes a byte an item.
-_MASK_BYTES = 2**26
-_LEAST_MASKS, _MOST_MASKS = 8, 512
-
-Mask: TypeAlias = np.ndarray[tuple[int], np.dtype[np.bool_]]
+from lazydp.components.shared.errors import FormatError
 
 
 class ItemTable:
@@ -37,7 +26,8 @@ class ItemTable:
     Attributes:
         ids: text, `ids[code - 1]` is the item's id.
         titles: text or None by the same index; None where the table has no titles.
-        attributes: names of the metadata columns, which filters may name.
+        columns: the metadata columns.
+        attributes: their names, which filters may name.
     """
 
     def __init__(self, table: pa.Table) -> None:
@@ -49,11 +39,9 @@ class ItemTable:
             for name in table.column_names
             if name.startswith(METADATA_PREFIX)
         }
-        self.attributes = tuple(self._metadata)
+        self.columns = Attributes(self._metadata, num_items=len(self.ids))
+        self.attributes = self.columns.names
         self._codes = {name: code for code, name in enumerate(self.ids, start=1)}
-        kept = min(_MOST_MASKS, max(_LEAST_MASKS, _MASK_BYTES // (len(self.ids) + 1)))
-        self._mask = functools.lru_cache(maxsize=kept)(self._uncached_mask)
-        self._columns: dict[str, tuple[dict[str, np.ndarray[Any, Any]], list[tuple[str, ...]]]] = {}
 
     def __len__(self) -> int:
         return len(self.ids)
@@ -69,68 +57,6 @@ class ItemTable:
     def metadata(self, code: int) -> Mapping[str, str | None]:
         """Every metadata column of the item `code`, as text for display."""
         return {name: column[code - 1].as_py() for name, column in self._metadata.items()}
-
-    def values(self, attribute: str, code: int) -> tuple[str, ...]:
-        """The values that the item `code` has in a metadata column ("a, b" and "a|b" are two).
-
-        Raises:
-            InputError: no such attribute.
-        """
-        return self._column(attribute)[1][code - 1]
-
-    def choices(self, attribute: str, *, most: int) -> tuple[str, ...]:
-        """The values of a metadata column, that of most items first; none where there are more than `most`.
-
-        Raises:
-            InputError: no such attribute.
-        """
-        by_value = self._column(attribute)[0]
-        if len(by_value) > most:
-            return ()
-        return tuple(sorted(by_value, key=lambda value: (-len(by_value[value]), value)))
-
-    def mask(self, attribute: str, values: Sequence[str]) -> Mask:
-        """Which codes 0..num_items have any of `values` in a metadata column; bool [num_items + 1], code 0 never.
-
-        Raises:
-            InputError: no such attribute.
-        """
-        if len(values) == 1:
-            return self._mask(attribute, values[0])
-        mask = np.zeros(len(self) + 1, dtype=np.bool_)
-        for value in values:
-            mask |= self._mask(attribute, value)
-        return mask
-
-    def _uncached_mask(self, attribute: str, value: str) -> Mask:
-        mask = np.zeros(len(self) + 1, dtype=np.bool_)
-        codes = self._column(attribute)[0].get(value)
-        if codes is not None:
-            mask[codes] = True
-        mask.flags.writeable = False
-        return mask
-
-    def _column(self, attribute: str) -> tuple[dict[str, np.ndarray[Any, Any]], list[tuple[str, ...]]]:
-        """Value -> codes, and values by code, of a metadata column; made when first asked for."""
-        if attribute not in self.attributes:
-            known = ", ".join(self.attributes) or "none"
-            raise InputError(f"there is no item attribute {attribute!r}; this model has: {known}")
-        if attribute not in self._columns:
-            by_code = [_texts(value) for value in self._metadata[attribute].to_pylist()]
-            by_value: dict[str, list[int]] = {}
-            for code, texts in enumerate(by_code, start=1):
-                for text in texts:
-                    by_value.setdefault(text, []).append(code)
-            self._columns[attribute] = ({text: np.asarray(codes) for text, codes in by_value.items()}, by_code)
-        return self._columns[attribute]
-
-
-def _texts(value: str | None) -> tuple[str, ...]:
-    """What a filter may name: the parts of a text that lists several values, and the whole text."""
-    if value is None:
-        return ()
-    parts = [part.strip() for part in _SEPARATORS.split(value)]
-    return tuple(dict.fromkeys(part for part in parts if part)) if len(parts) > 1 else (value,)
 
 
 def read(path: Path, *, num_items: int) -> pa.Table:

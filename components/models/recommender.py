@@ -101,7 +101,10 @@ def _seed_of(seed: int, table: str) -> int:
 
 
 def pool(
-    features: Sequence[EmbeddedFeature], tables: Mapping[str, Tensor], bags: Mapping[str, Bags]
+    features: Sequence[EmbeddedFeature],
+    tables: Mapping[str, Tensor],
+    bags: Mapping[str, Bags],
+    weights: Mapping[str, Tensor] | None = None,
 ) -> dict[str, Tensor]:
     """Pooled rows [G, D] of each feature, read from plain tensors: for serving and evaluation.
 
@@ -109,15 +112,23 @@ def pool(
         features: what to read; `bags` holds one entry of G bags for each.
         tables: weights [num_rows, D] by table name, flushed.
         bags: rows to pool; an empty bag gives zeros.
+        weights: of some features, float32 [N] for its N lookups, by which the weights of its pooling are multiplied.
     """
-    return {feature.name: _pooled(feature, tables[feature.table], bags[feature.name]) for feature in features}
+    given = weights or {}
+    return {
+        feature.name: _pooled(feature, tables[feature.table], bags[feature.name], given.get(feature.name))
+        for feature in features
+    }
 
 
-def _pooled(feature: EmbeddedFeature, table: Tensor, bags: Bags) -> Tensor:
-    if feature.pooling in ("sum", "mean"):
+def _pooled(feature: EmbeddedFeature, table: Tensor, bags: Bags, given: Tensor | None) -> Tensor:
+    weights: Tensor | None
+    if feature.pooling in ("sum", "mean") and given is None:
         mode, weights = feature.pooling, None
     else:
         mode, weights = "sum", lookup_weights(bags, feature.pooling)
+        if given is not None:
+            weights = given if weights is None else weights * given
     return functional.embedding_bag(
         bags.values, table, bags.offsets, mode=mode, per_sample_weights=weights, include_last_offset=True
     )

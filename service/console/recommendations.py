@@ -11,7 +11,6 @@ from fastapi import APIRouter, Query, Request
 from pydantic import ValidationError
 from starlette.responses import HTMLResponse
 
-from lazydp.components.bundle import query as queries
 from lazydp.components.bundle.items import ItemTable
 from lazydp.service import schemas
 from lazydp.service.console.rendering import page
@@ -129,7 +128,7 @@ async def _attributes(settings: Settings, items: ItemTable) -> list[tuple[str, t
     names = [name for name in items.attributes if name != settings.image_attribute][:_MOST_ATTRIBUTES]
     if len(items) > _MOST_ITEMS:
         return [(name, ()) for name in names]
-    return await asyncio.to_thread(lambda: [(name, items.choices(name, most=_MOST_CHOICES)) for name in names])
+    return await asyncio.to_thread(lambda: [(name, items.columns.choices(name, most=_MOST_CHOICES)) for name in names])
 
 
 async def _side(context: Context, trial: Trial, name: str) -> Side | None:
@@ -145,10 +144,7 @@ async def _side(context: Context, trial: Trial, name: str) -> Side | None:
     if nobody and served.bundle.popularity is None:
         return None
     try:
-        if trial.item_id:
-            answer = await _similar(context, served, trial)
-        else:
-            answer = json.loads((await answered(context, ranker, trial.query().query())).body)
+        answer = json.loads((await answered(context, ranker, trial.query().query())).body)
     except ValidationError as error:
         return replace(side, problem=invalid(error).detail)
     except Problem as problem:
@@ -160,16 +156,6 @@ async def _side(context: Context, trial: Trial, name: str) -> Side | None:
         unknown=tuple(answer["unknown_items"]),
         items=tuple(_shown(context.settings, served.scorer.items, item) for item in answer["items"]),
     )
-
-
-async def _similar(context: Context, served: ServedVersion, trial: Trial) -> Any:
-    # Checked as the fields of a query are.
-    k = trial.query().k
-    ranking = await served.similar(trial.item_id, k=k, offset=0)
-    if ranking is None:
-        raise Problem(404, "unknown-item", "the model does not know this item")
-    context.metrics.answered(served.name, ranking.source)
-    return json.loads(served.answer(queries.Query(k=k), ranking))
 
 
 def _shown(settings: Settings, items: ItemTable, item: dict[str, Any]) -> Shown:

@@ -101,6 +101,8 @@ class Trial:
         Raises:
             ValidationError: a field is not valid.
         """
+        if self.item_id:
+            return schemas.RecommendationQuery(similar_to=[self.item_id], k=self.count)
         return schemas.RecommendationQuery(
             user_id=self.user_id or None,
             history=list(self.items),

@@ -66,6 +66,9 @@ class Metrics:
         self.swaps = Counter(
             "lazydp_model_swaps", "Versions brought in or refused.", ["model", "outcome"], registry=self.registry
         )
+        self.shadow = Counter(
+            "lazydp_shadow", "Copies of requests for a shadow version.", ["model", "outcome"], registry=self.registry
+        )
         ProcessCollector(registry=self.registry)
         self._bound: dict[tuple[str, str, int], Histogram] = {}
         self._bound_answers: dict[tuple[str, str], Counter] = {}

@@ -14,6 +14,8 @@ from pydantic import BaseModel, Field, ValidationError
 from starlette.exceptions import HTTPException
 from starlette.responses import Response
 
+from lazydp.service.conditions import BRANCHES
+
 MEDIA_TYPE = "application/problem+json"
 _TYPE_PREFIX = "urn:lazydp:problem:"
 _ERRORS_SHOWN = 20
@@ -146,7 +148,8 @@ def fault() -> Problem:
 
 
 def _part(location: Sequence[int | str], message: str, prefix: str) -> tuple[str, str]:
-    pointer = "".join("/" + str(part).replace("~", "~0").replace("/", "~1")[:100] for part in location)
+    named = [str(part) for part in location if part not in BRANCHES]
+    pointer = "".join("/" + part.replace("~", "~0").replace("/", "~1")[:100] for part in named)
     return prefix + pointer, message.removeprefix("Value error, ")
 
 

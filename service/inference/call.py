@@ -6,30 +6,47 @@ import json
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from itertools import chain
 from typing import Any
 
 import orjson
 from pydantic import Field, TypeAdapter, ValidationError
 
+from lazydp.components.bundle.items import ItemTable
 from lazydp.components.bundle.query import Query, Ranking, Scalar
 from lazydp.components.bundle.scoring.base import Scorer
 from lazydp.components.features.spec import DenseFeature, ListFeature
 from lazydp.service import schemas
+from lazydp.service.conditions import MAX_ID
 from lazydp.service.http.problems import invalid, unprocessable
 from lazydp.service.inference.tensors import FLOATS, INTEGERS, Datatype, Tensor, Value
+from lazydp.service.serving import cursors
+from lazydp.service.serving.ranker import Ranker
 from lazydp.service.serving.served_version import ServedVersion
 
 # Inputs that every model takes; a feature of such a name is asked for as `features.NAME`.
-_OWN_INPUTS = ("user_id", "history", "exclude", "candidates")
+_WEIGHTS = {"history_weights": "history", "similar_weights": "similar_to"}
+_IDS = ("user_id", "history", "exclude", "candidates", "similar_to")
+_CURSOR = "cursor"
+_OWN_INPUTS = (*_IDS, *_WEIGHTS, _CURSOR)
 _FEATURES = "features."
-_REASONS = 3
 # Where a row has fewer items than `k`.
 _NO_SCORE = -3.4028234663852886e38
 _LAST_PAGE = -1
 
 
 # Parameters of the protocol are text, numbers and booleans; these may come as their JSON text.
-_OF_SEVERAL_VALUES = ("exclude", "candidates", "filters", "diversity")
+_OF_SEVERAL_VALUES = (
+    "exclude",
+    "exclude_lists",
+    "candidates",
+    "candidate_lists",
+    "filters",
+    "boosts",
+    "diversity",
+    "similar_to",
+    "similar_weights",
+)
 
 
 class InferParameters(schemas.QueryOptions):
@@ -86,33 +103,51 @@ def _member(name: str, value: object) -> str:
     return value
 
 
-def queries_of(served: ServedVersion, call: Call) -> list[Query]:
+def queries_of(ranker: Ranker, call: Call) -> list[Query]:
     """One query for each row.
 
     Raises:
-        Problem: 422 for a tensor that the model does not take, or whose shape or values do not fit.
+        Problem: 422 for a tensor that the model does not take, or whose shape or values do not fit; 409 for a cursor of
+            another query or version.
     """
     rows = _rows(call.inputs)
     options = call.parameters
     if rows * options.k > schemas.MAX_BATCH_ITEMS:
         raise unprocessable([("/parameters/k", f"rows times k may be {schemas.MAX_BATCH_ITEMS} at most")])
-    columns = {"user_id": [()] * rows, "history": [()] * rows} | {
-        tensor.name: _by_row(tensor, rows) for tensor in call.inputs
-    }
-    features = _features(served, call.inputs, columns, rows)
+    columns = row_values(call.inputs, rows)
+    features = _features(ranker.served, call.inputs, columns, rows)
     common = options.asked()
-    exclude, candidates = columns.get("exclude"), columns.get("candidates")
-    return [
-        replace(
-            common,
-            user_id=_only(columns["user_id"][row]),
-            history=columns["history"][row],
-            features=features[row],
-            exclude=common.exclude if exclude is None else [*common.exclude, *exclude[row]],
-            candidates=common.candidates if candidates is None else [*(common.candidates or ()), *candidates[row]],
-        )
-        for row in range(rows)
-    ]
+    begins = columns.get(_CURSOR)
+    found = []
+    for row in range(rows):
+        own = {name: values[row] for name, values in columns.items()}
+        query = replace(common, features=features[row], **_asked_by_row(common, own))
+        if query.similar_to and (query.user_id is not None or query.history or query.features):
+            raise unprocessable([("/inputs", "expected either similar_to, or a person: user_id, history, features")])
+        cursor = options.cursor if begins is None else "".join(begins[row])
+        query = replace(query, alone=cursor is not None)
+        found.append(cursors.placed(ranker.identity, query, cursor, pointer=f"/{_CURSOR}"))
+    return found
+
+
+def key_of(call: Call) -> str | None:
+    """What decides, where several versions share calls, which of them answers: `split_key`, or the only user."""
+    if call.parameters.split_key is not None:
+        return str(call.parameters.split_key)
+    users = next((tensor.values for tensor in call.inputs if tensor.name == "user_id"), ())
+    return str(users[0]) or None if len(users) == 1 else None
+
+
+def _asked_by_row(common: Query, own: Mapping[str, Sequence[Any]]) -> dict[str, Any]:
+    """What a row's own values, by input, change in the query that all rows have in common."""
+    changed: dict[str, Any] = {"user_id": _only(own.get("user_id", ())), "history": own.get("history", ())}
+    if "exclude" in own:
+        changed["exclude"] = [*common.exclude, *own["exclude"]]
+    if "candidates" in own:
+        changed["candidates"] = [*(common.candidates or ()), *own["candidates"]]
+    if own.get("similar_to"):
+        changed |= {"similar_to": own["similar_to"], "similar_weights": None}
+    return changed | {name: own[name] for name in _WEIGHTS if own.get(name)}
 
 
 def _rows(inputs: Sequence[Tensor]) -> int:
@@ -125,21 +160,53 @@ def _rows(inputs: Sequence[Tensor]) -> int:
     return rows.pop()
 
 
-def _by_row(tensor: Tensor, rows: int) -> list[Sequence[Any]]:
-    """Ids of each row; "" fills short rows."""
-    if tensor.name not in _OWN_INPUTS:
-        return []
+def row_values(inputs: Sequence[Tensor], rows: int) -> dict[str, list[Sequence[Any]]]:
+    """Ids, weights and cursors of each row, by the name of the input; "" fills short rows."""
+    tensors = {tensor.name: tensor for tensor in inputs if tensor.name in _OWN_INPUTS}
+    texts = {name: _texts(tensor) for name, tensor in tensors.items() if name not in _WEIGHTS}
+    columns: dict[str, list[Sequence[Any]]] = {
+        name: [[text for text in row if text] for row in _split(values, rows)] for name, values in texts.items()
+    }
+    for name, of in _WEIGHTS.items():
+        if name in tensors:
+            columns[name] = _weights(tensors[name], tensors.get(of), texts.get(of, []), rows)
+    return columns
+
+
+def _split(values: Sequence[Any], rows: int) -> list[Sequence[Any]]:
+    width = len(values) // rows
+    return [values[start : start + width] for start in range(0, width * rows, width)] if width else [()] * rows
+
+
+def _texts(tensor: Tensor) -> list[str]:
     where = f"/inputs/{tensor.name}"
     width = math.prod(tensor.shape[1:])
-    limit = {"user_id": 1, "history": schemas.MAX_HISTORY}.get(tensor.name, schemas.MAX_ITEMS)
-    if (tensor.name == "user_id" and width != 1) or width > limit:
+    limit = {"user_id": 1, _CURSOR: 1, "exclude": schemas.MAX_ITEMS, "candidates": schemas.MAX_ITEMS}.get(
+        tensor.name, schemas.MAX_HISTORY
+    )
+    if (limit == 1 and width != 1) or width > limit:
         raise unprocessable([(where, f"expected {'one value' if limit == 1 else f'up to {limit} values'} a row")])
     if tensor.datatype != "BYTES" and tensor.datatype not in INTEGERS:
         raise unprocessable([(where, f"ids are BYTES or integers, found {tensor.datatype}")])
     texts = [str(value) for value in tensor.values]
-    if any(len(text) > schemas.MAX_ID for text in texts):
-        raise unprocessable([(where, f"an id may have up to {schemas.MAX_ID} characters")])
-    return [[text for text in texts[row * width : (row + 1) * width] if text] for row in range(rows)]
+    longest = schemas.MAX_TEXT if tensor.name == _CURSOR else MAX_ID
+    if any(len(text) > longest for text in texts):
+        raise unprocessable([(where, f"an id may have up to {longest} characters")])
+    return texts
+
+
+def _weights(tensor: Tensor, ids: Tensor | None, texts: Sequence[str], rows: int) -> list[Sequence[Any]]:
+    """The weights of the ids of each row."""
+    where = f"/inputs/{tensor.name}"
+    if ids is None or tensor.shape != ids.shape:
+        raise unprocessable([(where, f"expected the input {_WEIGHTS[tensor.name]}, and the same shape")])
+    if tensor.datatype not in FLOATS and tensor.datatype not in INTEGERS:
+        raise unprocessable([(where, f"weights are numbers, found {tensor.datatype}")])
+    given = [float(value) if text else None for value, text in zip(tensor.values, texts, strict=True)]
+    if any(weight is not None and not schemas.LEAST_WEIGHT <= weight <= schemas.MOST_WEIGHT for weight in given):
+        limits = f"from {schemas.LEAST_WEIGHT:g} to {schemas.MOST_WEIGHT:g}"
+        raise unprocessable([(where, f"a weight is a number {limits}")])
+    return [[weight for weight in row if weight is not None] for row in _split(given, rows)]
 
 
 def _only(values: Sequence[str]) -> str | None:
@@ -206,6 +273,9 @@ OUTPUTS: dict[str, Datatype] = {
     "title": "BYTES",
     "because": "BYTES",
     "next_offset": "INT64",
+    "next_cursor": "BYTES",
+    "search": "BYTES",
+    "user_known": "BYTES",
 }
 _USUAL = ("item_id", "score", "source")
 
@@ -228,30 +298,48 @@ def wanted_outputs(call: Call) -> list[tuple[str, bool]]:
     return [(name, as_bytes or binary) for name, as_bytes in call.outputs]
 
 
-def output(name: str, served: ServedVersion, call: Call, rankings: Sequence[Ranking]) -> Tensor:
+# Outputs of one value a row, and of several values an item.
+ONE_A_ROW = ("source", "next_offset", "next_cursor", "search", "user_known")
+REASONS = 3
+
+
+def output(name: str, ranker: Ranker, queries: Sequence[Query], rankings: Sequence[Ranking]) -> Tensor:
     """One tensor of the answer; rows with fewer items than `k` end in "" and the lowest score."""
-    k, offset = call.parameters.k, call.parameters.offset
-    items = served.scorer.items
+    rows, k = len(rankings), queries[0].k
     values: list[Value] = []
-    shape: tuple[int, ...] = (len(rankings), k)
-    for ranking in rankings:
-        fill = k - len(ranking.codes)
-        match name:
-            case "item_id":
-                values += [*(items.ids[code - 1] for code in ranking.codes), *[""] * fill]
-            case "score":
-                values += [*ranking.scores.tolist(), *[_NO_SCORE] * fill]
-            case "title":
-                values += [*(items.title(code) or "" for code in ranking.codes), *[""] * fill]
-            case "because":
-                shape = (len(rankings), k, _REASONS)
-                reasons = [*ranking.reasons, *[()] * (k - len(ranking.reasons))]
-                for near in reasons:
-                    values += [*(items.ids[code - 1] for code in near), *[""] * (_REASONS - len(near))]
-            case "source":
-                shape = (len(rankings),)
-                values.append(ranking.source)
-            case "next_offset":
-                shape = (len(rankings),)
-                values.append(offset + len(ranking.codes) if ranking.more else _LAST_PAGE)
+    for query, ranking in zip(queries, rankings, strict=True):
+        if name in ONE_A_ROW:
+            values.append(_of_row(name, ranker, query, ranking))
+        else:
+            values += _of_items(name, ranker.served.scorer.items, ranking, k)
+    shape = (rows,) if name in ONE_A_ROW else (rows, k, REASONS) if name == "because" else (rows, k)
     return Tensor(name, OUTPUTS[name], shape, values)
+
+
+def _of_row(name: str, ranker: Ranker, query: Query, ranking: Ranking) -> Value:
+    match name:
+        case "source":
+            return ranking.source
+        case "search":
+            return "approximate" if ranking.approximate else "exact"
+        case "user_known":
+            return ranking.user_known or ""
+        case "next_cursor":
+            return (cursors.following(ranker.identity, query, ranking) if query.alone else None) or ""
+        case _:
+            return query.offset + len(ranking.codes) if ranking.more else _LAST_PAGE
+
+
+def _of_items(name: str, items: ItemTable, ranking: Ranking, k: int) -> list[Value]:
+    fill = k - len(ranking.codes)
+    match name:
+        case "item_id":
+            return [*(items.ids[code - 1] for code in ranking.codes), *[""] * fill]
+        case "score":
+            return [*ranking.scores.tolist(), *[_NO_SCORE] * fill]
+        case "title":
+            return [*(items.title(code) or "" for code in ranking.codes), *[""] * fill]
+        case _:
+            nearest = [*ranking.reasons, *[()] * (k - len(ranking.reasons))]
+            padded = [[*(items.ids[code - 1] for code in near), *[""] * (REASONS - len(near))] for near in nearest]
+            return list(chain.from_iterable(padded))

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+import functools
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Generic, TypeVar
 
 from lazydp.components.shared.errors import InputError
 from lazydp.service.http.problems import unprocessable
-from lazydp.service.inference.call import Call, output, queries_of, wanted_outputs
+from lazydp.service.inference.call import Call, key_of, output, queries_of, wanted_outputs
 from lazydp.service.inference.tensors import Tensor
 from lazydp.service.serving.checks import check_names
 from lazydp.service.serving.context import Context
@@ -41,13 +42,15 @@ async def infer(context: Context, name: str, version: str | None, transport: Tra
     Raises:
         Problem: 404 for an unknown model or version, 4xx for a call that is not valid.
     """
-    ranker = context.ranker(name, version)
-    statistics = ranker.served.statistics
     started = time.perf_counter_ns()
+    # Where several versions share a model's calls, the call says which of them answers it.
+    early = transport.read() if version is None and context.deals(name) else None
+    ranker = context.ranker(name if early is None else context.dealt(name, key_of(early)), version)
+    statistics = ranker.served.statistics
     try:
-        call = transport.read()
+        call = early or transport.read()
         outputs = wanted_outputs(call)
-        queries = queries_of(ranker.served, call)
+        queries = queries_of(ranker, call)
         check_names(ranker.served, queries[0], pointer="/parameters")
         read = time.perf_counter_ns()
         try:
@@ -55,12 +58,15 @@ async def infer(context: Context, name: str, version: str | None, transport: Tra
         except InputError as error:
             raise unprocessable([("/inputs", str(error))]) from None
         ranked = time.perf_counter_ns()
-        tensors = [(output(wanted, ranker.served, call, rankings), binary) for wanted, binary in outputs]
+        tensors = [(output(wanted, ranker, queries, rankings), binary) for wanted, binary in outputs]
         written = transport.write(Answer(ranker.served, call.id, tensors))
     except BaseException:
         statistics.fail.add(time.perf_counter_ns() - started)
         raise
     ended = time.perf_counter_ns()
+    if early is not None:
+        for query in queries:
+            context.copied(name, functools.partial(replace, query, after=None))
     for ranking in rankings:
         context.metrics.answered(ranker.served.name, ranking.source)
     statistics.compute_input.add(read - started)

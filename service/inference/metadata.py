@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import importlib.metadata
+from collections.abc import Sequence
 from dataclasses import asdict
 from typing import Any
 
 from pydantic import BaseModel, ConfigDict
 
 from lazydp.service import schemas
-from lazydp.service.inference.call import OUTPUTS, feature_inputs
+from lazydp.service.inference.call import ONE_A_ROW, OUTPUTS, REASONS, feature_inputs
 from lazydp.service.inference.tensors import Datatype
 from lazydp.service.serving.served_version import ServedVersion
 
@@ -119,11 +120,11 @@ def server_metadata() -> ServerMetadata:
     return ServerMetadata(name="lazydp", version=importlib.metadata.version("lazydp"), extensions=EXTENSIONS)
 
 
-def model_metadata(name: str, served: ServedVersion) -> ModelMetadata:
-    """Inputs and outputs of a model under the name that was asked for."""
+def model_metadata(name: str, served: ServedVersion, *, versions: Sequence[str] = ()) -> ModelMetadata:
+    """Inputs and outputs of a model under the name that was asked for, with all the `versions` that answer to it."""
     return ModelMetadata(
         name=name,
-        versions=[served.version],
+        versions=list(versions) or [served.version],
         platform=PLATFORM,
         inputs=[
             TensorMetadata(name=tensor, datatype=datatype, shape=[_ANY, *dims])
@@ -176,13 +177,17 @@ def _inputs(served: ServedVersion) -> list[tuple[str, Datatype, list[int]]]:
         ("history", "BYTES", [_ANY]),
         ("exclude", "BYTES", [_ANY]),
         ("candidates", "BYTES", [_ANY]),
+        ("similar_to", "BYTES", [_ANY]),
+        ("history_weights", "FP32", [_ANY]),
+        ("similar_weights", "FP32", [_ANY]),
+        ("cursor", "BYTES", []),
     ]
     features = feature_inputs(served.scorer).items()
     return own + [(name, datatype, [_ANY] if several else []) for name, (datatype, several) in features]
 
 
 def _outputs() -> list[tuple[str, Datatype, list[int]]]:
-    extents: dict[str, list[Any]] = {"source": [], "next_offset": [], "because": [_ANY, 3]}
+    extents: dict[str, list[Any]] = {name: [] for name in ONE_A_ROW} | {"because": [_ANY, REASONS]}
     return [(name, datatype, extents.get(name, [_ANY])) for name, datatype in OUTPUTS.items()]
 
 

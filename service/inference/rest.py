@@ -9,6 +9,7 @@ import orjson
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, TypeAdapter
 
 from lazydp.service import schemas
+from lazydp.service.conditions import MAX_ID, Text
 from lazydp.service.http.problems import Problem, unprocessable
 from lazydp.service.http.request_body import parse_bytes
 from lazydp.service.inference.call import OUTPUTS, Call, InferParameters, parse_parameters
@@ -32,10 +33,11 @@ class InputParameters(_Message):
 
 
 class InferInput(_Message):
-    """One input tensor of B rows: `user_id` [B] or [B, 1]; `history`, `exclude` and `candidates` [B, n], where ""
-    fills short rows; any user or context feature of the model by its name."""
+    """One input tensor of B rows: `user_id` [B] or [B, 1]; `history`, `exclude`, `candidates` and `similar_to` [B, n],
+    where "" fills short rows; `history_weights` and `similar_weights` of the same shape; `cursor` [B]; any user or
+    context feature of the model by its name."""
 
-    name: schemas.Text
+    name: Text
     shape: Annotated[list[schemas.Extent], Field(min_length=1, max_length=2)]
     datatype: Datatype
     parameters: InputParameters = InputParameters()
@@ -51,7 +53,7 @@ class OutputParameters(_Message):
 class RequestedOutput(_Message):
     """One output tensor that is wanted."""
 
-    name: schemas.Text
+    name: Text
     parameters: OutputParameters = OutputParameters()
 
 
@@ -70,8 +72,8 @@ class InferRequest(_Message):
         },
     )
 
-    id: Annotated[str, Field(max_length=schemas.MAX_ID)] | None = None
-    model_name: Annotated[str, Field(max_length=schemas.MAX_ID)] | None = Field(
+    id: Annotated[str, Field(max_length=MAX_ID)] | None = None
+    model_name: Annotated[str, Field(max_length=MAX_ID)] | None = Field(
         default=None, description="some clients repeat it here; the path decides"
     )
     inputs: Annotated[list[InferInput], Field(fail_fast=True, min_length=1, max_length=_MAX_INPUTS)]

@@ -88,7 +88,7 @@ async def statistics(context: InContext) -> metadata.ServerStatistics:
 @router.get(_SERVED, response_model=metadata.ModelMetadata, summary="Model metadata")
 async def model(context: InContext, name: Name) -> metadata.ModelMetadata:
     """Inputs and outputs of a model."""
-    return metadata.model_metadata(name, context.served(name))
+    return metadata.model_metadata(name, context.served(name), versions=context.versions(name))
 
 
 @router.get(_OF_VERSION, response_model=metadata.ModelMetadata, summary="Metadata of a version")

@@ -28,6 +28,7 @@ _PROBLEMS = {
     "401": "No API key, or one that is not known.",
     "403": "An API key of another scope.",
     "404": "No such thing: the model, user or item is not known.",
+    "409": "The cursor is of another query or version.",
     "413": "The body is too large.",
     "415": "The body is not of a media type or encoding that is taken.",
     "422": "The request is not valid.",
@@ -80,6 +81,8 @@ def _complete(path: str, operation: dict[str, Any]) -> None:
         statuses |= _BODY_ONLY | {"422"}
     if operation.get("parameters"):
         statuses |= {"404", "422"}
+    if path == "/v1/recommendations" or path.endswith("/infer") or _takes_cursor(operation):
+        statuses.add("409")
     if path in _NAMED_IN_BODY:
         statuses.add("404")
     if "422" in responses:
@@ -98,3 +101,7 @@ def _complete(path: str, operation: dict[str, Any]) -> None:
         operation["description"] = (
             operation.get("description", "") + f"\n\nScope of the key: {' and '.join(scopes) if scopes else 'any'}."
         )
+
+
+def _takes_cursor(operation: dict[str, Any]) -> bool:
+    return any(parameter["name"] == "cursor" for parameter in operation.get("parameters", []))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Iterable
+from dataclasses import replace
 from typing import Annotated
 
 import orjson
@@ -14,15 +15,17 @@ from lazydp.components.bundle import query as queries
 from lazydp.components.bundle.query import Ranking
 from lazydp.components.shared.errors import InputError
 from lazydp.service import schemas
+from lazydp.service.conditions import MAX_ID
 from lazydp.service.http.etags import digest_of, tagged
 from lazydp.service.http.problems import Problem, unprocessable
 from lazydp.service.http.request_body import describe, json_body, parse_bytes
 from lazydp.service.routes.deps import InContext, json_response
+from lazydp.service.serving import cursors
 from lazydp.service.serving.answer_cache import Answer
 from lazydp.service.serving.checks import check_names
 from lazydp.service.serving.context import Context
 from lazydp.service.serving.ranker import Ranker
-from lazydp.service.serving.served_version import ServedVersion
+from lazydp.service.serving.served_version import ServedVersion, joined
 
 router = APIRouter(tags=["recommendations"])
 
@@ -32,12 +35,8 @@ _PRIVATE = "private, no-cache"
 # What the keys of kept answers begin with.
 _BY_TAG, _BY_BODY = b"tag:", b"body:"
 
-UserId = Annotated[
-    str, Path(min_length=1, max_length=schemas.MAX_ID, description="a user of the model", examples=["196"])
-]
-ItemId = Annotated[
-    str, Path(min_length=1, max_length=schemas.MAX_ID, description="an item of the model", examples=["50"])
-]
+UserId = Annotated[str, Path(min_length=1, max_length=MAX_ID, description="a user of the model", examples=["196"])]
+ItemId = Annotated[str, Path(min_length=1, max_length=MAX_ID, description="an item of the model", examples=["50"])]
 MODEL = "name of the model; the default one if left out"
 Model = Annotated[str | None, Query(max_length=64, description=MODEL)]
 
@@ -47,7 +46,21 @@ class Page(BaseModel):
 
     k: int = Field(schemas.DEFAULT_K, ge=1, le=schemas.MAX_K, description="items wanted")
     offset: int = Field(0, ge=0, le=schemas.MAX_OFFSET, description="items to skip: `next_offset` of the page before")
+    cursor: str | None = Field(
+        None,
+        max_length=schemas.MAX_TEXT,
+        description="empty for the first page, or `next_cursor` of the page before, for pages that never shift",
+    )
     model: str | None = Field(None, max_length=64, description=MODEL)
+
+    split_key: str | None = Field(
+        None, min_length=1, max_length=MAX_ID, description="requests with one key get one version, where several answer"
+    )
+
+    def placed(self, ranker: Ranker, query: queries.Query) -> queries.Query:
+        """`query` for this page."""
+        paged = replace(query, k=self.k, offset=self.offset, alone=self.cursor is not None)
+        return cursors.placed(ranker.identity, paged, self.cursor, pointer="cursor")
 
 
 InPage = Annotated[Page, Query()]
@@ -76,31 +89,59 @@ async def recommended(
     Raises:
         Problem: as that route does.
     """
-    ranker = context.ranker(model)
-    served = ranker.served
     body = json_body(headers, body, max_bytes=context.settings.max_body_bytes)
+    # The key that decides who answers stands in the body; otherwise a body that was answered before is not read again.
+    parsed = _parse(body) if context.deals(model) else None
+    if isinstance(parsed, schemas.RecommendationBatch):
+        return await _answered_together(context, parsed, model)
+    ranker = context.ranker(model if parsed is None else context.dealt(model, parsed.key))
+    served = ranker.served
     key = _BY_BODY + (body if ranker.retriever is None else ranker.identity.encode() + body)
     kept = served.cache.get(key)
-    if kept is not None:
+    if kept is None:
+        parsed = parsed or _parse(body)
+        if isinstance(parsed, schemas.RecommendationBatch):
+            return await _answered_together(context, parsed, model)
+        kept = await answered(context, ranker, _placed(ranker, parsed, pointer=""))
+        served.cache.put(key, kept)
+    else:
         context.metrics.answered(served.name, kept.source)
-        return kept.body
-    parsed = _parse(body)
-    if isinstance(parsed, schemas.RecommendationBatch):
-        asked = [part.query() for part in parsed.queries]
-        if sum(query.k for query in asked) > schemas.MAX_BATCH_ITEMS:
-            raise unprocessable([("/queries", f"all k together may be {schemas.MAX_BATCH_ITEMS} at most")])
-        for number, query in enumerate(asked):
-            check_names(served, query, pointer=f"/queries/{number}")
-        rankings = await _ranked_together(ranker, asked)
-        for ranking in rankings:
-            context.metrics.answered(served.name, ranking.source)
-        return served.answers(
-            served.answer(query, ranking, retriever=ranker.found_by(query))
-            for query, ranking in zip(asked, rankings, strict=True)
-        )
-    answer = await answered(context, ranker, parsed.query())
-    served.cache.put(key, answer)
-    return answer.body
+    if parsed is not None:
+        context.copied(model, parsed.query)
+    return kept.body
+
+
+def _placed(ranker: Ranker, query: schemas.RecommendationQuery, *, pointer: str) -> queries.Query:
+    return cursors.placed(ranker.identity, query.query(), query.cursor, pointer=f"{pointer}/cursor")
+
+
+async def _answered_together(context: Context, batch: schemas.RecommendationBatch, model: str | None) -> bytes:
+    if sum(query.k for query in batch.queries) > schemas.MAX_BATCH_ITEMS:
+        raise unprocessable([("/queries", f"all k together may be {schemas.MAX_BATCH_ITEMS} at most")])
+    numbers: dict[str | None, list[int]] = {}
+    for number, query in enumerate(batch.queries):
+        numbers.setdefault(context.dealt(model, query.key), []).append(number)
+    rankers = {name: context.ranker(name) for name in numbers}
+    found: dict[int, bytes] = {}
+    for name, own in numbers.items():
+        asked = {number: _placed(rankers[name], batch.queries[number], pointer=f"/queries/{number}") for number in own}
+        found |= await _answers(context, rankers[name], asked)
+    for query in batch.queries:
+        context.copied(model, query.query)
+    results = (found[number] for number in range(len(batch.queries)))
+    return joined(results, by=next(iter(rankers.values())).served if len(rankers) == 1 else None)
+
+
+async def _answers(context: Context, ranker: Ranker, asked: dict[int, queries.Query]) -> dict[int, bytes]:
+    """Answers to queries of one request, by their numbers."""
+    for number, query in asked.items():
+        check_names(ranker.served, query, pointer=f"/queries/{number}")
+    rankings = await _ranked_together(ranker, list(asked.values()))
+    for ranking in rankings:
+        context.metrics.answered(ranker.served.name, ranking.source)
+    return {
+        number: ranker.answer(query, ranking) for (number, query), ranking in zip(asked.items(), rankings, strict=True)
+    }
 
 
 @router.get(
@@ -114,9 +155,10 @@ async def recommend_to_user(request: Request, context: InContext, user_id: UserI
 
     A hashed vocabulary knows everybody: a user never seen in training has some row of the table.
     """
-    ranker = context.ranker(page.model)
-    query = queries.Query(user_id=user_id, k=page.k, offset=page.offset)
-    tag = digest_of(ranker.identity, "user", user_id, page.k, page.offset)
+    ranker = context.ranker(context.dealt(page.model, page.split_key or user_id))
+    query = page.placed(ranker, queries.Query(user_id=user_id))
+    context.copied(page.model, lambda: replace(query, after=None))
+    tag = digest_of(ranker.identity, "user", user_id, page.k, page.offset, page.cursor)
     return await _tagged(request, context, ranker.served, tag, lambda: answered(context, ranker, query))
 
 
@@ -128,17 +170,11 @@ async def recommend_to_user(request: Request, context: InContext, user_id: UserI
 )
 async def similar(request: Request, context: InContext, item_id: ItemId, page: InPage) -> Response:
     """Items whose vectors have the greatest cosine with the item's; 404 for an item that the model does not know."""
-    served = context.served(page.model)
-
-    async def answer() -> Answer:
-        ranking = await served.similar(item_id, k=page.k, offset=page.offset)
-        if ranking is None:
-            raise Problem(404, "unknown-item", "the model does not know this item")
-        context.metrics.answered(served.name, ranking.source)
-        return Answer(served.answer(queries.Query(k=page.k, offset=page.offset), ranking), ranking.source)
-
-    tag = digest_of(f"{served.name} {served.version}", "similar", item_id, page.k, page.offset)
-    return await _tagged(request, context, served, tag, answer)
+    ranker = context.ranker(context.dealt(page.model, page.split_key))
+    query = page.placed(ranker, queries.Query(similar_to=[item_id]))
+    context.copied(page.model, lambda: replace(query, after=None))
+    tag = digest_of(ranker.identity, "similar", item_id, page.k, page.offset, page.cursor)
+    return await _tagged(request, context, ranker.served, tag, lambda: answered(context, ranker, query))
 
 
 async def answered(context: Context, ranker: Ranker, query: queries.Query) -> Answer:
@@ -155,8 +191,8 @@ async def answered(context: Context, ranker: Ranker, query: queries.Query) -> An
         raise unprocessable([("/features", str(error))]) from None
     context.metrics.answered(served.name, ranking.source)
     if ranking.source == "none":
-        raise Problem(404, "nothing-known", ranking.notice)
-    return Answer(served.answer(query, ranking, retriever=ranker.found_by(query)), ranking.source)
+        raise Problem(404, "unknown-item" if query.similar_to else "nothing-known", ranking.notice)
+    return Answer(ranker.answer(query, ranking), ranking.source)
 
 
 async def _ranked_together(ranker: Ranker, asked: list[queries.Query]) -> list[Ranking]:

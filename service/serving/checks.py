@@ -18,10 +18,11 @@ def check_names(served: ServedVersion, query: Query, *, pointer: str) -> None:
     Raises:
         Problem: 422 that names the places and what the model has.
     """
-    if not (query.filters or query.cap or query.features):
+    if not (query.filters or query.boosts or query.cap or query.features):
         return
     attributes, features = served.scorer.items.attributes, served.scorer.encoder.features
     unknown = [(f"{pointer}/filters", attributes) for name in query.filters if name not in attributes]
+    unknown += [(f"{pointer}/boosts", attributes) for boost in query.boosts if boost.attribute not in attributes]
     unknown += [(f"{pointer}/features", features) for name in query.features if name not in features]
     if query.cap is not None and query.cap.attribute not in attributes:
         unknown.append((f"{pointer}/diversity/attribute", attributes))

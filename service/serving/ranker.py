@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 
 from lazydp.components.bundle.query import Query, Ranking
 from lazydp.service.http.problems import Problem
+from lazydp.service.serving import cursors
 from lazydp.service.serving.served_version import ServedVersion
 
 
@@ -40,7 +41,7 @@ class Ranker:
             InputError: a feature that the model does not have.
             Problem: 422 where the request must name candidates.
         """
-        if self.retriever is not None and query.candidates is None:
+        if self.retriever is not None and _is_open(query):
             found = await self.retriever.batcher.rank(self._wide(self.retriever, query))
             if found.source == "none":
                 return found
@@ -54,7 +55,7 @@ class Ranker:
             for query in queries:
                 self._refuse_too_many(query)
             return await self.served.batcher.rank_all(queries)
-        open_ = [number for number, query in enumerate(queries) if query.candidates is None]
+        open_ = [number for number, query in enumerate(queries) if _is_open(query)]
         wide = [self._wide(self.retriever, queries[number]) for number in open_]
         found = dict(zip(open_, await self.retriever.batcher.rank_all(wide), strict=True))
         nothing = {number: ranking for number, ranking in found.items() if ranking.source == "none"}
@@ -67,9 +68,24 @@ class Ranker:
         answers = nothing | dict(zip(narrow, ranked, strict=True))
         return [answers[number] for number in range(len(queries))]
 
+    def rank_here(self, query: Query) -> Ranking:
+        """As `rank`, in the thread of the caller and with no other query."""
+        if self.retriever is not None and _is_open(query):
+            (found,) = self.retriever.scorer.rank([self._wide(self.retriever, query)])
+            if found.source == "none":
+                return found
+            query = self._narrow(self.retriever, query, found)
+        self._refuse_too_many(query)
+        return self.served.scorer.rank([query])[0]
+
     def found_by(self, query: Query) -> ServedVersion | None:
         """The model that chose what `query` was answered from; None for the whole catalogue or given candidates."""
-        return None if query.candidates is not None else self.retriever
+        return self.retriever if _is_open(query) else None
+
+    def answer(self, query: Query, ranking: Ranking) -> bytes:
+        """What `query` is answered with, as JSON (`schemas.Recommendations`)."""
+        cursor = cursors.following(self.identity, query, ranking) if query.alone else None
+        return self.served.answer(query, ranking, retriever=self.found_by(query), cursor=cursor)
 
     def _wide(self, retriever: ServedVersion, query: Query) -> Query:
         """`query` for as many candidates as are ranked, of what the retriever can read and filter by."""
@@ -80,6 +96,9 @@ class Ranker:
             offset=0,
             features={name: value for name, value in query.features.items() if name in scorer.encoder.features},
             filters={name: values for name, values in query.filters.items() if name in scorer.items.attributes},
+            # What is added is in units of the other model's scores.
+            boosts=[boost for boost in query.boosts if boost.multiply and boost.attribute in scorer.items.attributes],
+            after=None,
             cap=None,
             explain=False,
         )
@@ -89,6 +108,11 @@ class Ranker:
         return replace(query, candidates=[ids[code - 1] for code in found.codes if known(ids[code - 1])])
 
     def _refuse_too_many(self, query: Query) -> None:
-        if query.candidates is None and not self.served.ranks_whole:
+        if _is_open(query) and not self.served.ranks_whole:
             detail = "this model's catalogue is too large to rank whole: name candidates, or configure a retriever"
             raise Problem(422, "candidates-needed", detail)
+
+
+def _is_open(query: Query) -> bool:
+    """Whether somebody else may choose what is ranked: cosines of items need no user, and are those of the ranker."""
+    return query.candidates is None and not query.similar_to

@@ -6,7 +6,7 @@ import asyncio
 import threading
 import time
 import traceback
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -91,6 +91,8 @@ class Registry:
         self._watched: dict[Path, _Watched] = {}
         self._refused: dict[str, str] = {}
         self._default: str | None = None
+        # Names that bundles are served by -> the model's own name, where that is another.
+        self._models: dict[str, str] = {}
         self._lock = threading.Lock()
         self._state = State()
         self._signers = [read_public_key(path) for path in settings.require_signature]
@@ -112,6 +114,10 @@ class Registry:
         """What is served."""
         return tuple(self._versions.values())
 
+    def names(self) -> Collection[str]:
+        """Names of what is served."""
+        return self._versions.keys()
+
     def get(self, name: str | None = None) -> ServedVersion | None:
         """The served version of a model, by default of the first."""
         wanted = self._default if name is None else name
@@ -132,10 +138,29 @@ class Registry:
             identity = _Identity.of(path)
             name = self._bring_in(path).name
             self._watched[path] = _Watched(identity, name)
+        for name, path in self._settings.named_bundles.items():
+            self._start_named(name, path)
         self._check_retrievers()
+        self._check_split()
         if self._settings.state_file is not None:
             self._state = State.read(self._settings.state_file)
             self._restore(self._state)
+
+    def _start_named(self, name: str, path: Path) -> None:
+        if name in self._versions or path in self._watched:
+            raise InputError(f"setting named_bundles: {name!r} at {path} is configured already; name a link to it")
+        identity = _Identity.of(path)
+        self._models[name] = BundleManifest.load(path).name
+        self._bring_in(path, name)
+        self._watched[path] = _Watched(identity, name)
+
+    def _check_split(self) -> None:
+        shadow = () if self._settings.shadow is None else (self._settings.shadow,)
+        for setting, names in (("weights", self._settings.weights), ("shadow", shadow)):
+            for name in names:
+                if name not in self._versions:
+                    known = ", ".join(self._versions)
+                    raise InputError(f"setting {setting}: nothing is served as {name!r}; there are: {known}")
 
     def _check_retrievers(self) -> None:
         for model, retriever in self._settings.retrievers.items():
@@ -274,8 +299,9 @@ class Registry:
 
     def _open(self, path: Path, expected_name: str | None) -> Bundle:
         bundle = self._copied(path) if self._settings.copy_bundles else self._opened(path)
-        if expected_name is not None and bundle.manifest.name != expected_name:
-            raise InputError(f"the bundle is of model {bundle.manifest.name!r}, expected {expected_name!r}")
+        expected = None if expected_name is None else self._models.get(expected_name, expected_name)
+        if expected is not None and bundle.manifest.name != expected:
+            raise InputError(f"the bundle is of model {bundle.manifest.name!r}, expected {expected!r}")
         return bundle
 
     def _copied(self, path: Path) -> Bundle:
@@ -302,6 +328,7 @@ class Registry:
             bundle = self._open(path, expected_name)
             fresh = ServedVersion(
                 bundle,
+                name=expected_name or bundle.manifest.name,
                 executor=self._executor,
                 cache=AnswerCache(self._settings.cache_entries, max_bytes=self._settings.cache_bytes),
                 approximate_from=self._settings.approximate_from,

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import asyncio
 import datetime
-import functools
 import time
 from collections.abc import Iterable
 from concurrent.futures import Executor
@@ -24,6 +22,11 @@ from lazydp.service.serving.statistics import Statistics
 _INLINE_SECONDS = 0.002
 _WARM_ROUNDS = 3
 _WARM_CANDIDATES = 1000
+_ANSWER = (
+    b'%b"source":"%b","user_known":%b,"retriever":%b,"search":"%b","items":[%b],"next_offset":%b,"next_cursor":%b,'
+    b'"unknown_items":%b,"notice":%b}'
+)
+_KNOWN = {None: b"null", "yes": b'"yes"', "no": b'"no"', "cannot tell": b'"cannot tell"'}
 # Ends the item before the one that a fragment begins.
 _CLOSE = b"},"
 
@@ -33,7 +36,7 @@ class ServedVersion:
 
     Attributes:
         bundle: what it answers from.
-        name: of the model.
+        name: that it is served by: the model's own, or another that the settings give it.
         version: of the bundle.
         scorer: ranks.
         batcher: ranks together what arrives together.
@@ -48,14 +51,14 @@ class ServedVersion:
         self,
         bundle: Bundle,
         *,
+        name: str,
         executor: Executor,
         cache: AnswerCache,
         approximate_from: int | None,
         rank_whole_up_to: int,
     ) -> None:
-        self._executor = executor
         self.bundle = bundle
-        self.name = bundle.manifest.name
+        self.name = name
         self.version = bundle.manifest.version
         self.scorer: Scorer = make_scorer(bundle, approximate_from=approximate_from)
         self.ranks_whole = isinstance(self.scorer, TwoTowerScorer) or self.scorer.num_items <= rank_whole_up_to
@@ -69,32 +72,26 @@ class ServedVersion:
         # What an answer says of each item code up to its score; made when first asked for.
         self._fragments: list[bytes | None] = [None] * (self.scorer.num_items + 1)
 
-    async def similar(self, item_id: str, *, k: int, offset: int) -> Ranking | None:
-        """Items like an item, None for an unknown one; in a thread where that takes long."""
-        if self.inline:
-            return self.scorer.similar(item_id, k=k, offset=offset, filters={})
-        work = functools.partial(self.scorer.similar, item_id, k=k, offset=offset, filters={})
-        return await asyncio.get_running_loop().run_in_executor(self._executor, work)
-
-    def answer(self, query: Query, ranking: Ranking, *, retriever: ServedVersion | None = None) -> bytes:
+    def answer(
+        self, query: Query, ranking: Ranking, *, retriever: ServedVersion | None = None, cursor: str | None = None
+    ) -> bytes:
         """A ranking of what `retriever` found, or of the whole catalogue, as JSON (`schemas.Recommendations`)."""
         items = self._items(ranking, explain=query.explain)
         following = b"%d" % (query.offset + len(ranking.codes)) if ranking.more else b"null"
         unknown = orjson.dumps(ranking.unknown_items) if ranking.unknown_items else b"[]"
         notice = b"null" if ranking.notice is None else orjson.dumps(ranking.notice)
-        return b'%b"source":"%b","retriever":%b,"items":[%b],"next_offset":%b,"unknown_items":%b,"notice":%b}' % (
+        return _ANSWER % (
             self._head,
             ranking.source.encode(),
+            _KNOWN[ranking.user_known],
             b"null" if retriever is None else retriever.model,
+            b"approximate" if ranking.approximate else b"exact",
             items,
             following,
+            b"null" if cursor is None else orjson.dumps(cursor),
             unknown,
             notice,
         )
-
-    def answers(self, results: Iterable[bytes]) -> bytes:
-        """A batch of `answer`s as JSON (`schemas.RecommendationResults`)."""
-        return b'%b"results":[%b]}' % (self._head, b",".join(results))
 
     def _items(self, ranking: Ranking, *, explain: bool) -> bytes:
         """The items of a ranking as JSON objects joined by commas."""
@@ -120,6 +117,11 @@ class ServedVersion:
         named = orjson.dumps({"id": items.ids[code - 1], "title": items.title(code)})
         self._fragments[code] = made = _CLOSE + named[:-1] + b',"score":'
         return made
+
+
+def joined(results: Iterable[bytes], *, by: ServedVersion | None) -> bytes:
+    """Answers to a batch as JSON (`schemas.RecommendationResults`), all `by` one version, or by several."""
+    return b'{"model":%b,"results":[%b]}' % (b"null" if by is None else by.model, b",".join(results))
 
 
 def _warm_seconds(scorer: Scorer, *, whole: bool) -> float:

@@ -59,7 +59,7 @@ def test_answers_are_typed(api: Client) -> None:
     query = schemas.RecommendationQuery(user_id="7", k=50)
     pages = list(api.pages(query))
     assert [len(page.items) for page in pages] == [50, 10]
-    assert api.recommend_to_user("7", k=50) == pages[0]
+    assert api.recommend_to_user("7", k=50, cursor="") == pages[0]
     results = api.recommend_all([query, schemas.RecommendationQuery(history=["1"])], model="dlrm")
     assert [result.source for result in results.results] == ["user", "history"]
     assert api.similar("5", k=2).items[0].title is not None

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from typing import TypeAlias
 
@@ -15,6 +15,7 @@ from lazydp.components.bundle.encoder import QueryEncoder
 from lazydp.components.bundle.items import ItemTable
 from lazydp.components.bundle.query import CategoryCap, Query, Ranking, Source
 from lazydp.components.bundle.reader import Bundle
+from lazydp.components.bundle.scoring.selection import EXCLUDED, Selection, is_behind
 from lazydp.components.bundle.topk import Codes, ScoreRows, Scores, in_order, top_k, top_k_rows
 from lazydp.components.shared.errors import InputError
 
@@ -22,7 +23,6 @@ Matrix: TypeAlias = ScoreRows
 # Scores in memory at once, and candidates that a DLRM ranks at once.
 _MAX_SCORES = 2**24
 _REASONS = 3
-EXCLUDED = np.float32(-np.inf)
 _NOTHING: Codes = np.empty(0, dtype=np.int64)
 # Squares of smaller lengths vanish.
 _SHORTEST = 1e-18
@@ -49,6 +49,7 @@ class Scorer(ABC):
         self.items: ItemTable = bundle.items
         self.num_items = len(self.items)
         self.encoder = QueryEncoder(bundle)
+        self._selection = Selection(self.items, self.encoder)
         self._popularity = _popularity_scores(bundle)
         self._with_lengths: tuple[Matrix, Scores] | None = None
 
@@ -64,8 +65,19 @@ class Scorer(ABC):
         """The best items for each query.
 
         Raises:
-            InputError: a query names a feature or attribute that the model does not have.
+            InputError: a query names a feature or attribute that the model does not have, or weights do not fit.
         """
+        apart = [number for number, query in enumerate(queries) if query.alone or query.similar_to]
+        if not apart:
+            return self._rank_people(queries)
+        together = [number for number, query in enumerate(queries) if not (query.alone or query.similar_to)]
+        answers = dict(zip(together, self._rank_people([queries[number] for number in together]), strict=True))
+        for number in apart:
+            query = queries[number]
+            answers[number] = self._rank_similar(query) if query.similar_to else self._rank_people([query])[0]
+        return [answers[number] for number in range(len(queries))]
+
+    def _rank_people(self, queries: Sequence[Query]) -> list[Ranking]:
         sources = [self._source(query) for query in queries]
         scored = [index for index, source in enumerate(sources) if source not in ("popular", "none")]
         size = max(1, _MAX_SCORES // (self.num_items + 1))
@@ -87,14 +99,16 @@ class Scorer(ABC):
             scores = self._score([query for query, _ in known])
         return self._rankings(known, scores)
 
-    def similar(self, item_id: str, *, k: int, offset: int = 0, filters: Mapping[str, Sequence[str]]) -> Ranking | None:
-        """Items nearest to an item by cosine; None where the model does not know the item."""
-        code = self.items.code(item_id)
-        if not code:
-            return None
+    def _rank_similar(self, query: Query) -> Ranking:
+        """Items by the weighted mean of their cosines with those of `query.similar_to` that the model knows."""
+        liked = self.encoder.known(query.similar_to, query.similar_weights)
+        if not liked:
+            return self._nothing(query, "the model knows none of the items that others should be similar to")
         vectors, lengths = self._directions()
-        scores: Scores = (vectors @ vectors[code]) / (lengths * lengths[code])
-        query = Query(k=k, offset=offset, exclude=(item_id,), filters=filters)
+        codes = [code for code, _ in liked]
+        weights = np.asarray([weight for _, weight in liked])
+        shares = (weights / weights.sum()).astype(np.float32) / lengths[codes]
+        scores: Scores = (vectors @ (shares @ vectors[codes])) / lengths
         return self._rankings([(query, "item")], scores[np.newaxis])[0]
 
     def warm(self, query: Query) -> None:
@@ -119,15 +133,22 @@ class Scorer(ABC):
         """For somebody the model knows nothing of: the released popularity, or no answer and why."""
         who = self._why_unknown(query)
         if self._popularity is None:
-            return Ranking(
-                codes=[],
-                scores=np.empty(0, dtype=np.float32),
-                source="none",
-                unknown_items=self._unknown(query),
-                notice=f"{who}, and the bundle carries no privately released popularity to fall back to",
+            return self._nothing(
+                query, f"{who}, and the bundle carries no privately released popularity to fall back to"
             )
         (answer,) = self._rankings([(query, source)], self._popularity[np.newaxis].copy())
         return replace(answer, notice=f"{who}: these are the most popular items, by counts released with noise")
+
+    def _nothing(self, query: Query, notice: str) -> Ranking:
+        scores: Scores = np.empty(0, dtype=np.float32)
+        return Ranking(
+            codes=[],
+            scores=scores,
+            source="none",
+            unknown_items=self._unknown(query),
+            notice=notice,
+            user_known=self.encoder.knows(query.user_id),
+        )
 
     def _why_unknown(self, query: Query) -> str:
         if query.user_id is not None and not query.history:
@@ -141,9 +162,9 @@ class Scorer(ABC):
 
     def _rankings(self, known: Sequence[tuple[Query, Source]], scores: Matrix) -> list[Ranking]:
         """Rankings of the whole catalogue by `scores` [B, num_items + 1], which are changed."""
-        scores[:, 0] = EXCLUDED
         for (query, _), row in zip(known, scores, strict=True):
-            self._exclude(query, row)
+            self._selection.apply(query, row)
+        scores[:, 0] = EXCLUDED
         found = self._found([query for query, _ in known], scores)
         return [
             self._page(query, codes, row[codes], source)
@@ -159,7 +180,7 @@ class Scorer(ABC):
             if query.cap is None:
                 alike.setdefault(wanted, []).append(row)
             else:
-                capped = _capped(in_order(scores[row]), self.items, query.cap)
+                capped = self._capped(query, query.cap, in_order(scores[row]), scores[row].item)
                 found[row] = np.fromiter(itertools.islice(capped, wanted), dtype=np.int64)
         for wanted, rows in alike.items():
             together = scores if len(rows) == len(queries) else scores[rows]
@@ -169,18 +190,27 @@ class Scorer(ABC):
 
     def _ranking_among(self, query: Query, codes: Codes, scores: Scores, source: Source) -> Ranking:
         """The ranking of `codes` [n], which ascend, by their `scores` [n], and of no other item."""
-        left_out = self.encoder.item_codes([*query.exclude, *(query.history if query.exclude_seen else ())])
-        scores[np.isin(codes, left_out)] = EXCLUDED
-        for attribute, values in query.filters.items():
-            scores[~self.items.mask(attribute, values)[codes]] = EXCLUDED
+        self._selection.apply(query, scores, codes)
         wanted = query.offset + query.k + 1
         if query.cap is None:
             order = top_k(scores, wanted)
         else:
             ranked = codes[top_k(scores, len(codes))]
-            capped = itertools.islice(_capped(iter(ranked.tolist()), self.items, query.cap), wanted)
+
+            def score_of(code: int) -> float:
+                return float(scores[np.searchsorted(codes, code)])
+
+            capped = itertools.islice(self._capped(query, query.cap, iter(ranked.tolist()), score_of), wanted)
             order = np.searchsorted(codes, np.fromiter(capped, dtype=np.int64))
         return self._page(query, codes[order], scores[order], source)
+
+    def _capped(
+        self, query: Query, cap: CategoryCap, ranked: Iterator[int], score_of: Callable[[int], float]
+    ) -> Iterator[int]:
+        """The `ranked` codes within the bounds of their categories, from where the page of `query` begins."""
+        capped = _capped(ranked, self.items, cap)
+        after = query.after
+        return capped if after is None else (code for code in capped if is_behind(after, score_of(code), code))
 
     def _page(self, query: Query, ranked: Codes, scores: Scores, source: Source) -> Ranking:
         """The page that `query` asks for, from codes `ranked` best first, to one past its end, with their `scores`."""
@@ -193,26 +223,16 @@ class Scorer(ABC):
             more=ranked.shape[0] > end,
             unknown_items=self._unknown(query),
             reasons=self._reasons(query, page) if query.explain else (),
+            user_known=self.encoder.knows(query.user_id),
         )
-
-    def _exclude(self, query: Query, scores: Scores) -> None:
-        if query.exclude:
-            scores[self.encoder.item_codes(query.exclude)] = EXCLUDED
-        if query.exclude_seen and query.history:
-            scores[self.encoder.item_codes(query.history)] = EXCLUDED
-        if query.candidates is not None:
-            allowed = np.zeros(scores.shape[0], dtype=np.bool_)
-            allowed[self.encoder.item_codes(query.candidates)] = True
-            scores[~allowed] = EXCLUDED
-        for attribute, values in query.filters.items():
-            scores[~self.items.mask(attribute, values)] = EXCLUDED
 
     def _unknown(self, query: Query) -> list[str]:
         code = self.items.code
-        return [item for item in (*query.history, *(query.candidates or ())) if not code(item)]
+        return [item for item in (*query.history, *query.similar_to, *(query.candidates or ())) if not code(item)]
 
     def _reasons(self, query: Query, page: Codes) -> list[list[int]]:
-        history = np.asarray(list(dict.fromkeys(self.encoder.item_codes(query.history))), dtype=np.int64)
+        given = self.encoder.item_codes(query.similar_to or query.history)
+        history = np.asarray(list(dict.fromkeys(given)), dtype=np.int64)
         if not history.shape[0]:
             return [[] for _ in page]
         vectors, lengths = self._directions()
@@ -238,7 +258,7 @@ def _capped(ranked: Iterator[int], items: ItemTable, cap: CategoryCap) -> Iterat
     """The ranked codes without those whose category is full; an item of several categories counts in each."""
     taken: dict[str, int] = {}
     for code in ranked:
-        categories = items.values(cap.attribute, code)
+        categories = items.columns.values(cap.attribute, code)
         if all(taken.get(category, 0) < cap.limit for category in categories):
             for category in categories:
                 taken[category] = taken.get(category, 0) + 1

@@ -10,8 +10,9 @@ from torch import Tensor
 
 from lazydp.components.bundle.query import Query, Ranking, Source
 from lazydp.components.bundle.reader import Bundle
-from lazydp.components.bundle.scoring.base import EXCLUDED, Matrix, Scorer
+from lazydp.components.bundle.scoring.base import Matrix, Scorer
 from lazydp.components.bundle.scoring.pooled_items import pooled_items
+from lazydp.components.bundle.scoring.selection import EXCLUDED
 from lazydp.components.bundle.topk import Codes, Scores
 from lazydp.components.models.recommender import ModelInputs, pool
 
@@ -60,10 +61,10 @@ class DlrmScorer(Scorer):
 
     def _inputs(self, queries: Sequence[Query]) -> list[tuple[dict[str, Tensor], Tensor]]:
         """Pooled example-side features [1, D] and dense features [1, n] of each query."""
-        bags, dense = self.encoder.encode(queries)
-        example = pool(self.bundle.model.layout.example, self.bundle.tables, bags)
+        encoded = self.encoder.encode(queries)
+        example = pool(self.bundle.model.layout.example, self.bundle.tables, encoded.bags, encoded.weights)
         return [
-            ({name: vectors[row : row + 1] for name, vectors in example.items()}, dense[row : row + 1])
+            ({name: vectors[row : row + 1] for name, vectors in example.items()}, encoded.dense[row : row + 1])
             for row in range(len(queries))
         ]
 

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
+from dataclasses import replace
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from lazydp.components.bundle.encoder import EncodedQueries
 from lazydp.components.bundle.index import DEPTHS, TARGET_RECALL, ApproximateIndex
 from lazydp.components.bundle.query import Query, Ranking, Source
 from lazydp.components.bundle.reader import Bundle
@@ -35,7 +37,8 @@ class TwoTowerScorer(Scorer):
     """One matrix product of user vectors with the item vectors, which are computed once.
 
     A catalogue of `approximate_from` items or more is searched through an approximate index, where that reaches its
-    target of recall. Queries that name what to choose from (candidates, filters, a cap) are answered exactly.
+    target of recall. Queries that name what to choose from (candidates, filters, a cap), that boost scores, or
+    whose pages must not shift, are answered exactly.
     """
 
     def __init__(self, bundle: Bundle, *, approximate_from: int | None = None) -> None:
@@ -61,8 +64,9 @@ class TwoTowerScorer(Scorer):
         if self._users is not None:
             codes = [self.encoder.user_alone(query) for query in queries]
             if all(codes):
-                return torch.from_numpy(self._users.take(codes, axis=0))
-        return self._towards(*self.encoder.encode(queries))
+                # A copy of torch's own lies at an aligned address: products of the same values are then the same bits.
+                return torch.from_numpy(self._users.take(codes, axis=0)).clone()
+        return self._towards(self.encoder.encode(queries))
 
     def _vectors_of_users(self) -> Matrix | None:
         """Vectors [num_users + 1, D] of users who give nothing but their id; None where there are too many to keep.
@@ -74,12 +78,13 @@ class TwoTowerScorer(Scorer):
             return None
         blocks = [torch.arange(start, min(start + _USER_BLOCK, users)) for start in range(0, users, _USER_BLOCK)]
         with torch.inference_mode():
-            made = torch.cat([self._towards(*self.encoder.encode_users(codes)) for codes in blocks])
+            made = torch.cat([self._towards(self.encoder.encode_users(codes)) for codes in blocks])
         vectors: Matrix = made.numpy()
         return vectors
 
-    def _towards(self, bags: Mapping[str, Bags], dense: Tensor) -> Tensor:
-        user = self._model.user_vector(pool(self._model.layout.example, self.bundle.tables, bags), dense)
+    def _towards(self, encoded: EncodedQueries) -> Tensor:
+        pooled = pool(self._model.layout.example, self.bundle.tables, encoded.bags, encoded.weights)
+        user = self._model.user_vector(pooled, encoded.dense)
         # The temperature divides every score alike; here it divides the shorter factor of the product.
         return user / self._model.config.temperature
 
@@ -108,13 +113,14 @@ class TwoTowerScorer(Scorer):
         rankings = []
         for (query, source), found, user in zip(known, index.search(users, depth), users, strict=True):
             codes: Codes = np.unique(found[found > 0])
-            rankings.append(self._ranking_among(query, codes, vectors[codes] @ user, source))
+            ranking = self._ranking_among(query, codes, vectors[codes] @ user, source)
+            rankings.append(replace(ranking, approximate=True))
         return rankings
 
     def _build_index(self) -> tuple[ApproximateIndex | None, str]:
         """The index and what it is; None and why not where search stays exact."""
         with torch.inference_mode():
-            queries: Matrix = self._towards(*self._sampled_inputs()).numpy()
+            queries: Matrix = self._towards(self._sampled_inputs()).numpy()
         try:
             index = ApproximateIndex.build(self._vectors.numpy(), queries)
         except UnavailableError as error:
@@ -123,7 +129,7 @@ class TwoTowerScorer(Scorer):
             return None, f"exact (an approximate index found only {index.recall:.4f} of the best items)"
         return index, index.description
 
-    def _sampled_inputs(self) -> tuple[dict[str, Bags], Tensor]:
+    def _sampled_inputs(self) -> EncodedQueries:
         """Inputs of people who might ask: every feature given by half of them, drawn uniformly from what is public."""
         generator = torch.Generator().manual_seed(0)
         features = self._model.layout.example
@@ -138,7 +144,7 @@ class TwoTowerScorer(Scorer):
             values = torch.randint(1, max(2, feature.num_rows), (int(offsets[-1]),), generator=generator)
             bags[feature.name] = Bags(values.clamp_(max=feature.num_rows - 1), offsets)
         dense = torch.rand(_SAMPLED_QUERIES, self._model.layout.num_dense, generator=generator) * 2 - 1
-        return bags, dense
+        return EncodedQueries(bags, dense)
 
     def _item_vectors(self) -> Matrix:
         # The prior says how popular an item is, not what it is like.
@@ -148,7 +154,8 @@ class TwoTowerScorer(Scorer):
 
 def _search_depth(query: Query) -> int | None:
     """How deep an index must search so that no item is missing once some are left out; None for exact search."""
-    if query.candidates is not None or query.filters or query.cap is not None:
+    narrowed = query.candidates is not None or query.filters or query.boosts or query.cap is not None
+    if narrowed or query.alone or query.after is not None:
         return None
     seen = len(query.history) if query.exclude_seen else 0
     needed = query.offset + query.k + len(query.exclude) + seen

@@ -9,7 +9,7 @@ import pytest
 
 from lazydp.components.bundle import index as index_module
 from lazydp.components.bundle.index import DEPTHS, TARGET_RECALL, ApproximateIndex, Matrix
-from lazydp.components.bundle.query import CategoryCap, Query, Ranking
+from lazydp.components.bundle.query import CategoryCap, Condition, Query, Ranking
 from lazydp.components.bundle.reader import Bundle
 from lazydp.components.bundle.scoring.base import Scorer
 from lazydp.components.bundle.scoring.make import make_scorer
@@ -119,7 +119,7 @@ FOUND_BY_INDEX = [
     Query(user_id="6", k=50, offset=50),
 ]
 FOUND_EXACTLY = [
-    Query(user_id="3", k=10, filters={"genre": ["Drama"]}),
+    Query(user_id="3", k=10, filters={"genre": Condition(any_of=["Drama"])}),
     Query(user_id="3", k=10, candidates=("5", "6", "7")),
     Query(user_id="3", k=10, cap=CategoryCap(attribute="genre", limit=2)),
     Query(user_id="3", k=1000, offset=5000),

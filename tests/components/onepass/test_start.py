@@ -104,8 +104,7 @@ def test_the_service_answers_a_history_and_calls_nobody_by_name(tiny: Tiny, tmp_
     assert first.codes == best[:10]
     assert torch.allclose(torch.from_numpy(first.scores), logits[torch.tensor(first.codes)], atol=1e-4)
     # Items alike are alike by what they go with, not by how popular they are.
-    similar = scorer.similar("1", k=5, filters={})
-    assert similar is not None
+    (similar,) = scorer.rank([Query(similar_to=["1"], k=5)])
     assert sum(code <= 20 for code in similar.codes) >= 3
     assert np.abs(similar.scores).max() <= 1.0 + 1e-5
 

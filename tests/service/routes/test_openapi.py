@@ -76,13 +76,14 @@ def test_every_route_is_in_the_document() -> None:
 
 @SCHEMA.hook("filter_body")
 def only_names_that_could_be_known(_: Any, body: Any) -> bool:
-    """Names of features and attributes are the model's, which no schema can list: the fuzz of bodies covers them."""
+    """Names of features and attributes are the model's, which no schema can list, and neither can one say that lists
+    are equally long: the fuzz of bodies covers them."""
     queries = [body, *(body.get("queries") or [])] if isinstance(body, dict) else []
     return not any(
         query.get(field)
         for query in queries
         if isinstance(query, dict)
-        for field in ("features", "filters", "diversity")
+        for field in ("features", "filters", "boosts", "diversity", "history_weights", "similar_weights", "similar_to")
     )
 
 

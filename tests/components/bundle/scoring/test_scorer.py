@@ -8,7 +8,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from lazydp.components.bundle.query import CategoryCap, Query
+from lazydp.components.bundle.query import CategoryCap, Condition, Query
 from lazydp.components.bundle.reader import Bundle
 from lazydp.components.bundle.scoring import two_tower as scorer_module
 from lazydp.components.bundle.scoring.base import Scorer
@@ -90,7 +90,7 @@ def test_a_batch_of_every_kind_is_what_each_query_is(scorer: Scorer) -> None:
         Query(user_id="5", k=5, cap=CategoryCap(attribute="genre", limit=1)),
         Query(user_id="6", k=5, offset=3, exclude=("7", "8")),
         Query(user_id="unknown"),
-        Query(user_id="7", k=5, filters={"genre": ["Drama"]}),
+        Query(user_id="7", k=5, filters={"genre": Condition(any_of=["Drama"])}),
         Query(user_id="8", k=5, candidates=("1", "2")),
         Query(user_id="9", k=200),
     ]
@@ -110,22 +110,22 @@ def test_candidates_alone_are_scored_alike(scorer: Scorer) -> None:
 
 
 def test_similar_items_by_hand(scorer: Scorer) -> None:
-    answer = scorer.similar("5", k=3, filters={"genre": ["Drama"]})
-    assert answer is not None
+    drama_alone = {"genre": Condition(any_of=["Drama"])}
+    (answer,) = scorer.rank([Query(similar_to=["5"], k=3, filters=drama_alone)])
     vectors = scorer._item_vectors()
     unit = vectors / np.linalg.norm(vectors, axis=1, keepdims=True)
     cosine = unit @ unit[6]
     drama = [code for code in range(1, 81) if (code - 1) % 5 == 2 or (code - 1) % 3 == 2]
     expected = sorted((code for code in drama if code != 6), key=lambda code: -cosine[code])[:3]
     assert answer.codes == expected
-    assert scorer.similar("unknown", k=3, filters={}) is None
+    assert scorer.rank([Query(similar_to=["unknown"], k=3)])[0].source == "none"
 
 
 def test_names_that_are_not_there(scorer: Scorer) -> None:
     with pytest.raises(InputError, match="no feature 'nonsense'"):
         scorer.rank([Query(user_id="3", features={"nonsense": 1})])
     with pytest.raises(InputError, match="no item attribute 'nonsense'"):
-        scorer.rank([Query(user_id="3", filters={"nonsense": ("x",)})])
+        scorer.rank([Query(user_id="3", filters={"nonsense": Condition(any_of=["x"])})])
 
 
 def test_a_cap_takes_the_best_of_each_category(scorer: Scorer) -> None:
@@ -133,7 +133,7 @@ def test_a_cap_takes_the_best_of_each_category(scorer: Scorer) -> None:
     taken: dict[str, int] = {}
     expected = []
     for code in ranked:
-        categories = scorer.items.values("genre", code)
+        categories = scorer.items.columns.values("genre", code)
         if all(taken.get(category, 0) < 2 for category in categories):
             expected.append(code)
             for category in categories:
