@@ -323,3 +323,19 @@ def gather(values: Array, rows: Array, out: Array, *, column: int = 0) -> None:
     """
     width = 1 if out.ndim == 1 else out.shape[1]
     _rows.gather(values, rows, out.reshape(-1), width, column)
+
+
+def best_of_rows(scores: Array, k: int) -> tuple[np.ndarray[tuple[int, int], np.dtype[np.int64]], list[int]]:
+    """The indices of the `k` greatest of each row, best first, equal ones by their index.
+
+    Args:
+        scores: float32 [B, n], contiguous. Minus infinity and what is no number are left out.
+        k: at least 0.
+
+    Returns:
+        Indices, int64 [B, min(k, n)], and how many of each row of these count.
+    """
+    rows, n = scores.shape
+    indices, counts = np.empty((rows, min(k, n)), dtype=np.int64), np.empty(rows, dtype=np.int64)
+    _rows.best_of_rows(scores, indices, counts)
+    return indices, counts.tolist()

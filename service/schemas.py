@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
 from itertools import chain
 from typing import Annotated, Any, Literal, Self, TypeAlias
 
@@ -112,31 +111,38 @@ class QueryOptions(Request):
 
     def asked(self) -> Query:
         """As the scorer takes it, of nobody yet."""
-        return Query(
-            k=self.k,
-            offset=self.offset,
-            exclude=texts(list(chain(self.exclude, *self.exclude_lists))),
-            exclude_seen=self.exclude_seen,
-            candidates=self._candidates(),
-            filters={name: condition(given) for name, given in self.filters.items()},
-            boosts=[boost.boost() for boost in self.boosts],
-            half_life=self.half_life,
-            similar_to=texts(self.similar_to),
-            similar_weights=self.similar_weights,
-            cap=None
-            if self.diversity is None
-            else CategoryCap(attribute=self.diversity.attribute, limit=self.diversity.limit),
-            alone=self.cursor is not None,
-            explain=self.explain,
-        )
+        return Query(**self._members())
 
-    def _candidates(self) -> list[str] | None:
+    def _members(self) -> dict[str, Any]:
+        """Arguments of a `Query`. What most requests leave out costs them a look and no more."""
+        members: dict[str, Any] = {
+            "k": self.k,
+            "offset": self.offset,
+            "exclude_seen": self.exclude_seen,
+            "explain": self.explain,
+            "half_life": self.half_life,
+            "similar_weights": self.similar_weights,
+            "alone": self.cursor is not None,
+        }
+        if self.exclude or self.exclude_lists:
+            members["exclude"] = texts(list(chain(self.exclude, *self.exclude_lists)))
+        if self.candidates is not None or self.candidate_lists:
+            members["candidates"] = self._candidates()
+        if self.filters:
+            members["filters"] = {name: condition(given) for name, given in self.filters.items()}
+        if self.boosts:
+            members["boosts"] = [boost.boost() for boost in self.boosts]
+        if self.similar_to:
+            members["similar_to"] = texts(self.similar_to)
+        if self.diversity is not None:
+            members["cap"] = CategoryCap(attribute=self.diversity.attribute, limit=self.diversity.limit)
+        return members
+
+    def _candidates(self) -> list[str]:
         """What stands in every list, in the order of the first."""
         lists = [
             texts(given) for given in ([] if self.candidates is None else [self.candidates]) + self.candidate_lists
         ]
-        if not lists:
-            return None
         others = [set(given) for given in lists[1:]]
         return [item for item in lists[0] if all(item in given for given in others)]
 
@@ -185,12 +191,12 @@ class RecommendationQuery(QueryOptions):
 
     def query(self) -> Query:
         """As the scorer takes it."""
-        return replace(
-            self.asked(),
+        return Query(
             user_id=None if self.user_id is None else str(self.user_id),
-            history=texts(self.history),
+            history=texts(self.history) if self.history else (),
             history_weights=self.history_weights,
-            features=dict(self.features),
+            features=self.features,
+            **self._members(),
         )
 
 

@@ -15,8 +15,10 @@ from collections.abc import Awaitable, Callable, Iterator, Mapping, MutableMappi
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 import structlog
+from uvicorn.protocols.http.httptools_impl import RequestResponseCycle
 
 from lazydp.service.http.auth import OPEN_PATHS, KeyCheck
+from lazydp.service.http.connection import write_whole
 from lazydp.service.http.connections import Connections
 from lazydp.service.http.metrics import Metrics
 from lazydp.service.http.origins import Origins
@@ -41,6 +43,9 @@ _SAFE_HEADERS = [
     (b"x-content-type-options", b"nosniff"),
     (b"referrer-policy", b"same-origin"),
 ]
+_JSON_HEAD = b"content-length: %d\r\ncontent-type: application/json\r\nx-request-id: %b\r\n" + b"".join(
+    b"%b: %b\r\n" % header for header in _SAFE_HEADERS
+)
 _log = structlog.get_logger("lazydp.service")
 
 
@@ -246,12 +251,11 @@ class _Exchange:
         """Answer with ready JSON."""
         self._begun = True
         self.status = 200
-        headers = [
-            (b"content-length", b"%d" % len(body)),
-            (b"content-type", b"application/json"),
-            (b"x-request-id", self.request_id.encode()),
-            *_SAFE_HEADERS,
-        ]
+        head = _JSON_HEAD % (len(body), self.request_id.encode())
+        cycle = getattr(self._send, "__self__", None)
+        if isinstance(cycle, RequestResponseCycle) and write_whole(cycle, head, body):
+            return
+        headers = [tuple(line.split(b": ", 1)) for line in head.split(b"\r\n") if line]
         await self._send({"type": "http.response.start", "status": 200, "headers": headers})
         await self._send({"type": "http.response.body", "body": body})
 

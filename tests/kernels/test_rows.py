@@ -291,6 +291,23 @@ def uint32(*numbers: int) -> Any:
     return np.array(numbers, dtype=np.uint32)
 
 
+@pytest.mark.parametrize("n", [5, 3_701])
+@pytest.mark.parametrize("k", [0, 1, 51, 10_000])
+def test_the_best_of_rows_are_ordered_by_score_and_index(n: int, k: int) -> None:
+    """Beside ties and what is left out, zeros of both signs, which are equal, and what is no number."""
+    generator = np.random.default_rng(n + k)
+    scores = generator.integers(-3, 4, (4, n)).astype(np.float32)
+    scores[scores == -3] = -np.inf
+    scores[scores == 0] *= generator.choice([1.0, -1.0], (scores == 0).sum())
+    scores[generator.random((4, n)) < 0.1] = np.nan
+    scores[3] = -np.inf
+    indices, counts = rows.best_of_rows(scores, k)
+    assert indices.shape == (4, min(k, n))
+    for row, found, count in zip(scores, indices, counts, strict=True):
+        expected = sorted((index for index in range(n) if row[index] > -np.inf), key=lambda i: (-row[i], i))
+        assert found[:count].tolist() == expected[:k]
+
+
 @pytest.mark.parametrize(
     ("call", "message"),
     [
@@ -302,6 +319,7 @@ def uint32(*numbers: int) -> Any:
         (lambda: rows.hashed_codes(texts(["a"]), key=b"k" * 65, person=b"", buckets=1), "at most 64"),
         (lambda: rows.order_rows(np.zeros(2, np.uint64), time=np.zeros(1, np.int64)), "expected 2 entries"),
         (lambda: rows.order_by_part(np.zeros(2, np.uint64), 0), "parts"),
+        (lambda: rows.best_of_rows(np.zeros((2, 3)), 1), "expected entries of 4 bytes"),
         (lambda: rows.part_by_user(np.array([1], np.int32), np.zeros(1, np.uint64), 1), "numbers of the users named"),
         (lambda: rows.part_by_user(np.array([-1], np.int32), np.zeros(1, np.uint64), 1), "numbers of the users named"),
         (lambda: rows.sums_of_pairs(np.array([2], np.int32), np.zeros(1, np.uint64), None), "users named"),

@@ -39,9 +39,9 @@ class Selection:
         """
         if query.boosts:
             scores[:] = self._boosted(query.boosts, scores, codes)
-        self._leave_out(scores, codes, [*query.exclude, *query.similar_to])
-        if query.exclude_seen:
-            self._leave_out(scores, codes, query.history)
+        for ids in (query.exclude, query.similar_to, query.history if query.exclude_seen else ()):
+            if ids:
+                self._leave_out(scores, codes, ids)
         if query.candidates is not None:
             self._keep(scores, codes, query.candidates)
         for attribute, condition in query.filters.items():
@@ -51,9 +51,8 @@ class Selection:
             scores[~_behind(query.after, scores, codes)] = EXCLUDED
 
     def _leave_out(self, scores: Scores, codes: _Part, ids: Sequence[str]) -> None:
-        if ids:
-            found = self.encoder.item_codes(ids)
-            scores[found if isinstance(codes, slice) else np.isin(codes, found)] = EXCLUDED
+        found = self.encoder.item_codes(ids)
+        scores[found if isinstance(codes, slice) else np.isin(codes, found)] = EXCLUDED
 
     def _keep(self, scores: Scores, codes: _Part, ids: Sequence[str]) -> None:
         allowed = np.zeros(len(self.items) + 1, dtype=np.bool_)

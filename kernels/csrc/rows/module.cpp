@@ -2,6 +2,7 @@
 //
 // Every function writes into buffers that its caller made, and lets other threads of Python run meanwhile. `kernels/rows.py`
 // says what each computes.
+#include "rows/best.h"
 #include "rows/buffers.h"
 #include "rows/codes.h"
 #include "rows/hashes.h"
@@ -375,6 +376,19 @@ PyObject* gather_of(PyObject*, PyObject* arguments) {
   });
 }
 
+PyObject* best_of_rows_in(PyObject*, PyObject* arguments) {
+  return guarded([&]() -> PyObject* {
+    PyObject *scores, *out, *counts;
+    if (!PyArg_ParseTuple(arguments, "OOO", &scores, &out, &counts)) return nullptr;
+    const Buffer read(scores, "scores"), indices(out, "out", true), found(counts, "counts", true);
+    {
+      const WithoutLock unlocked;
+      best_of_rows(read.as<const float>(), indices.as<int64_t>(), found.as<int64_t>());
+    }
+    return none();
+  });
+}
+
 PyMethodDef methods[] = {{"hash_texts", hash_texts, METH_VARARGS, nullptr},
                          {"hash_decimals", hash_decimals, METH_VARARGS, nullptr},
                          {"chain", chain_values, METH_VARARGS, nullptr},
@@ -390,6 +404,7 @@ PyMethodDef methods[] = {{"hash_texts", hash_texts, METH_VARARGS, nullptr},
                          {"count_examples", count_examples_of, METH_VARARGS, nullptr},
                          {"fill_examples", fill_examples_of, METH_VARARGS, nullptr},
                          {"gather", gather_of, METH_VARARGS, nullptr},
+                         {"best_of_rows", best_of_rows_in, METH_VARARGS, nullptr},
                          {nullptr, nullptr, 0, nullptr}};
 
 PyModuleDef definition = {PyModuleDef_HEAD_INIT, "_rows", nullptr, 0, methods, nullptr, nullptr, nullptr, nullptr};
