@@ -19,7 +19,6 @@ from lazydp.service.http.problems import Problem, invalid
 from lazydp.service.routes.deps import InContext
 from lazydp.service.routes.recommendations import answered
 from lazydp.service.serving.context import Context
-from lazydp.service.serving.served_version import ServedVersion
 from lazydp.service.settings import Settings
 
 router = APIRouter(tags=["pages"])

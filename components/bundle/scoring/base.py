@@ -103,7 +103,10 @@ class Scorer(ABC):
         """Items by the weighted mean of their cosines with those of `query.similar_to` that the model knows."""
         liked = self.encoder.known(query.similar_to, query.similar_weights)
         if not liked:
-            return self._nothing(query, "the model knows none of the items that others should be similar to")
+            one = len(query.similar_to) == 1
+            return self._nothing(
+                query, f"the model {'does not know this item' if one else 'knows none of these items'}"
+            )
         vectors, lengths = self._directions()
         codes = [code for code, _ in liked]
         weights = np.asarray([weight for _, weight in liked])
