@@ -194,7 +194,7 @@ def export(ledger: str | None, html_file: Path | None, entries_file: Path | None
         entries = opened.entries()
     page = ""
     if html_file is not None:
-        page = report(LedgerOverview.of(entries, _verified(entries, None)), ledger=opened.url)
+        page = report(LedgerOverview.of(entries, _verified(entries, None)), source=opened.url)
     try:
         if html_file is not None:
             write_bytes(html_file, page.encode())

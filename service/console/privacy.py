@@ -44,9 +44,9 @@ async def privacy_page(context: InContext) -> HTMLResponse:
 async def report_file(context: InContext) -> HTMLResponse:
     """One HTML file without outside assets: what `lazydp budget export --html` writes, and the served models."""
     overview = await ledger_overview(context)
-    ledger = context.budget.address if overview is not None else context.budget.notice
+    source = "read by the service" if overview is not None else context.budget.notice
     # In a thread: a ledger may be long, and others wait for the event loop.
-    text = await asyncio.to_thread(report, overview, ledger=ledger or "", models=_cards(context, overview))
+    text = await asyncio.to_thread(report, overview, source=source or "", models=_cards(context, overview))
     day = datetime.datetime.now(datetime.UTC).date().isoformat()
     headers = {"content-disposition": f'attachment; filename="privacy-budget-{day}.html"', "cache-control": "no-store"}
     return HTMLResponse(text, headers=headers)

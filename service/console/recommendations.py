@@ -150,7 +150,7 @@ async def _side(context: Context, trial: Trial, name: str) -> Side | None:
         return replace(side, problem=problem.detail)
     return replace(
         side,
-        rests_on=_RESTS_ON[answer["source"]],
+        rests_on=_RESTS_ON.get(answer["source"], answer["source"]),
         notice=answer["notice"],
         unknown=tuple(answer["unknown_items"]),
         items=tuple(_shown(context.settings, served.scorer.items, item) for item in answer["items"]),

@@ -59,14 +59,12 @@ class BudgetSource:
     Attributes:
         notice: why figures of the ledger are missing, in words that are safe to publish.
         age: of the ledger, when it last answered; None before that.
-        address: its URL without a password; None before it answered.
     """
 
     def __init__(self, url: str | None) -> None:
         self._url = url
         self.notice: str | None = None if url else f"no ledger is configured: {_INSTEAD}"
         self.age: LedgerAge | None = None
-        self.address: str | None = None
         # Threads of their own: readings that never end must not take those of everything else.
         self._executor = ThreadPoolExecutor(_MOST_READINGS, thread_name_prefix="ledger")
         self._last: _Reading | None = None
@@ -92,7 +90,7 @@ class BudgetSource:
 
     async def _read(self, url: str) -> LedgerOverview | None:
         try:
-            self.address, found = await asyncio.get_running_loop().run_in_executor(self._executor, _read_ledger, url)
+            found = await asyncio.get_running_loop().run_in_executor(self._executor, _read_ledger, url)
             self.age = LedgerAge.of(found.entries)
         except IntegrityError as error:
             self._miss(_DAMAGED, str(error))
@@ -121,7 +119,7 @@ class BudgetSource:
         self.notice = f"{what}: {_INSTEAD}"
 
 
-def _read_ledger(url: str) -> tuple[str, LedgerOverview]:
+def _read_ledger(url: str) -> LedgerOverview:
     with Ledger.open(url, read_only=True) as ledger:
         entries = ledger.entries()
-        return ledger.url, LedgerOverview.of(entries, verify(entries, recompute=False))
+        return LedgerOverview.of(entries, verify(entries, recompute=False))

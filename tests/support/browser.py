@@ -21,8 +21,8 @@ ARGUMENTS = [
 ]
 WIDTHS = {"wide": 1280, "narrow": 390}
 _WIDER = "() => document.documentElement.scrollWidth - document.documentElement.clientWidth"
-_AXE = """async (options) => {
-  const found = await axe.run(document, options);
+_AXE = """async (within) => {
+  const found = await axe.run(within || document, {resultTypes: ['violations']});
   return found.violations.flatMap((rule) => rule.nodes.map((node) => rule.id + ': ' + node.html.slice(0, 120)));
 }"""
 
@@ -43,14 +43,14 @@ def browser() -> Iterator[Any]:
         opened.close()
 
 
-def accessibility_faults(tab: Any) -> list[str]:
-    """What axe-core finds wrong with the page: every rule of it, best practices as well."""
+def accessibility_faults(tab: Any, *, within: str | None = None) -> list[str]:
+    """What axe-core finds wrong with the page, or what a selector names of it: every rule, best practices as well."""
     from axe_playwright_python.base import AXE_SCRIPT
 
     # By the debugger's protocol, which the page's own policy does not concern.
     if not tab.evaluate("() => 'axe' in window"):
         tab.evaluate(AXE_SCRIPT)
-    faults: list[str] = tab.evaluate(_AXE, {"resultTypes": ["violations"]})
+    faults: list[str] = tab.evaluate(_AXE, within)
     return faults
 
 

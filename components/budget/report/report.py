@@ -19,12 +19,12 @@ from lazydp.components.budget.report.templates import environment
 from lazydp.components.shared.page import style
 
 
-def report(overview: LedgerOverview | None, *, ledger: str, models: Sequence[ModelCard] = ()) -> str:
+def report(overview: LedgerOverview | None, *, source: str, models: Sequence[ModelCard] = ()) -> str:
     """The page.
 
     Args:
         overview: of the ledger; None where it cannot be read.
-        ledger: its URL, without a password, or why there is none.
+        source: where the ledger was read, without a password, or why it was not.
         models: that a service has loaded, where it is the service that reports.
     """
     now = datetime.datetime.now(datetime.UTC)
@@ -32,7 +32,7 @@ def report(overview: LedgerOverview | None, *, ledger: str, models: Sequence[Mod
     digest = base64.b64encode(hashlib.sha256(sheet.encode()).digest()).decode()
     template = environment().get_template("report.html")
     return template.render(
-        ledger=ledger,
+        source=source,
         made_at=now.isoformat(),
         until=now.timestamp(),
         version=importlib.metadata.version("lazydp"),

@@ -96,10 +96,10 @@ def test_a_ledger_that_hangs_holds_up_nobody_for_long(
 ) -> None:
     come_back, readings = threading.Event(), []
 
-    def hanging(url: str) -> tuple[str, LedgerOverview]:
+    def hanging(url: str) -> LedgerOverview:
         readings.append(url)
         come_back.wait(30)
-        return url, EMPTY
+        return EMPTY
 
     monkeypatch.setattr(budget_module, "_read_ledger", hanging)
     monkeypatch.setattr(budget_module, "_PATIENCE_SECONDS", 0.2)
@@ -122,11 +122,11 @@ def test_a_reading_that_never_ends_does_not_blind_the_service(
     come_back = threading.Event()
     readings: list[str] = []
 
-    def hanging_once(url: str) -> tuple[str, LedgerOverview]:
+    def hanging_once(url: str) -> LedgerOverview:
         readings.append(url)
         if len(readings) == 1:
             come_back.wait(60)
-        return url, EMPTY
+        return EMPTY
 
     monkeypatch.setattr(budget_module, "_read_ledger", hanging_once)
     monkeypatch.setattr(budget_module, "_PATIENCE_SECONDS", 0.2)

@@ -48,7 +48,7 @@ def test_a_nightly_dataset_draws_on_the_budget_of_its_family(ledger: Ledger) -> 
     assert ledger.show("shop").dataset == monday
     ledger.commit("tuesday", event=EVENT, release="bundle")
     assert not verify(ledger.entries()).problems
-    page = report(LedgerOverview.of(ledger.entries(), verify(ledger.entries())), ledger="here")
+    page = report(LedgerOverview.of(ledger.entries(), verify(ledger.entries())), source="here")
     assert "<dt>Family</dt>\n      <dd>shop, as declared" in page
     assert page.count(">Budget of shop</h2>") == 1
 

@@ -17,7 +17,7 @@ def gaussian(noise_multiplier: float):
 
 
 def page_of(entries: tuple[Entry, ...], **options) -> str:
-    return report(LedgerOverview.of(entries, verify(entries, **options)), ledger="sqlite:///x.db")
+    return report(LedgerOverview.of(entries, verify(entries, **options)), source="sqlite:///x.db")
 
 
 def test_figures_stand_in_the_page(sqlite_url: str) -> None:
@@ -49,7 +49,7 @@ def test_figures_stand_in_the_page(sqlite_url: str) -> None:
 
 
 def test_only_its_own_style_is_let_through(sqlite_url: str) -> None:
-    page = report(None, ledger="nowhere")
+    page = report(None, source="nowhere")
     (sheet,) = re.findall(r"(?s)<style>(.*?)</style>", page)
     digest = base64.b64encode(hashlib.sha256(sheet.encode()).digest()).decode()
     assert f"content=\"default-src 'none'; style-src 'sha256-{digest}'\"" in page.replace("&#39;", "'")
