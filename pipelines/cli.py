@@ -39,6 +39,7 @@ _BENCHES = {
     "noise": ("lazydp.components.bench.cli:noise", "Drawing normals, against torch and numpy."),
     "flush": ("lazydp.components.bench.cli:flush", "Flushing a table, against copying and scaling it."),
     "ingest": ("lazydp.components.bench.cli:ingest", "Reading Parquet into a dataset, against plain reading."),
+    "loader": ("lazydp.components.bench.loader_cli:command", "Reading batches from disk, against memory."),
     "quality": (
         "lazydp.components.bench.cli:quality",
         "Ranking held-out items, private and not, against EASE and iALS.",

@@ -55,7 +55,7 @@ class DatasetWorkload:
         data = EncodedDataset.open(dataset)
         if not len(data.split(TRAIN)):
             raise InputError(f"{dataset} has no training examples to measure a step on")
-        return cls(data, TrainConfig.load(config) if config is not None else _plain_config(data))
+        return cls(data, TrainConfig.load(config) if config is not None else plain_config(data))
 
     def figures(self) -> dict[str, int]:
         """See `Workload.figures`; the batch is that of the first step."""
@@ -105,7 +105,7 @@ class DatasetWorkload:
         return None
 
 
-def _plain_config(data: EncodedDataset) -> TrainConfig:
+def plain_config(data: EncodedDataset) -> TrainConfig:
     """Batches of 2048 examples, and a model that the dataset's spec admits."""
     examples = len(data.split(TRAIN))
     probability = min(1.0, _DEFAULT_BATCH / examples)

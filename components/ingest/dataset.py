@@ -43,6 +43,7 @@ from lazydp.components.ingest.manifest import (
     check_files,
     read_manifest,
 )
+from lazydp.components.ingest.mapped_file import MappedFile
 from lazydp.components.ingest.split import Split, SplitPart, list_parts
 from lazydp.components.shared.errors import FormatError, InputError
 
@@ -58,7 +59,8 @@ class EncodedDataset:
         self.spec = spec
         self.vocabularies = Vocabularies.load(spec, path / VOCABULARY_FOLDER)
         folders = [path / part for part in manifest.parts]
-        users = [_read_columns(folder / USERS_FILE) for folder in folders] if spec.user is not None else []
+        self._user_files = [MappedFile(folder / USERS_FILE) for folder in folders] if spec.user is not None else []
+        users = [file.columns for file in self._user_files]
         # Canonical user ids by user_index, private; None without a user column.
         self.users: pa.Array | None = _joined([part["user"] for part in users]) if users else None
         self._sequences = [list_parts(part["items"]) for part in users if "items" in part]
@@ -89,13 +91,14 @@ class EncodedDataset:
             raise FormatError(f"dataset {folder} cannot be read: {error}; run ingest again") from None
 
     def _open_split(self, name: str, folders: Sequence[Path], users_before: Array) -> Split:
-        parts = []
+        parts, files = [], list(self._user_files)
         for number, folder in enumerate(folders):
-            columns = _read_columns(folder / f"{name}.arrow")
+            file = MappedFile(folder / f"{name}.arrow")
+            files.append(file)
             sequence = self._sequences[number][0] if self._sequences else np.empty(0, dtype=np.int32)
             before = int(users_before[number]) if self.users is not None else 0
-            parts.append(SplitPart(self.spec, columns, sequence=sequence, users_before=before))
-        return Split(self.spec, parts)
+            parts.append(SplitPart(self.spec, file.columns, sequence=sequence, users_before=before))
+        return Split(self.spec, parts, files)
 
     def split(self, name: str) -> Split:
         """The split "train" or "test".
@@ -156,14 +159,6 @@ class EncodedDataset:
 
 def _read_table(path: Path) -> pa.Table:
     return pa.ipc.open_file(pa.memory_map(str(path))).read_all()
-
-
-def _read_columns(path: Path) -> dict[str, pa.Array]:
-    reader = pa.ipc.open_file(pa.memory_map(str(path)))
-    if reader.num_record_batches != 1:
-        raise FormatError(f"{path}: expected one record batch, found {reader.num_record_batches}; run ingest again")
-    batch = reader.get_batch(0)
-    return dict(zip(batch.schema.names, batch.columns, strict=True))
 
 
 def _joined(parts: Sequence[pa.Array]) -> pa.Array:

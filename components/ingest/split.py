@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, TypeAlias
@@ -15,6 +15,7 @@ from lazydp.components.features.batch import Bags, Batch
 from lazydp.components.features.encode import CodeLists, ranges
 from lazydp.components.features.spec import HISTORY, USER, FeatureSpec, ListFeature
 from lazydp.components.ingest.manifest import BAG_PREFIX
+from lazydp.components.ingest.mapped_file import MappedFile, will_need
 from lazydp.components.shared.errors import InputError
 
 Array: TypeAlias = np.ndarray[Any, Any]
@@ -91,6 +92,20 @@ class SplitPart:
             (numbers(columns["history_end"]), numbers(columns["history_length"])) if spec.history is not None else None
         )
 
+    def will_need(self, rows: Rows) -> None:
+        """Have the kernel load the columns of these rows, but not the values of their lists."""
+        columns = [self.label, self._dense, self._codes, self.item, self.user_index, *(self._history or ())]
+        _will_need([(column, rows) for column in columns if column is not None and column.size])
+        _will_need([(offsets, places) for _, offsets in self._lists.values() for places in (rows, rows + 1)])
+
+    def will_need_lists(self, rows: Rows) -> None:
+        """Have the kernel load the values of their lists and histories; reads where these lie."""
+        for values, offsets in self._lists.values():
+            _will_need_runs(values, offsets[rows], offsets[rows + 1] - offsets[rows])
+        if self._history is not None:
+            ends, lengths = self._history[0][rows], self._history[1][rows].astype(np.int64)
+            _will_need_runs(self._sequence, ends - lengths, lengths)
+
     def take(self, rows: Rows) -> _Picked:
         lists = {}
         for name, (values, offsets) in self._lists.items():
@@ -112,8 +127,9 @@ class SplitPart:
 class Split:
     """The examples of one split, in order of user and time; `take` reads any of them."""
 
-    def __init__(self, spec: FeatureSpec, parts: Sequence[SplitPart]) -> None:
+    def __init__(self, spec: FeatureSpec, parts: Sequence[SplitPart], files: Sequence[MappedFile]) -> None:
         self._parts = parts
+        self._files = files
         self._ends = np.cumsum([part.size for part in parts])
         self._size = int(self._ends[-1])
         self._singles = singles(spec)
@@ -121,6 +137,31 @@ class Split:
 
     def __len__(self) -> int:
         return self._size
+
+    @property
+    def num_bytes(self) -> int:
+        """Bytes of the files that `take` reads."""
+        return sum(file.num_bytes for file in self._files)
+
+    def read_at_random(self) -> None:
+        """Prepare for `take` where the files do not stay in memory; see `MappedFile.read_at_random`."""
+        for file in self._files:
+            file.read_at_random()
+
+    def evict(self) -> None:
+        """Have the kernel forget the pages of the files: for benchmarks."""
+        for file in self._files:
+            file.evict()
+
+    def will_need(self, rows: Rows) -> None:
+        """Have the kernel load these rows, without waiting for them; `will_need_lists` asks for the rest."""
+        for part, of_part in self._by_part(rows):
+            part.will_need(of_part)
+
+    def will_need_lists(self, rows: Rows) -> None:
+        """Have the kernel load the lists and histories of rows that were asked for by `will_need` some time ago."""
+        for part, of_part in self._by_part(rows):
+            part.will_need_lists(of_part)
 
     @cached_property
     def label(self) -> Array:
@@ -168,17 +209,22 @@ class Split:
     def _picked(self, rows: Rows) -> _Picked:
         if len(self._parts) == 1:
             return self._parts[0].take(rows)
-        number = np.searchsorted(self._ends, rows, side="right")
-        order = np.argsort(number, kind="stable")
-        ends = np.cumsum(np.bincount(number, minlength=len(self._parts)))
-        found: list[_Picked] = []
-        for place, part in enumerate(self._parts):
-            of_part = rows[order[ends[place - 1] if place else 0 : ends[place]]]
-            if len(of_part) or not found:
-                found.append(part.take(of_part - (self._ends[place] - part.size)))
+        found = [part.take(of_part) for part, of_part in self._by_part(rows)]
         back = np.empty(len(rows), dtype=np.int64)
-        back[order] = np.arange(len(rows))
-        return _Picked.joined(found).take(back)
+        back[self._order_by_part(rows)] = np.arange(len(rows))
+        return _Picked.joined(found or [self._parts[0].take(rows)]).take(back)
+
+    def _order_by_part(self, rows: Rows) -> Rows:
+        return np.argsort(np.searchsorted(self._ends, rows, side="right"), kind="stable").astype(np.int64)
+
+    def _by_part(self, rows: Rows) -> Iterator[tuple[SplitPart, Rows]]:
+        """The parts that hold any of the rows, with those rows as they are counted there."""
+        ordered = rows[self._order_by_part(rows)]
+        ends = np.cumsum(np.bincount(np.searchsorted(self._ends, ordered, side="right"), minlength=len(self._parts)))
+        for place, part in enumerate(self._parts):
+            of_part = ordered[ends[place - 1] if place else 0 : ends[place]]
+            if len(of_part):
+                yield part, of_part - (self._ends[place] - part.size)
 
     def rows_of(self, users: Rows) -> tuple[Rows, Rows]:
         """Where the examples of `users` (int64 [U], user_index) begin, and how many each has: int64 [U] both.
@@ -192,6 +238,21 @@ class Split:
             raise InputError("this dataset has no user column: its privacy unit can only be the example")
         starts = np.searchsorted(self.user_index, users).astype(np.int64)
         return starts, np.searchsorted(self.user_index, users, side="right") - starts
+
+
+def _will_need(wanted: Sequence[tuple[Array, Rows]]) -> None:
+    """Ask for single rows of columns."""
+    if wanted:
+        starts = [column.ctypes.data + rows * column.strides[0] for column, rows in wanted]
+        sizes = [np.full(len(rows), column.strides[0], dtype=np.int64) for column, rows in wanted]
+        will_need(np.concatenate(starts), np.concatenate(sizes))
+
+
+def _will_need_runs(values: Array, starts: Rows, lengths: Rows) -> None:
+    """Ask for runs of values."""
+    held = np.flatnonzero(lengths)
+    width = values.strides[0]
+    will_need(values.ctypes.data + starts[held] * width, np.asarray(lengths[held] * width, dtype=np.int64))
 
 
 def singles(spec: FeatureSpec) -> list[str]:

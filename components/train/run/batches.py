@@ -13,10 +13,15 @@ from lazydp.components.features.encode import ranges
 from lazydp.components.ingest.dataset import EncodedDataset
 from lazydp.components.ingest.manifest import TRAIN
 from lazydp.components.ingest.split import Rows, Split
+from lazydp.components.shared.memory import available_memory
 from lazydp.components.train.config import TrainConfig
 from lazydp.components.train.data.examples import Examples
+from lazydp.components.train.data.read_ahead import ReadAhead
 from lazydp.components.train.data.sampler import NegativeSampler, PoissonSampler
 from lazydp.kernels.noise_key import NoiseKey
+
+# Files that take more of the memory that is available are read ahead: tables and gradients need some too.
+_SHARE_OF_MEMORY = 0.5
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,10 +67,19 @@ class BatchMaker:
         return self.make(step)
 
 
-def batch_maker(data: EncodedDataset, config: TrainConfig, secret: NoiseKey) -> BatchMaker:
+def batch_maker(
+    data: EncodedDataset, config: TrainConfig, secret: NoiseKey, *, read_ahead: bool | None = None
+) -> BatchMaker:
     """What makes the micro-batches of a step, with the sampler that draws them.
 
     A run is charged for the event of a sampler: `spending.check_event` asks this one before the first step.
+
+    Args:
+        data: the dataset.
+        config: says what is drawn, and how it is parted.
+        secret: the run's key.
+        read_ahead: whether the rows of coming steps are read from disk ahead; None: where the files are unlikely to
+            stay in memory. The batches are the same.
     """
     split = data.split(TRAIN)
     population, drawn_by = (data.num_users, _users) if config.sampling == "user" else (len(split), _examples)
@@ -73,8 +87,14 @@ def batch_maker(data: EncodedDataset, config: TrainConfig, secret: NoiseKey) -> 
     items = data.items if data.spec.item is not None else None
     negatives = NegativeSampler(secret, num_items=items.num_items, negatives=config.negatives) if items else None
 
+    def draw(step: int) -> Drawn:
+        return drawn_by(split, sampler.members(step))
+
+    if read_ahead if read_ahead is not None else split.num_bytes > _SHARE_OF_MEMORY * available_memory():
+        draw = ReadAhead(split, draw, last=config.steps)
+
     def make(step: int) -> Sequence[Examples]:
-        drawn = drawn_by(split, sampler.members(step))
+        drawn = draw(step)
         batch = split.take(drawn.rows)
         codes = torch.from_numpy(negatives.draw(step, batch.size)) if negatives is not None else None
         return [
