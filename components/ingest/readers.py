@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import csv
 import io
+import json
 import re
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
@@ -46,6 +47,8 @@ _BY_EXTENSION: dict[str, Format] = {
 _ATOMIC = re.compile(r"^(.+):(token|token_seq|float|float_seq)$")
 # Only these end a line; str.splitlines would end one at U+2028 as well.
 _LINES = re.compile(r"[^\r\n]*(?:\r\n|\r|\n)|[^\r\n]+")
+# Of fewer digits an integer has 64 bits.
+_LONG_NUMBER = re.compile(rb"[0-9]{19}")
 _BLOCK_BYTES = 1 << 22
 _BUFFER_BYTES = 1 << 18
 _LARGE_GROUP_BYTES = 1 << 25
@@ -276,7 +279,7 @@ class JsonLinesReader(_FileReader):
                     text = line.removeprefix(b"\xef\xbb\xbf") if number == 1 else line
                     if not text.strip():
                         continue
-                    record = orjson.loads(text)
+                    record = _json(text)
                     if not isinstance(record, dict):
                         kind = type(record).__name__
                         raise InputError(f"{self.where}:{number}: expected a JSON object a line, found {kind}")
@@ -307,6 +310,12 @@ class JsonLinesReader(_FileReader):
             return pa.array([scalar_text(value) for value in values], kind)
         except (ValueError, TypeError) as error:
             raise InputError(f"{self.where}: field {name!r}: {one_line(error)}") from None
+
+
+def _json(text: bytes) -> Any:
+    """A line of JSON; integers of any size are exact, where orjson makes floats of those beyond 64 bits."""
+    record = orjson.loads(text)
+    return json.loads(text) if _LONG_NUMBER.search(text) else record
 
 
 def open_reader(found: Found, kind: Format = "auto") -> Reader:

@@ -191,3 +191,11 @@ def test_a_catalogue_in_csv_gives_titles_to_the_right_items(tmp_path: Path) -> N
     table = EncodedDataset.open(tmp_path / "out").item_table
     assert table is not None
     assert dict(zip(table.column("item").to_pylist(), table.column("title").to_pylist(), strict=True)) == titles
+
+
+def test_integers_beyond_64_bits_are_exact_in_every_format(tmp_path: Path) -> None:
+    users = [123456789012345678901234, 123456789012345678901235, -(2**63) - 1, 2**64]
+    (tmp_path / "log.jsonl").write_text("".join(json.dumps({"user": user, "x": 0.5}) + "\n" for user in users))
+    (tmp_path / "log.csv").write_text("user,x\n" + "".join(f"{user},0.5\n" for user in users))
+    texts = [str(user) for user in users]
+    assert read(tmp_path / "log.jsonl")["user"] == read(tmp_path / "log.csv")["user"] == texts
