@@ -36,6 +36,8 @@ _COMMANDS = {
 }
 _BENCHES = {
     "step": ("lazydp.components.bench.cli:step", "A training step, against SGD, eager DP-SGD and Opacus."),
+    "scale": ("lazydp.components.bench.cli:scale", "Eager and lazy noise, against the size of the tables."),
+    "train": ("lazydp.components.bench.cli:train", "Whole training runs, against a loop in plain torch."),
     "noise": ("lazydp.components.bench.cli:noise", "Drawing normals, against torch and numpy."),
     "flush": ("lazydp.components.bench.cli:flush", "Flushing a table, against copying and scaling it."),
     "ingest": ("lazydp.components.bench.cli:ingest", "Reading Parquet into a dataset, against plain reading."),

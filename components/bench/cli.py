@@ -1,4 +1,4 @@
-"""`lazydp bench step | noise | flush | ingest`: each prints a table, or with --json one object a line."""
+"""`lazydp bench step | scale | train | noise | ...`: each prints a table, or with --json one object a line."""
 
 from __future__ import annotations
 
@@ -13,6 +13,8 @@ from lazydp.components.shared.privacy_unit import PrivacyUnitOption
 
 if TYPE_CHECKING:
     from lazydp.components.bench.quality import Quality
+    from lazydp.components.bench.scale import Scale
+    from lazydp.components.bench.shapes import Access
     from lazydp.components.bench.step import Part
     from lazydp.components.onepass.rules import PrivacyUnit
     from lazydp.components.shared.bench_harness import Result
@@ -274,3 +276,90 @@ def _quality_row(result: Quality) -> str:
     figures = f"{mean['hr_at_10']:9.4f}{mean['ndcg_at_10']:9.4f}{mean['recall_at_20']:11.4f}"
     spread = f"  {result.seeds} (HR@10 +- {std['hr_at_10']:.4f})" if result.seeds > 1 else ""
     return f"{result.dataset:12}{result.contestant:16}{result.privacy_unit or '':9}{epsilon:>8}{figures}{spread}"
+
+
+@click.command(name="scale", epilog="Example: lazydp bench scale --gib 0.25 --gib 1 --plot scale.svg")
+@click.option(
+    "--gib",
+    type=click.FloatRange(min=0, min_open=True),
+    multiple=True,
+    default=(0.25, 1.0, 4.0, 10.0),
+    show_default=True,
+    help="Size of all tables together; may be repeated.",
+)
+@click.option("--batch", "batches", type=click.IntRange(min=1), multiple=True, default=(256, 2048), show_default=True)
+@click.option(
+    "--access",
+    "accesses",
+    type=click.Choice(["uniform", "zipf"]),
+    multiple=True,
+    default=("uniform", "zipf"),
+    show_default=True,
+    help="How the rows of a batch are drawn.",
+)
+@click.option(
+    "--flush-every", type=click.IntRange(min=1), default=1000, show_default=True, help="Steps that share a flush."
+)
+@click.option("--plot", type=click.Path(dir_okay=False, path_type=Path), help="Draw it, as SVG.")
+@_common(5)
+def scale(
+    gib: tuple[float, ...],
+    batches: tuple[int, ...],
+    accesses: tuple[Access, ...],
+    flush_every: int,
+    plot: Path | None,
+    repeats: int,
+    threads: int | None,
+    as_json: bool,
+) -> None:
+    """A step with eager noise (ours; plain torch) and with lazy noise, flush counted in, against the size of tables."""
+    from lazydp.components.bench import scale as bench
+    from lazydp.components.bench.scale_plot import draw
+    from lazydp.components.shared.files import write_bytes
+
+    _use_threads(threads)
+    if not as_json:
+        titles = "".join(f"{name:>18}" for name in (*bench.CONTESTANTS, bench.FLUSH))
+        click.echo(f"{'GiB':>6}{'batch':>7}  {'access':9}{titles}   (ms; times a lazy step with its part of a flush)")
+    results = []
+    for result in bench.run(gib=gib, batch_sizes=batches, accesses=accesses, repeats=repeats, flush_every=flush_every):
+        results.append(result)
+        click.echo(result.to_json() if as_json else _scale_row(result))
+    if plot is not None:
+        write_bytes(plot, draw(results))
+
+
+def _scale_row(result: Scale) -> str:
+    from lazydp.components.bench.scale import CONTESTANTS, FLUSH
+
+    steps = "".join(f"{result.step_s(one) * 1e3:10.4g} ({result.times(one):5.3g})" for one in CONTESTANTS)
+    return f"{result.gib:6g}{result.batch_size:7}  {result.access:9}{steps}{result.seconds[FLUSH] * 1e3:18.4g}"
+
+
+@click.command(
+    name="train", epilog="Example: lazydp bench train --dataset out/dataset --config examples/sample/train.yaml"
+)
+@click.option(
+    "--dataset", type=click.Path(exists=True, file_okay=False, path_type=Path), required=True, help="Encoded."
+)
+@click.option(
+    "--config", type=click.Path(exists=True, dir_okay=False, path_type=Path), required=True, help="Of a private run."
+)
+@click.option("--steps", type=click.IntRange(min=1), help="Instead of the configuration's, at the same noise.")
+@_common(3)
+def train(dataset: Path, config: Path, steps: int | None, repeats: int, threads: int | None, as_json: bool) -> None:
+    """Whole runs of `lazydp train`, private and not, beside a loop in plain torch with a DataLoader."""
+    from lazydp.components.bench import train as bench
+
+    _use_threads(threads)
+    results = bench.run(dataset, config, steps=steps, repeats=repeats)
+    if as_json:
+        for result in results:
+            click.echo(result.to_json())
+        return
+    for result in results:
+        examples = result.shape[bench.UNIT]
+        click.echo(
+            f"{result.contestant:12}{result.median_s:9.2f} s{examples / result.median_s:12,.0f} examples/s"
+            f"{result.median_s / results[0].median_s:8.2f} times {results[0].contestant}"
+        )

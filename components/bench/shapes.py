@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from typing import Literal
 
 import torch
 
@@ -20,11 +21,16 @@ from lazydp.components.shared.huge_pages import huge_pages_in_use
 from lazydp.components.train.data.examples import Examples
 
 _NUM_DENSE = 13
+_SCATTER = 1_000_003
+"""A prime: frequent rows lie anywhere in a table."""
+
+Access = Literal["uniform", "zipf"]
+"""How the rows of a batch are drawn."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StepShape:
-    """A DLRM over tables of one size, each read by one sum bag of `pooling` uniform rows.
+    """A DLRM over tables of one size, each read by one sum bag of `pooling` rows.
 
     Uniform rows are the hardest case for lazy noise: fewest lookups share a row, so most rows have to catch up.
     """
@@ -36,6 +42,7 @@ class StepShape:
     pooling: int
     bottom_widths: tuple[int, ...]
     top_widths: tuple[int, ...]
+    access: Access = "uniform"
 
     @property
     def layout(self) -> FeatureLayout:
@@ -93,13 +100,19 @@ class StepShape:
         generator = torch.Generator().manual_seed(seed)
         size, lookups = self.batch_size, self.batch_size * self.pooling
         offsets = torch.arange(0, lookups + 1, self.pooling)
-        bags = {
-            feature.name: Bags(torch.randint(0, self.rows, (lookups,), generator=generator), offsets)
-            for feature in self.layout.example
-        }
+        bags = {feature.name: Bags(self._drawn(lookups, generator), offsets) for feature in self.layout.example}
         labels = torch.randint(0, 2, (size,), generator=generator).float()
         dense = torch.randn(size, _NUM_DENSE, generator=generator)
         return Examples.of(Batch(size=size, labels=labels, dense=dense, bags=bags, item=None, user_index=None))
+
+    def _drawn(self, lookups: int, generator: torch.Generator) -> torch.Tensor:
+        """Row numbers, int64 [lookups]; by Zipf's law the k-th row by frequency is drawn in proportion to 1 / k."""
+        if self.access == "uniform":
+            return torch.randint(0, self.rows, (lookups,), generator=generator)
+        # (rows + 1)^u of a uniform u lies between k and k + 1 with probability log(1 + 1 / k) / log(rows + 1).
+        ranks = (self.rows + 1.0) ** torch.rand(lookups, generator=generator, dtype=torch.float64)
+        ranks = ranks.long().clamp(max=self.rows) - 1
+        return ranks * _SCATTER % self.rows
 
     def matmul_flops(self) -> int:
         """Operations of the matrix products of one step: forward, input gradients, weight gradients."""

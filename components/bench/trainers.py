@@ -43,15 +43,28 @@ class TorchSgd:
 
     Sparse gradients for the tables (dense ones would cost a pass over every table), `include_last_offset` (no copy of
     the offsets), the fused optimizer for the dense layers, gradients set to None.
+
+    Args:
+        workload: the model and its batches.
+        weights: of the tables.
+        placement: of dense layers and tables.
+        dense: another optimizer of the dense layers.
     """
 
-    def __init__(self, workload: Workload, weights: Mapping[str, Tensor], placement: Placement = HOST) -> None:
+    def __init__(
+        self,
+        workload: Workload,
+        weights: Mapping[str, Tensor],
+        placement: Placement = HOST,
+        dense: DenseOptimizer | None = None,
+    ) -> None:
         self._divisor = workload.expected_batch_size
         self._placement = placement
         self.model = workload.model().to(placement.device)
         self.bags = torch_bags(weights)
         self._of_tables = torch.optim.SGD(self.bags.parameters(), lr=LEARNING_RATE)
-        self._of_dense = torch.optim.SGD(self.model.parameters(), lr=LEARNING_RATE, fused=True)
+        dense = dense or DenseOptimizer.named("sgd", learning_rate=LEARNING_RATE, fused=True)
+        self._of_dense = dense.make(self.model.parameters())
 
     def step(self, micro_batches: Sequence[Examples], /) -> object:
         """One step on the examples of all micro-batches."""
