@@ -128,10 +128,12 @@ class Integers(Vocabulary):
             text = canonical_text(array)
             array = pc.if_else(pc.match_substring_regex(text, INTEGER_TEXT), text, pa.scalar(None, pa.string()))
         # One below `first` has code 0: unknown.
-        numbers = array.cast(pa.int64()).fill_null(self._first - 1).to_numpy(zero_copy_only=False)
-        last = self._first + self.size - 1
-        codes = numbers - (self._first - 1)
-        return np.where((numbers >= self._first) & (numbers <= last), codes, 0).astype(np.int64)
+        whole = array.cast(pa.int64())
+        known = whole.fill_null(self._first - 1) if whole.null_count else whole
+        numbers = known.to_numpy(zero_copy_only=False)
+        codes: Codes = numbers - (self._first - 1)
+        codes[(numbers < self._first) | (numbers > self._first + self.size - 1)] = 0
+        return codes
 
     def values(self) -> pa.Array:
         return pa.array(np.arange(self._first, self._first + self.size)).cast(pa.string())

@@ -23,7 +23,7 @@ from lazydp.components.ingest.assemble import Assembled, Assembler
 from lazydp.components.ingest.hashing import hash_texts
 from lazydp.components.ingest.kept import KeptRows, part_name, rows_of_ranges, spilled_rows
 from lazydp.components.ingest.locations import shown
-from lazydp.components.ingest.manifest import DatasetManifest, Kept, Origin
+from lazydp.components.ingest.manifest import DatasetManifest, FileEntry, Kept, Origin
 from lazydp.components.ingest.ranges import NUM_RANGES, RANGE_BITS, Range, ranges_of
 from lazydp.components.ingest.readers import BATCH_ROWS, Format
 from lazydp.components.ingest.resolve import ResolvedSpec, load_spec, resolve
@@ -161,6 +161,7 @@ def ingest(inputs: Sequence[str], spec: str, out: str | Path, options: IngestOpt
             resolved,
             parts=content.parts,
             ranges=content.ranges,
+            files=content.files,
             rejected=tally.rejected,
             origin=Origin(locations=locations, rows=tally.num_rows, digest=tally.digest()),
             kept=Kept(
@@ -188,13 +189,16 @@ def _spill_interactions(
                 tally.add(encoded)
                 progress.advance(batch.num_rows)
                 if encoded.num_accepted:
+                    # Half of the memory is for rows that wait, half for those in work; little goes to the latter alone.
+                    free = working_memory(options.memory_bytes)
+                    held = 0 if scarce else free // 2
                     number = partitions_needed(
                         num_rows=_rows_at_most(source, batch),
                         row_bytes=part_encoded(encoded, 1)[0][1].nbytes / encoded.num_accepted,
-                        memory_bytes=working_memory(options.memory_bytes),
+                        memory_bytes=free - held,
                         workers=options.workers,
                     )
-                    spill = Spill(scratch, "interactions", max(number, options.parts))
+                    spill = Spill(scratch, "interactions", max(number, options.parts), memory_bytes=held)
                     spill.add(part_encoded(encoded, spill.num_partitions))
                     break
             # The first rows have said how many parts there are; the others are encoded on all cores.
@@ -290,6 +294,7 @@ class _Written:
 
     parts: list[str] = field(default_factory=list)
     ranges: list[Range] = field(default_factory=list)
+    files: dict[Path, FileEntry] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -377,5 +382,5 @@ def _write_part(
             writer.append(done.part, done.rows)
             written.ranges += done.ranges
         if writer is not None:
-            writer.finish()
+            written.files |= writer.finish()
     return writer is not None

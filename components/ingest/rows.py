@@ -162,11 +162,13 @@ class InteractionEncoder:
             return None
         raw = _coded(batch, self._spec.user.column, "user.column")
         name = text_of(raw.dictionary, self._spec.user.column, "user.column")
-        missing = _mask(name.is_null())
+        missing = _missing(name)
         # The last one stands for rows that name nobody.
         names = pa.concat_arrays([name.fill_null("").cast(pa.string()), pa.array([""])])
-        entries = raw.indices.fill_null(len(raw.dictionary)).to_numpy(zero_copy_only=False).astype(np.int32, copy=False)
-        refused.append(("null_user", np.append(missing, True)[entries]))
+        indices = raw.indices.fill_null(len(name)) if raw.indices.null_count else raw.indices
+        entries = indices.to_numpy(zero_copy_only=False).astype(np.int32, copy=False)
+        if raw.indices.null_count or missing.any():
+            refused.append(("null_user", np.append(missing, True)[entries]))
         # Bytes are never fewer than characters.
         if (pc.max(pc.binary_length(names)).as_py() or 0) > MAX_ID:
             refused.append(("long_user", _mask(pc.greater(pc.utf8_length(names), MAX_ID))[entries]))
@@ -182,13 +184,15 @@ class InteractionEncoder:
         hashes: Words | None = None
         if pa.types.is_integer(raw.type) and not pa.types.is_uint64(raw.type):
             # The text of an integer is its digits: nothing need be written out to know its code and its hash.
-            values, missing = raw, _mask(raw.is_null())
+            values, missing = raw, _missing(raw)
             if with_hashes:
-                hashes = hash_decimals(raw.cast(pa.int64()).fill_null(0).to_numpy())
-                hashes[missing] = hash_texts(pa.array([""]))[0]
+                known = raw.fill_null(0) if raw.null_count else raw
+                hashes = hash_decimals(known.cast(pa.int64()).to_numpy())
+                if raw.null_count:
+                    hashes[missing] = hash_texts(pa.array([""]))[0]
         else:
             values = text_of(raw, self._spec.item.column, "item.column")
-            missing = _mask(values.is_null())
+            missing = _missing(values)
             hashes = hash_texts(values) if with_hashes else None
         codes = self._vocabularies[ITEM].encode(values)
         columns[ITEM_COLUMN] = pa.array(codes.astype(np.int32))
@@ -345,6 +349,10 @@ def _accepted(refused: list[tuple[str, Mask]], size: int) -> tuple[Mask, Counter
             rejected[reason] += count
             accepted &= ~mask
     return accepted, rejected
+
+
+def _missing(array: pa.Array) -> Mask:
+    return _mask(array.is_null()) if array.null_count else np.zeros(len(array), dtype=bool)
 
 
 def _mask(array: pa.Array) -> Mask:

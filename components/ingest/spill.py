@@ -10,11 +10,12 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from lazydp.components.ingest.hashing import Words
 from lazydp.components.ingest.rows import HASH_COLUMN, USER_COLUMN, Encoded
 from lazydp.components.shared.files import PRIVATE_FILE
-from lazydp.kernels.rows import Rows, order_by_part, part_by_user
+from lazydp.kernels.rows import Array, Rows, order_by_part, part_by_user
 
 # A partition is held so often, in part, while it is sorted and gathered.
 _WORKING_COPIES = 4
@@ -31,8 +32,12 @@ def part_by_hash(rows: pa.RecordBatch, hashes: Words, num_partitions: int) -> Pa
     if num_partitions == 1:
         return [(0, rows)]
     order, ends = order_by_part(hashes, num_partitions)
-    ordered = rows.take(pa.array(order))
+    ordered = _taken(rows, order)
     return [(number, ordered.slice(begin, end - begin)) for number, begin, end in _parts(ends)]
+
+
+def _taken(rows: pa.RecordBatch, picked: Array) -> pa.RecordBatch:
+    return pc.take(rows, pa.array(picked), boundscheck=False)
 
 
 def part_encoded(encoded: Encoded, num_partitions: int) -> Parted:
@@ -44,7 +49,7 @@ def part_encoded(encoded: Encoded, num_partitions: int) -> Parted:
         return part_by_hash(encoded.rows, np.asarray(encoded.rows.column(HASH_COLUMN).to_numpy()), num_partitions)
     users = encoded.users
     found = part_by_user(users.entries, users.hashes, num_partitions, accepted=encoded.accepted)
-    ordered = encoded.rows.take(pa.array(found.rows))
+    ordered = _taken(encoded.rows, found.rows)
     names, local = users.names.take(pa.array(found.users)), pa.array(found.local)
     begins = np.append(0, found.user_ends[:-1])
     parted: Parted = []
@@ -89,12 +94,22 @@ def partitions_needed(*, num_rows: int, row_bytes: float, memory_bytes: int, wor
 
 
 class Spill:
-    """Rows on disk in `num_partitions` files: rows are added, it is closed, then read once.
+    """Rows in `num_partitions` parts, in memory as far as that goes and else on disk: added, closed, then read once.
 
     The partition of a row is a function of its hash; a larger hash never falls into an earlier partition.
     """
 
-    def __init__(self, folder: Path, name: str, num_partitions: int) -> None:
+    def __init__(self, folder: Path, name: str, num_partitions: int, *, memory_bytes: int = 0) -> None:
+        """Make no file yet.
+
+        Args:
+            folder: where files are made.
+            name: what their names begin with.
+            num_partitions: number of parts.
+            memory_bytes: what is kept in memory at most.
+        """
+        self._memory_left = memory_bytes
+        self._held: list[list[pa.RecordBatch]] = [[] for _ in range(num_partitions)]
         self._paths = [folder / f"{name}.{number}.arrows" for number in range(num_partitions)]
         self._sinks: list[Any] = [None] * num_partitions
         self._writers: list[Any] = [None] * num_partitions
@@ -113,6 +128,12 @@ class Spill:
 
     def add(self, parted: Parted) -> None:
         """Append parted rows."""
+        size = sum(rows.nbytes for _, rows in parted)
+        if size <= self._memory_left:
+            self._memory_left -= size
+            for number, rows in parted:
+                self._held[number].append(rows)
+            return
         for number, rows in parted:
             if self._writers[number] is None:
                 path = self._paths[number]
@@ -123,17 +144,17 @@ class Spill:
 
     def has_rows(self, number: int) -> bool:
         """Whether a partition has rows, before it is read."""
-        return self._paths[number].exists()
+        return bool(self._held[number]) or self._paths[number].exists()
 
     def read(self, number: int) -> pa.Table | None:
-        """The rows of a partition, mapped, None where it is empty; its file is deleted, and gone with the table."""
+        """The rows of a partition, None where it is empty; its file is mapped and deleted, and gone with the table."""
+        batches, self._held[number] = self._held[number], []
         path = self._paths[number]
-        if not path.exists():
-            return None
-        with pa.memory_map(str(path)) as source, pa.ipc.open_stream(source) as stream:
-            table = stream.read_all()
-        path.unlink()
-        return table
+        if path.exists():
+            with pa.memory_map(str(path)) as source, pa.ipc.open_stream(source) as stream:
+                batches += list(stream)
+            path.unlink()
+        return pa.Table.from_batches(batches) if batches else None
 
     def partitions(self) -> Iterator[pa.Table | None]:
         """The partitions in order of hash; see `read`."""

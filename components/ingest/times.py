@@ -90,10 +90,13 @@ def encode_times(values: Any, kind: Kind) -> Times:
 
 
 def _numpy(array: pa.Array, missing: Any) -> Array:
-    return np.asarray(array.fill_null(missing).to_numpy(zero_copy_only=False))
+    known = array.fill_null(missing) if array.null_count else array
+    return np.asarray(known.to_numpy(zero_copy_only=False))
 
 
 def _valid(array: pa.Array) -> Array:
+    if not array.null_count:
+        return np.ones(len(array), dtype=bool)
     return np.asarray(array.is_valid().to_numpy(zero_copy_only=False), dtype=bool)
 
 

@@ -98,9 +98,9 @@ class _SplitWriter:
         for column in self._columns.values():
             column.close()
 
-    def finish(self) -> None:
+    def finish(self) -> tuple[Path, FileEntry]:
         """Write the split's file."""
-        write_arrow(self._path, self._columns, num_rows=self.size, notes=self._notes)
+        return self._path, write_arrow(self._path, self._columns, num_rows=self.size, notes=self._notes)
 
 
 class _UsersWriter:
@@ -129,8 +129,8 @@ class _UsersWriter:
         for column in self._columns.values():
             column.close()
 
-    def finish(self) -> None:
-        write_arrow(self._path, self._columns, num_rows=self.size, notes={})
+    def finish(self) -> tuple[Path, FileEntry]:
+        return self._path, write_arrow(self._path, self._columns, num_rows=self.size, notes={})
 
 
 class PartWriter:
@@ -164,12 +164,10 @@ class PartWriter:
         if self._users is not None:
             self._users.append(part)
 
-    def finish(self) -> None:
-        """Write the files."""
-        for split in self._splits.values():
-            split.finish()
-        if self._users is not None:
-            self._users.finish()
+    def finish(self) -> dict[Path, FileEntry]:
+        """Write the files; returns the size and digest of each."""
+        found = dict(split.finish() for split in self._splits.values())
+        return found | dict([self._users.finish()]) if self._users is not None else found
 
 
 def finish_dataset(
@@ -178,6 +176,7 @@ def finish_dataset(
     *,
     parts: Sequence[str],
     ranges: Sequence[Range],
+    files: Mapping[Path, FileEntry],
     origin: Origin,
     rejected: Mapping[str, int],
     kept: Kept | None,
@@ -189,6 +188,7 @@ def finish_dataset(
         resolved: the spec.
         parts: the folders of the parts, in order of hash.
         ranges: of all parts, in their order.
+        files: size and digest of those files of parts that are known.
         origin: where the rows came from.
         rejected: reason -> rows that were not accepted.
         kept: what rows are added to later, if they are kept.
@@ -215,7 +215,7 @@ def finish_dataset(
         lazydp_version=version("lazydp"),
         kept=kept,
         parts=tuple(parts),
-        files=_seal(folder),
+        files=_seal(folder, files),
     )
     write_json(
         folder / MANIFEST,
@@ -264,15 +264,16 @@ def _fingerprint(spec: FeatureSpec, catalogue: Mapping[str, str], ranges: Sequen
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
 
-def _seal(folder: Path) -> dict[str, FileEntry]:
-    """Make every file private and take its digest."""
+def _seal(folder: Path, known: Mapping[Path, FileEntry]) -> dict[str, FileEntry]:
+    """Make every file private and take its digest where it isn't known."""
     paths = []
     for path in sorted(folder.rglob("*")):
         path.chmod(PRIVATE_DIRECTORY if path.is_dir() else PRIVATE_FILE)
         if path.is_file():
             paths.append(path)
-    digests = in_order(sha256_file, paths, workers=cores())
-    return {
-        path.relative_to(folder).as_posix(): FileEntry(bytes=path.stat().st_size, sha256=digest)
-        for path, digest in zip(paths, digests, strict=True)
-    }
+    entries = in_order(lambda path: known.get(path) or _entry(path), paths, workers=cores())
+    return {path.relative_to(folder).as_posix(): entry for path, entry in zip(paths, entries, strict=True)}
+
+
+def _entry(path: Path) -> FileEntry:
+    return FileEntry(bytes=path.stat().st_size, sha256=sha256_file(path))
