@@ -309,6 +309,11 @@ def split_users(rows: OrderedRows, *, most_history: int, empty: Allocate = empty
     return SplitUsers(Examples(*of_train), Examples(*of_test), item_rows, train, test, items)
 
 
+def return_memory_at_once() -> None:
+    """Let the C library give freed memory back to the system, for the rest of the process; slower. glibc alone."""
+    _rows.return_memory_at_once()
+
+
 def gather(values: Array, rows: Array, out: Array, *, column: int = 0) -> None:
     """out[:, column] = values[rows].
 

@@ -19,6 +19,7 @@ from lazydp.components.features.spec import USER, FeatureSpec, HashedSplit, Leav
 from lazydp.components.features.values import texts_of
 from lazydp.components.features.vocabulary import Codes, Vocabularies
 from lazydp.components.ingest.hashing import Words, chain, fraction_of, hash_texts, mix
+from lazydp.components.ingest.memory import Workspace
 from lazydp.components.ingest.rows import (
     FEATURE_PREFIX,
     HASH_COLUMN,
@@ -31,7 +32,6 @@ from lazydp.components.ingest.rows import (
     Mask,
     hash_rows,
 )
-from lazydp.components.ingest.workspace import Workspace
 from lazydp.kernels.rows import (
     Array,
     Examples,

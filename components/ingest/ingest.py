@@ -24,6 +24,7 @@ from lazydp.components.ingest.hashing import hash_texts
 from lazydp.components.ingest.kept import KeptRows, part_name, rows_of_ranges, spilled_rows
 from lazydp.components.ingest.locations import shown
 from lazydp.components.ingest.manifest import DatasetManifest, FileEntry, Kept, Origin
+from lazydp.components.ingest.memory import PLENTY, Workspace, allocators_for, working_memory
 from lazydp.components.ingest.ranges import NUM_RANGES, RANGE_BITS, Range, ranges_of
 from lazydp.components.ingest.readers import BATCH_ROWS, Format
 from lazydp.components.ingest.resolve import ResolvedSpec, load_spec, resolve
@@ -44,11 +45,9 @@ from lazydp.components.ingest.spill import (
     part_by_hash,
     part_encoded,
     partitions_needed,
-    working_memory,
 )
 from lazydp.components.ingest.stored import dataset_folder
 from lazydp.components.ingest.workers import cores, in_order
-from lazydp.components.ingest.workspace import Workspace
 from lazydp.components.ingest.writer import PartWriter, finish_dataset
 from lazydp.components.shared.errors import InputError
 from lazydp.components.shared.files import PRIVATE_DIRECTORY
@@ -72,8 +71,6 @@ _NEVER_MOST = {"null_user", "long_user", "null_item", "bad_timestamp", "bad_labe
 # Batches of fewer rows cost more than they save; a row takes about so much while it is encoded and parted.
 _FEWEST_ROWS = 1 << 13
 _ENCODED_ROW_BYTES = 400
-# With less, what the allocator would keep for later is given back after every batch.
-_PLENTY = 512 << 20
 # A byte of compressed text is at most about so many of plain text.
 _MOST_COMPRESSED = 8
 # What a row takes while it is assembled, at most, and for each column.
@@ -134,6 +131,11 @@ def ingest(inputs: Sequence[str], spec: str, out: str | Path, options: IngestOpt
         UnavailableError: a store does not answer.
     """
     options = options or IngestOptions()
+    with allocators_for(options.memory_bytes):
+        return _ingest(inputs, spec, out, options)
+
+
+def _ingest(inputs: Sequence[str], spec: str, out: str | Path, options: IngestOptions) -> DatasetManifest:
     before = KeptRows.open(options.append) if options.append is not None else None
     if before is not None:
         options = replace(options, parts=before.kept.parts, keep_rows=True)
@@ -181,7 +183,7 @@ def _spill_interactions(
     tally = Tally()
     spill: Spill | None = None
     batches = source.batches(encoder.columns, most_rows=_batch_rows(options), coded=True)
-    scarce = options.memory_bytes < _PLENTY
+    scarce = options.memory_bytes < PLENTY
     try:
         with Progress("ingest: encode", total=source.num_rows, unit="rows") as progress:
             for batch in batches:
@@ -208,8 +210,6 @@ def _spill_interactions(
                     tally.add(encoded)
                     spill.add(parts)
                     progress.advance(encoded.num_rows)
-                    if scarce:
-                        pa.default_memory_pool().release_unused()
     finally:
         if spill is not None:
             spill.close()

@@ -52,6 +52,9 @@ _LONG_NUMBER = re.compile(rb"[0-9]{19}")
 _BLOCK_BYTES = 1 << 22
 _BUFFER_BYTES = 1 << 18
 _LARGE_GROUP_BYTES = 1 << 25
+# Writers give up dictionaries of more than a mebibyte; a place in one takes up to so many bytes, run lengths included.
+_DICTIONARY_BYTES = 5 << 18
+_INDEX_BYTES = 3
 _HEAD_BYTES = 1 << 20
 _JSON_LINES = 1 << 14
 
@@ -132,6 +135,7 @@ class ParquetReader(_FileReader):
                 self._own = file.schema_arrow
                 self.num_rows = file.metadata.num_rows
                 self._buffer_size = _buffer_size(file.metadata)
+                self._dictionaries = _dictionaries(file)
         except pa.ArrowException as error:
             raise InputError(f"{self.where} is not Parquet: {one_line(error)}") from None
         except OSError as error:
@@ -154,8 +158,7 @@ class ParquetReader(_FileReader):
         return self._batches(columns, most_rows=BATCH_ROWS)
 
     def coded_batches(self, columns: Sequence[str], *, most_rows: int) -> Iterator[pa.RecordBatch]:
-        texts = [name for name in self._own.names if _is_text(self._own.field(name).type)]
-        return self._batches(columns, most_rows=most_rows, texts=texts)
+        return self._batches(columns, most_rows=most_rows, texts=self._dictionaries)
 
     def _batches(
         self, columns: Sequence[str], *, most_rows: int, texts: Sequence[str] = ()
@@ -180,8 +183,19 @@ class ParquetReader(_FileReader):
             yield self._completed(empty, columns)
 
 
-def _is_text(kind: pa.DataType) -> bool:
-    return bool(pa.types.is_string(kind) or pa.types.is_large_string(kind))
+def _dictionaries(file: Any) -> list[str]:
+    """The columns of text that are stored as dictionaries throughout, as far as their size tells.
+
+    Where a dictionary grows too large, a writer goes on with plain text: to read that as a dictionary costs more.
+    """
+    schema, metadata = file.schema_arrow, file.metadata
+    found = {field.name for field in schema if pa.types.is_string(field.type)}
+    for group in map(metadata.row_group, range(metadata.num_row_groups)):
+        for column in map(group.column, range(group.num_columns)):
+            most = _DICTIONARY_BYTES + _INDEX_BYTES * column.num_values
+            if not column.has_dictionary_page or column.total_uncompressed_size > most:
+                found.discard(column.path_in_schema)
+    return sorted(found)
 
 
 def _buffer_size(metadata: Any) -> int:

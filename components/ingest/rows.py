@@ -258,10 +258,19 @@ def _coded(batch: pa.RecordBatch, column: str, field: str) -> pa.DictionaryArray
     """A column as some values and which of them each row has: so a value is put into text once, not in every row."""
     values = batch.column(column)
     if pa.types.is_dictionary(values.type):
-        return values
+        return _used(values) if len(values.dictionary) > len(values) else values
     if pa.types.is_integer(values.type) or pa.types.is_string(values.type):
         return values.dictionary_encode()
     return text_of(values, column, field).dictionary_encode()
+
+
+def _used(values: pa.DictionaryArray) -> pa.DictionaryArray:
+    """The same values without those of the dictionary that no row has."""
+    indices = values.indices.drop_null().to_numpy()
+    used = np.zeros(len(values.dictionary), dtype=bool)
+    used[indices] = True
+    place = pa.array(np.cumsum(used, dtype=np.int32) - 1)
+    return pa.DictionaryArray.from_arrays(place.take(values.indices), values.dictionary.filter(pa.array(used)))
 
 
 def _numbers_of(batch: pa.RecordBatch, column: str) -> Numbers:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import resource
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -69,21 +68,6 @@ def _parts(ends: Rows) -> Iterator[tuple[int, int, int]]:
         if end > begin:
             yield number, begin, end
         begin = end
-
-
-def working_memory(memory_bytes: int) -> int:
-    """What of the memory given is left for rows, beside what the process takes already; at least a quarter of it."""
-    return max(memory_bytes - anonymous_memory(), memory_bytes // 4, 1)
-
-
-def anonymous_memory() -> int:
-    """Bytes that this process has in memory that no file backs; 0 where the system does not say."""
-    try:
-        with open("/proc/self/statm", encoding="ascii") as file:  # noqa: PTH123 - has no size
-            _, resident, shared, *_ = file.read().split()
-    except OSError:
-        return 0
-    return (int(resident) - int(shared)) * resource.getpagesize()
 
 
 def partitions_needed(*, num_rows: int, row_bytes: float, memory_bytes: int, workers: int = 1) -> int:

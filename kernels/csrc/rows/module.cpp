@@ -10,6 +10,10 @@
 #include "rows/splits.h"
 #include "rows/users.h"
 
+#if defined(__GLIBC__)
+#include <malloc.h>
+#endif
+
 namespace lazydp::rows {
 namespace {
 
@@ -389,6 +393,16 @@ PyObject* best_of_rows_in(PyObject*, PyObject* arguments) {
   });
 }
 
+PyObject* return_memory_at_once(PyObject*, PyObject*) {
+#if defined(__GLIBC__)
+  // Larger blocks are mapped by themselves, and unmapped when they are freed; few threads have a heap of their own.
+  mallopt(M_MMAP_THRESHOLD, 1 << 18);
+  mallopt(M_TRIM_THRESHOLD, 1 << 20);
+  mallopt(M_ARENA_MAX, 2);
+#endif
+  return none();
+}
+
 PyMethodDef methods[] = {{"hash_texts", hash_texts, METH_VARARGS, nullptr},
                          {"hash_decimals", hash_decimals, METH_VARARGS, nullptr},
                          {"chain", chain_values, METH_VARARGS, nullptr},
@@ -405,6 +419,7 @@ PyMethodDef methods[] = {{"hash_texts", hash_texts, METH_VARARGS, nullptr},
                          {"fill_examples", fill_examples_of, METH_VARARGS, nullptr},
                          {"gather", gather_of, METH_VARARGS, nullptr},
                          {"best_of_rows", best_of_rows_in, METH_VARARGS, nullptr},
+                         {"return_memory_at_once", return_memory_at_once, METH_NOARGS, nullptr},
                          {nullptr, nullptr, 0, nullptr}};
 
 PyModuleDef definition = {PyModuleDef_HEAD_INIT, "_rows", nullptr, 0, methods, nullptr, nullptr, nullptr, nullptr};
