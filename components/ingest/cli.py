@@ -43,7 +43,11 @@ class _Bytes(click.ParamType[int]):
 @click.option("--users", metavar="URI", help="The users table, instead of the one that the spec names.")
 @click.option("--items", metavar="URI", help="The items table, instead of the one that the spec names.")
 @click.option(
-    "--memory", type=_Bytes(), default="1g", show_default=True, help="Memory to work in, roughly; the rest is on disk."
+    "--memory",
+    type=_Bytes(),
+    default="1g",
+    show_default=True,
+    help="Memory that the process may take; the rest is on disk. 128m is enough for most logs.",
 )
 @click.option(
     "--format",

@@ -84,7 +84,7 @@ _log = logging.getLogger("lazydp.ingest")
 class IngestOptions:
     """What does not change the dataset but how it is made, and where side tables are when not where the spec says.
 
-    memory_bytes: the memory that the partitions in work may take, roughly.
+    memory_bytes: the anonymous memory that the process may take, interpreter and libraries included.
     workers: threads that encode and assemble; all cores by default.
     parts: sets of files to write, by ranges of users' hashes; a power of two up to 512. The fingerprint is the same.
     keep_rows: keep the encoded rows in the dataset, so that later ones can be added.
