@@ -8,6 +8,7 @@ from lazydp.service.http.problems import Problem
 from lazydp.service.settings import Settings
 
 _SAFE_METHODS = frozenset({"GET", "HEAD", "OPTIONS"})
+_MOST_PASSED = 64
 _OWN_SITE = frozenset({b"same-origin", b"none"})
 
 
@@ -22,6 +23,8 @@ class Origins:
     def __init__(self, settings: Settings) -> None:
         self._allowed = frozenset(name.lower() for name in settings.allowed_hosts)
         self._loopback_only = settings.is_keyless_loopback
+        # Hosts that passed before: most requests name one of a few.
+        self._passed: set[bytes] = set()
 
     def check(self, method: str, headers: dict[bytes, bytes]) -> None:
         """Let a request pass, or raise.
@@ -33,16 +36,23 @@ class Origins:
         Raises:
             Problem: 421 for a Host that is not the service's, 403 for a page of elsewhere.
         """
-        host = headers.get(b"host", b"").decode("latin-1").lower()
-        if host and self._loopback_only and not self._is_own(_name(host)):
-            detail = "this Host is not the service's: ask by 127.0.0.1 or localhost, or list it in allowed_hosts"
-            raise Problem(421, "foreign-host", detail)
+        given = headers.get(b"host", b"")
+        if given and self._loopback_only and given not in self._passed:
+            self._check_host(given)
         origin = headers.get(b"origin")
         if origin is None or method in _SAFE_METHODS or headers.get(b"sec-fetch-site") in _OWN_SITE:
             return
+        host = given.decode("latin-1").lower()
         asking = origin.decode("latin-1").lower().partition("://")[2]
         if asking != host and _name(asking) not in self._allowed:
             raise Problem(403, "foreign-origin", "a page of another site may not ask this through a browser")
+
+    def _check_host(self, given: bytes) -> None:
+        if not self._is_own(_name(given.decode("latin-1").lower())):
+            detail = "this Host is not the service's: ask by 127.0.0.1 or localhost, or list it in allowed_hosts"
+            raise Problem(421, "foreign-host", detail)
+        if len(self._passed) < _MOST_PASSED:
+            self._passed.add(given)
 
     def _is_own(self, name: str) -> bool:
         if name in self._allowed or name == "localhost" or name.endswith(".localhost"):

@@ -6,6 +6,7 @@ import datetime
 import time
 from collections.abc import Iterable
 from concurrent.futures import Executor
+from typing import cast
 
 import orjson
 
@@ -107,7 +108,10 @@ class ServedVersion:
             written = [b'%b,"because":%b' % both for both in zip(written, reasons, strict=True)]
         parts = [b""] * (2 * len(written))
         made = self._fragments
-        parts[0::2] = [made[code] or self._fragment(code) for code in ranking.codes]
+        fragments = list(map(made.__getitem__, ranking.codes))
+        if None in fragments:
+            fragments = [made[code] or self._fragment(code) for code in ranking.codes]
+        parts[0::2] = cast(list[bytes], fragments)
         parts[1::2] = written
         # Every fragment closes the object before it.
         return b"".join(parts)[len(_CLOSE) :] + b"}"
