@@ -11,6 +11,7 @@ CSRC   := $(shell find kernels/csrc -name '*.h' -o -name '*.cpp' -o -name '*.cu'
 NVCC   ?= $(shell command -v nvcc || ls /usr/local/cuda/bin/nvcc 2>/dev/null)
 # Three workers on two cores: tests wait for processes and disks, and they measure equality, not time.
 PYTEST_ARGS ?=
+MUTATION_ARGS ?= train budget ingest bundle export --sample 40 --seed 1
 # Processes of tests read modules as compiled before, also where the environment forbids to keep that.
 test test-slow: export PYTHONDONTWRITEBYTECODE =
 # Threads of one worker that wait must not take the core that the other works on.
@@ -20,7 +21,7 @@ IN_MEMORY := $(shell room=$$(df --output=avail -k /dev/shm 2>/dev/null | tail -1
   [ "$${room:-0}" -gt 8388608 ] && echo PYTEST_DEBUG_TEMPROOT=/dev/shm)
 
 .DEFAULT_GOAL := help
-.PHONY: help setup run test test-slow lint typecheck cuda sanitize gpu system bench screenshots docs clean
+.PHONY: help setup run test test-slow lint typecheck cuda sanitize soak mutation gpu system bench screenshots docs clean
 
 help: ## This list.
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -76,6 +77,12 @@ test: setup system ## Everything that must hold.
 
 test-slow: setup system ## The heavy suite: many kills, many processes, large tables.
 	$(IN_MEMORY) $(BIN)/pytest -m slow --timeout 3600 $(PYTEST_ARGS)
+
+soak: setup ## Ten minutes of load, swaps, kills, ledger outages and attacks on a service on loopback.
+	$(BIN)/python tests/adversary/soak.py --seconds 600
+
+mutation: setup ## Plant faults in five components, and see whether the tests of their folders notice.
+	$(BIN)/python tests/mutation/run.py $(MUTATION_ARGS)
 
 sanitize: ## The CPU kernels' cores under ASan, UBSan and TSan; the CUDA kernels on the host under ASan and UBSan.
 	tests/kernels/native/sanitize.sh

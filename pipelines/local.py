@@ -19,7 +19,7 @@ from rich.spinner import Spinner
 from rich.text import Text
 
 from lazydp.components.shared.errors import LazyDPError
-from lazydp.components.shared.files import require_local
+from lazydp.components.shared.files import PRIVATE_DIRECTORY, require_local
 
 _STARTED = re.compile(r"Executing task .*'(?P<task>[\w-]+)'")
 _FINISHED = re.compile(r"Task .*'(?P<task>[\w-]+)'.* finished with status \S*?(?P<status>SUCCESS|FAILURE)")
@@ -107,9 +107,9 @@ def run_locally(
         PipelineFailedError: a component failed; the message is what the component said.
     """
     require_local(folder)
-    folder.mkdir(parents=True, exist_ok=True)
     # The artifacts hold the private dataset and checkpoints.
-    folder.chmod(0o700)
+    folder.mkdir(parents=True, exist_ok=True, mode=PRIVATE_DIRECTORY)
+    folder.chmod(PRIVATE_DIRECTORY)
     local.init(
         runner=local.SubprocessRunner(use_venv=False), pipeline_root=str(folder / "artifacts"), raise_on_error=True
     )

@@ -20,7 +20,7 @@ from lazydp.components.features.spec import FeatureSpec
 from lazydp.components.features.vocabulary import Vocabularies
 from lazydp.components.models.recommender import Recommender
 from lazydp.components.shared.errors import NonFiniteError, PendingNoiseError
-from lazydp.components.shared.files import atomic_directory
+from lazydp.components.shared.files import PUBLIC_DIRECTORY, atomic_directory
 
 DENSE_FILE = "dense.safetensors"
 ITEMS_FILE = "items.parquet"
@@ -48,6 +48,7 @@ def write_bundle(
     items: pa.Table | None = None,
     popularity: Tensor | None = None,
     replace: bool = False,
+    mode_of_folder: int = PUBLIC_DIRECTORY,
 ) -> BundleManifest:
     """Write the bundle `path`, a folder that must not exist yet (or is replaced whole).
 
@@ -68,6 +69,7 @@ def write_bundle(
         popularity: float32 [num_items + 1] noised counts by item code, where a DP mechanism released them (its
             cost is for the caller to state); code 0, of unknown items, is never ranked.
         replace: replace an existing bundle.
+        mode_of_folder: permissions of the folder; 0o700 for a bundle that is not released yet.
 
     Returns:
         The manifest written.
@@ -86,7 +88,7 @@ def write_bundle(
         raise ValueError("items: given exactly where the feature spec has an item")
     if items is not None:
         item_catalogue(spec, items)  # raises where the table does not fit the spec
-    with atomic_directory(path, replaces=FILE_NAME if replace else None) as folder:
+    with atomic_directory(path, mode=mode_of_folder, replaces=FILE_NAME if replace else None) as folder:
         (folder / TABLE_FOLDER).mkdir()
         entries = []
         for table, weight in table_weights.items():

@@ -34,7 +34,14 @@ from lazydp.components.export.statement import statement_of
 from lazydp.components.ingest.dataset import EncodedDataset
 from lazydp.components.models.build import build_model
 from lazydp.components.shared.errors import InputError, NotPrivateError, PrivacyError, QualityError
-from lazydp.components.shared.files import PRIVATE_FILE, read_json, sync_directory, write_json
+from lazydp.components.shared.files import (
+    PRIVATE_DIRECTORY,
+    PRIVATE_FILE,
+    PUBLIC_DIRECTORY,
+    read_json,
+    sync_directory,
+    write_json,
+)
 from lazydp.components.train.engine.step import Engine
 from lazydp.components.train.run.checkpoint import Checkpoint
 from lazydp.components.train.run.folder import RunFolder
@@ -276,7 +283,7 @@ def stage(
     stands: Standing,
     audit: AuditResult | None,
 ) -> BundleManifest:
-    """Write the bundle, synced, under a name where nobody looks for it."""
+    """Write the bundle, synced, under a name where nobody looks for it, in a folder that others cannot enter."""
     engine = flushed.engine
     test_key = identity.config.private and flushed.key.is_test
     return write_bundle(
@@ -310,6 +317,7 @@ def stage(
             created=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
         ),
         items=data.item_table,
+        mode_of_folder=PRIVATE_DIRECTORY,
         popularity=noised_counts(data, identity.config, flushed.key, noise_multiplier=identity.noise_multiplier),
     )
 
@@ -328,6 +336,7 @@ def _publish(folder: RunFolder, out: Path, identity: RunIdentity, signer: Ed2551
         refuse_taken(out)
         if signer is not None:
             sign(staged, signer)
+        staged.chmod(PUBLIC_DIRECTORY)
         staged.rename(out)
         sync_directory(staged.parent)
     elif not out.is_dir() or BundleManifest.load(out).lineage.run_id != identity.run_id:

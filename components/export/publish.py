@@ -43,7 +43,7 @@ from lazydp.components.bundle.signature import read_signing_key, sign
 from lazydp.components.export.export import clear, flush_and_prove, stage
 from lazydp.components.ingest.dataset import EncodedDataset
 from lazydp.components.shared.errors import InputError
-from lazydp.components.shared.files import sync_directory
+from lazydp.components.shared.files import PUBLIC_DIRECTORY, sync_directory
 from lazydp.components.train.engine.step import Engine
 from lazydp.components.train.run.identity import RunIdentity
 from lazydp.components.train.run.settings_check import contribution_bound
@@ -120,6 +120,7 @@ class Snapshots:
             charge(manifest.version)
             if signer is not None:
                 sign(staged, signer)
+            staged.chmod(PUBLIC_DIRECTORY)
             staged.rename(bundle)
             sync_directory(bundle.parent)
             _log.info("snapshot of step %d: %s version %s", step, bundle, manifest.version)

@@ -12,7 +12,6 @@ from typing import Any
 import pytest
 
 from lazydp.components.budget.accounting.events import dpsgd_event
-from lazydp.components.budget.ledger import writing
 from lazydp.components.budget.ledger.ledger import Ledger
 from lazydp.components.budget.ledger.verify import verify
 from lazydp.components.shared.errors import BudgetExceededError
@@ -32,7 +31,7 @@ def test_the_ledger_decides_alike_whatever_the_clock_says(tmp_path: Path, monkey
         def now(cls, tz: datetime.tzinfo | None = None) -> Any:
             return datetime.datetime(2026 + cls.years, 1, 1, tzinfo=tz)
 
-    monkeypatch.setattr(writing.datetime, "datetime", Clock)
+    monkeypatch.setattr(datetime, "datetime", Clock)
     url = f"sqlite:///{tmp_path / 'ledger.db'}"
     with Ledger.open(url) as ledger:
         ledger.register_dataset("a" * 64, name="shop")

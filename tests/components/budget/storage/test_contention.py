@@ -2,9 +2,11 @@
 
 import json
 import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -25,18 +27,18 @@ def contend(url: str, *, processes: int, kills: int, seed: int) -> dict[str, int
     with Ledger.open(url) as ledger:
         ledger.register_dataset("a" * 64, name="shop")
         ledger.set_budget("shop", epsilon=(cost(ADMITS) + cost(ADMITS + 1)) / 2, delta=1e-5)
-    done = subprocess.run(
-        [sys.executable, str(Path(__file__).with_name("contend.py")), url, str(processes), str(kills), str(seed)],
-        capture_output=True,
-        text=True,
-        check=False,
-        timeout=280,
-        env={**os.environ, "OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"},
-    )
-    assert done.returncode == 0, done.stderr[-3000:]
-    found = json.loads(done.stdout)
-    assert found["failed"] == 0, done.stderr[-3000:]
-    assert isinstance(found, dict)
+    program = [sys.executable, str(Path(__file__).with_name("contend.py")), url, str(processes), str(kills), str(seed)]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}
+    pipes: dict[str, Any] = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    with subprocess.Popen(program, env=environment, start_new_session=True, **pipes) as crowd:
+        try:
+            output, errors = crowd.communicate()
+        except BaseException:
+            os.killpg(crowd.pid, signal.SIGKILL)  # the crowd would outlive a test that ran out of time
+            raise
+    assert crowd.returncode == 0, errors[-3000:]
+    found: dict[str, int] = json.loads(output)
+    assert found["failed"] == 0, errors[-3000:]
     return found
 
 
@@ -57,6 +59,7 @@ def test_exactly_seven_of_forty(ledger_url: str) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(1800)
 @pytest.mark.parametrize("seed", range(20))
 def test_exactly_seven_of_two_hundred(ledger_url: str, seed: int) -> None:
     check(ledger_url, processes=200, kills=20, seed=seed)

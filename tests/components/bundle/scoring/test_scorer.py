@@ -102,6 +102,22 @@ def test_a_batch_of_every_kind_is_what_each_query_is(scorer: Scorer) -> None:
     assert scorer.rank([]) == []
 
 
+def test_every_item_of_a_long_history_is_left_out(scorer: Scorer) -> None:
+    # More than the model reads, and more than any page holds.
+    history = tuple(str(number) for number in range(75))
+    rest = {scorer.items.code(str(number)) for number in range(75, 80)}
+    for query in (
+        Query(history=history, k=80),
+        Query(history=history[::-1], k=5),
+        Query(user_id="3", history=history, k=3),
+    ):
+        [answer] = scorer.rank([query])
+        assert set(answer.codes) <= rest
+        assert len(answer.codes) == min(query.k, len(rest))
+    [answer] = scorer.rank([Query(history=history, k=80, exclude_seen=False)])
+    assert len(answer.codes) == 80
+
+
 def test_candidates_alone_are_scored_alike(scorer: Scorer) -> None:
     whole = scorer.rank([Query(user_id="3", k=80)])[0]
     some = scorer.rank([Query(user_id="3", k=80, candidates=("5", "6", "7"))])[0]

@@ -307,6 +307,19 @@ def test_an_empty_batch_is_noise_alone_and_counts(world: Any, mode: Any) -> None
     assert engine.steps_done == 2
 
 
+def test_eager_noise_is_added_to_every_row_at_every_step(world: Any) -> None:
+    made = world()
+    engine = engine_of(build_model(made.layout, CONFIGS["dlrm"]), mode="dpsgd", noise_multiplier=2.0, noise="ones")
+    b = engine.privacy.expected_batch_size
+    for _ in range(5):
+        before = parameters_of(engine)
+        engine.step([])
+        # Nothing flushes here: what reads the tables next finds the noise of this step in every row.
+        assert engine.pending() == 0
+        for name, after in parameters_of(engine).items():
+            torch.testing.assert_close((before[name] - after) * b, torch.full_like(after, 2.0), rtol=0, atol=1e-5)
+
+
 @pytest.mark.parametrize("bad", [math.nan, math.inf, 1e30])
 @pytest.mark.parametrize("name", CONFIGS)
 def test_a_non_finite_example_contributes_zero_and_is_counted(world: Any, name: str, bad: float) -> None:
