@@ -15,7 +15,7 @@ DEPENDENCIES = {"Disk", "Ledger", "Folder of bundles", "Clock", "Peer", "Process
 def rows(page: str) -> Iterator[tuple[str, list[str]]]:
     """(dependency, cells) of each failure."""
     dependency = ""
-    for line in page.partition("| --- |")[2].splitlines()[1:]:
+    for line in page.partition("## Failures")[2].partition("| --- |")[2].splitlines()[1:]:
         if not line.startswith("|"):
             return
         cells = [cell.strip() for cell in line.strip("|").split("|")]

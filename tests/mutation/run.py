@@ -158,6 +158,8 @@ def drawn(folder: str, reached: Reached, *, sample: int, seed: int, within_s: fl
     every: list[tuple[str, str, Mutant]] = []
     root = ROOT / "components" / folder
     for path in sorted(root.rglob("*.py")):
+        if path.name == "component.py":
+            continue  # a shell around a function; tests/components/test_components.py has the tests of all of them
         source = path.read_text()
         every += [(str(path.relative_to(root)), source, one) for one in mutants_of(source)]
     chosen = random.Random(seed).sample(every, min(sample, len(every))) if sample else every

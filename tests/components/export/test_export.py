@@ -6,6 +6,7 @@ import logging
 import shutil
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -272,6 +273,9 @@ def test_a_run_of_sgd_is_released_only_on_demand_and_marked(tiny: Any) -> None:
     statement = Bundle.open(tiny.folder / "bundle", allow_non_private=True).statement
     assert not statement.private
     assert statement.epsilon is None
+    assert statement.noise_multiplier == 0.0
+    assert statement.max_grad_norm is None
+    assert statement.why_not_private == "trained in mode sgd, without clipping and without noise"
 
 
 def test_a_test_key_marks_the_bundle(tiny: Any) -> None:
@@ -280,7 +284,22 @@ def test_a_test_key_marks_the_bundle(tiny: Any) -> None:
     assert release(tiny).test_key
     with pytest.raises(NotPrivateError):
         Bundle.open(tiny.folder / "bundle")
-    assert Bundle.open(tiny.folder / "bundle", allow_test_key=True).statement.epsilon is None
+    statement = Bundle.open(tiny.folder / "bundle", allow_test_key=True).statement
+    assert statement.epsilon is None
+    assert statement.why_not_private == "trained under a noise key made for tests, which everyone knows"
+
+
+@pytest.mark.parametrize("selected", [False, True])
+def test_a_trial_of_a_sweep_is_released_only_where_the_sweep_kept_it(tmp_path: Path, selected: bool) -> None:
+    trial = SimpleNamespace(
+        config=SimpleNamespace(private=True), tuning="of a sweep", selected=selected, run_id="sweep-1"
+    )
+    folder: Any = SimpleNamespace(path=tmp_path, identity=lambda: trial)
+    if selected:
+        assert module._identity(folder, allow_non_private=False) is trial
+    else:
+        with pytest.raises(PrivacyError, match="one trial of sweep sweep-1"):
+            module._identity(folder, allow_non_private=False)
 
 
 def test_weights_that_are_not_finite_are_refused(tiny: Any, run: Path, monkeypatch: pytest.MonkeyPatch) -> None:

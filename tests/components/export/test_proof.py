@@ -134,6 +134,14 @@ def test_a_wrong_flush_is_rejected_and_named(wrong: Callable[[Tables, EmbeddingS
         prove(made, pending, OPTIMIZERS[name])
 
 
+def test_where_nothing_is_pending_there_is_nothing_to_sample() -> None:
+    made = tables(OPTIMIZERS["sgd"])
+    made["item"]["last"].fill_(STEPS)
+    assert PendingRows.of(made["item"], step=STEPS) == PendingRows(0, ())
+    made["item"]["last"][7] = STEPS - 1
+    assert PendingRows.of(made["item"], step=STEPS).count == 1
+
+
 def test_a_pending_row_is_named() -> None:
     made = tables(OPTIMIZERS["sgd"])
     pending = {table: PendingRows.of(value, step=STEPS) for table, value in made.items()}
