@@ -180,7 +180,8 @@ def _lookup(spec: FeatureSpec, vocabulary: Vocabulary, table: str) -> CodeOf:
     """A one-value encoder equal to `vocabulary.encode`, without the cost of a column of one."""
     match spec.vocabularies()[table]:
         case HashedVocabulary(buckets=buckets, salt=salt):
-            return lambda text: hash_code(text, buckets=buckets, salt=salt)
+            # An empty text is nobody, as in ingest.
+            return lambda text: hash_code(text, buckets=buckets, salt=salt) if text else 0
         case IntegerVocabulary(size=size, first=first):
             return lambda text: _integer_code(text, size=size, first=first)
         case BucketVocabulary():

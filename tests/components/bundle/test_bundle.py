@@ -278,6 +278,30 @@ def test_the_writer_refuses_what_is_not_flushed(bundle: Path, tmp_path: Path, mo
     assert sorted(path.name for path in tmp_path.iterdir()) == ["bundle"]
 
 
+FOREIGN: dict[str, tuple[dict[str, Any], str]] = {
+    "counts of fewer items": ({"popularity": torch.zeros(30)}, "popularity"),
+    "counts of more items": ({"popularity": torch.zeros(32)}, "popularity"),
+    "counts of doubles": ({"popularity": torch.zeros(31, dtype=torch.float64)}, "popularity"),
+    "no tables": ({"table_weights": {}}, "tables"),
+    "tables without their steps": ({"flushed_steps": {}}, "tables"),
+    "no items": ({"items": None}, "items"),
+}
+
+
+@pytest.mark.parametrize("case", FOREIGN)
+def test_the_writer_refuses_what_belongs_to_another_model(
+    case: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from lazydp.components.bundle import untrained
+
+    changes, says = FOREIGN[case]
+    whole = untrained.write_bundle  # type: ignore[attr-defined]
+    monkeypatch.setattr(untrained, "write_bundle", lambda path, **given: whole(path, **{**given, **changes}))
+    with pytest.raises(ValueError, match=says):
+        write_untrained(tmp_path / "foreign", num_items=30, popularity="counts" in case)
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_digests_are_of_the_bytes(bundle: Path) -> None:
     for entry in opened(bundle).manifest.files:
         assert sha256_file(bundle / entry.path) == entry.sha256
