@@ -30,6 +30,13 @@ def test_poisson() -> None:
     assert dpsgd_event(noise_multiplier=1.1, sampling_prob=0.01, steps=0) == dp_event.NoOpDpEvent()
 
 
+@pytest.mark.parametrize(("sampler", "rounds"), [("shuffled", 4), ("fixed_size", 7)])
+def test_samplers_without_amplification(sampler: str, rounds: int) -> None:
+    """One unit more or less exchanges a member: twice the sensitivity, in each epoch or in each step."""
+    event = dpsgd_event(noise_multiplier=1.1, sampling_prob=0.5, steps=7, sampler=sampler)
+    assert event == dp_event.SelfComposedDpEvent(dp_event.GaussianDpEvent(1.1 / 2), rounds)
+
+
 def test_no_sampler_is_given_the_amplification_of_poisson_that_did_not_draw_so() -> None:
     def at(sampler: str, **more: int) -> float:
         event = dpsgd_event(noise_multiplier=8.0, sampling_prob=0.01, steps=1000, sampler=sampler, **more)
