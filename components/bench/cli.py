@@ -105,6 +105,8 @@ def _of_module(
 
     if not plain:
         raise click.UsageError(f"--shape {shape} is measured as a whole, on the CPU, with --rows, --contestant alone")
+    if not contestants:
+        click.echo(modules.OPACUS[shape], err=True)
     return modules.run(shape, rows=rows or modules.ROWS, repeats=repeats, contestants=contestants or None)
 
 

@@ -2,6 +2,7 @@
 
 import itertools
 import json
+import warnings
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -242,3 +243,25 @@ def test_a_module_takes_the_contestants_and_options_that_it_has() -> None:
     refused = CliRunner().invoke(cli.step, ["--shape", "dcn", "--breakdown"])
     assert "measured as a whole, on the CPU" in refused.output
     assert set(modules.KINDS) == set(cli._MODULES)
+
+
+def test_opacus_takes_neither_module_as_it_stands() -> None:
+    """If it ever does, it is a contestant."""
+    pytest.importorskip("opacus")
+    from opacus import GradSampleModule
+    from opacus.optimizers import DPOptimizer
+    from opacus.validators import ModuleValidator
+
+    assert any("MultiheadAttention" in str(error) for error in ModuleValidator.validate(modules.SequenceModel(9)))
+    model = modules.CrossModel(9)
+    for layer in model.tables:
+        layer.sparse = False  # type: ignore[assignment]
+    module = GradSampleModule(model)
+    optimizer = DPOptimizer(
+        torch.optim.SGD(module.parameters(), lr=0.1), noise_multiplier=1.0, max_grad_norm=1.0, expected_batch_size=2
+    )
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        module(torch.zeros(2, 26, dtype=torch.int64)).mean().backward()
+    with pytest.raises(ValueError, match="Per sample gradient is not initialized"):
+        optimizer.step()
