@@ -7,7 +7,6 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-import mr_openapi
 from pydantic import ValidationError
 
 from support.loopback import LoopbackServer
@@ -27,6 +26,8 @@ def strictly(model: str, document: Any) -> Any:
     Raises:
         ValueError: a field is unknown, missing or of another type.
     """
+    import mr_openapi  # half a second, for two tests
+
     try:
         found = getattr(mr_openapi, model).from_dict(document)
     except ValidationError as error:
