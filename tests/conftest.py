@@ -6,9 +6,11 @@ that lack some of their libraries.
 
 from __future__ import annotations
 
+import gc
+import os
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
@@ -43,6 +45,48 @@ LONGEST = (
     "test_compatibility.py",
 )
 
+# Files that share what takes seconds to start run in one worker, one after another: a server of pods, with kfp; a
+# PostgreSQL server, and a server of forks; a browser.
+TOGETHER = {
+    "pipelines/": "pods",
+    "components/budget/ledger/": "ledgers and forks",
+    "components/budget/storage/": "ledgers and forks",
+    "components/export/test_killed_commands.py": "ledgers and forks",
+    "components/gate/": "ledgers and forks",
+    "components/train/run/test_resume_kills.py": "ledgers and forks",
+    "service/serving/test_restarts.py": "ledgers and forks",
+    "service/test_tls.py": "ledgers and forks",
+    "service/console/": "browser",
+}
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
+    """Units of work are files, or files together; None where another distribution was asked for."""
+    if config.getoption("dist") != "loadfile":
+        return None
+    from xdist.scheduler import LoadFileScheduling
+
+    def unit_of(nodeid: str) -> str:
+        file = nodeid.partition("::")[0]
+        below = file.removeprefix("tests/")
+        return next((unit for start, unit in TOGETHER.items() if below.startswith(start)), file)
+
+    scheduler = LoadFileScheduling(config, log)
+    scheduler._split_scope = unit_of
+    return scheduler
+
+
+def pytest_collection() -> None:
+    """Import without looking for garbage: of a million objects that all stay."""
+    gc.disable()
+
+
+def pytest_collection_finish() -> None:
+    """Never look through what was imported; what tests make is collected as always."""
+    gc.freeze()
+    gc.enable()
+
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Order the files of tests by how long they take, as far as that matters."""
@@ -53,10 +97,15 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 @pytest.fixture(scope="session", autouse=True)
 def nothing_of_the_developer(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    """What is not told where its ledger and its cache are keeps them with the test run, not in the developer's home."""
+    """What is not told where its ledger and its cache are keeps them with the test run, not in the developer's home.
+
+    The cache (`shared/cache_folder.py`) is of all workers together, as of all processes of a machine.
+    """
     base = tmp_path_factory.getbasetemp()
+    cache = base.parent if "PYTEST_XDIST_WORKER" in os.environ else base
     with pytest.MonkeyPatch.context() as patch:
-        for variable, folder in (("LAZYDP_CACHE", "cache"), ("XDG_DATA_HOME", "data"), ("XDG_STATE_HOME", "state")):
+        patch.setenv("LAZYDP_CACHE", str(cache / "cache"))
+        for variable, folder in (("XDG_DATA_HOME", "data"), ("XDG_STATE_HOME", "state")):
             patch.setenv(variable, str(base / folder))
         yield
 

@@ -13,6 +13,7 @@ from click.testing import CliRunner
 from lazydp.pipelines import package, recommender
 from lazydp.pipelines.cli import cli
 from support.kfp_backend import Backend, BackendRun, PodHost
+from support.tiny import SAMPLE_CONFIG
 
 # What pods import; the server of pods has it ready.
 _PRELOAD = (
@@ -27,18 +28,8 @@ _PRELOAD = (
     "pyarrow.dataset",
     "pyarrow.pandas_compat",
     "torch._dynamo",
+    "support.warmed",
 )
-CONFIG = {
-    "privacy_unit": "example",
-    "model": {"kind": "two_tower", "embedding_dim": 8},
-    "sampling_prob": 0.1,
-    "expected_batch_size": 32,
-    "steps": 4,
-    "noise_multiplier": 4.0,
-    "target_delta": 1e-5,
-    "checkpoint_every": 1,
-    "negatives": 2,
-}
 
 
 @dataclass
@@ -138,7 +129,7 @@ def cluster(pod_host: PodHost, tiny_sample: Path, tmp_path: Path) -> TinyCluster
         if table in spec:
             spec[table] = {**spec[table], "path": str(tiny_sample / f"{table}.parquet")}
     (tmp_path / "spec.yaml").write_text(yaml.safe_dump(spec))
-    (tmp_path / "train.yaml").write_text(yaml.safe_dump(CONFIG))
+    (tmp_path / "train.yaml").write_text(yaml.safe_dump(SAMPLE_CONFIG))
     parameters = {
         "input_uri": str(tiny_sample / "interactions.parquet"),
         "budget_epsilon": 20.0,

@@ -16,20 +16,7 @@ from lazydp.components.budget.accounting.events import composed, counts_event, d
 from lazydp.pipelines.cli import cli, main
 from support import known_key
 from support.kfp_backend import PodHost
-
-CONFIG = """
-format_version: 1
-model: {kind: two_tower, embedding_dim: 8}
-privacy_unit: example
-sampling_prob: 0.02
-expected_batch_size: 64
-steps: 10
-noise_multiplier: 1.0
-target_delta: 1.0e-5
-popularity: {noise_multiplier: 5.0}
-negatives: 2
-embeddings: {learning_rate: 1.0}
-"""
+from support.tiny import RUN_CONFIG
 
 
 def invoke(*arguments: str) -> Result:
@@ -48,7 +35,7 @@ def sample(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("pipeline") / "sample"
     result = invoke("sample-data", "--out", str(folder), "--users", "60", "--items", "400", "--interactions", "3000")
     assert result.exit_code == 0, result.output
-    (folder / "train.yaml").write_text(CONFIG)
+    (folder / "train.yaml").write_text(RUN_CONFIG)
     # The accounting of a user of 64 examples takes a dozen seconds, in three processes.
     spec = folder / "spec.yaml"
     spec.write_text(spec.read_text().replace("max_examples_per_user: 64", "max_examples_per_user: 4"))

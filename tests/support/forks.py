@@ -18,6 +18,8 @@ from multiprocessing.context import ForkServerProcess
 from pathlib import Path
 from typing import Any
 
+import pytest
+
 from lazydp.pipelines import cli
 
 # Everything that some test runs in a fork: there is one server a test process, and the first fork starts it.
@@ -33,6 +35,7 @@ PRELOADED = (
     "lazydp.service.server",
     "sqlalchemy.dialects.postgresql.psycopg",
     "sqlalchemy.dialects.sqlite",
+    "support.warmed",
 )
 
 
@@ -73,7 +76,10 @@ class Fork:
         processes.set_forkserver_preload(list(PRELOADED))
         told = (str(program), list(arguments), dict(os.environ if environment is None else environment))
         self._process: ForkServerProcess = processes.Process(target=_run, args=(*told, dict(given or {}), output))
-        self._process.start()
+        with pytest.MonkeyPatch.context() as patch:
+            # The server, which the first fork starts, would pass over what it cannot import.
+            patch.setenv("PYTHONPATH", str(Path(__file__).parents[1]), prepend=os.pathsep)
+            self._process.start()
 
     @property
     def pid(self) -> int:
@@ -115,6 +121,7 @@ def _run(
     given: dict[str, Any],
     output: tuple[Path, Path] | None,
 ) -> None:
+    assert "support.warmed" in sys.modules, "the server of forks has not imported what it was told"
     os.environ.clear()
     os.environ.update(environment)
     sys.argv = [program, *arguments]

@@ -40,6 +40,32 @@ TINY_CONFIG: dict[str, Any] = {
     "embeddings": {"learning_rate": 1.0},
     "checkpoint_every": 10,
 }
+SAMPLE_CONFIG: dict[str, Any] = {
+    "privacy_unit": "example",
+    "model": {"kind": "two_tower", "embedding_dim": 8},
+    "sampling_prob": 0.1,
+    "expected_batch_size": 32,
+    "steps": 4,
+    "noise_multiplier": 4.0,
+    "target_delta": 1e-5,
+    "checkpoint_every": 1,
+    "negatives": 2,
+}
+"""Of the packages that tests run in pods."""
+RUN_CONFIG = """
+format_version: 1
+model: {kind: two_tower, embedding_dim: 8}
+privacy_unit: example
+sampling_prob: 0.02
+expected_batch_size: 64
+steps: 10
+noise_multiplier: 1.0
+target_delta: 1.0e-5
+popularity: {noise_multiplier: 5.0}
+negatives: 2
+embeddings: {learning_rate: 1.0}
+"""
+"""Of a run of the whole pipeline on this machine."""
 
 
 def write_interactions(path: Path) -> None:

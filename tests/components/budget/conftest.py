@@ -15,20 +15,15 @@ from pathlib import Path
 import psycopg
 import pytest
 
-from lazydp.components.budget.accounting import loss_store
 from lazydp.components.budget.ledger.ledger import Ledger
 
 IDENTIFIER = "a" * 64
 
 
 @pytest.fixture(autouse=True)
-def private_cache(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """Compositions kept by one test run, never those of the developer's machine."""
-    monkeypatch.setenv("LAZYDP_CACHE", str(tmp_path_factory.getbasetemp() / "cache"))
+def operator(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Who signs what the ledger records."""
     monkeypatch.setenv("LAZYDP_OPERATOR", "tester")
-    loss_store.default_store.cache_clear()
-    yield
-    loss_store.default_store.cache_clear()
 
 
 def _postgres_binaries() -> Path | None:

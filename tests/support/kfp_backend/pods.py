@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Self
 
 _HERE = Path(__file__).parent
-_START_S = 120.0
+_START_S = 240.0
 _POLL_S = 0.02
 
 
