@@ -25,27 +25,33 @@ _REFILLS, _REFILLS_OF_DIRECTIONS = 5, 2
 _SMALLEST = 1e-12
 # An item whose count is this many standard deviations of the noise on its entries keeps half of its row of a sketch.
 _HALF = 3.0
+# Of the row that an item's features let expect, the part that counts where the row itself was not released.
+_EXPECTED = 0.5
+# Directions in which the released rows of the basis are shorter than this part of the longest are not fitted.
+_SMALLEST_FITTED = 1e-3
 
 
 def sketched_eigenvectors(
-    sketch: Matrix, basis: Matrix, popularity: Matrix, *, std: float, rank: int
+    sketch: Matrix, basis: Matrix, popularity: Matrix, items: np.ndarray, *, std: float, rank: int
 ) -> tuple[Matrix, np.ndarray]:
     """Eigenvectors [num_items + 1, <= rank] and positive eigenvalues of G, completed from its sketch.
 
     With C = sym(F' B) the completion is B F' + F (B - F C)': exact for what F spans, and zero where F sees nothing.
     Before that, rows of B are shrunk where noise outweighs what the item's count lets expect: in a large catalogue the
-    noise of all the items that few took would hide the directions of the others.
+    noise of all the items that few took would hide the directions of the others. The rows of all other items are then
+    estimated from those (`_all_rows`).
 
     Args:
-        sketch: B, [num_items + 1, k].
+        sketch: rows of B, [t, k].
         basis: F, orthonormal, [num_items + 1, k].
         popularity: released and positive, [num_items + 1].
-        std: of the noise on B.
+        items: codes [t] of the rows.
+        std: of the noise on the rows.
         rank: most eigenvectors.
     """
     directions = basis.shape[1]
-    kept = 1.0 / (1.0 + np.square(_HALF * std / popularity))
-    rest = sketch * kept[:, np.newaxis]
+    kept = 1.0 / (1.0 + np.square(_HALF * std / popularity[items]))
+    rest = _all_rows(sketch * kept[:, np.newaxis], basis, items)
     inner = basis.T @ rest
     core = (inner + inner.T) / 2
     rest -= basis @ core
@@ -61,6 +67,19 @@ def sketched_eigenvectors(
     edge = std * (math.sqrt(float(np.square(kept).sum())) + math.sqrt(directions))
     found = basis @ combined[:directions] + rest @ combined[directions:]
     return _shrunk(found, values[leading], edge=edge, rank=rank)
+
+
+def _all_rows(rows: Matrix, basis: Matrix, items: np.ndarray) -> Matrix:
+    """`rows` [t, k] of `items`, and for each other item a part of what its public features let expect.
+
+    What they let expect is F A, with the A that fits the rows of `items` best (least squares). An item of which the
+    basis knows nothing gets zeros.
+    """
+    fitted = np.linalg.lstsq(basis[items], rows, rcond=_SMALLEST_FITTED)[0]
+    found = _EXPECTED * (basis @ fitted)
+    found[items] = rows
+    found[0] = 0.0
+    return np.asarray(found)
 
 
 def matrix_eigenvectors(matrix: Matrix, *, std: float, rank: int) -> tuple[Matrix, np.ndarray]:
@@ -80,18 +99,36 @@ def matrix_eigenvectors(matrix: Matrix, *, std: float, rank: int) -> tuple[Matri
     return _shrunk(vectors, values, edge=edge, rank=rank)
 
 
-def above_noise(matrix: Matrix, *, std: float, fewest: int, most: int) -> Matrix:
-    """The leading eigenvectors [M, n] of a noised matrix: those beyond the noise's largest, within bounds.
+def above_noise(matrix: Matrix, spanned: Matrix, *, std: float, fewest: int, most: int) -> Matrix:
+    """The leading eigenvectors [M, n] of what directions at hand do not span of a noised matrix.
 
-    The diagonal is overwritten.
+    They are those beyond the noise's largest, within bounds. Directions that are in the basis already would take a part
+    of the length of a history's direction, and say nothing new.
+
+    Args:
+        matrix: [M, M]; its diagonal means nothing and is overwritten.
+        spanned: the directions at hand, at the M items, [M, k].
+        std: of the noise, as `noised_matrix` has it.
+        fewest: eigenvectors.
+        most: eigenvectors.
     """
+    most = min(most, matrix.shape[0])
     edge = std * math.sqrt(2.0 * matrix.shape[0])
     for _ in range(_REFILLS_OF_DIRECTIONS):
-        values, vectors = _leading(matrix, min(most, matrix.shape[0]))
+        values, vectors = _leading(matrix, most)
         beyond = values > edge
         np.fill_diagonal(matrix, np.square(vectors[:, beyond]) @ values[beyond])
-    values, vectors = _leading(matrix, min(most, matrix.shape[0]))
+    values, vectors = _leading(_without(matrix, spanned), most)
     return vectors[:, : max(fewest, int((values > edge).sum()))]
+
+
+def _without(matrix: Matrix, spanned: Matrix) -> Matrix:
+    """(I - P) matrix (I - P), where P projects on the columns of `spanned`."""
+    if not spanned.shape[1]:
+        return matrix
+    q, _ = np.linalg.qr(spanned)
+    rest = matrix - q @ (q.T @ matrix)
+    return np.asarray(rest - (rest @ q) @ q.T)
 
 
 def _leading(matrix: Matrix, number: int) -> tuple[np.ndarray, Matrix]:

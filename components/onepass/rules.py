@@ -28,9 +28,14 @@ _ITEMS, _ITEMS_POWER = 5.0, 0.5
 _FEWEST_ITEMS, _MOST_ITEMS = 64, 4096
 # A matrix per example has entries of many units each; it pays for the whole of a small catalogue.
 _MOST_ITEMS_OF_EXAMPLES = 8192
-# Eigenvectors of the matrix that become directions of the sketch.
+# Items that a sketch has rows of, over sqrt(z): the sums of the others would be hidden in noise. Without features
+# nothing else is known of an item, so that more pays.
+_SKETCH_ITEMS, _SKETCH_ITEMS_WITHOUT_FEATURES = 25.0, 50.0
+_FEWEST_SKETCH_ITEMS = 640
+# Eigenvectors of the matrix that become directions of the sketch: without features, and at most. Beside features there
+# are only those that the features do not span, and there need not be any.
 _FEWEST_EIGENVECTORS, _MOST_EIGENVECTORS = 8, 64
-_MATRIX_PAYS_FROM = 6000.0
+_MATRIX_PAYS_FROM = 600.0
 # Typical part of the history in a logit, over sqrt(z).
 _SCALE = 0.0045
 _SMALLEST_SCALE, _LARGEST_SCALE = 0.35, 0.5
@@ -72,6 +77,7 @@ class Statistics:
 
     Attributes:
         directions: most directions of public features in the sketch; 0 without features.
+        sketch_items: items that the sketch has rows of, the most popular ones; 0 for no sketch.
         matrix_items: items of the matrix, the most popular ones; 0 for no matrix.
         matrix_share: of the squared mu that is left, what the matrix takes; 1 for a matrix alone, without a sketch.
         scale: typical size of the history's part of a logit; the surer the statistics, the larger beside the prior.
@@ -79,6 +85,7 @@ class Statistics:
     """
 
     directions: int
+    sketch_items: int
     matrix_items: int
     matrix_share: float
     scale: float
@@ -87,7 +94,7 @@ class Statistics:
     @property
     def eigenvectors(self) -> tuple[int, int]:
         """Fewest and most eigenvectors of the matrix that a sketch looks into."""
-        return _FEWEST_EIGENVECTORS, _MOST_EIGENVECTORS
+        return 0 if self.directions else _FEWEST_EIGENVECTORS, _MOST_EIGENVECTORS
 
 
 def choose(
@@ -102,18 +109,17 @@ def choose(
         _between(_DIRECTIONS, z, _DIRECTIONS_POWER, _FEWEST_DIRECTIONS, _MOST_DIRECTIONS) if has_features else 0
     )
     if whole:
-        return Statistics(directions=0, matrix_items=num_items, matrix_share=1.0, scale=scale)
-    matrix_items = min(num_items, _between(_ITEMS, z, _ITEMS_POWER, _FEWEST_ITEMS, _MOST_ITEMS))
+        return Statistics(0, 0, matrix_items=num_items, matrix_share=1.0, scale=scale)
     if math.isinf(mu):
-        largest = _LARGEST_SCALE_WITHOUT_FEATURES
-        return Statistics(directions=0, matrix_items=0, matrix_share=0.0, scale=largest, exact=True)
+        return Statistics(0, 0, 0, matrix_share=0.0, scale=_LARGEST_SCALE_WITHOUT_FEATURES, exact=True)
+    matrix_items = min(num_items, _between(_ITEMS, z, _ITEMS_POWER, _FEWEST_ITEMS, _MOST_ITEMS))
+    sketched = _SKETCH_ITEMS if has_features else _SKETCH_ITEMS_WITHOUT_FEATURES
+    sketch_items = min(num_items, _between(sketched, z, _ITEMS_POWER, _FEWEST_SKETCH_ITEMS, num_items))
     if not has_features:
-        return Statistics(directions=0, matrix_items=matrix_items, matrix_share=_SHARE_WITHOUT_FEATURES, scale=scale)
+        return Statistics(0, sketch_items, matrix_items, matrix_share=_SHARE_WITHOUT_FEATURES, scale=scale)
     if z < _MATRIX_PAYS_FROM:
-        return Statistics(directions=directions, matrix_items=0, matrix_share=0.0, scale=scale)
-    return Statistics(
-        directions=directions, matrix_items=matrix_items, matrix_share=_SHARE_BESIDE_FEATURES, scale=scale
-    )
+        return Statistics(directions, sketch_items, 0, matrix_share=0.0, scale=scale)
+    return Statistics(directions, sketch_items, matrix_items, matrix_share=_SHARE_BESIDE_FEATURES, scale=scale)
 
 
 def _between(factor: float, z: float, power: float, fewest: int, most: int) -> int:

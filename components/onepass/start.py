@@ -29,7 +29,7 @@ from lazydp.components.onepass.statistics import Pass
 from lazydp.kernels.noise_key import NoiseKey
 
 # A count below this many standard deviations of its noise, or below 1, says no more than that it is small.
-_FLOOR = 1.5
+_FLOOR = 1.0
 # Without privacy items weigh with this power of their popularity (as in a graph's normalised adjacency matrix).
 _EXACT_POWER = -0.5
 
@@ -151,20 +151,26 @@ def _vectors(
         features = basis.public_features(data.items, data.item_table)
         directions = basis.feature_basis(features, popularity, directions=chosen.directions)
     if chosen.matrix_items:
-        items = 1 + np.argsort(-popularity[1:], kind="stable")[: chosen.matrix_items]
+        items = _most_popular(popularity, chosen.matrix_items)
         std = noise.statistics / math.sqrt(chosen.matrix_share)
         matrix = statistics.noised_matrix(units, items, std=std, key=key)
         if chosen.matrix_share == 1.0:
             found = item_vectors.matrix_eigenvectors(matrix, std=std, rank=dim)
             return item_vectors.item_vectors(*found, popularity, items=items, dim=dim, scale=chosen.scale)
         fewest, most = chosen.eigenvectors
-        shown = item_vectors.above_noise(matrix, std=std, fewest=fewest, most=most)
+        shown = item_vectors.above_noise(matrix, directions.columns[items], std=std, fewest=fewest, most=most)
         directions = basis.with_eigenvectors(directions, items, shown)
     std = noise.statistics / math.sqrt(1.0 - chosen.matrix_share)
-    sketch = statistics.noised_sketch(units, directions, std=std, key=key)
+    items = _most_popular(popularity, chosen.sketch_items)
+    sketch = statistics.noised_sketch(units, directions, items, std=std, key=key)
     return item_vectors.item_vectors(
-        *item_vectors.sketched_eigenvectors(sketch, directions.columns, popularity, std=std, rank=dim),
+        *item_vectors.sketched_eigenvectors(sketch, directions.columns, popularity, items, std=std, rank=dim),
         popularity,
         dim=dim,
         scale=chosen.scale,
     )
+
+
+def _most_popular(popularity: Matrix, number: int) -> np.ndarray:
+    """Codes of so many items, the most popular first."""
+    return np.asarray(1 + np.argsort(-popularity[1:], kind="stable")[:number])

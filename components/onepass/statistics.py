@@ -47,22 +47,25 @@ def noised_histogram(units: Pass, *, num_items: int, std: float, key: NoiseKey) 
     return sums[:, 0]
 
 
-def noised_sketch(units: Pass, basis: Basis, *, std: float, key: NoiseKey) -> Matrix:
-    """Sum over units of target (outer) direction, [num_items + 1, k]: the direction is the source seen in the basis.
+def noised_sketch(units: Pass, basis: Basis, items: np.ndarray, *, std: float, key: NoiseKey) -> Matrix:
+    """Sum over units of target (outer) direction, for the targets `items` only: [t, k].
 
-    A unit's direction has length 1 after the basis has weighed its columns; the weights are divided out of the sum.
+    A unit's target row keeps its entries at `items` and is brought to length 1 again. So a unit adds the more to the
+    sums of these items, and no longer anything to items whose sums the noise would hide. Its direction, the source seen
+    in the basis, has length 1 after the basis has weighed its columns. The weights are divided out of the sum.
 
     Args:
         units: begins a pass.
         basis: of k directions, computed from what is public or released.
+        items: codes [t], chosen from what is public or released.
         std: of the noise.
         key: the run's noise key.
     """
-    sums = np.zeros(basis.columns.shape)
+    sums = np.zeros((len(items), basis.columns.shape[1]))
     for part in units():
-        sums += part.targets.T @ unit_dense(np.asarray(part.sources @ basis.columns) * basis.weights)
+        directions = unit_dense(np.asarray(part.sources @ basis.columns) * basis.weights)
+        sums += unit_rows(part.targets[:, items]).T @ directions
     add_noise(sums, std, key, table=SKETCH_TABLE)
-    sums[0] = 0.0  # of unknown items; there are none
     sums /= basis.weights
     return sums
 

@@ -137,7 +137,7 @@ def test_the_bundle_carries_the_counts_that_the_prior_was_made_of(tiny: Tiny, tm
     bundle = Bundle.open(release(tiny, tmp_path / "one").bundle)
     assert bundle.popularity is not None
     assert bundle.statement.popularity is not None
-    floor = max(1.0, 1.5 * bundle.statement.popularity.noise_multiplier)
+    floor = max(1.0, bundle.statement.popularity.noise_multiplier)
     prior = bundle.model.state_dict()["prior"]
     assert torch.allclose(prior[1:], bundle.popularity[1:].clamp(min=floor).log())
 

@@ -121,18 +121,41 @@ def test_a_user_of_k_examples_is_charged_for_all_of_them() -> None:
 # --- what is made of it ------------------------------------------------------------------------------------------
 
 
+def without_the_unknown(vectors: Array) -> Array:
+    """Orthonormal columns by item code: a row of zeros before the others."""
+    return np.vstack([np.zeros(vectors.shape[1]), np.linalg.qr(vectors)[0]])
+
+
 def test_a_matrix_that_the_basis_spans_is_completed_exactly() -> None:
     dice = np.random.default_rng(4)
-    basis, _ = np.linalg.qr(dice.normal(size=(30, 5)))
+    basis, items = without_the_unknown(dice.normal(size=(30, 5))), np.arange(1, 31)
     inner = dice.normal(size=(5, 5))
     whole = basis @ (inner @ inner.T) @ basis.T
-    popularity = np.ones(30)
-    vectors, values = item_vectors.sketched_eigenvectors(whole @ basis, basis, popularity, std=0.0, rank=5)
+    popularity = np.ones(31)
+    rows = (whole @ basis)[items]
+    vectors, values = item_vectors.sketched_eigenvectors(rows, basis, popularity, items, std=0.0, rank=5)
     assert np.allclose((vectors * values) @ vectors.T, whole)
     # A basis that spans less of it completes less.
     few = basis[:, :2]
-    vectors, values = item_vectors.sketched_eigenvectors(whole @ few, few, popularity, std=0.0, rank=5)
+    rows = (whole @ few)[items]
+    vectors, values = item_vectors.sketched_eigenvectors(rows, few, popularity, items, std=0.0, rank=5)
     assert not np.allclose((vectors * values) @ vectors.T, whole)
+
+
+def test_items_without_a_row_get_half_of_what_their_features_let_expect() -> None:
+    """Two kinds of items, and rows of half of each."""
+    kinds = np.array([0, *[1] * 20, *[2] * 20])
+    basis = np.stack([kinds == 1, kinds == 2], axis=1) / math.sqrt(20)
+    sketch = np.where(kinds[:, np.newaxis] == 1, [3.0, 1.0], [1.0, 2.0])
+    items = np.r_[1:11, 21:31]
+    found = item_vectors._all_rows(sketch[items], basis, items)
+    assert np.allclose(found[items], sketch[items])
+    assert np.allclose(found[11:21], sketch[11:21] / 2)
+    assert np.allclose(found[31:], sketch[31:] / 2)
+    assert not found[0].any()
+    # Of an item of no kind nothing is expected.
+    basis[40] = 0.0
+    assert np.allclose(item_vectors._all_rows(sketch[items], basis, items)[40], 0.0)
 
 
 def test_what_looks_like_noise_is_left_out() -> None:
@@ -141,10 +164,19 @@ def test_what_looks_like_noise_is_left_out() -> None:
     signal = np.zeros(200)
     signal[:20] = 1 / math.sqrt(20)
     matrix = 400 * np.outer(signal, signal) + (noise + noise.T) / 2
-    found = item_vectors.above_noise(matrix, std=1.0, fewest=1, most=50)
+    nothing = np.zeros((200, 0))
+    found = item_vectors.above_noise(matrix.copy(), nothing, std=1.0, fewest=1, most=50)
     assert found.shape == (200, 1)
     assert abs(float(found[:, 0] @ signal)) > 0.99
-    assert item_vectors.above_noise((noise + noise.T) / 2, std=0.1, fewest=1, most=50).shape[1] == 50
+    assert item_vectors.above_noise((noise + noise.T) / 2, nothing, std=0.1, fewest=1, most=50).shape[1] == 50
+    # What the basis spans already is left out, and what it does not span is found beside it.
+    other = np.r_[np.zeros(100), np.ones(100)] / 10
+    spanned = signal[:, np.newaxis]
+    assert item_vectors.above_noise(matrix.copy(), spanned, std=1.0, fewest=0, most=50).shape == (200, 0)
+    found = item_vectors.above_noise(matrix + 200 * np.outer(other, other), spanned, std=1.0, fewest=0, most=50)
+    assert found.shape == (200, 1)
+    assert abs(float(found[:, 0] @ other)) > 0.98
+    assert abs(float(found[:, 0] @ signal)) < 1e-9
 
 
 def test_a_refilled_diagonal_is_that_of_the_low_rank_part() -> None:
@@ -161,16 +193,17 @@ def test_rows_of_a_sketch_that_noise_outweighs_are_shrunk() -> None:
     """Many items that nobody takes do not hide a direction of few popular ones."""
     dice = np.random.default_rng(7)
     items, popular = 5000, 50
-    basis = np.zeros((items, 2))
-    basis[:popular] = np.linalg.qr(dice.normal(size=(popular, 2)))[0]
-    popularity = np.where(np.arange(items) < popular, 100.0, 1.0)
-    sketch = basis * [60.0, 40.0] + dice.normal(size=(items, 2))
-    found, _ = item_vectors.sketched_eigenvectors(sketch, basis, popularity, std=1.0, rank=2)
-    kept = np.square(found[:popular]).sum(axis=0)
+    basis = np.zeros((items + 1, 2))
+    basis[1 : popular + 1] = np.linalg.qr(dice.normal(size=(popular, 2)))[0]
+    codes = np.arange(1, items + 1)
+    popularity = np.where(np.arange(items + 1) <= popular, 100.0, 1.0)
+    sketch = basis[codes] * [60.0, 40.0] + dice.normal(size=(items, 2))
+    found, _ = item_vectors.sketched_eigenvectors(sketch, basis, popularity, codes, std=1.0, rank=2)
+    kept = np.square(found[1 : popular + 1]).sum(axis=0)
     assert kept.min() > 0.95
     # The control: where all items pass for popular, the eigenvectors hold the noise of all.
-    alike, _ = item_vectors.sketched_eigenvectors(sketch, basis, np.full(items, 100.0), std=1.0, rank=2)
-    assert np.square(alike[:popular]).sum(axis=0).max(initial=0.0) < 0.9
+    alike, _ = item_vectors.sketched_eigenvectors(sketch, basis, np.full(items + 1, 100.0), codes, std=1.0, rank=2)
+    assert np.square(alike[1 : popular + 1]).sum(axis=0).max(initial=0.0) < 0.9
 
 
 def test_leading_eigenvectors_are_those_of_the_whole_sum() -> None:
@@ -208,10 +241,15 @@ def test_more_users_are_asked_more() -> None:
     few, many = (choose(units=n, mu=1.0, num_items=10**5, has_features=True) for n in (500, 50_000))
     assert few.matrix_items == 0
     assert few.directions < many.directions
+    assert few.sketch_items < many.sketch_items
+    assert (few.eigenvectors[0], many.eigenvectors[0]) == (0, 0)
     assert 0 < many.matrix_items <= 4096
     assert few.scale <= many.scale
     plain = choose(units=500, mu=1.0, num_items=10**5, has_features=False)
     assert plain.directions == 0
+    assert plain.eigenvectors[0] > 0
+    assert plain.sketch_items > few.sketch_items
+    assert choose(units=1e9, mu=1.0, num_items=300, has_features=True).sketch_items == 300
     assert plain.matrix_items > 0
 
 
