@@ -69,8 +69,10 @@ def _projected(module: nn.MultiheadAttention, query: Tensor, key: Tensor, value:
         return list(functional.linear(query, module.in_proj_weight, module.in_proj_bias).chunk(3, -1))
     elif key is value:
         size = module.embed_dim
-        of_query, of_others = module.in_proj_weight.split([size, 2 * size])
-        bias_of_query, bias_of_others = (None, None) if bias[0] is None else module.in_proj_bias.split([size, 2 * size])
+        of_query, of_others = torch.split(module.in_proj_weight, [size, 2 * size])
+        bias_of_query, bias_of_others = (
+            (None, None) if bias[0] is None else torch.split(module.in_proj_bias, [size, 2 * size])
+        )
         queries = functional.linear(query, of_query, bias_of_query)
         return [queries, *functional.linear(key, of_others, bias_of_others).chunk(2, -1)]
     else:
@@ -82,7 +84,7 @@ def _projected(module: nn.MultiheadAttention, query: Tensor, key: Tensor, value:
 def _heads(module: nn.MultiheadAttention, tensor: Tensor) -> Tensor:
     """[N, heads, L, E / heads]."""
     tensor = tensor if module.batch_first else tensor.transpose(0, 1)
-    return tensor.unflatten(-1, (module.num_heads, module.head_dim)).transpose(1, 2)
+    return torch.unflatten(tensor, -1, (module.num_heads, module.head_dim)).transpose(1, 2)
 
 
 def _added(mask: Tensor | None, like: Tensor) -> Tensor | None:

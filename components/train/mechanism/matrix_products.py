@@ -113,7 +113,7 @@ class MatrixProducts(TorchFunctionMode):
         ]
         patches = functional.unfold(flat, **settings).transpose(1, 2)  # [1, P, channels * kernel]
         output = self._product(patches, weight, from_left=False).transpose(1, 2)
-        output = output.unflatten(2, sizes if dims == 2 else sizes[1:])
+        output = torch.unflatten(output, 2, sizes if dims == 2 else sizes[1:])
         bias = bound.get("bias")
         return output if bias is None else output + bias.view(-1, *[1] * dims)
 

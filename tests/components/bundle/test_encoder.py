@@ -53,6 +53,6 @@ def test_a_user_has_the_code_that_ingest_gives(kind: str, tmp_path: Path) -> Non
     assert [encoder.user_code(name) for name in IDS] == expected
     assert len(set(expected)) > 3
     assert encoder.user_code(None) == 0
-    bags, _ = encoder.encode([Query(user_id=name) for name in IDS])
+    bags = encoder.encode([Query(user_id=name) for name in IDS]).bags
     # An unknown user is an empty bag.
     assert bags[USER].values.tolist() == [code for code in expected if code]

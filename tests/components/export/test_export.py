@@ -291,7 +291,7 @@ def test_a_test_key_marks_the_bundle(tiny: Any) -> None:
 
 @pytest.mark.parametrize("selected", [False, True])
 def test_a_trial_of_a_sweep_is_released_only_where_the_sweep_kept_it(tmp_path: Path, selected: bool) -> None:
-    trial = SimpleNamespace(
+    trial: Any = SimpleNamespace(
         config=SimpleNamespace(private=True), tuning="of a sweep", selected=selected, run_id="sweep-1"
     )
     folder: Any = SimpleNamespace(path=tmp_path, identity=lambda: trial)

@@ -29,7 +29,7 @@ from lazydp.kernels.noise_key import NoiseKey
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
-CONFIGS = {
+CONFIGS: dict[str, DlrmConfig | TwoTowerConfig] = {
     "dlrm": DlrmConfig(embedding_dim=4, bottom_widths=(5,), top_widths=(6,), embedding_init_std=0.5),
     "dlrm softmax": DlrmConfig(embedding_dim=4, bottom_widths=(), top_widths=(6,), loss="sampled_softmax"),
     "two tower": TwoTowerConfig(embedding_dim=4, user_widths=(6,), item_widths=(5,), embedding_init_std=0.5),
@@ -114,7 +114,7 @@ def test_one_pass_equals_per_example_gradients_of_torch_func(
 ) -> None:
     config = CONFIGS[name]
     made = world(pooling=pooling, candidates=candidates or config.kind == "two_tower")  # type: ignore[attr-defined]
-    model = build_model(made.layout, config)  # type: ignore[arg-type]
+    model = build_model(made.layout, config)
     examples = made.examples(size, seed=seed, num_negatives=negatives)
     gradients = oracle(model, initial_tables(model), examples)
     # What is left for rounding takes its part of every clipped example.
@@ -141,7 +141,7 @@ def test_no_example_contributes_more_than_the_norm_bound(
 ) -> None:
     """Bags of up to 40 lookups over 10 rows: repeated ids, the trap that ghost clipping in Opacus 1.6.0 falls into."""
     made = world(pooling=pooling, longest_bag=longest)
-    model = build_model(made.layout, CONFIGS[name])  # type: ignore[arg-type]
+    model = build_model(made.layout, CONFIGS[name])
     with torch.no_grad():
         for parameter in model.parameters():
             parameter.zero_() if scale == 1e6 else parameter.mul_(min(scale, 10.0))
@@ -157,13 +157,13 @@ def test_no_example_contributes_more_than_the_norm_bound(
 
 def test_an_id_repeated_in_a_bag_is_coalesced_before_the_norm(world: Any) -> None:
     made = world()
-    model = build_model(replace(made.layout, candidate=()), CONFIGS["dlrm"].model_copy(update={"loss": "bce"}))  # type: ignore[arg-type]
+    model = build_model(replace(made.layout, candidate=()), CONFIGS["dlrm"].model_copy(update={"loss": "bce"}))
     repeated = Bags(torch.tensor([3, 3, 3, 3]), torch.tensor([0, 4]))
     examples = replace(made.examples(1, seed=0), num_candidates=1, item_dense=torch.zeros(1, 1, 0), candidate_bags={})
     examples = replace(examples, bags={**examples.bags, "history": repeated})
     layout = replace(made.layout, candidate=(), num_item_dense=0)
     features = tuple(replace(feature, pooling="sum") for feature in layout.example)
-    model = build_model(replace(layout, example=features), CONFIGS["dlrm"])  # type: ignore[arg-type]
+    model = build_model(replace(layout, example=features), CONFIGS["dlrm"])
     sent = sent_by(engine_of(model, max_grad_norm=1e-3), examples)
     assert norm(sent) == pytest.approx(1e-3, rel=1e-2)
 
@@ -177,10 +177,10 @@ def test_neighbouring_batches_differ_by_at_most_the_norm_bound(world: Any, name:
         results = []
         for leave_out in (False, True):
             engine = engine_of(
-                build_model(made.layout, CONFIGS[name]),  # type: ignore[arg-type]
+                build_model(made.layout, CONFIGS[name]),
                 noise_multiplier=0.1,
                 max_grad_norm=0.7,
-                noise="ones",  # type: ignore[arg-type]
+                noise="ones",
             )
             for step in range(3):
                 engine.step(made.examples(5, seed=100 * seed + step))
@@ -202,7 +202,7 @@ def test_without_noise_and_clipping_private_modes_are_sgd(world: Any, name: str)
     runs = {}
     for mode in ("sgd", "dpsgd", "lazydp"):
         engine = engine_of(
-            build_model(made.layout, CONFIGS[name]),  # type: ignore[arg-type]
+            build_model(made.layout, CONFIGS[name]),
             mode=mode,
             max_grad_norm=math.inf,
             embeddings=EmbeddingSgd(schedules.warmup_cosine(0.5, steps=8), momentum=0.5, weight_decay=0.01),
@@ -244,7 +244,7 @@ class PlainModel(nn.Module):
 def test_sgd_mode_is_plain_torch(world: Any, name: str, momentum: float, decay: float) -> None:
     made = world()
     rate = schedules.warmup_cosine(0.3, steps=10, warmup_steps=2)
-    plain = PlainModel(build_model(made.layout, CONFIGS[name]))  # type: ignore[arg-type]
+    plain = PlainModel(build_model(made.layout, CONFIGS[name]))
     optimizer = torch.optim.SGD(
         [  # type: ignore[arg-type]
             {"params": plain.tables.parameters(), "momentum": momentum, "weight_decay": decay},
@@ -253,7 +253,7 @@ def test_sgd_mode_is_plain_torch(world: Any, name: str, momentum: float, decay: 
         lr=0.1,
     )
     engine = engine_of(
-        build_model(made.layout, CONFIGS[name]),  # type: ignore[arg-type]
+        build_model(made.layout, CONFIGS[name]),
         mode="sgd",
         embeddings=EmbeddingSgd(rate, momentum, decay),
         dense=DenseOptimizer.named("sgd", learning_rate=rate),
@@ -284,10 +284,10 @@ def test_micro_batches_sum_to_the_same_step(world: Any, sizes: list[int], noise:
     results = []
     for parts in ([sum(sizes)], sizes):
         engine = engine_of(
-            build_model(made.layout, CONFIGS["two tower"]),  # type: ignore[arg-type]
+            build_model(made.layout, CONFIGS["two tower"]),
             noise_multiplier=0.5,
             max_grad_norm=0.3,
-            noise=noise,  # type: ignore[arg-type]
+            noise=noise,
         )
         engine.step(made.examples(3, seed=1))
         rows = torch.arange(sum(sizes)).split(parts)
@@ -300,7 +300,7 @@ def test_micro_batches_sum_to_the_same_step(world: Any, sizes: list[int], noise:
 @pytest.mark.parametrize("mode", ["lazydp", "dpsgd"])
 def test_an_empty_batch_is_noise_alone_and_counts(world: Any, mode: Any) -> None:
     made = world()
-    engine = engine_of(build_model(made.layout, CONFIGS["dlrm"]), mode=mode, noise_multiplier=2.0, noise="ones")  # type: ignore[arg-type]
+    engine = engine_of(build_model(made.layout, CONFIGS["dlrm"]), mode=mode, noise_multiplier=2.0, noise="ones")
     for empty in ([], made.examples(0, seed=0)):  # type: ignore[var-annotated]
         sent = sent_by(engine, empty)
         assert all(torch.allclose(part, torch.full_like(part, 2.0), atol=1e-5) for part in sent.values())
@@ -327,8 +327,8 @@ def test_a_non_finite_example_contributes_zero_and_is_counted(world: Any, name: 
     examples = made.examples(4, seed=2)
     dense = examples.dense.clone()
     dense[1] = bad
-    with_bad = sent_by(engine_of(build_model(made.layout, CONFIGS[name])), replace(examples, dense=dense))  # type: ignore[arg-type]
-    engine = engine_of(build_model(made.layout, CONFIGS[name]))  # type: ignore[arg-type]
+    with_bad = sent_by(engine_of(build_model(made.layout, CONFIGS[name])), replace(examples, dense=dense))
+    engine = engine_of(build_model(made.layout, CONFIGS[name]))
     report = engine.step(replace(examples, dense=dense))
     assert bool(torch.isfinite(dense[0]).all())
     assert report.non_finite in ((1,) if not math.isfinite(bad) else (0, 1))
@@ -338,13 +338,13 @@ def test_a_non_finite_example_contributes_zero_and_is_counted(world: Any, name: 
         rows = torch.tensor([0, 2, 3])
         negatives = torch.randint(1, 10, (4, 3), generator=torch.Generator().manual_seed(2 + 1_000_000))
         rest = Examples.of(made.batch(4, seed=2).take(rows), negatives=negatives[rows], items=made.items())
-        without = sent_by(engine_of(build_model(made.layout, CONFIGS[name])), rest)  # type: ignore[arg-type]
+        without = sent_by(engine_of(build_model(made.layout, CONFIGS[name])), rest)
         assert_all_close(with_bad, without, tolerance=1e-5)
 
 
 def test_the_report_counts_what_happened(world: Any) -> None:
     made = world()
-    engine = engine_of(build_model(made.layout, CONFIGS["dlrm"]), max_grad_norm=1e-3)  # type: ignore[arg-type]
+    engine = engine_of(build_model(made.layout, CONFIGS["dlrm"]), max_grad_norm=1e-3)
     report = engine.step(made.examples(4, seed=0))
     assert (report.step, report.size, report.clipped, report.non_finite) == (1, 4, 1.0, 0)
     assert report.loss > 0
@@ -353,7 +353,7 @@ def test_the_report_counts_what_happened(world: Any) -> None:
 
 def test_pending_rows_do_not_leave_training(world: Any) -> None:
     made = world()
-    engine = engine_of(build_model(made.layout, CONFIGS["dlrm"]), noise_multiplier=1.0)  # type: ignore[arg-type]
+    engine = engine_of(build_model(made.layout, CONFIGS["dlrm"]), noise_multiplier=1.0)
     assert engine.pending() == 0
     engine.step(made.examples(4, seed=0))
     assert engine.pending() == 6 + 10 + 4
@@ -366,11 +366,11 @@ def test_pending_rows_do_not_leave_training(world: Any) -> None:
 
 def test_weights_that_are_not_finite_do_not_leave_training(world: Any) -> None:
     made = world()
-    engine = engine_of(build_model(made.layout, CONFIGS["dlrm"]))  # type: ignore[arg-type]
+    engine = engine_of(build_model(made.layout, CONFIGS["dlrm"]))
     engine.tables.weights()["item"][3, 1] = math.nan
     with pytest.raises(NonFiniteError, match="'item'"):
         engine.table_weights()
-    engine = engine_of(build_model(made.layout, CONFIGS["dlrm"]))  # type: ignore[arg-type]
+    engine = engine_of(build_model(made.layout, CONFIGS["dlrm"]))
     with torch.no_grad():
         next(engine.model.parameters())[0] = math.inf
     with pytest.raises(NonFiniteError, match=r"bottom.0.weight"):
@@ -384,7 +384,7 @@ def test_a_resumed_engine_ends_in_the_same_bits(world: Any, mode: Any, momentum:
 
     def fresh() -> Engine:
         return engine_of(
-            build_model(made.layout, CONFIGS["two tower"]),  # type: ignore[arg-type]
+            build_model(made.layout, CONFIGS["two tower"]),
             mode=mode,
             noise_multiplier=0.5,
             embeddings=EmbeddingSgd(schedules.warmup_cosine(0.3, steps=12), momentum, 0.01),
@@ -407,14 +407,14 @@ def test_a_resumed_engine_ends_in_the_same_bits(world: Any, mode: Any, momentum:
 
 def test_a_state_of_another_run_is_refused(world: Any) -> None:
     made = world()
-    state = engine_of(build_model(made.layout, CONFIGS["two tower"])).state_dict()  # type: ignore[arg-type]
+    state = engine_of(build_model(made.layout, CONFIGS["two tower"])).state_dict()
     with pytest.raises(FormatError, match="mode 'lazydp'"):
-        engine_of(build_model(made.layout, CONFIGS["two tower"]), mode="sgd").load_state_dict(state)  # type: ignore[arg-type]
+        engine_of(build_model(made.layout, CONFIGS["two tower"]), mode="sgd").load_state_dict(state)
     with pytest.raises(FormatError, match="another model"):
-        engine_of(build_model(made.layout, CONFIGS["dlrm"])).load_state_dict(state)  # type: ignore[arg-type]
+        engine_of(build_model(made.layout, CONFIGS["dlrm"])).load_state_dict(state)
     other = world(num_users=7)
     with pytest.raises(FormatError, match="'user' has shape"):
-        engine_of(build_model(other.layout, CONFIGS["two tower"])).load_state_dict(state)  # type: ignore[arg-type]
+        engine_of(build_model(other.layout, CONFIGS["two tower"])).load_state_dict(state)
 
 
 def test_noise_has_the_stated_scale_on_every_parameter(world: Any) -> None:
@@ -436,7 +436,7 @@ def test_parameters_outside_their_range_are_refused(world: Any) -> None:
             PrivacyParameters(noise_multiplier=values[0], max_grad_norm=values[1], expected_batch_size=values[2])
     with pytest.raises(InputError, match="no dense optimizer"):
         DenseOptimizer.named("lbfgs", learning_rate=schedules.constant(1.0))
-    model = build_model(world().layout, CONFIGS["dlrm"])  # type: ignore[arg-type]
+    model = build_model(world().layout, CONFIGS["dlrm"])
     privacy = PrivacyParameters(noise_multiplier=1.0, max_grad_norm=1.0, expected_batch_size=1.0)
     with pytest.raises(InputError, match="needs a noise key"):
         Engine(
@@ -457,7 +457,7 @@ def test_parameters_outside_their_range_are_refused(world: Any) -> None:
 def test_phases_are_timed(world: Any) -> None:
     made = world()
     timer = StepTimer()
-    engine = engine_of(build_model(made.layout, CONFIGS["dlrm"]), noise_multiplier=1.0, timer=timer)  # type: ignore[arg-type]
+    engine = engine_of(build_model(made.layout, CONFIGS["dlrm"]), noise_multiplier=1.0, timer=timer)
     engine.step(made.examples(4, seed=0))
     assert {"lookups", "catch-up", "gather", "forward", "backward", "norms", "scatter"} <= timer.seconds.keys()
     timer.reset()
@@ -469,7 +469,7 @@ def test_an_example_hardly_changes_how_thousands_of_others_are_rounded(
 ) -> None:
     """In one float32 sum this one moved the bias by 5 C: the others add up to a power of two with it, or stay below."""
     made = world(candidates=False, longest_bag=1)
-    model = build_model(made.layout, CONFIGS["dlrm"])  # type: ignore[arg-type]
+    model = build_model(made.layout, CONFIGS["dlrm"])
     with torch.no_grad():
         for parameter in model.parameters():
             parameter.zero_()  # only the last bias has a gradient
