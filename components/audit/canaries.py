@@ -113,7 +113,7 @@ class AuditedDataset(EncodedDataset):
 
 class _SplitWithCanaries(Split):
     def __init__(self, split: Split, canaries: Rows, examples_each: int, *, first_user: int) -> None:
-        # Not a split of a file: it answers the three questions that a run asks.
+        # Not a split of files: it answers what a run asks, about the examples and then about canaries.
         self._examples = split
         self._canaries = np.repeat(canaries, examples_each)
         self._examples_each = examples_each
@@ -121,6 +121,19 @@ class _SplitWithCanaries(Split):
 
     def __len__(self) -> int:
         return len(self._examples) + len(self._canaries)
+
+    @property
+    def num_bytes(self) -> int:
+        return self._examples.num_bytes
+
+    def read_at_random(self) -> None:
+        self._examples.read_at_random()
+
+    def will_need(self, rows: Rows) -> None:
+        self._examples.will_need(rows[rows < len(self._examples)])
+
+    def will_need_lists(self, rows: Rows) -> None:
+        self._examples.will_need_lists(rows[rows < len(self._examples)])
 
     def rows_of(self, users: Rows) -> tuple[Rows, Rows]:
         is_canary = users >= self._first_user
