@@ -11,7 +11,7 @@
 namespace lazydp::cpu {
 namespace {
 
-constexpr int64_t kUnitsPerChunk = 1024;   // a panel of so many stays in the second cache
+constexpr int64_t kUnitsPerChunk = 2048;   // the fewer chunks, the fewer passes over the sums
 constexpr int64_t kPanelsPerTask = 4;     // of rows, which are read again for each panel of columns
 constexpr int64_t kUnitsPerPackTask = 16;
 constexpr std::align_val_t kAlignment{64};
