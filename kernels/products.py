@@ -22,7 +22,14 @@ _lazydp = torch.ops.lazydp
 
 
 def weighted_product_(
-    out: Tensor, grads: Tensor, inputs: Tensor, scale: Tensor, *, order: Tensor | None = None, block: int = 64
+    out: Tensor,
+    grads: Tensor,
+    inputs: Tensor,
+    scale: Tensor,
+    *,
+    order: Tensor | None = None,
+    block: int = 64,
+    overwrite: bool = False,
 ) -> None:
     """out[o, i] += sum over units b of (scale[b] grads[b, o]) inputs[b, i].
 
@@ -37,8 +44,9 @@ def weighted_product_(
         scale: float32 [B].
         order: int64 [B], a permutation: the unit at each place. None: as they lie.
         block: units, 1 to `MAX_BLOCK`.
+        overwrite: begin at 0, not at what `out` holds. This saves a pass over `out` that sets it to 0.
     """
-    _lazydp.weighted_product_(out, grads, inputs, scale, order, block)
+    _lazydp.weighted_product_(out, grads, inputs, scale, order, block, overwrite)
 
 
 def weighted_sum_(out: Tensor, rows: Tensor, weights: Tensor) -> None:

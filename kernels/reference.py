@@ -272,9 +272,18 @@ def bag_ids(offsets: Tensor, *, num_lookups: int | None = None) -> Tensor:
 
 
 def weighted_product_(
-    out: Tensor, grads: Tensor, inputs: Tensor, scale: Tensor, *, order: Tensor | None = None, block: int = 64
+    out: Tensor,
+    grads: Tensor,
+    inputs: Tensor,
+    scale: Tensor,
+    *,
+    order: Tensor | None = None,
+    block: int = 64,
+    overwrite: bool = False,
 ) -> None:
     """See `products.weighted_product_`."""
+    if overwrite:
+        out.zero_()
     places = torch.arange(grads.shape[0]) if order is None else order
     scaled = scale.unsqueeze(1) * grads
     scaled = torch.where(scaled.abs() < torch.finfo(torch.float32).tiny, 0.0, scaled)

@@ -81,6 +81,7 @@ def samples() -> dict[str, tuple[Any, ...]]:
             torch.rand(4),
             torch.randperm(4),
             2,
+            False,
         ),
         "weighted_sum_": (torch.zeros(8, dtype=torch.float64), grad, torch.rand(4, dtype=torch.float64)),
         "noised_sum_": (torch.empty(8), torch.randn(8, dtype=torch.float64), torch.randn(8), 0.5),

@@ -8,7 +8,7 @@ together: `units`) and, once the clipping coefficients are known, into the sum o
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
 from types import TracebackType
 from typing import Any, Self
@@ -19,7 +19,7 @@ from torch.utils.hooks import RemovableHandle
 
 from lazydp.components.train.device.placement import CPU, moved, refuse_rounded_products
 from lazydp.components.train.mechanism.calls import Calls, Copies, FormedCalls, Pair
-from lazydp.components.train.mechanism.double_sums import DoubleSums
+from lazydp.components.train.mechanism.double_sums import DoubleSums, LayerSums
 from lazydp.components.train.mechanism.layers import Layers, parameter_name
 from lazydp.components.train.mechanism.norm_rules import FormedRule
 from lazydp.components.train.mechanism.per_example import running_apart
@@ -165,15 +165,14 @@ class Capture:
     def sums(self, scale: Tensor) -> dict[str, Tensor]:
         """sum_i scale[i] g_i for every parameter, by its name, float64; zeros where no gradient came back."""
         (scale,) = moved([scale], self._device)
-        found = {
-            parameter_name(calls.name, key): torch.zeros(parameter.shape, dtype=torch.float64, device=self._device)
+        sums = DoubleSums()
+        for pair in self._pairs:
+            self._add(pair, scale, LayerSums(sums, pair.calls.parameters, pair.rows), order=None)
+        return {
+            parameter_name(calls.name, key): sums.of(parameter)
             for calls in [*self._calls, *self._formed]
             for key, parameter in calls.parameters.items()
         }
-        for pair in self._pairs:
-            into = {key: found[parameter_name(pair.calls.name, key)] for key in pair.calls.parameters}
-            self._add(pair, scale, into, order=None)
-        return found
 
     def sizes(self, scale: Tensor) -> Iterator[Tensor]:
         """For each layer a norm, [B], that no example's gradient times `scale` exceeds, whatever cancels in it."""
@@ -187,16 +186,13 @@ class Capture:
         (scale,) = moved([scale], self._device)
         order = self._order.of(scale.shape[0]) if self._one_example_each and scale.is_cpu else None
         for pair in self._pairs:
-            into = {key: self._sums.of(parameter) for key, parameter in pair.calls.parameters.items()}
-            self._add(pair, scale, into, order)
+            self._add(pair, scale, LayerSums(self._sums, pair.calls.parameters, pair.rows), order)
         # What a step keeps beyond its end costs the next one fresh pages.
         self._pairs.clear()
 
-    def _add(self, pair: Pair, scale: Tensor, into: Mapping[str, Tensor], order: Tensor | None) -> None:
+    def _add(self, pair: Pair, scale: Tensor, into: LayerSums, order: Tensor | None) -> None:
         """Add one layer's sum to float64 tensors: as fast as float32 where each unit adds one term."""
         layer, inputs, grads = pair.calls.layer, pair.inputs, pair.grads
-        if pair.rows is not None:
-            into = {key: total[pair.rows] for key, total in into.items()}
         if self._one_example_each and inputs.shape[1] == 1:
             pair.rule.add_single(layer, inputs, grads, scale, into, order=order, block=self._order.block)
         else:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Mapping
+
 import torch
 from torch import Tensor
 
@@ -19,10 +21,19 @@ class DoubleSums:
 
     def of(self, parameter: Tensor) -> Tensor:
         """The sum of this step for `parameter`, float64 of its shape; to be added to."""
+        total, empty = self.begun(parameter)
+        return total.zero_() if empty else total
+
+    def begun(self, parameter: Tensor) -> tuple[Tensor, bool]:
+        """The sum for `parameter`, and whether this step asks for it for the first time.
+
+        If so, it holds values of an earlier step, and the caller has to overwrite all of it.
+        """
         if parameter not in self._sums:
-            self._sums[parameter] = torch.zeros(parameter.shape, dtype=torch.float64, device=parameter.device)
+            self._sums[parameter] = torch.empty(parameter.shape, dtype=torch.float64, device=parameter.device)
+        first = parameter not in self._used
         self._used.add(parameter)
-        return self._sums[parameter]
+        return self._sums[parameter], first
 
     def used(self, parameter: Tensor) -> Tensor | None:
         """The sum for `parameter`, where this step has one."""
@@ -30,6 +41,40 @@ class DoubleSums:
 
     def clear(self) -> None:
         """Before a step: all sums are 0, in the same memory."""
-        for parameter in self._used:
-            self._sums[parameter].zero_()
         self._used.clear()
+
+
+class LayerSums(Mapping[str, Tensor]):
+    """The sums of one layer's parameters, by the names that the layer gives them.
+
+    Reading one by its name gives the tensor to add to; `begun` gives the one to overwrite.
+    """
+
+    def __init__(self, sums: DoubleSums, parameters: Mapping[str, Tensor], rows: slice | None = None) -> None:
+        """Take the parameters of a layer.
+
+        Args:
+            sums: of all layers.
+            parameters: by name.
+            rows: the layer's rows of each parameter; None: all.
+        """
+        self._sums = sums
+        self._parameters = parameters
+        self._rows = rows
+
+    def __getitem__(self, name: str) -> Tensor:
+        total = self._sums.of(self._parameters[name])
+        return total if self._rows is None else total[self._rows]
+
+    def __contains__(self, name: object) -> bool:
+        return name in self._parameters
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._parameters)
+
+    def __len__(self) -> int:
+        return len(self._parameters)
+
+    def begun(self, name: str) -> tuple[Tensor, bool]:
+        """See `DoubleSums.begun`; some rows are never to be overwritten alone."""
+        return self._sums.begun(self._parameters[name]) if self._rows is None else (self[name], False)

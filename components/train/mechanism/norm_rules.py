@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from lazydp.components.shared.errors import InputError
+from lazydp.components.train.mechanism.double_sums import LayerSums
 from lazydp.kernels import products
 
 _CHUNK_BYTES = 1 << 24
@@ -150,7 +151,8 @@ class LinearRule(NormRule):
         if "bias" in into:
             _add_scaled(grads, scale, into["bias"])
         if "weight" in into:
-            products.weighted_product_(into["weight"], grads, inputs, scale, order=order, block=block)
+            total, empty = into.begun("weight") if isinstance(into, LayerSums) else (into["weight"], False)
+            products.weighted_product_(total, grads, inputs, scale, order=order, block=block, overwrite=empty)
 
 
 def _add_scaled(terms: Tensor, scale: Tensor, into: Tensor) -> None:

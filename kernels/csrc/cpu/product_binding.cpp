@@ -14,7 +14,7 @@ namespace lazydp::cpu {
 namespace {
 
 void weighted_product_(const Tensor& out, const Tensor& grads, const Tensor& inputs, const Tensor& scale,
-                       const std::optional<Tensor>& order, int64_t block) {
+                       const std::optional<Tensor>& order, int64_t block, bool overwrite) {
   check(grads, "grads", ScalarType::Float, 2);
   check(inputs, "inputs", ScalarType::Float, 2);
   check(scale, "scale", ScalarType::Float, 1);
@@ -41,7 +41,7 @@ void weighted_product_(const Tensor& out, const Tensor& grads, const Tensor& inp
     written.check_unread(*order, "order");
   }
   weighted_product({read<float>(grads), read<float>(inputs), read<float>(scale), places, units, grads.size(1), inputs.size(1),
-                    block, write<double>(out)},
+                    block, write<double>(out), overwrite},
                    torch_threads());
 }
 

@@ -16,6 +16,7 @@ struct ProductTile {
   int64_t block;
   double* out;  // [num_rows, stride], of which num_columns are written
   int64_t stride;
+  bool overwrite;  // what is in `out`, instead of adding to it
 };
 
 struct ProductKernels {

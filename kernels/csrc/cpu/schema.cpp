@@ -23,7 +23,8 @@ STABLE_TORCH_LIBRARY(lazydp, m) {
       "foreach_scatter_add_(Tensor(a!)[] weights, Tensor[] rows, Tensor[] order, Tensor[] starts, Tensor[] bag_of_lookup, "
       "Tensor[] grads, Tensor[] scales, float alpha, Tensor?[] per_lookup_weights, float grid) -> ()");
   m.def(
-      "weighted_product_(Tensor(a!) out, Tensor grads, Tensor inputs, Tensor scale, Tensor? order, int block) -> ()");
+      "weighted_product_(Tensor(a!) out, Tensor grads, Tensor inputs, Tensor scale, Tensor? order, int block, bool overwrite)"
+      " -> ()");
   m.def("weighted_sum_(Tensor(a!) out, Tensor rows, Tensor weights) -> ()");
   m.def("noised_sum_(Tensor(a!) out, Tensor sum, Tensor? noise, float scale) -> ()");
   m.def("chacha20_blocks(Tensor inputs) -> Tensor");

@@ -79,7 +79,7 @@ class Packed {
     const int64_t column = column_panel * column_width_;
     kernels_.add_tile({rows_.get() + row * count_, columns_.get() + column * count_, row_width_,
                        std::min(row_width_, job_.outputs - row), std::min(column_width_, job_.columns - column), count_,
-                       job_.block, job_.out + row * job_.columns + column, job_.columns});
+                       job_.block, job_.out + row * job_.columns + column, job_.columns, job_.overwrite && first_ == 0});
   }
 
  private:
@@ -96,7 +96,11 @@ class Packed {
 }  // namespace
 
 void weighted_product(const WeightedProduct& job, const Parallel& parallel) {
-  if (job.units == 0 || job.outputs == 0 || job.columns == 0) return;
+  if (job.outputs == 0 || job.columns == 0) return;
+  if (job.units == 0) {
+    if (job.overwrite) std::fill_n(job.out, job.outputs * job.columns, 0.0);
+    return;
+  }
   const ProductKernels kernels = product_kernels();
   const int64_t chunk = kUnitsPerChunk / job.block * job.block;
   Packed packed(job, kernels, std::min(chunk, job.units));

@@ -23,6 +23,7 @@ struct WeightedProduct {
   int64_t columns;
   int64_t block;  // units, 1 to kMaxBlock
   double* out;    // [outputs, columns]
+  bool overwrite;  // begin at 0 instead of at what `out` holds
 };
 
 inline constexpr int64_t kMaxBlock = 512;

@@ -12,6 +12,7 @@ from scipy import stats
 from torch import Tensor, nn
 
 from lazydp.components.train.mechanism import unit_order
+from lazydp.components.train.mechanism.double_sums import DoubleSums, LayerSums
 from lazydp.components.train.mechanism.norm_rules import LayerNormRule, LinearRule, NormRule
 from lazydp.components.train.mechanism.unit_order import ROUNDING, UnitOrder, block_size
 from lazydp.kernels.noise_key import NoiseKey
@@ -90,16 +91,13 @@ def test_single_terms_add_up_to_what_float64_gives(rule: NormRule, shape: tuple[
     grads = torch.randn(150, 1, num_out, generator=generator)
     inputs = torch.randn(150, 1, num_in if isinstance(rule, LinearRule) else num_out, generator=generator)
     scale = torch.rand(150, generator=generator)
-    single, exact = (
-        {name: torch.zeros(p.shape, dtype=torch.float64) for name, p in layer.named_parameters()} for _ in range(2)
-    )
+    single, exact, strided, copied = (LayerSums(DoubleSums(), dict(layer.named_parameters())) for _ in range(4))
     rule.add_single(layer, inputs, grads, scale, single, order=of_step(1, 150), block=63)
     rule.add_exact(layer, inputs, grads, scale, exact)
     for name, total in exact.items():
         torch.testing.assert_close(single[name], total, rtol=1e-5, atol=1e-4 if name == "weight" else 1e-9)
     # Gradients of an expanded loss have strides of 0.
     one = grads[:, :, :1].expand(-1, -1, num_out)
-    strided, copied = ({name: torch.zeros_like(total) for name, total in exact.items()} for _ in range(2))
     rule.add_single(layer, inputs, one, scale, strided, order=None, block=63)
     rule.add_single(layer, inputs, one.contiguous(), scale, copied, order=None, block=63)
     assert all(torch.equal(strided[name], copied[name]) for name in strided)
