@@ -10,6 +10,7 @@ from torch import Tensor
 
 from lazydp.components.train.mechanism.calls import Pair
 from lazydp.components.train.mechanism.capture import Capture
+from lazydp.components.train.mechanism.double_sums import LayerSums
 from lazydp.components.train.mechanism.parameters import PrivacyParameters
 from support.public_models import PUBLIC_MODELS
 
@@ -32,7 +33,7 @@ def one_layer_without_clipping(patch: pytest.MonkeyPatch) -> None:
 
     def unclipped(self: Capture, scale: Tensor) -> None:
         pair = max(self._pairs, key=size)
-        into = {key: self._sums.of(parameter) for key, parameter in pair.calls.parameters.items()}
+        into = LayerSums(self._sums, pair.calls.parameters, pair.rows)
         self._add(pair, 1 / OTHERS - scale, into, None)
         add_weighted(self, scale)
 
