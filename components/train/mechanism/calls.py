@@ -51,20 +51,15 @@ class _Tap(torch.autograd.Function):
         return grad if ctx.needs_input_grad[0] else None, None, None
 
 
-class Calls:
-    """What one layer saw in one forward and backward pass."""
+class _Kept:
+    """Inputs of calls, each with the gradient of its output once that came back."""
 
-    def __init__(self, name: str, layer: nn.Module, parameters: dict[str, nn.Parameter], rule: NormRule) -> None:
-        self.name = name
-        self.layer = layer
-        self.parameters = parameters
-        self.rule = rule
+    def __init__(self) -> None:
         self._inputs: list[tuple[Tensor, int]] = []
         self._grads: list[Tensor | None] = []
 
     def keep(self, inputs: Tensor, output: Tensor, anchor: Tensor) -> Tensor:
         """Keep one call; its output, to be passed on."""
-        _refuse_other_types(self.name, self.layer, inputs, output)
         call = len(self._inputs)
         self._inputs.append((inputs.detach(), inputs._version))
         self._grads.append(None)
@@ -75,18 +70,52 @@ class Calls:
         tapped: Tensor = _Tap.apply(output, anchor, keep_grad)  # type: ignore[no-untyped-call]
         return tapped
 
+    def pairs(self, *, modified: str) -> Iterator[tuple[int, Tensor, Tensor]]:
+        """Number, input and output gradient of each call whose gradient came back.
+
+        Raises:
+            InputError: an input was modified in place; `modified` says whose.
+        """
+        for call, ((inputs, version), grad) in enumerate(zip(self._inputs, self._grads, strict=True)):
+            if grad is None:
+                continue
+            if inputs._version != version:
+                raise InputError(f"{modified}: per-example norms need it as it was")
+            yield call, inputs, grad
+
+    def forget_gradients(self) -> None:
+        """Before another backward pass over the same calls."""
+        self._grads = [None] * len(self._grads)
+
+    def gradients(self) -> Iterator[Tensor]:
+        """The gradients that came back, [B, ...]."""
+        return (grad for grad in self._grads if grad is not None)
+
+
+class Calls:
+    """What one layer saw in one forward and backward pass."""
+
+    def __init__(self, name: str, layer: nn.Module, parameters: dict[str, nn.Parameter], rule: NormRule) -> None:
+        self.name = name
+        self.layer = layer
+        self.parameters = parameters
+        self.rule = rule
+        self._kept = _Kept()
+
+    def keep(self, inputs: Tensor, output: Tensor, anchor: Tensor) -> Tensor:
+        """Keep one call; its output, to be passed on."""
+        _refuse_other_types(self.name, self.layer, inputs, output)
+        return self._kept.keep(inputs, output, anchor)
+
     def pairs(self, size: int) -> Iterator[Pair]:
         """Inputs and output gradients of all calls, as one pair; none where no gradient came back."""
         dims = self._feature_dims()
         inputs, grads = [], []
-        for (some_inputs, version), grad in zip(self._inputs, self._grads, strict=True):
-            if grad is None:
-                continue
-            if some_inputs._version != version:
-                raise InputError(
-                    f"the input of layer {self.name!r} ({type(self.layer).__name__}) was modified in place after the "
-                    "layer had read it: per-example norms need it as it was"
-                )
+        modified = (
+            f"the input of layer {self.name!r} ({type(self.layer).__name__}) was modified in place after the layer had "
+            "read it"
+        )
+        for _, some_inputs, grad in self._kept.pairs(modified=modified):
             self._refuse_other_size(some_inputs.shape[0], size)
             inputs.append(_positions(some_inputs, dims))
             grads.append(_positions(grad, dims))
@@ -95,14 +124,13 @@ class Calls:
 
     def forget_gradients(self) -> None:
         """Before another backward pass over the same calls."""
-        self._grads = [None] * len(self._grads)
+        self._kept.forget_gradients()
 
     def gradients(self, size: int) -> Iterator[Tensor]:
         """The gradients that came back, [B, ...]."""
-        for grad in self._grads:
-            if grad is not None:
-                self._refuse_other_size(grad.shape[0], size)
-                yield grad
+        for grad in self._kept.gradients():
+            self._refuse_other_size(grad.shape[0], size)
+            yield grad
 
     def _refuse_other_size(self, found: int, size: int) -> None:
         if found != size:
@@ -116,7 +144,7 @@ class Calls:
         return len(self.layer.normalized_shape) if isinstance(self.layer, nn.LayerNorm) else 1
 
 
-class Products:
+class Products(_Kept):
     """Products of a matrix, or of some of its rows, with what belongs to the examples: the calls of a linear layer.
 
     Args:
@@ -124,11 +152,11 @@ class Products:
     """
 
     def __init__(self, what: str) -> None:
+        super().__init__()
         self._what = what
-        self._calls: list[tuple[Tensor, int, bool]] = []
-        self._grads: list[Tensor | None] = []
+        self._from_left: list[bool] = []
 
-    def keep(self, inputs: Tensor, output: Tensor, anchor: Tensor, *, from_left: bool) -> Tensor:
+    def keep_product(self, inputs: Tensor, output: Tensor, anchor: Tensor, *, from_left: bool) -> Tensor:
         """Keep one product; its output, to be passed on.
 
         Args:
@@ -137,15 +165,8 @@ class Products:
             anchor: see `_Tap`.
             from_left: the product is inputs @ matrix, of a matrix [n, m]; else inputs @ matrix.t(), of [m, n].
         """
-        call = len(self._calls)
-        self._calls.append((inputs.detach(), inputs._version, from_left))
-        self._grads.append(None)
-
-        def keep_grad(grad: Tensor) -> None:
-            self._grads[call] = grad
-
-        tapped: Tensor = _Tap.apply(output, anchor, keep_grad)  # type: ignore[no-untyped-call]
-        return tapped
+        self._from_left.append(from_left)
+        return self.keep(inputs, output, anchor)
 
     def factors(self) -> tuple[Tensor, Tensor] | None:
         """What the matrix's gradient is the sum of products of: [B, P, columns] and [B, P, rows]; None where none came.
@@ -154,26 +175,13 @@ class Products:
             InputError: an input was modified in place.
         """
         columns, rows = [], []
-        for (inputs, version, from_left), grad in zip(self._calls, self._grads, strict=True):
-            if grad is None:
-                continue
-            if inputs._version != version:
-                raise InputError(
-                    f"{self._what} modified in place what it had multiplied by a parameter: per-example norms need it "
-                    "as it was"
-                )
+        modified = f"{self._what} modified in place what it had multiplied by a parameter"
+        for call, inputs, grad in self.pairs(modified=modified):
             pair = _positions(inputs, 1), _positions(grad, 1)
+            from_left = self._from_left[call]
             columns.append(pair[1] if from_left else pair[0])
             rows.append(pair[0] if from_left else pair[1])
         return (_joined(columns), _joined(rows)) if columns else None
-
-    def forget_gradients(self) -> None:
-        """Before another backward pass over the same products."""
-        self._grads = [None] * len(self._grads)
-
-    def gradients(self) -> Iterator[Tensor]:
-        """The gradients that came back, [B, ...]."""
-        return (grad for grad in self._grads if grad is not None)
 
 
 class Copies:

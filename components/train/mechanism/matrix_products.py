@@ -124,7 +124,7 @@ class MatrixProducts(TorchFunctionMode):
 
         def whole(inputs: Tensor) -> Tensor:
             output = inputs @ (matrix if from_left else matrix.t())
-            return products.keep(inputs, output, self._copies.anchor, from_left=from_left)
+            return products.keep_product(inputs, output, self._copies.anchor, from_left=from_left)
 
         return with_whole_batch(whole, inputs)
 
