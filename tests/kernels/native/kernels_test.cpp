@@ -21,21 +21,12 @@
 #include "cpu/noise.h"
 #include "cpu/simd_level.h"
 #include "cpu/weighted_products.h"
+#include "expect.h"
 
 namespace {
 
 using namespace lazydp;
 using namespace lazydp::cpu;
-
-int failures = 0;
-
-#define EXPECT(condition)                                                           \
-  do {                                                                              \
-    if (!(condition)) {                                                             \
-      std::fprintf(stderr, "%s:%d: expected %s\n", __FILE__, __LINE__, #condition); \
-      ++failures;                                                                   \
-    }                                                                               \
-  } while (false)
 
 Parallel threads(int count) {
   static thread_local int wanted;
@@ -400,24 +391,30 @@ void test_weighted_products(int64_t units, int64_t outputs, int64_t columns, int
   std::vector<int64_t> order(units);
   for (int64_t k = 0; k < units; ++k) order[k] = k;
   std::shuffle(order.begin(), order.end(), random);
-  std::vector<double> expected(outputs * columns, 1.0);
-  for (int64_t o = 0; o < outputs; ++o)
-    for (int64_t i = 0; i < columns; ++i)
-      for (int64_t begin = 0; begin < units; begin += block) {
-        float chain = 0.0f;
-        for (int64_t k = begin; k < std::min(begin + block, units); ++k) {
-          const int64_t unit = order[k];
-          chain = std::fma(scale[unit] * grads[unit * outputs + o], inputs[unit * columns + i], chain);
+  const auto expected_from = [&](double start) {
+    std::vector<double> expected(outputs * columns, start);
+    for (int64_t o = 0; o < outputs; ++o)
+      for (int64_t i = 0; i < columns; ++i)
+        for (int64_t begin = 0; begin < units; begin += block) {
+          float chain = 0.0f;
+          for (int64_t k = begin; k < std::min(begin + block, units); ++k) {
+            const int64_t unit = order[k];
+            chain = std::fma(scale[unit] * grads[unit * outputs + o], inputs[unit * columns + i], chain);
+          }
+          expected[o * columns + i] += static_cast<double>(chain);
         }
-        expected[o * columns + i] += static_cast<double>(chain);
-      }
+    return expected;
+  };
+  const std::vector<double> added = expected_from(1.0), overwritten = expected_from(0.0);
   for_each_level([&] {
-    for (const int count : {1, 3}) {
-      std::vector<double> out(outputs * columns, 1.0);
-      weighted_product({grads.data(), inputs.data(), scale.data(), order.data(), units, outputs, columns, block, out.data()},
-                       threads(count));
-      EXPECT(out == expected);
-    }
+    for (const int count : {1, 3})
+      for (const bool overwrite : {false, true}) {
+        std::vector<double> out(outputs * columns, overwrite ? std::nan("") : 1.0);
+        weighted_product({grads.data(), inputs.data(), scale.data(), order.data(), units, outputs, columns, block, out.data(),
+                          overwrite},
+                         threads(count));
+        EXPECT(out == (overwrite ? overwritten : added));
+      }
   });
 
   const std::vector<double> weights(scale.begin(), scale.end());

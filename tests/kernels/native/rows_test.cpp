@@ -13,6 +13,7 @@
 #include <thread>
 #include <vector>
 
+#include "expect.h"
 #include "rows/codes.h"
 #include "rows/hashes.h"
 #include "rows/order.h"
@@ -22,16 +23,6 @@
 namespace {
 
 using namespace lazydp::rows;
-
-int failures = 0;
-
-#define EXPECT(condition)                                                           \
-  do {                                                                              \
-    if (!(condition)) {                                                             \
-      std::fprintf(stderr, "%s:%d: expected %s\n", __FILE__, __LINE__, #condition); \
-      ++failures;                                                                   \
-    }                                                                               \
-  } while (false)
 
 bool refuses(const std::function<void()>& call) {
   try {
