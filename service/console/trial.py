@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Self
@@ -19,6 +20,12 @@ _FIELDS = {
     "history": "items to try, separated by commas",
     "item_id": "item to find similar items of; then user and history are left alone",
     "k": "items wanted, 1 to 100",
+    "weights": "how much each item of the history counts, separated by commas",
+    "half_life": "so many items back, an item of the history counts half",
+    "boost": "item attribute whose items are raised or lowered",
+    "boosted": "which of them, as in a filter; left out, by their number",
+    "boost_how": "multiply or add",
+    "boost_by": "the factor or the amount; without it nothing is boosted",
     "seen": "anything, to keep the items of the history in the answer",
     "model": "model to ask; the default one if left out",
     "beside": "another model to ask the same",
@@ -27,6 +34,9 @@ DEFAULT_K = "10"
 _MOST_K = 100
 _MOST_FIELDS = 48
 _MOST_DIGITS = 4
+_BOUND = re.compile(r"(>=|<=|>|<)(.*)")
+_MEMBERS = {">=": "gte", ">": "gt", "<=": "lte", "<": "lt"}
+_NOT = "not "
 
 FORM: dict[str, Any] = {
     "requestBody": {
@@ -50,11 +60,17 @@ class Trial:
     """What a person tried, as typed.
 
     Attributes:
-        filters: item attribute -> values, separated by commas.
+        filters: item attribute -> condition, as `_condition` reads it.
     """
 
     user_id: str = ""
     history: str = ""
+    weights: str = ""
+    half_life: str = ""
+    boost: str = ""
+    boosted: str = ""
+    boost_how: str = "multiply"
+    boost_by: str = ""
     item_id: str = ""
     k: str = DEFAULT_K
     seen: bool = False
@@ -95,23 +111,70 @@ class Trial:
         known = self.k.isascii() and self.k.isdecimal() and len(self.k) < _MOST_DIGITS
         return int(self.k) if known and int(self.k) <= _MOST_K else 0
 
+    @property
+    def has_further(self) -> bool:
+        """Whether a field is filled in that the page shows on demand."""
+        return bool(self.filters or self.seen or self.weights or self.half_life or self.boost_by)
+
     def query(self) -> schemas.RecommendationQuery:
         """The query.
 
         Raises:
             ValidationError: a field is not valid.
+            Problem: 422 for a field that cannot be read.
         """
         if self.item_id:
             return schemas.RecommendationQuery(similar_to=[self.item_id], k=self.count)
-        return schemas.RecommendationQuery(
-            user_id=self.user_id or None,
-            history=list(self.items),
-            k=self.count,
-            exclude_seen=not self.seen,
-            filters={name: list(_listed(values)) for name, values in self.filters.items()},
-            explain=bool(self.items),
-        )
+        query: dict[str, Any] = {
+            "user_id": self.user_id or None,
+            "history": self.items,
+            "history_weights": [_number(part, "a weight") for part in _listed(self.weights)] or None,
+            "half_life": _number(self.half_life, "the half-life") if self.half_life else None,
+            "k": self.count,
+            "exclude_seen": not self.seen,
+            "filters": {name: _condition(text) for name, text in self.filters.items()},
+            "boosts": [self._boost()] if self.boost_by else [],
+            "explain": bool(self.items),
+        }
+        return schemas.RecommendationQuery.model_validate(query)
+
+    def _boost(self) -> dict[str, Any]:
+        how = "add" if self.boost_how == "add" else "multiply"
+        boost: dict[str, Any] = {"attribute": self.boost, how: _number(self.boost_by, "a boost")}
+        return boost | ({"matching": _condition(self.boosted)} if self.boosted else {})
 
 
 def _listed(text: str) -> list[str]:
     return [part.strip() for part in text.split(",") if part.strip()]
+
+
+def _number(text: str, what: str) -> float:
+    try:
+        return float(text)
+    except ValueError:
+        raise _unreadable(f"expected a number for {what}") from None
+
+
+def _unreadable(detail: str) -> Problem:
+    return Problem(422, "invalid-request", detail)
+
+
+def _condition(text: str) -> dict[str, Any]:
+    """A condition of values, values after `not`, and bounds, separated by commas: `Drama, not War`, `>= 1980, < 1990`.
+
+    Raises:
+        Problem: 422 for a bound that is no number, or that is given twice.
+    """
+    condition: dict[str, Any] = {}
+    for part in _listed(text):
+        bound = _BOUND.fullmatch(part)
+        if bound is not None:
+            member = _MEMBERS[bound[1]]
+            if member in condition:
+                raise _unreadable(f"the bound {bound[1]} is given twice")
+            condition[member] = _number(bound[2], f"the bound {bound[1]}")
+        elif part.startswith(_NOT):
+            condition.setdefault("not", []).append(part.removeprefix(_NOT).strip())
+        else:
+            condition.setdefault("any_of", []).append(part)
+    return condition

@@ -42,7 +42,7 @@ _ALWAYS = {"401", "403", "429", "503"}
 _DESCRIPTION = (
     "Recommendations from a model trained with differential privacy, and the privacy budget it spent. "
     "Errors are RFC 9457 problem documents; a request's head that is too long or too slow is answered with one of "
-    "status 431 or 408, whatever its path. The service keeps nothing of what it is sent."
+    "status 431 or 408, whatever its path. The service writes nothing of what it is sent to a disk or a log."
 )
 
 

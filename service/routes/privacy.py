@@ -16,7 +16,10 @@ from lazydp.service.serving.served_version import ServedVersion
 router = APIRouter(prefix="/v1/privacy", tags=["privacy"])
 
 # Figures of the ledger may change at any time; an answer a minute old is still true enough for a cache to show.
-_NOT_IN_LEDGER = "the ledger does not know this model's dataset: what else was spent on it cannot be told"
+_NOT_IN_LEDGER = (
+    "the ledger does not know this model's dataset: what else was spent on it, how much is left, and who released last "
+    "cannot be told"
+)
 _CACHE = "private, max-age=5, must-revalidate"
 
 

@@ -29,7 +29,7 @@ def show_recommendations(tab: Any) -> None:
     tab.fill("#history", "3, 12, 40")
     tab.fill("#k", "6")
     tab.select_option("#beside", "films-trial")
-    tab.click("text=Filters")
+    tab.click("summary")
     tab.fill("#filter-1", "Drama, Comedy")
     tab.press("#user_id", "Enter")
     tab.wait_for_selector("#answer")

@@ -33,6 +33,58 @@ def test_every_field_of_the_form_reaches_the_query(client: httpx.Client) -> None
     assert titles(client.post("/try", data={**form, "model": "dlrm"}).text) == answered(client, "dlrm", **query)
 
 
+FURTHER: dict[str, tuple[dict[str, str], dict[str, Any]]] = {
+    "values, and one not": (
+        {"filter.genre": "Drama, Comedy, not Horror, not War"},
+        {"filters": {"genre": {"any_of": ["Drama", "Comedy"], "not": ["Horror", "War"]}}},
+    ),
+    "bounds": ({"filter.year": ">= 1980, <1990"}, {"filters": {"year": {"gte": 1980, "lt": 1990}}}),
+    "other bounds": ({"filter.year": "> 1980, <= 1990"}, {"filters": {"year": {"gt": 1980, "lte": 1990}}}),
+    "a factor for some": (
+        {"boost": "genre", "boosted": "Drama", "boost_how": "multiply", "boost_by": "1000"},
+        {"boosts": [{"attribute": "genre", "matching": ["Drama"], "multiply": 1000}]},
+    ),
+    "an addend by the number": (
+        {"boost": "year", "boosted": "", "boost_how": "add", "boost_by": "-0.5"},
+        {"boosts": [{"attribute": "year", "add": -0.5}]},
+    ),
+    "weights": ({"weights": "1, 50"}, {"history_weights": [1, 50]}),
+    "a half-life": ({"half_life": "0.1"}, {"half_life": 0.1}),
+}
+
+
+@pytest.mark.parametrize("case", FURTHER)
+def test_ranges_not_boosts_and_weights_reach_the_query(client: httpx.Client, case: str) -> None:
+    form, query = FURTHER[case]
+    history = {"history": ["3", "12"], "k": 8}
+    plain = answered(client, **history)
+    page = client.post("/try", data={"history": "3, 12", "k": "8", **form}).text
+    assert titles(page) == answered(client, **history, **query) != plain
+    # What was typed is shown again, and not hidden in a fold.
+    assert "<details open>" in page
+    assert all(f'value="{html.escape(text)}"' in page for text in form.values() if text)
+
+
+UNREADABLE = {
+    "a bound without a number": ({"filter.year": ">= soon"}, "expected a number for the bound >="),
+    "a bound twice": ({"filter.year": "< 1980, < 1990"}, "the bound < is given twice"),
+    "a weight": ({"history": "3", "weights": "much"}, "expected a number for a weight"),
+    "too few weights": ({"history": "3, 12", "weights": "1"}, "expected one for each of 2 items, found 1"),
+    "a half-life": ({"half_life": "long"}, "expected a number for the half-life"),
+    "a boost": ({"boost": "year", "boost_by": "more"}, "expected a number for a boost"),
+    "a factor below 0": ({"boost": "year", "boost_by": "-1"}, "greater than or equal to 0.000001"),
+    "a number that is none": ({"filter.year": ">= nan"}, "finite"),
+}
+
+
+@pytest.mark.parametrize("case", UNREADABLE)
+def test_a_field_that_cannot_be_read_is_told_on_the_page(client: httpx.Client, case: str) -> None:
+    form, words = UNREADABLE[case]
+    page = html.unescape(client.post("/try", data={"user_id": "7", **form}, headers=HTML).text)
+    assert "No recommendations" in page
+    assert words in page
+
+
 def test_similar_items(client: httpx.Client) -> None:
     page = client.post("/try", data={"item_id": "5", "k": "4", "user_id": ""}).text
     found = client.get("/v1/items/5/similar", params={"k": 4}).json()["items"]
