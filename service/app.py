@@ -18,7 +18,8 @@ from lazydp.service.console import recommendations as trial_page
 from lazydp.service.grpc_server import GrpcServer
 from lazydp.service.http.auth import KeyCheck
 from lazydp.service.http.connections import Connections
-from lazydp.service.http.gateway import Gateway, Receive, Scope, Send
+from lazydp.service.http.exchange import Receive, Scope, Send
+from lazydp.service.http.gateway import Direct, Gateway
 from lazydp.service.http.metrics import Metrics
 from lazydp.service.http.problems import Problem, on_fault, on_http_exception, on_problem, on_validation_error
 from lazydp.service.http.tracing import Tracing
@@ -140,7 +141,12 @@ def create_app(settings: Settings, *, tracing: Tracing | None = None) -> Service
         key_check=key_check,
         tracing=tracing,
         connections=app.connections,
-        direct={("POST", "/v1/recommendations"): functools.partial(recommendations.recommended, context)},
+        direct={
+            ("POST", "/v1/recommendations"): Direct(
+                functools.partial(recommendations.recommended, context),
+                functools.partial(recommendations.recommended_at_once, context),
+            )
+        },
     )
     return app
 

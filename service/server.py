@@ -88,7 +88,7 @@ def protocol(app: Service) -> dict[str, Any]:
     business, as addresses are not read.
     """
     return {
-        "http": functools.partial(Connection, shared=app.connections),
+        "http": functools.partial(Connection, shared=app.connections, taker=app.gateway),
         "ws": "none",
         "log_config": None,
         "access_log": False,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -21,6 +22,7 @@ from lazydp.components.features.vocabulary_spec import BucketVocabulary, HashedV
 from lazydp.components.shared.errors import InputError
 
 _INTEGER = re.compile(INTEGER_TEXT)
+_KEPT_CODES = 1024
 
 CodeOf: TypeAlias = Callable[[str], int]
 Numbers: TypeAlias = np.ndarray[tuple[int], np.dtype[np.float64]]
@@ -57,7 +59,11 @@ class QueryEncoder:
         self.reads_users = USER in read
         self.reads_history = HISTORY in read
         self._hashes_users = self.reads_users and isinstance(bundle.spec.vocabularies()[USER], HashedVocabulary)
-        self._user_code = _lookup(bundle.spec, bundle.vocabularies[USER], USER) if self.reads_users else None
+        self._user_code: CodeOf | None = None
+        if self.reads_users:
+            # Codes of the latest users are kept, since one query asks for its user's code several times.
+            lookup = _lookup(bundle.spec, bundle.vocabularies[USER], USER)
+            self._user_code = functools.lru_cache(maxsize=_KEPT_CODES)(lookup)
 
     def user_code(self, user_id: str | None) -> int:
         """Code of a user, 0 where unknown or where the model does not read users."""

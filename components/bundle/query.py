@@ -10,6 +10,8 @@ from lazydp.components.bundle.topk import Scores
 
 Scalar: TypeAlias = str | int | float | bool | None
 Known: TypeAlias = Literal["yes", "no", "cannot tell"]
+# `Query` and `Ranking` are not changed once made. They are not frozen, since Python sets each field of a frozen class
+# by a call: for a query these calls took as long as its scores.
 Source: TypeAlias = Literal["user", "history", "user+history", "features", "item", "popular", "none"]
 
 
@@ -73,7 +75,7 @@ class CategoryCap:
     limit: int
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(slots=True, kw_only=True)
 class Query:
     """What somebody asks for. Ids are text.
 
@@ -118,7 +120,7 @@ class Query:
     explain: bool = False
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(slots=True, kw_only=True)
 class Ranking:
     """The best items, best first.
 

@@ -39,7 +39,7 @@ from lazydp.components.shared.bench_harness import Contestant, Result, measure
 from lazydp.components.shared.errors import UnavailableError
 
 UNIT = "items"
-_CONNECTIONS = 16
+CONNECTIONS = 16
 _LATENCIES_KEPT = 20_000
 _START_TIMEOUT_S = 60.0
 _BARE_ROUTE = """
@@ -87,24 +87,28 @@ def run(
             _service(folder, server_core, name="cached") as cached,
             _bare_route(folder, uncached.port, k=k, core=server_core) as bare,
         ):
-            asked = [_request({"user_id": str(user), "k": k}) for user in range(users)]
+            asked = [request_bytes({"user_id": str(user), "k": k}) for user in range(users)]
             servers = {"lazydp": uncached, "lazydp_cached": cached, "bare_route": bare}
             contestants = [
                 Contestant(name, functools.partial(server.ask, asked, requests), bytes=0)
                 for name, server in servers.items()
             ]
-            for product_name, together in (("bare_matmul", 1), ("bare_matmul_together", _CONNECTIONS)):
-                product = functools.partial(_multiply, matrix, vectors, k, requests, together)
+            for product_name, together in (("bare_matmul", 1), ("bare_matmul_together", CONNECTIONS)):
+                product = functools.partial(multiply, matrix, vectors, k, requests, together)
                 contestants.append(Contestant(product_name, product, bytes=matrix.nbytes, flops=2 * items * dim))
-            shape = {UNIT: items, "k": k, "dim": dim, "connections": _CONNECTIONS}
+            shape = {UNIT: items, "k": k, "dim": dim, "connections": CONNECTIONS}
             results = measure("serve", shape=shape, contestants=contestants, repeats=repeats, warm_ups=2)
-            return [_per_request(result, servers.get(result.contestant), requests) for result in results]
+            return [_of_server(per_request(result, requests), servers.get(result.contestant)) for result in results]
 
 
-def _per_request(result: Result, server: _Server | None, requests: int) -> ServeResult:
+def per_request(result: Result, requests: int) -> Result:
+    """The times of one request, from a result whose run made `requests`."""
+    times = {name: getattr(result, name) / requests for name in ("median_s", "p10_s", "p90_s")}
+    return dataclasses.replace(result, **times)
+
+
+def _of_server(result: Result, server: _Server | None) -> ServeResult:
     fields = {field.name: getattr(result, field.name) for field in dataclasses.fields(Result)}
-    for name in ("median_s", "p10_s", "p90_s"):
-        fields[name] /= requests
     if server is None:
         return ServeResult(**fields)
     return ServeResult(**fields, p99_s=server.p99(), rss_bytes=server.rss())
@@ -144,7 +148,7 @@ class _Server:
         async def work() -> None:
             loop = asyncio.get_running_loop()
             left = iter([asked[number % len(asked)] for number in range(requests)])
-            ends: list[asyncio.Future[None]] = [loop.create_future() for _ in range(_CONNECTIONS)]
+            ends: list[asyncio.Future[None]] = [loop.create_future() for _ in range(CONNECTIONS)]
             for end in ends:
                 make = functools.partial(_Client, left, end, self.latencies)
                 await loop.create_connection(make, "127.0.0.1", self.port)
@@ -227,7 +231,7 @@ def _wait(url: str, process: subprocess.Popen[bytes], *, accept: set[int]) -> No
     raise UnavailableError(f"no answer from {url}")
 
 
-def _request(body: dict[str, object]) -> bytes:
+def request_bytes(body: dict[str, object]) -> bytes:
     content = json.dumps(body).encode()
     head = "POST /v1/recommendations HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
     return f"{head}Content-Length: {len(content)}\r\n\r\n".encode() + content
@@ -275,7 +279,7 @@ class _Client(asyncio.Protocol):
             self._done.set_exception(exc or UnavailableError("the server closed the connection"))
 
 
-def _multiply(matrix: torch.Tensor, vectors: torch.Tensor, k: int, requests: int, together: int) -> None:
+def multiply(matrix: torch.Tensor, vectors: torch.Tensor, k: int, requests: int, together: int) -> None:
     for start in range(0, requests, together):
         numbers = [number % len(vectors) for number in range(start, min(start + together, requests))]
         if together == 1:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import functools
 from collections.abc import Awaitable, Callable, MutableMapping
-from typing import Any
+from typing import Any, Protocol
 
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
 
@@ -36,16 +36,49 @@ def write_whole(cycle: RequestResponseCycle, head: bytes, body: bytes) -> bool:
     """
     if cycle.flow.write_paused or cycle.disconnected or cycle.response_started:
         return False
-    added = b"".join(b"%b: %b\r\n" % header for header in cycle.default_headers)
     end = b"\r\n" if cycle.keep_alive else _CLOSE + b"\r\n"
     cycle.response_started = cycle.response_complete = True
     cycle.waiting_for_100_continue = False
-    cycle.transport.write(b"".join((_OK, added, head, end, body)))
+    cycle.transport.write(b"".join((_begin(cycle.default_headers), head, end, body)))
     cycle.message_event.set()
     if not cycle.keep_alive:
         cycle.transport.close()
     cycle.on_response()
+    # As uvicorn does at the end of a task: the connection holds the request, which would hold the connection.
+    cycle.on_response = _nothing
     return True
+
+
+class _Begin:
+    """Status and uvicorn's own headers (the date) of the latest answer: they are the same for a second."""
+
+    def __init__(self) -> None:
+        self._of: list[tuple[bytes, bytes]] | None = None
+        self._made = b""
+
+    def __call__(self, headers: list[tuple[bytes, bytes]]) -> bytes:
+        if headers is not self._of:
+            # The list is kept, so that no other can be at its place; uvicorn makes a new one for each date.
+            self._of = headers
+            self._made = _OK + b"".join(b"%b: %b\r\n" % header for header in headers)
+        return self._made
+
+
+_begin = _Begin()
+
+
+def _nothing() -> None:
+    return None
+
+
+class Taker(Protocol):
+    """What answers some requests without a task of their own (`gateway.Gateway`)."""
+
+    def is_direct(self, scope: Any, /) -> bool:
+        """Whether `take` may answer a request."""
+
+    def take(self, cycle: RequestResponseCycle, start: Callable[[Any], None], /) -> None:
+        """Answer a request for which `is_direct` holds and whose body is there; `start` starts a task for it."""
 
 
 class _CutError(Exception):
@@ -64,12 +97,17 @@ class Connection(HttpToolsProtocol):
     - Between requests: `idle_timeout_s`.
     """
 
-    def __init__(self, *given: Any, shared: Connections, **named: Any) -> None:
+    def __init__(self, *given: Any, shared: Connections, taker: Taker, **named: Any) -> None:
         super().__init__(*given, **named)
         self._shared = shared
+        self._taker = taker
+        self._application = self.app
+        # Whether a piece is being read, and the request in it that `taker` may answer.
+        self._reading = False
+        self._held: RequestResponseCycle | None = None
         self._max_head_bytes = shared.settings.max_head_bytes
         self._head_timeout_s = shared.settings.request_timeout_s
-        self.timeout_keep_alive = shared.settings.idle_timeout_s  # type: ignore[assignment]  # seconds of a timer
+        self._idle_timeout_s = shared.settings.idle_timeout_s
         # Whether a head is what comes next, and whether any of it came; whether a body does.
         self._in_head = True
         self._begun = False
@@ -89,6 +127,9 @@ class Connection(HttpToolsProtocol):
         self._head_timer: asyncio.TimerHandle | None = None
         self._write_timer: asyncio.TimerHandle | None = None
         self._end_timer: asyncio.TimerHandle | None = None
+        # When the latest request was answered, while none has come since.
+        self._idle_since: float | None = None
+        self._idle_timer: asyncio.TimerHandle | None = None
 
     @property
     def unsent_bytes(self) -> int:
@@ -110,10 +151,10 @@ class Connection(HttpToolsProtocol):
 
     def connection_lost(self, exc: Exception | None) -> None:
         """Wait for nothing more."""
-        for timer in (self._head_timer, self._write_timer, self._end_timer):
+        for timer in (self._head_timer, self._write_timer, self._end_timer, self._idle_timer):
             if timer is not None:
                 timer.cancel()
-        self._head_timer = self._write_timer = self._end_timer = None
+        self._head_timer = self._write_timer = self._end_timer = self._idle_timer = None
         if self._counted:
             self._shared.closed(self)
         self._disconnect()
@@ -127,7 +168,11 @@ class Connection(HttpToolsProtocol):
         head_before, body_before = self._in_head, self._in_body
         self._piece_bytes = len(data)
         self._delivered = False
+        self._reading = True
         super().data_received(data)
+        self._reading = False
+        if self._held is not None:
+            self._begin_held()
         if self.transport.is_closing():
             return
         if self._in_body:
@@ -173,8 +218,13 @@ class Connection(HttpToolsProtocol):
 
     def on_header(self, name: bytes, value: bytes) -> None:
         """One header of the head; trailers, which nobody asked for, are let go."""
-        if not self._in_body:
-            super().on_header(name, value)
+        if self._in_body:
+            return
+        # What uvicorn does, without a call of it for each header.
+        name = name.lower()
+        if name == b"expect" and value.lower() == b"100-continue":
+            self.expect_100_continue = True
+        self.headers.append((name, value))
 
     def on_headers_complete(self) -> None:
         """The head is complete: hand it on, or refuse it where its last piece made it too long."""
@@ -212,30 +262,50 @@ class Connection(HttpToolsProtocol):
         self._in_body = False
         if self.cycle.response_complete:
             self._stop_end_timer()
-            if not self.transport.is_closing() and self.timeout_keep_alive_task is None:
-                self.timeout_keep_alive_task = self.loop.call_later(
-                    self.timeout_keep_alive, self.timeout_keep_alive_handler
-                )
+            if not self.transport.is_closing():
+                self._wait_for_request()
         super().on_message_complete()
 
     # What uvicorn says.
 
     def on_response_complete(self) -> None:
-        """An answer is complete: its request may still be coming, or the connection may have to end."""
-        super().on_response_complete()
+        """An answer is complete: its request may still be coming, or the connection may have to end.
+
+        Instead of uvicorn's, which makes a timer for each answer and cancels it with the next request.
+        """
+        self.server_state.total_requests += 1
         if self.transport.is_closing():
             self._end_within(self._shared.settings.write_timeout_s, "slow reader")
-        elif self._in_body and self.cycle.response_complete:
+            return
+        self.flow.resume_reading()
+        if self.pipeline:
+            self._start_asgi_task(*self.pipeline.pop())
+        else:
+            self._wait_for_request()
+        if self._in_body and self.cycle.response_complete:
             self._end_within(self._shared.settings.linger_timeout_s, "body after its answer")
+
+    def _unset_keepalive_if_required(self) -> None:
+        self._idle_since = None
 
     def _start_asgi_task(self, cycle: RequestResponseCycle, app: Any) -> None:
         self._answering = cycle
-        super()._start_asgi_task(cycle, app)
+        if self._reading and app is self._application and self._taker.is_direct(cycle.scope):
+            # Its body may be in this very piece.
+            self._held = cycle
+        else:
+            super()._start_asgi_task(cycle, app)
 
-    def timeout_keep_alive_handler(self) -> None:
-        """Nothing came: close, whether the reader has read or not."""
-        super().timeout_keep_alive_handler()
-        self._end_within(self._shared.settings.linger_timeout_s, "slow reader")
+    def _begin_held(self) -> None:
+        """Begin the request that came with the latest piece, unless that ended the connection."""
+        cycle, self._held = self._held, None
+        if cycle is None or self.transport.is_closing():
+            return
+        start = functools.partial(super()._start_asgi_task, cycle)
+        if cycle.more_body or cycle.flow.write_paused:
+            start(self._application)
+        else:
+            self._taker.take(cycle, start)
 
     def shutdown(self) -> None:
         """The server stops."""
@@ -250,6 +320,25 @@ class Connection(HttpToolsProtocol):
 
     def _length_of_head(self) -> int:
         return len(self.url) + sum(len(name) + len(value) for name, value in self.headers)
+
+    def _wait_for_request(self) -> None:
+        """Note that nothing is under way; the one timer of the connection looks whether that has lasted too long."""
+        self._idle_since = self.loop.time()
+        if self._idle_timer is None:
+            self._idle_timer = self.loop.call_later(self._idle_timeout_s, self._look_whether_idle)
+
+    def _look_whether_idle(self) -> None:
+        self._idle_timer = None
+        since = self._idle_since
+        if since is None or self.transport.is_closing():
+            return
+        left = since + self._idle_timeout_s - self.loop.time()
+        if left > 0:
+            self._idle_timer = self.loop.call_later(left, self._look_whether_idle)
+            return
+        # Whether the reader has read or not.
+        self.transport.close()
+        self._end_within(self._shared.settings.linger_timeout_s, "slow reader")
 
     def _wait_for_head(self) -> None:
         self._head_timer = self.loop.call_later(self._head_timeout_s, self._head_is_late)

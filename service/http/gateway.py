@@ -6,57 +6,48 @@ Plain ASGI rather than a stack of middlewares: one wrapper costs a few microseco
 from __future__ import annotations
 
 import asyncio
-import os
-import re
+import functools
 import time
 import traceback
-from collections import Counter
-from collections.abc import Awaitable, Callable, Iterator, Mapping, MutableMapping
-from typing import TYPE_CHECKING, Any, TypeAlias
+from collections.abc import Awaitable, Callable, Mapping
+from dataclasses import dataclass
+from typing import TypeAlias, cast
 
 import structlog
 from uvicorn.protocols.http.httptools_impl import RequestResponseCycle
 
 from lazydp.service.http.auth import OPEN_PATHS, KeyCheck
-from lazydp.service.http.connection import write_whole
 from lazydp.service.http.connections import Connections
+from lazydp.service.http.exchange import App, Exchange, GoneError, Receive, Scope, Send, too_large
 from lazydp.service.http.metrics import Metrics
 from lazydp.service.http.origins import Origins
 from lazydp.service.http.problems import Problem, fault
 from lazydp.service.http.tracing import Tracing
 from lazydp.service.settings import Settings
 
-if TYPE_CHECKING:
-    from opentelemetry.trace import Span
+Headers: TypeAlias = list[tuple[bytes, bytes]]
+# Takes JSON, or what kept it from being made.
+Reply: TypeAlias = Callable[[bytes | Exception], None]
+# Starts a task for a request, which an ASGI application answers.
+Start: TypeAlias = Callable[[App], None]
 
-Message: TypeAlias = MutableMapping[str, Any]
-Scope: TypeAlias = MutableMapping[str, Any]
-Receive: TypeAlias = Callable[[], Awaitable[Message]]
-Send: TypeAlias = Callable[[Message], Awaitable[None]]
-App: TypeAlias = Callable[[Scope, Receive, Send], Awaitable[None]]
-# Takes headers and body of a request without a query string, and returns JSON or raises `Problem`.
-Direct: TypeAlias = Callable[[list[tuple[bytes, bytes]], bytes], Awaitable[bytes]]
-
-_REQUEST_ID = re.compile(rb"[A-Za-z0-9._-]{1,64}")
 _UNMATCHED = "unmatched"
-_SAFE_HEADERS = [
-    (b"x-content-type-options", b"nosniff"),
-    (b"referrer-policy", b"same-origin"),
-]
-_JSON_HEAD = b"content-length: %d\r\ncontent-type: application/json\r\nx-request-id: %b\r\n" + b"".join(
-    b"%b: %b\r\n" % header for header in _SAFE_HEADERS
-)
 _log = structlog.get_logger("lazydp.service")
 
 
-def _request_ids() -> Iterator[str]:
-    """Random ids of 64 bits, drawn many at a time: asking the system for eight bytes costs as much as ranking."""
-    while True:
-        block = os.urandom(8 * 512).hex()
-        yield from (block[start : start + 16] for start in range(0, len(block), 16))
+@dataclass(frozen=True, slots=True)
+class Direct:
+    """What answers a route without the framework. Both take headers and body of a request without a query string.
 
+    Attributes:
+        answer: returns JSON, or raises `Problem`.
+        at_once: begins to answer in the callback that read the request. Returns whether it does: then it calls
+            `Reply` once, now or some rounds of the event loop later, and waits for nothing that may take long.
+            Otherwise `answer` has to. It may raise `Problem` too.
+    """
 
-_REQUEST_IDS = _request_ids()
+    answer: Callable[[Headers, bytes], Awaitable[bytes]]
+    at_once: Callable[[Headers, bytes, Reply], bool]
 
 
 class Gateway:
@@ -65,6 +56,12 @@ class Gateway:
     `direct` answers some of the application's routes, by method and path, without the application: the framework's
     routing and solving of dependencies cost several times what their answer does. The routes stay in the application
     too, where they are described and where a request with a query string goes.
+
+    A request to one of these routes whose body came with its head is handed over by `take` instead of as ASGI does it:
+    a task, its timer, and the messages of ASGI cost as much as all else that such a request needs.
+
+    Attributes:
+        in_flight: requests under way.
     """
 
     def __init__(
@@ -87,9 +84,9 @@ class Gateway:
         self._tracing = tracing
         self._direct = direct
         self._connections = connections
-        self._by_client: Counter[str] = Counter()
-        self._in_flight = 0
-        metrics.in_flight.set_function(lambda: self._in_flight)
+        self._by_client: dict[str, int] = {}
+        self.in_flight = 0
+        metrics.in_flight.set_function(lambda: self.in_flight)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Handle one request, or pass on what is none."""
@@ -103,29 +100,80 @@ class Gateway:
         if root and scope["path"].startswith(f"{root}/"):
             # A proxy that passes its prefix on; one that takes it off is no different.
             scope = {**scope, "path": scope["path"][len(root) :], "raw_path": scope["raw_path"][len(root) :]}
-        exchange = _Exchange(
-            scope, receive, send, max_body_bytes=self._settings.max_body_bytes, page_policy=self._page_policy
-        )
-        span = None if self._tracing is None else self._tracing.begin(exchange.headers)
-        self._in_flight += 1
-        try:
-            await self._handle(scope, exchange)
-        finally:
-            self._in_flight -= 1
-            self._leave(exchange)
-            self._note(scope, exchange, span)
+        exchange = self._begin(scope, receive, send)
+        scope.setdefault("state", {})["request_id"] = exchange.request_id
+        await self._handle(scope, exchange, self._answer(scope, exchange))
 
-    async def _handle(self, scope: Scope, exchange: _Exchange) -> None:
+    def is_direct(self, scope: Scope) -> bool:
+        """Whether `take` may answer a request."""
+        return (scope["method"], scope["path"]) in self._direct and not scope["query_string"]
+
+    def take(self, cycle: RequestResponseCycle, start: Start) -> None:
+        """Answer a request for which `is_direct` holds and whose body is there.
+
+        Args:
+            cycle: the request.
+            start: starts a task for it, where it needs one.
+        """
+        scope = cast(Scope, cycle.scope)
+        exchange = self._begin(scope, cast(Receive, cycle.receive), cast(Send, cycle.send))
+        exchange.route = scope["path"]
+        direct = self._direct[scope["method"], scope["path"]]
+        reply = functools.partial(self._reply, cycle, exchange, start)
+        body = bytes(cycle.body)
         try:
             self._check(scope, exchange)
+            self._check_length(len(body))
+            begun = direct.at_once(scope["headers"], body, reply)
+        except Exception as error:
+            reply(error)
+            return
+        if not begun:
+            start(functools.partial(self._resumed, exchange, functools.partial(direct.answer, scope["headers"], body)))
+
+    def _reply(self, cycle: RequestResponseCycle, exchange: Exchange, start: Start, found: bytes | Exception) -> None:
+        """Write an answer, or have a task do what takes more than a write."""
+        if isinstance(found, bytes) and exchange.answer_at_once(cycle, found):
+            self._end(cast(Scope, cycle.scope), exchange)
+            return
+
+        async def ready() -> bytes:
+            if isinstance(found, Exception):
+                raise found
+            return found
+
+        start(functools.partial(self._resumed, exchange, ready))
+
+    async def _resumed(
+        self, exchange: Exchange, found: Callable[[], Awaitable[bytes]], scope: Scope, _: Receive, __: Send
+    ) -> None:
+        """Answer what passed `_check` by what `found` returns."""
+
+        async def answer() -> None:
+            await exchange.answer(await found())
+
+        await self._handle(scope, exchange, answer())
+
+    def _begin(self, scope: Scope, receive: Receive, send: Send) -> Exchange:
+        exchange = Exchange(
+            scope, receive, send, max_body_bytes=self._settings.max_body_bytes, page_policy=self._page_policy
+        )
+        if self._tracing is not None:
+            exchange.span = self._tracing.begin(exchange.headers)
+        self.in_flight += 1
+        return exchange
+
+    def _end(self, scope: Scope, exchange: Exchange) -> None:
+        self.in_flight -= 1
+        self._leave(exchange)
+        self._note(scope, exchange)
+
+    async def _handle(self, scope: Scope, exchange: Exchange, answer: Awaitable[None]) -> None:
+        """Await `answer` within the time of a request, and answer with what became of it otherwise."""
+        try:
             async with asyncio.timeout(self._settings.request_timeout_s):
-                direct = None if scope["query_string"] else self._direct.get((scope["method"], scope["path"]))
-                if direct is None:
-                    await self._app(scope, exchange.receive, exchange.send)
-                else:
-                    exchange.route = scope["path"]
-                    await exchange.answer(await direct(scope["headers"], await exchange.body()))
-        except _GoneError:
+                await answer
+        except GoneError:
             pass
         except Problem as problem:
             await exchange.refuse(problem)
@@ -142,8 +190,19 @@ class Gateway:
                 where=_frames(error),
             )
             await exchange.refuse(fault())
+        finally:
+            self._end(scope, exchange)
 
-    def _check(self, scope: Scope, exchange: _Exchange) -> None:
+    async def _answer(self, scope: Scope, exchange: Exchange) -> None:
+        self._check(scope, exchange)
+        if not self.is_direct(scope):
+            await self._app(scope, exchange.receive, exchange.send)
+            return
+        exchange.route = scope["path"]
+        direct = self._direct[scope["method"], scope["path"]]
+        await exchange.answer(await direct.answer(scope["headers"], await exchange.body()))
+
+    def _check(self, scope: Scope, exchange: Exchange) -> None:
         path = scope["path"]
         if path not in OPEN_PATHS:
             self._refuse_crowd()
@@ -151,38 +210,47 @@ class Gateway:
         exchange.key = self._key_check.admit(path, exchange.headers)
         if path not in OPEN_PATHS:
             self._enter(scope, exchange)
-        length = exchange.headers.get(b"content-length")
-        if length is not None and length.isdigit() and int(length[:20]) > self._settings.max_body_bytes:
-            raise _too_large(self._settings.max_body_bytes)
+        length = exchange.headers.get(b"content-length", b"")
+        if length.isdigit():
+            self._check_length(int(length[:20]))
+
+    def _check_length(self, length: int) -> None:
+        if length > self._settings.max_body_bytes:
+            raise too_large(self._settings.max_body_bytes)
 
     def _refuse_crowd(self) -> None:
         """Answers that are not read yet count as requests under way."""
         settings, readers = self._settings, self._connections
-        crowded = self._in_flight + readers.slow_readers > settings.max_concurrent
-        if crowded or readers.unsent_bytes > settings.max_unsent_bytes:
+        slow = readers.slow_readers
+        crowded = self.in_flight + slow > settings.max_concurrent
+        if crowded or (slow and readers.unsent_bytes > settings.max_unsent_bytes):
             raise Problem(429, "busy", "too many requests at once; try again", headers={"retry-after": "1"})
 
-    def _enter(self, scope: Scope, exchange: _Exchange) -> None:
+    def _enter(self, scope: Scope, exchange: Exchange) -> None:
         """Count a request to its key, or else to its address, neither of which may take every place."""
-        exchange.client = exchange.key or (scope.get("client") or ("",))[0]
-        self._by_client[exchange.client] += 1
-        if self._by_client[exchange.client] > self._settings.max_concurrent_per_client:
+        exchange.client = client = exchange.key or (scope.get("client") or ("",))[0]
+        self._by_client[client] = count = self._by_client.get(client, 0) + 1
+        if count > self._settings.max_concurrent_per_client:
             detail = "too many requests of one client at once; try again"
             raise Problem(429, "busy", detail, headers={"retry-after": "1"})
 
-    def _leave(self, exchange: _Exchange) -> None:
-        if exchange.client is not None:
-            self._by_client[exchange.client] -= 1
-            if not self._by_client[exchange.client]:
-                del self._by_client[exchange.client]
+    def _leave(self, exchange: Exchange) -> None:
+        client = exchange.client
+        if client is None:
+            return
+        left = self._by_client[client] - 1
+        if left:
+            self._by_client[client] = left
+        else:
+            del self._by_client[client]
 
-    def _note(self, scope: Scope, exchange: _Exchange, span: Span | None) -> None:
+    def _note(self, scope: Scope, exchange: Exchange) -> None:
         seconds = time.perf_counter() - exchange.started
         route = exchange.route or _route(scope)
         method = scope["method"] if route != _UNMATCHED else "any"
         self._metrics.observe(route, method, exchange.status, seconds)
-        if self._tracing is not None and span is not None:
-            self._tracing.end(span, route=route, method=method, status=exchange.status)
+        if self._tracing is not None and exchange.span is not None:
+            self._tracing.end(exchange.span, route=route, method=method, status=exchange.status)
         if self._settings.access_log:
             # The route's template, not the path: paths hold ids of users and items.
             _log.info(
@@ -194,97 +262,6 @@ class Gateway:
                 ms=round(seconds * 1000, 3),
                 key=exchange.key,
             )
-
-
-class _GoneError(Exception):
-    """The client went away while it sent the body."""
-
-
-class _Exchange:
-    """One request and its answer."""
-
-    def __init__(self, scope: Scope, receive: Receive, send: Send, *, max_body_bytes: int, page_policy: bytes) -> None:
-        self.started = time.perf_counter()
-        self.headers: dict[bytes, bytes] = dict(scope["headers"])
-        self.status = 499
-        self.key: str | None = None
-        self.client: str | None = None
-        self.route: str | None = None
-        self._path: str = scope["path"]
-        self._receive = receive
-        self._send = send
-        self._left = max_body_bytes
-        self._max = max_body_bytes
-        self._page_policy = page_policy
-        self._begun = False
-        given = self.headers.get(b"x-request-id")
-        own = given is None or _REQUEST_ID.fullmatch(given) is None
-        self.request_id = next(_REQUEST_IDS) if own or given is None else given.decode()
-        scope.setdefault("state", {})["request_id"] = self.request_id
-
-    async def receive(self) -> Message:
-        """The next part of the body, counted."""
-        message = await self._receive()
-        if message["type"] == "http.request":
-            self._left -= len(message.get("body", b""))
-            if self._left < 0:
-                raise _too_large(self._max)
-        return message
-
-    async def body(self) -> bytes:
-        """The whole body.
-
-        Raises:
-            Problem: 413.
-            _GoneError: nobody waits for an answer any more.
-        """
-        parts = []
-        while True:
-            message = await self.receive()
-            if message["type"] == "http.disconnect":
-                raise _GoneError
-            parts.append(message.get("body", b""))
-            if not message.get("more_body", False):
-                return b"".join(parts)
-
-    async def answer(self, body: bytes) -> None:
-        """Answer with ready JSON."""
-        self._begun = True
-        self.status = 200
-        head = _JSON_HEAD % (len(body), self.request_id.encode())
-        cycle = getattr(self._send, "__self__", None)
-        if isinstance(cycle, RequestResponseCycle) and write_whole(cycle, head, body):
-            return
-        headers = [tuple(line.split(b": ", 1)) for line in head.split(b"\r\n") if line]
-        await self._send({"type": "http.response.start", "status": 200, "headers": headers})
-        await self._send({"type": "http.response.body", "body": body})
-
-    async def send(self, message: Message) -> None:
-        """The next part of the answer."""
-        if message["type"] == "http.response.start":
-            self._begun = True
-            self.status = message["status"]
-            headers = message["headers"]
-            headers.append((b"x-request-id", self.request_id.encode()))
-            headers.extend(_SAFE_HEADERS)
-            if any(name == b"content-type" and value.startswith(b"text/html") for name, value in headers):
-                headers.append((b"content-security-policy", self._page_policy))
-        await self._send(message)
-
-    async def refuse(self, problem: Problem) -> None:
-        """Answer with a problem document, where nothing was answered yet."""
-        if self._begun:
-            return
-        accept = self.headers.get(b"accept", b"").decode("latin-1")
-        body, media_type = problem.rendered(self.request_id, path=self._path, accept=accept)
-        headers = [
-            (b"content-type", media_type.encode()),
-            (b"content-length", str(len(body)).encode()),
-            (b"cache-control", b"no-store"),
-            *((name.encode(), value.encode()) for name, value in problem.headers.items()),
-        ]
-        await self.send({"type": "http.response.start", "status": problem.status, "headers": headers})
-        await self._send({"type": "http.response.body", "body": body})
 
 
 def _page_policy(settings: Settings) -> bytes:
@@ -303,10 +280,6 @@ def _frames(error: Exception) -> list[str]:
     """Where an error was raised, outermost first. Its message is left out: it may quote what a user sent."""
     frames = traceback.extract_tb(error.__traceback__)
     return [f"{frame.filename.rpartition('/')[2]}:{frame.lineno} {frame.name}" for frame in frames]
-
-
-def _too_large(limit: int) -> Problem:
-    return Problem(413, "too-large", f"a body may have up to {limit} bytes", headers={"connection": "close"})
 
 
 def _route(scope: Scope) -> str:

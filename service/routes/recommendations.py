@@ -91,7 +91,7 @@ async def recommended(
     """
     body = json_body(headers, body, max_bytes=context.settings.max_body_bytes)
     # The key that decides who answers stands in the body; otherwise a body that was answered before is not read again.
-    parsed = _parse(body) if context.deals(model) else None
+    parsed = parse(body) if context.deals(model) else None
     if isinstance(parsed, schemas.RecommendationBatch):
         return await _answered_together(context, parsed, model)
     ranker = context.ranker(model if parsed is None else context.dealt(model, parsed.key))
@@ -99,7 +99,7 @@ async def recommended(
     key = _BY_BODY + (body if ranker.retriever is None else ranker.identity.encode() + body)
     kept = served.cache.get(key)
     if kept is None:
-        parsed = parsed or _parse(body)
+        parsed = parsed or parse(body)
         if isinstance(parsed, schemas.RecommendationBatch):
             return await _answered_together(context, parsed, model)
         kept = await answered(context, ranker, _placed(ranker, parsed, pointer=""))
@@ -109,6 +109,50 @@ async def recommended(
     if parsed is not None:
         context.copied(model, parsed.query)
     return kept.body
+
+
+def recommended_at_once(
+    context: Context, headers: Iterable[tuple[bytes, bytes]], body: bytes, reply: Callable[[bytes | Exception], None]
+) -> bool:
+    """Begin to answer POST /v1/recommendations where one quick model answers one query.
+
+    Args:
+        context: of the service.
+        headers: of the request.
+        body: of the request.
+        reply: called once if this returns True, now or when the batch is ranked.
+
+    Returns:
+        Whether `reply` is called. Otherwise nothing was begun, and `recommended` answers.
+
+    Raises:
+        Problem: as `recommended` does.
+    """
+    body = json_body(headers, body, max_bytes=context.settings.max_body_bytes)
+    ranker = context.ranker()
+    if context.deals(None) or not ranker.is_quick or _is_batch(body):
+        return False
+    served = ranker.served
+    key = _BY_BODY + body
+    kept = served.cache.get(key)
+    if kept is not None:
+        context.metrics.answered(served.name, kept.source)
+        reply(kept.body)
+        return True
+    query = _placed(ranker, parse_bytes(body, _QUERY), pointer="")
+    check_names(served, query, pointer="")
+
+    def ranked(outcome: Ranking | Exception) -> None:
+        try:
+            answer = _made(context, ranker, query, outcome)
+        except Exception as error:
+            reply(error)
+        else:
+            served.cache.put(key, answer)
+            reply(answer.body)
+
+    served.batcher.submit(query, ranked)
+    return True
 
 
 def _placed(ranker: Ranker, query: schemas.RecommendationQuery, *, pointer: str) -> queries.Query:
@@ -183,16 +227,24 @@ async def answered(context: Context, ranker: Ranker, query: queries.Query) -> An
     Raises:
         Problem: 404 where there is none, 422 for a feature or attribute that the model does not have.
     """
-    served = ranker.served
-    check_names(served, query, pointer="")
+    check_names(ranker.served, query, pointer="")
     try:
         ranking = await ranker.rank(query)
     except InputError as error:
-        raise unprocessable([("/features", str(error))]) from None
-    context.metrics.answered(served.name, ranking.source)
-    if ranking.source == "none":
-        raise Problem(404, "unknown-item" if query.similar_to else "nothing-known", ranking.notice)
-    return Answer(ranker.answer(query, ranking), ranking.source)
+        return _made(context, ranker, query, error)
+    return _made(context, ranker, query, ranking)
+
+
+def _made(context: Context, ranker: Ranker, query: queries.Query, outcome: Ranking | Exception) -> Answer:
+    """The answer to a query from its ranking, or from what kept it from being ranked; raises as `answered` does."""
+    if isinstance(outcome, InputError):
+        raise unprocessable([("/features", str(outcome))])
+    if isinstance(outcome, Exception):
+        raise outcome
+    context.metrics.answered(ranker.served.name, outcome.source)
+    if outcome.source == "none":
+        raise Problem(404, "unknown-item" if query.similar_to else "nothing-known", outcome.notice)
+    return Answer(ranker.answer(query, outcome), outcome.source)
 
 
 async def _ranked_together(ranker: Ranker, asked: list[queries.Query]) -> list[Ranking]:
@@ -221,7 +273,12 @@ async def _tagged(
     return await tagged(request.headers.get("if-none-match"), tag, body, cache_control=_PRIVATE)
 
 
-def _parse(body: bytes) -> schemas.RecommendationQuery | schemas.RecommendationBatch:
+def parse(body: bytes) -> schemas.RecommendationQuery | schemas.RecommendationBatch:
+    """One query or several.
+
+    Raises:
+        Problem: as `parse_bytes` does.
+    """
     return parse_bytes(body, _BATCH) if _is_batch(body) else parse_bytes(body, _QUERY)
 
 

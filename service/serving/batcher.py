@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Sequence
+import functools
+from collections.abc import Callable, Sequence
 from concurrent.futures import Executor
+from typing import NamedTuple, TypeAlias
 
 from lazydp.components.bundle.query import Query, Ranking
 from lazydp.components.bundle.scoring.base import Scorer
@@ -13,6 +15,19 @@ from lazydp.components.shared.errors import InputError
 MAX_BATCH = 64
 # Queries of one request that are ranked on the event loop before others get their turn.
 _AT_A_STRETCH = 16
+
+Settle: TypeAlias = Callable[[Ranking | Exception], None]
+
+
+def _never() -> bool:
+    return False
+
+
+class _Waiting(NamedTuple):
+    query: Query
+    settle: Settle
+    # Whether somebody who went away waits for nothing.
+    gone: Callable[[], bool]
 
 
 class Batcher:
@@ -28,19 +43,29 @@ class Batcher:
         """Batch for `scorer`; `executor` None scores on the event loop."""
         self._scorer = scorer
         self._executor = executor
-        self._waiting: list[tuple[Query, asyncio.Future[Ranking]]] = []
+        self._waiting: list[_Waiting] = []
         self._scheduled = False
         self._looked = 0
 
     async def rank(self, query: Query) -> Ranking:
         """The scorer's answer to one query."""
-        loop = asyncio.get_running_loop()
-        future: asyncio.Future[Ranking] = loop.create_future()
-        self._waiting.append((query, future))
+        future: asyncio.Future[Ranking] = asyncio.get_running_loop().create_future()
+        self.submit(query, functools.partial(_resolve, future), gone=future.done)
+        return await future
+
+    def submit(self, query: Query, settle: Settle, *, gone: Callable[[], bool] = _never) -> None:
+        """Have `query` ranked.
+
+        Args:
+            query: what is asked.
+            settle: called once on the event loop, with the scorer's answer or with what it raised.
+            gone: says, before the batch is ranked, whether nobody waits for the answer any more; `settle` is then not
+                called.
+        """
+        self._waiting.append(_Waiting(query, settle, gone))
         if not self._scheduled:
             self._scheduled = True
-            loop.call_soon(self._gather if self._executor is None else self._start)
-        return await future
+            asyncio.get_running_loop().call_soon(self._gather if self._executor is None else self._start)
 
     async def rank_all(self, queries: Sequence[Query]) -> list[Ranking]:
         """The scorer's answers to queries that came together."""
@@ -52,10 +77,9 @@ class Batcher:
             await asyncio.sleep(0)
         return answers
 
-    def _take(self) -> list[tuple[Query, asyncio.Future[Ranking]]]:
+    def _take(self) -> list[_Waiting]:
         batch, self._waiting = self._waiting[:MAX_BATCH], self._waiting[MAX_BATCH:]
-        # Somebody who went away waits for nothing.
-        return [(query, future) for query, future in batch if not future.done()]
+        return [waiting for waiting in batch if not waiting.gone()]
 
     def _gather(self) -> None:
         """Flush once a whole round of the loop, which reads every socket that has something, brought nothing new."""
@@ -70,7 +94,7 @@ class Batcher:
         self._looked = 0
         while self._waiting:
             batch = self._take()
-            _settle(batch, self._outcomes([query for query, _ in batch]))
+            _settle(batch, self._outcomes([waiting.query for waiting in batch]))
         self._scheduled = False
 
     def _start(self) -> None:
@@ -79,12 +103,13 @@ class Batcher:
             self._scheduled = False
             return
         assert self._executor is not None
-        work = asyncio.get_running_loop().run_in_executor(self._executor, self._outcomes, [query for query, _ in batch])
+        queries = [waiting.query for waiting in batch]
+        work = asyncio.get_running_loop().run_in_executor(self._executor, self._outcomes, queries)
         work.add_done_callback(lambda done: self._finished(batch, done))
 
     def _finished(
         self,
-        batch: list[tuple[Query, asyncio.Future[Ranking]]],
+        batch: list[_Waiting],
         done: asyncio.Future[list[Ranking | Exception]],
     ) -> None:
         error = done.exception()
@@ -105,11 +130,20 @@ def _as_exception(error: BaseException) -> Exception:
     return error if isinstance(error, Exception) else RuntimeError(str(error))
 
 
-def _settle(batch: Sequence[tuple[Query, asyncio.Future[Ranking]]], outcomes: Sequence[Ranking | Exception]) -> None:
-    for (_, future), outcome in zip(batch, outcomes, strict=True):
-        if future.done():
-            continue
-        if isinstance(outcome, Exception):
-            future.set_exception(outcome)
-        else:
-            future.set_result(outcome)
+def _settle(batch: Sequence[_Waiting], outcomes: Sequence[Ranking | Exception]) -> None:
+    for waiting, outcome in zip(batch, outcomes, strict=True):
+        try:
+            waiting.settle(outcome)
+        except Exception as error:
+            # As the event loop does with a callback that fails: the others of the batch still get their answers.
+            told = {"message": "an answer could not be handed over", "exception": error}
+            asyncio.get_running_loop().call_exception_handler(told)
+
+
+def _resolve(future: asyncio.Future[Ranking], outcome: Ranking | Exception) -> None:
+    if future.done():
+        return
+    if isinstance(outcome, Exception):
+        future.set_exception(outcome)
+    else:
+        future.set_result(outcome)

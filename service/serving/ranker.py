@@ -34,6 +34,11 @@ class Ranker:
         own = f"{self.served.name} {self.served.version}"
         return own if self.retriever is None else f"{own} {self.retriever.name} {self.retriever.version}"
 
+    @property
+    def is_quick(self) -> bool:
+        """Whether any query is ranked on the event loop, by one model."""
+        return self.retriever is None and self.served.inline and self.served.ranks_whole
+
     async def rank(self, query: Query) -> Ranking:
         """The best items for one query, ranked together with others that arrive now.
 

@@ -54,7 +54,7 @@ class Scorer(ABC):
         self._with_lengths: tuple[Matrix, Scores] | None = None
 
     @abstractmethod
-    def _score(self, queries: Sequence[Query]) -> Matrix:
+    def scores(self, queries: Sequence[Query]) -> Matrix:
         """Scores [B, num_items + 1] of every item code for every query; column 0 is never answered with."""
 
     @abstractmethod
@@ -96,7 +96,7 @@ class Scorer(ABC):
     def _rank_known(self, known: Sequence[tuple[Query, Source]]) -> list[Ranking]:
         """Rankings for people of whom the model knows something, by the scores of the whole catalogue."""
         with torch.inference_mode():
-            scores = self._score([query for query, _ in known])
+            scores = self.scores([query for query, _ in known])
         return self._rankings(known, scores)
 
     def _rank_similar(self, query: Query) -> Ranking:
@@ -229,7 +229,9 @@ class Scorer(ABC):
             user_known=self.encoder.knows(query.user_id),
         )
 
-    def _unknown(self, query: Query) -> list[str]:
+    def _unknown(self, query: Query) -> Sequence[str]:
+        if not (query.history or query.similar_to or query.candidates):
+            return ()
         code = self.items.code
         return [item for item in (*query.history, *query.similar_to, *(query.candidates or ())) if not code(item)]
 

@@ -28,7 +28,7 @@ class DlrmScorer(Scorer):
         self._dense = bundle.catalogue.dense
         self._pooled = pooled_items(bundle.model, bundle.tables, bundle.catalogue)
 
-    def _score(self, queries: Sequence[Query]) -> Matrix:
+    def scores(self, queries: Sequence[Query]) -> Matrix:
         scores: Matrix = np.full((len(queries), self.num_items + 1), EXCLUDED, dtype=np.float32)
         starts = range(1, self.num_items + 1, _DLRM_BLOCK)
         for row, (own, dense) in enumerate(self._inputs(queries)):

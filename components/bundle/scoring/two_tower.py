@@ -88,7 +88,7 @@ class TwoTowerScorer(Scorer):
         # The temperature divides every score alike; here it divides the shorter factor of the product.
         return user / self._model.config.temperature
 
-    def _score(self, queries: Sequence[Query]) -> Matrix:
+    def scores(self, queries: Sequence[Query]) -> Matrix:
         scores: Matrix = torch.mm(self.user_vectors(queries), self._by_dimension).numpy()
         return scores
 

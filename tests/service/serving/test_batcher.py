@@ -108,3 +108,19 @@ def test_a_large_request_lets_others_have_their_turn(executor: Any) -> None:
     if executor is None:
         assert order == ["small", "large"]
         assert asyncio.run(batcher.rank_all([])) == []
+
+
+def test_an_answer_that_cannot_be_handed_over_holds_up_no_other(executor: Any) -> None:
+    batcher = Batcher(Recorder(), executor=executor)  # type: ignore[arg-type]
+    told: list[Any] = []
+
+    def broken(_: Ranking | Exception) -> None:
+        raise RuntimeError
+
+    async def both() -> Ranking:
+        asyncio.get_running_loop().set_exception_handler(lambda _, context: told.append(context["exception"]))
+        batcher.submit(Query(k=1), broken)
+        return await batcher.rank(Query(k=2))
+
+    assert asyncio.run(both()).codes == [2]
+    assert [type(error) for error in told] == [RuntimeError]
