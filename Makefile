@@ -6,7 +6,9 @@ PYTHON ?= python3
 TORCH  ?= torch==2.13.0
 VENV   := .venv
 BIN    := $(VENV)/bin
-EXTRAS := pipelines,registry,postgres,ann,grpc,otel,s3,delta,lightning,signing,peers,docs,test
+EXTRAS := pipelines,registry,postgres,ann,grpc,otel,s3,delta,ray,lightning,signing,peers,docs,test
+# The extra `spark` has 400 MB, and only slow tests use it.
+SLOW_PACKAGES := pyspark
 CSRC   := $(shell find kernels/csrc -name '*.h' -o -name '*.cpp' -o -name '*.cu' -o -name '*.cuh' -o -name '*.inc')
 NVCC   ?= $(shell command -v nvcc || ls /usr/local/cuda/bin/nvcc 2>/dev/null)
 # Three workers on two cores: tests wait for processes and disks, and they measure equality, not time.
@@ -75,7 +77,12 @@ test: setup system ## Everything that must hold.
 	@$(MAKE) --no-print-directory --jobs 3 --output-sync=target lint typecheck cuda
 	$(IN_MEMORY) $(BIN)/pytest -n 3 --dist loadfile --no-loadscope-reorder --durations 20 --durations-min 1 $(PYTEST_ARGS)
 
-test-slow: setup system ## The heavy suite: many kills, many processes, large tables.
+.stamps/slow: .stamps/installed
+	$(call quietly,installing Spark for the slow tests,$(PIP) --no-build-isolation $(SLOW_PACKAGES))
+	@touch $@
+
+test-slow: export WITH_JAVA = 1
+test-slow: setup .stamps/slow system ## The heavy suite: many kills, many processes, large tables.
 	$(IN_MEMORY) $(BIN)/pytest -m slow --timeout 3600 $(PYTEST_ARGS)
 
 soak: setup ## Ten minutes of load, swaps, kills, ledger outages and attacks on a service on loopback.

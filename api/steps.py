@@ -22,8 +22,9 @@ from lazydp.components.evaluate.evaluate import evaluate as evaluate_bundle
 from lazydp.components.export.export import export as export_run
 from lazydp.components.export.publish import Snapshots, point
 from lazydp.components.ingest.dataset import EncodedDataset
+from lazydp.components.ingest.distributed import ingest_by
+from lazydp.components.ingest.engines import EngineName, engine_named
 from lazydp.components.ingest.ingest import DEFAULT_MEMORY_BYTES, IngestOptions
-from lazydp.components.ingest.ingest import ingest as ingest_rows
 from lazydp.components.ingest.readers import Format
 from lazydp.components.ingest.workers import cores
 from lazydp.components.shared.errors import InputError
@@ -49,10 +50,12 @@ def ingest(
     format: Format = "auto",
     max_rejected: float = 0.5,
     workers: int | None = None,
-    parts: int = 1,
+    parts: int | None = None,
     keep_rows: bool = False,
     append: AnyPath | None = None,
     replace: bool = False,
+    engine: EngineName = "local",
+    cluster: str | None = None,
 ) -> EncodedDataset:
     """Encode interactions (Parquet, CSV, TSV, JSON lines, Delta) into a dataset for training, as `lazydp ingest` does.
 
@@ -65,11 +68,14 @@ def ingest(
         memory: bytes to work in, roughly; the rest is on disk.
         format: of the input: `auto`, by content and extension; `parquet`, `csv`, `tsv`, `jsonl` or `criteo`.
         max_rejected: share of rows that may have no usable user, item, time, label or split before it is an error.
-        workers: threads to work on; all cores where None. The dataset is the same.
-        parts: sets of files to write, a power of two. The dataset has the same fingerprint.
+        workers: cores to work on; all where None. The dataset is the same.
+        parts: sets of files to write, a power of two: where None 1, on an engine by the number of rows. The dataset
+            has the same fingerprint.
         keep_rows: keep the encoded rows in the dataset, for `append`.
         append: a dataset that keeps its rows, to which the new ones are added.
         replace: replace the dataset where it exists.
+        engine: what does the work: `local`, this process; `ray` or `spark`, their workers.
+        cluster: the address of a running cluster of the engine; workers of this machine where None.
 
     Returns:
         The dataset; `manifest` has its counts, its contribution bound, and why rows were left out.
@@ -86,12 +92,12 @@ def ingest(
         format=format,
         max_rejected=max_rejected,
         workers=workers if workers is not None else cores(),
-        parts=parts,
         keep_rows=keep_rows,
         append=None if append is None else Path(append),
         replace=replace,
     )
-    ingest_rows([os.fspath(one) for one in inputs], os.fspath(spec), Path(out), options)
+    running = engine_named(engine, cluster=cluster, workers=workers)
+    ingest_by(running, [os.fspath(one) for one in inputs], os.fspath(spec), Path(out), options, parts=parts)
     return EncodedDataset.open(Path(out))
 
 

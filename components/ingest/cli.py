@@ -10,6 +10,7 @@ import click
 from lazydp.components.ingest.dataset_option import local_dataset
 
 if TYPE_CHECKING:
+    from lazydp.components.ingest.engines import EngineName
     from lazydp.components.ingest.readers import Format
 
 _UNITS = {"": 1, "k": 1 << 10, "m": 1 << 20, "g": 1 << 30, "t": 1 << 40}
@@ -47,7 +48,7 @@ class _Bytes(click.ParamType[int]):
     type=_Bytes(),
     default="1g",
     show_default=True,
-    help="Memory that the process may take; the rest is on disk. 128m is enough for most logs.",
+    help="Memory that the process, on an engine a task, may take; the rest is on disk. 128m is enough for most logs.",
 )
 @click.option(
     "--format",
@@ -65,14 +66,25 @@ class _Bytes(click.ParamType[int]):
     help="Share of rows that may have no usable user, item, time, label or split before it is an error.",
 )
 @click.option(
-    "--workers", type=click.IntRange(min=1), help="Threads to work on; all cores by default. The dataset is the same."
+    "--workers", type=click.IntRange(min=1), help="Cores to work on; all by default. The dataset is the same."
 )
 @click.option(
     "--parts",
     type=click.IntRange(min=1),
-    default=1,
+    help="Sets of files to write, a power of two: 1 by default, on an engine by the number of rows. "
+    "The dataset has the same fingerprint.",
+)
+@click.option(
+    "--engine",
+    type=click.Choice(["local", "ray", "spark"]),
+    default="local",
     show_default=True,
-    help="Sets of files to write, a power of two. The dataset has the same fingerprint.",
+    help="What does the work: this process, or workers of Ray or Spark. The dataset has the same fingerprint.",
+)
+@click.option(
+    "--cluster",
+    metavar="ADDRESS",
+    help="A running cluster of the engine (auto, host:6379; spark://host:7077); by default workers of this machine.",
 )
 @click.option("--keep-rows", is_flag=True, help="Keep the encoded rows in the dataset, for --append.")
 @click.option(
@@ -92,7 +104,9 @@ def command(
     kind: Format,
     max_rejected: float,
     workers: int | None,
-    parts: int,
+    parts: int | None,
+    engine: EngineName,
+    cluster: str | None,
     keep_rows: bool,
     append: str | None,
     replace: bool,
@@ -102,10 +116,14 @@ def command(
     The data may be larger than memory. At most k examples a user are kept for training, chosen from that user's rows
     alone, and one is held out for evaluation; the feature spec says how. The dataset is as private as its input.
     """
-    from lazydp.components.ingest.ingest import IngestOptions, ingest
+    from lazydp.components.ingest.distributed import ingest_by
+    from lazydp.components.ingest.engines import engine_named
+    from lazydp.components.ingest.ingest import IngestOptions
     from lazydp.components.ingest.locations import shown
     from lazydp.components.ingest.workers import cores
 
+    if append and engine != "local":
+        raise click.UsageError(f"--append is for --engine local alone: add the rows without --engine {engine}")
     options = IngestOptions(
         users=users,
         items=items,
@@ -114,12 +132,12 @@ def command(
         format=kind,
         max_rejected=max_rejected,
         workers=workers or cores(),
-        parts=parts,
         keep_rows=keep_rows,
         append=local_dataset(append) if append else None,
     )
     if out is None and not dry:
         raise click.UsageError("give --out, or --check")
+    running = engine_named(engine, cluster=cluster, workers=workers)
     if dry:
         from lazydp.components.ingest.check import check
 
@@ -127,7 +145,7 @@ def command(
             click.echo(line)
         return
     assert out is not None
-    manifest = ingest(inputs, spec, out, options)
+    manifest = ingest_by(running, inputs, spec, out, options, parts=parts)
     counts = manifest.counts
     click.echo(
         f"{shown(out)}: {counts.train} examples for training and {counts.test} for evaluation, "

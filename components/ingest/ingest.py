@@ -20,7 +20,6 @@ import pyarrow as pa
 from lazydp.components.features.spec import FeatureSpec
 from lazydp.components.features.values import MAX_ID
 from lazydp.components.ingest.assemble import Assembled, Assembler
-from lazydp.components.ingest.hashing import hash_texts
 from lazydp.components.ingest.kept import KeptRows, part_name, rows_of_ranges, spilled_rows
 from lazydp.components.ingest.locations import shown
 from lazydp.components.ingest.manifest import DatasetManifest, FileEntry, Kept, Origin
@@ -28,16 +27,7 @@ from lazydp.components.ingest.memory import PLENTY, Workspace, allocators_for, w
 from lazydp.components.ingest.ranges import NUM_RANGES, RANGE_BITS, Range, ranges_of
 from lazydp.components.ingest.readers import BATCH_ROWS, Format
 from lazydp.components.ingest.resolve import ResolvedSpec, load_spec, resolve
-from lazydp.components.ingest.rows import (
-    HASH_COLUMN,
-    USER_COLUMN,
-    Encoded,
-    InteractionEncoder,
-    Tally,
-    encode_features,
-    hash_rows,
-    text_of,
-)
+from lazydp.components.ingest.rows import Encoded, InteractionEncoder, Tally
 from lazydp.components.ingest.source import RowSource
 from lazydp.components.ingest.spill import (
     Parted,
@@ -47,12 +37,12 @@ from lazydp.components.ingest.spill import (
     partitions_needed,
 )
 from lazydp.components.ingest.stored import dataset_folder
+from lazydp.components.ingest.user_rows import encode_users, sums_of_users, user_columns
 from lazydp.components.ingest.workers import cores, in_order
 from lazydp.components.ingest.writer import PartWriter, finish_dataset
 from lazydp.components.shared.errors import InputError
 from lazydp.components.shared.files import PRIVATE_DIRECTORY
 from lazydp.components.shared.progress import Progress
-from lazydp.kernels.rows import chain, sums
 
 DEFAULT_MEMORY_BYTES = 1 << 30
 # Above this fraction of the rows, a reason to leave rows out is more likely an error of the spec than of the data.
@@ -216,8 +206,8 @@ def _spill_interactions(
         # What the reader's library keeps for its next batch is wanted elsewhere now.
         pa.default_memory_pool().release_unused()
     if spill is None:
-        raise InputError(f"no row of {source.where} can be used: {_reasons(tally.num_rows, tally.rejected)}")
-    _judge_loss(tally.num_rows, tally.rejected, most=options.max_rejected)
+        raise InputError(f"no row of {source.where} can be used: {reasons(tally.num_rows, tally.rejected)}")
+    judge_loss(tally.num_rows, tally.rejected, most=options.max_rejected)
     return spill, tally
 
 
@@ -244,13 +234,14 @@ def _rows_at_most(source: RowSource, first: pa.RecordBatch) -> int:
     return int(source.num_bytes * _MOST_COMPRESSED / (max(first.nbytes, 1) / first.num_rows))
 
 
-def _reasons(num_rows: int, rejected: Counter[str]) -> str:
+def reasons(num_rows: int, rejected: Counter[str]) -> str:
+    """Why so many rows were left out, for a message."""
     if num_rows == 0:
         return "it has no rows"
     return ", ".join(f"{reason} {count}" for reason, count in rejected.most_common())
 
 
-def _judge_loss(num_rows: int, rejected: Counter[str], *, most: float) -> None:
+def judge_loss(num_rows: int, rejected: Counter[str], *, most: float) -> None:
     """Say so where a reason that the spec didn't ask for took a good part of the rows, stop where it took most.
 
     Raises:
@@ -266,23 +257,16 @@ def _judge_loss(num_rows: int, rejected: Counter[str], *, most: float) -> None:
 
 def _spill_users(resolved: ResolvedSpec, scratch: Path, num_partitions: int) -> tuple[Spill | None, str]:
     """The encoded user features, parted as the interactions are, and their digest; None and "" where there are none."""
-    spec, source = resolved.spec, resolved.users
-    wanted = [feature.column_name for feature in spec.features if feature.source == "user"]
-    if spec.users is None or source is None or not wanted:
+    columns, source = user_columns(resolved.spec), resolved.users
+    if source is None or not columns:
         return None, ""
-    key = spec.users.key
     tally = Tally()
     spill = Spill(scratch, "users", num_partitions)
     try:
-        for batch in source.batches(list(dict.fromkeys([key, *wanted]))):
-            columns = {USER_COLUMN: text_of(batch.column(key), key, "users.key")}
-            rows = pa.record_batch(columns | encode_features(spec, resolved.vocabularies, batch, "user"))
-            rows = rows.filter(rows.column(USER_COLUMN).is_valid())
-            rows = rows.append_column(HASH_COLUMN, pa.array(hash_rows(rows)))
-            hashes = hash_texts(rows.column(USER_COLUMN))
+        for batch in source.batches(columns):
+            rows, hashes = encode_users(resolved.spec, resolved.vocabularies, batch)
             spill.add(part_by_hash(rows, hashes, num_partitions))
-            chain(hashes, rows.column(HASH_COLUMN).to_numpy())
-            tally.add_counts(rows.num_rows, sums(hashes))
+            tally.add_counts(rows.num_rows, sums_of_users(rows, hashes))
     finally:
         spill.close()
     return spill, tally.digest()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from typing import Any
 
 import pyarrow as pa
 
@@ -15,7 +16,8 @@ from lazydp.components.shared.errors import InputError
 class DeltaReader(Reader):
     """The current version of a Delta table, through the package `deltalake`."""
 
-    def __init__(self, found: Found) -> None:
+    def __init__(self, found: Found, version: int | None = None) -> None:
+        """Open the current version of a table, or a `version` that was current before."""
         self.where = found.location
         try:
             from deltalake import DeltaTable  # noqa: PLC0415 - an extra
@@ -25,11 +27,17 @@ class DeltaReader(Reader):
                 f"{self.where} is a Delta table, which needs the package deltalake: pip install 'lazydp[delta]'"
             ) from None
         try:
-            self._dataset = DeltaTable(found.given).to_pyarrow_dataset()
+            table = DeltaTable(found.given, version=version)
+            self._dataset = table.to_pyarrow_dataset()
         except (DeltaError, OSError, ValueError) as error:
             raise InputError(f"{self.where} is a Delta table that cannot be read: {one_line(error)}") from None
         self.schema = self._dataset.schema
         self.num_rows = int(self._dataset.count_rows())
+        self._opened = found, int(table.version())
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Sent elsewhere, it opens the same version there: what its library holds does not travel."""
+        return DeltaReader, self._opened
 
     def batches(self, columns: Sequence[str]) -> Iterator[pa.RecordBatch]:
         scanner = self._dataset.scanner(

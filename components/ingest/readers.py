@@ -6,6 +6,7 @@ in the types that the file has. Text stays text: a column of CSV has no type.
 
 from __future__ import annotations
 
+import copy
 import csv
 import io
 import json
@@ -87,6 +88,20 @@ class Reader(ABC):
         del most_rows
         return self.batches(columns)
 
+    def pieces(self, most_rows: int) -> list[Reader]:
+        """Readers of about so many rows each, with the same rows between them; itself where the format has no cuts."""
+        del most_rows
+        return [self]
+
+    def check_unchanged(self) -> None:
+        """Check that the file is the one that was opened: tasks of a cluster read it later, and perhaps twice.
+
+        Raises:
+            InputError: it has changed since, or is gone.
+            UnavailableError: its store does not answer.
+        """
+        return
+
 
 class _FileReader(Reader):
     """A reader of a file whose folders may name further columns."""
@@ -94,10 +109,24 @@ class _FileReader(Reader):
     def __init__(self, found: Found) -> None:
         self._found = found
         self.where = found.location
+        self._size_and_time = self._info()
+        self.num_bytes = self._size_and_time[0]
+
+    def _info(self) -> tuple[int, int | None]:
+        """Size and time of change, as far as the file system knows them."""
         try:
-            self.num_bytes = int(found.filesystem.get_file_info(found.path).size or 0)
+            info = self._found.filesystem.get_file_info(self._found.path)
         except OSError as error:
             raise self._unreadable(error) from None
+        if info.type == pafs.FileType.NotFound:
+            raise InputError(f"{self.where} is gone: it was there when ingest began")
+        return int(info.size or 0), info.mtime_ns
+
+    def check_unchanged(self) -> None:
+        if self._info() != self._size_and_time:
+            raise InputError(
+                f"{self.where} has changed while it was read: ingest files that nobody writes to, such as a copy"
+            )
 
     def _unreadable(self, error: Exception, what: str = "") -> InputError | UnavailableError:
         return unreadable(self.where, error, filesystem=self._found.filesystem, what=what)
@@ -134,6 +163,8 @@ class ParquetReader(_FileReader):
                 file = self._open(raw)
                 self._own = file.schema_arrow
                 self.num_rows = file.metadata.num_rows
+                self._groups = range(file.num_row_groups)
+                self._group_rows = [file.metadata.row_group(group).num_rows for group in self._groups]
                 self._buffer_size = _buffer_size(file.metadata)
                 self._dictionaries = _dictionaries(file)
         except pa.ArrowException as error:
@@ -160,6 +191,18 @@ class ParquetReader(_FileReader):
     def coded_batches(self, columns: Sequence[str], *, most_rows: int) -> Iterator[pa.RecordBatch]:
         return self._batches(columns, most_rows=most_rows, texts=self._dictionaries)
 
+    def pieces(self, most_rows: int) -> list[Reader]:
+        found: list[Reader] = []
+        begin, rows = self._groups.start, 0
+        for group in self._groups:
+            rows += self._group_rows[group]
+            if rows >= most_rows or group == self._groups[-1]:
+                piece = copy.copy(self)
+                piece._groups, piece.num_rows = range(begin, group + 1), rows
+                found.append(piece)
+                begin, rows = group + 1, 0
+        return found
+
     def _batches(
         self, columns: Sequence[str], *, most_rows: int, texts: Sequence[str] = ()
     ) -> Iterator[pa.RecordBatch]:
@@ -168,7 +211,7 @@ class ParquetReader(_FileReader):
             with self._found.filesystem.open_input_file(self._found.path) as raw:
                 file = self._open(raw, texts=texts, buffer_size=self._buffer_size)
                 # A row group at a time: the reader of whole files reads far ahead.
-                for group in range(file.num_row_groups):
+                for group in self._groups:
                     if not own:
                         yield from self._of_partitions(columns, file.metadata.row_group(group).num_rows)
                         continue

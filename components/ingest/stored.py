@@ -58,11 +58,27 @@ def dataset_folder(out: str | Path, *, replace: bool) -> Iterator[Path]:
         with atomic_directory(Path(out), mode=PRIVATE_DIRECTORY, replaces=MANIFEST if replace else None) as folder:
             yield folder
         return
-    store = _Place.open(str(out))
+    store = Place.open(str(out))
     store.make_room(replace=replace)
     with scratch_directory("dataset") as folder:
         yield folder
         store.upload(folder)
+
+
+@contextlib.contextmanager
+def dataset_of_parts(out: str, *, replace: bool) -> Iterator[tuple[Path, Place]]:
+    """As `dataset_folder` for a URI, where others write the files of parts into the store meanwhile.
+
+    What is to be replaced is deleted first. When the block ends well, the files of the folder are written as well.
+
+    Yields:
+        A private folder of this machine, and the place in the store.
+    """
+    place = Place.open(out)
+    place.make_room(replace=replace)
+    with scratch_directory("dataset") as folder, place.unfinished():
+        yield folder, place
+        place.put(folder)
 
 
 @contextlib.contextmanager
@@ -76,7 +92,7 @@ def dataset_here(dataset: str | Path) -> Iterator[Path]:
     if not is_uri(str(dataset)):
         yield Path(dataset)
         return
-    store = _Place.open(str(dataset))
+    store = Place.open(str(dataset))
     with scratch_directory("dataset") as folder:
         store.download(folder)
         yield folder
@@ -86,20 +102,20 @@ def dataset_here(dataset: str | Path) -> Iterator[Path]:
 def manifest_here(dataset: str) -> Iterator[Path]:
     """The manifest of a dataset in a store as a file of this machine; raises as `dataset_here`."""
     with scratch_directory("manifest") as folder:
-        _Place.open(dataset).download_manifest(folder)
+        Place.open(dataset).download_manifest(folder)
         yield folder / MANIFEST
 
 
 @dataclass(frozen=True)
-class _Place:
-    """A folder of a store."""
+class Place:
+    """A folder of a store; may be sent to another machine."""
 
     filesystem: Any
     path: str
     where: str
 
     @classmethod
-    def open(cls, location: str) -> _Place:
+    def open(cls, location: str) -> Place:
         if location.startswith("file://"):
             raise InputError(f"{location}: name a folder of this machine by its path")
         filesystem, path = open_location(location)
@@ -123,20 +139,40 @@ class _Place:
 
     def upload(self, folder: Path) -> None:
         """Write the files of a dataset, the manifest after all others; nothing stays where that fails."""
-        files = [path.relative_to(folder).as_posix() for path in sorted(folder.rglob("*")) if path.is_file()]
+        with self.unfinished():
+            self.put(folder)
+
+    @contextlib.contextmanager
+    def unfinished(self) -> Iterator[None]:
+        """What is here is no dataset while the block runs; nothing stays where it fails."""
         with self._answering():
             old = self._names()
             self._write(UNFINISHED, b"")
-            try:
+        try:
+            with self._answering():
                 self._delete([name for name in old if name != UNFINISHED])
-                self._copy_all(lambda name: self._put(folder, name), [name for name in files if name != MANIFEST])
-                self._put(folder, MANIFEST)
-            except BaseException:
-                # Where the store does not answer either, the next ingest into this place deletes it.
-                with contextlib.suppress(OSError):
-                    self._delete([name for name in self._names() if _OURS.fullmatch(name)])
-                raise
-            self._delete([UNFINISHED])
+            yield
+            with self._answering():
+                self._delete([UNFINISHED])
+        except BaseException:
+            # Where the store does not answer either, the next ingest into this place deletes it.
+            with contextlib.suppress(OSError):
+                self._delete([name for name in self._names() if _OURS.fullmatch(name)])
+            raise
+
+    def put(self, folder: Path, *, under: str = ".") -> None:
+        """Write the files of a folder, a manifest after all others.
+
+        Args:
+            folder: of this machine.
+            under: the folder of the dataset that they belong to.
+        """
+        within = [path.relative_to(folder).as_posix() for path in sorted(folder.rglob("*")) if path.is_file()]
+        first = "" if under == "." else f"{under}/"
+        with self._answering():
+            self._copy_all(lambda name: self._put(folder / name, first + name), [n for n in within if n != MANIFEST])
+            if MANIFEST in within:
+                self._put(folder / MANIFEST, first + MANIFEST)
 
     def download_manifest(self, folder: Path) -> None:
         """Copy the manifest."""
@@ -188,8 +224,8 @@ class _Place:
         with self.filesystem.open_output_stream(f"{self.path}/{name}") as stream:
             stream.write(content)
 
-    def _put(self, folder: Path, name: str) -> None:
-        with (folder / name).open("rb") as source, self.filesystem.open_output_stream(f"{self.path}/{name}") as sink:
+    def _put(self, file: Path, name: str) -> None:
+        with file.open("rb") as source, self.filesystem.open_output_stream(f"{self.path}/{name}") as sink:
             while block := source.read(_COPIED_BYTES):
                 sink.write(block)
 

@@ -188,7 +188,7 @@ def finish_dataset(
         resolved: the spec.
         parts: the folders of the parts, in order of hash.
         ranges: of all parts, in their order.
-        files: size and digest of those files of parts that are known.
+        files: size and digest of those files of parts that are known; also of those that are in a store already.
         origin: where the rows came from.
         rejected: reason -> rows that were not accepted.
         kept: what rows are added to later, if they are kept.
@@ -265,15 +265,17 @@ def _fingerprint(spec: FeatureSpec, catalogue: Mapping[str, str], ranges: Sequen
 
 
 def _seal(folder: Path, known: Mapping[Path, FileEntry]) -> dict[str, FileEntry]:
-    """Make every file private and take its digest where it isn't known."""
-    paths = []
-    for path in sorted(folder.rglob("*")):
+    """Make every file private and take its digest where it isn't known; one that is known may lie elsewhere."""
+    found = []
+    for path in folder.rglob("*"):
         path.chmod(PRIVATE_DIRECTORY if path.is_dir() else PRIVATE_FILE)
         if path.is_file():
-            paths.append(path)
-    entries = in_order(lambda path: known.get(path) or _entry(path), paths, workers=cores())
+            found.append(path)
+    paths = sorted({*found, *known})
+    entries = in_order(lambda path: known.get(path) or file_entry(path), paths, workers=cores())
     return {path.relative_to(folder).as_posix(): entry for path, entry in zip(paths, entries, strict=True)}
 
 
-def _entry(path: Path) -> FileEntry:
+def file_entry(path: Path) -> FileEntry:
+    """Size and digest of a file."""
     return FileEntry(bytes=path.stat().st_size, sha256=sha256_file(path))
