@@ -42,6 +42,10 @@ def _bag_sq_norms(indices: list[Tensor], offsets: list[Tensor], grads: list[Tens
     return grads[0].new_empty(grads[0].shape[1], dtype=torch.float64)
 
 
+def _product_sq_norms(inputs: list[Tensor], *_: object) -> Tensor:
+    return inputs[0].new_empty(inputs[0].shape[0], dtype=torch.float64)
+
+
 def _chacha_words(key: Tensor, stream: int, counter: int, n: int) -> Tensor:
     return key.new_empty(n, dtype=torch.int32)
 
@@ -56,6 +60,7 @@ torch.library.register_fake("lazydp::foreach_group_rows", _group_rows)
 torch.library.register_fake("lazydp::foreach_bag_sum", _bag_sum)
 torch.library.register_fake("lazydp::foreach_bag_ids", _bag_ids)
 torch.library.register_fake("lazydp::foreach_bag_sq_norms", _bag_sq_norms)
+torch.library.register_fake("lazydp::foreach_product_sq_norms", _product_sq_norms)
 torch.library.register_fake("lazydp::chacha_words", _chacha_words)
 torch.library.register_fake("lazydp::chacha20_blocks", torch.empty_like)
 torch.library.register_fake("lazydp::normals_of_blocks", _normals_of_blocks)

@@ -51,9 +51,9 @@ __all__ = [
     "simd_levels",
 ]
 
-SimdLevel = Literal["portable", "avx2", "avx512"]
+SimdLevel = Literal["portable", "avx2", "avx512", "amx"]
 
-_SIMD_LEVELS: tuple[SimdLevel, ...] = ("portable", "avx2", "avx512")
+_SIMD_LEVELS: tuple[SimdLevel, ...] = ("portable", "avx2", "avx512", "amx")
 _lazydp = torch.ops.lazydp
 
 
@@ -450,7 +450,10 @@ def built_with_cuda() -> bool:
 
 
 def simd_levels() -> tuple[SimdLevel, ...]:
-    """The instruction sets whose kernels this machine runs, slowest first. All give the same bits."""
+    """The instruction sets whose kernels this machine runs, slowest first.
+
+    All give the same bits, except that `amx` has its own order of additions in `products.weighted_product_`.
+    """
     return _SIMD_LEVELS[: _lazydp.best_simd_level() + 1]
 
 

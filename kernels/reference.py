@@ -6,6 +6,8 @@ in float64. Written to be read, not to be fast.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 import numpy.typing as npt
 import torch
@@ -280,18 +282,56 @@ def weighted_product_(
     order: Tensor | None = None,
     block: int = 64,
     overwrite: bool = False,
+    amx: bool = False,
 ) -> None:
-    """See `products.weighted_product_`."""
+    """See `products.weighted_product_`; `amx`: as at the level of that name."""
     if overwrite:
         out.zero_()
     places = torch.arange(grads.shape[0]) if order is None else order
     scaled = scale.unsqueeze(1) * grads
-    scaled = torch.where(scaled.abs() < torch.finfo(torch.float32).tiny, 0.0, scaled)
+    scaled = torch.where(scaled.abs() < _LEAST_NORMAL, 0.0, scaled)
     for units in torch.split(places, block):
+        if amx and block >= _LEAST_AMX_BLOCK:
+            out += torch.from_numpy(_in_parts(scaled[units].numpy(), inputs[units].numpy()))
+            continue
         chain = np.zeros(out.shape, dtype=np.float32)
         for unit in units.tolist():
             chain = _fused_multiply_add(scaled[unit, :, None].numpy(), inputs[unit].numpy(), chain)
         out += torch.from_numpy(chain)
+
+
+_LEAST_NORMAL = torch.finfo(torch.float32).tiny
+_LEAST_AMX_BLOCK = 16
+_AMX_GROUP = 32
+_AMX_PRODUCTS = ((2, 0), (1, 0), (1, 1), (0, 1), (0, 2), (0, 0))  # parts of grads and inputs: 0 is the high one
+
+
+def _in_parts(grads: npt.NDArray[np.float32], inputs: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
+    """The sum of one block on AMX; `weighted_products_amx.h` has the order of additions."""
+    total = np.zeros((grads.shape[1], inputs.shape[1]), dtype=np.float32)
+    for first in range(0, len(grads), _AMX_GROUP):
+        group = slice(first, first + _AMX_GROUP)
+        rows, columns = _parts(grads[group]), _parts(inputs[group])
+        for of_rows, of_columns in _AMX_PRODUCTS:
+            chains = [np.zeros_like(total), np.zeros_like(total)]
+            for unit in range(rows[0].shape[0]):
+                product = rows[of_rows][unit, :, None] * columns[of_columns][unit].astype(np.float64)  # exact
+                chains[unit % 2] = _flushed((chains[unit % 2] + product).astype(np.float32))
+            total = _flushed(total + _flushed(chains[0] + chains[1]))
+    return total
+
+
+def _parts(values: npt.NDArray[np.float32]) -> list[npt.NDArray[np.float32]]:
+    """Three bfloat16 numbers that add up to each value, cut towards 0; those below the least normal number are 0."""
+    parts, rest = [], values.copy()
+    for _ in range(3):
+        parts.append((rest.view(np.uint32) & np.uint32(0xFFFF0000)).view(np.float32))
+        rest = rest - parts[-1]
+    return [_flushed(part) for part in parts]
+
+
+def _flushed(values: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
+    return np.where(np.abs(values) < _LEAST_NORMAL, np.copysign(np.float32(0.0), values), values)
 
 
 def _fused_multiply_add(
@@ -307,6 +347,16 @@ def _fused_multiply_add(
     odd = np.nextafter(total, np.where(error > 0, np.inf, -np.inf))
     fused: npt.NDArray[np.float32] = np.where((error != 0) & even, odd, total).astype(np.float32)
     return fused
+
+
+def foreach_product_sq_norms(
+    inputs: Sequence[Tensor], grads: Sequence[Tensor], *, weight: Sequence[bool], bias: Sequence[bool]
+) -> Tensor:
+    """See `products.foreach_product_sq_norms`; without the bound on the rounding."""
+    of_inputs = [of_layer.double().square().sum(dim=1) for of_layer in inputs]
+    of_grads = [of_layer.double().square().sum(dim=1) for of_layer in grads]
+    factors = [a * with_weight + with_bias for a, with_weight, with_bias in zip(of_inputs, weight, bias, strict=True)]
+    return torch.stack([e * factor for e, factor in zip(of_grads, factors, strict=True)]).sum(dim=0)
 
 
 def weighted_sum_(out: Tensor, rows: Tensor, weights: Tensor) -> None:

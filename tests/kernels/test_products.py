@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from fractions import Fraction
 from typing import Any
 
 import pytest
@@ -33,12 +34,12 @@ def same_bits(one: Tensor, other: Tensor) -> bool:
     return torch.equal(one.view(torch.int64), other.view(torch.int64))
 
 
-def at_each_level(call: Callable[[], Tensor]) -> list[Tensor]:
-    before, found = ops.simd_level(), []
+def at_each_level(call: Callable[[], Tensor]) -> dict[ops.SimdLevel, Tensor]:
+    before, found = ops.simd_level(), {}
     for level in ops.simd_levels():
         ops.set_simd_level(level)
         try:
-            found.append(call())
+            found[level] = call()
         finally:
             ops.set_simd_level(before)
     return found
@@ -49,7 +50,7 @@ def at_each_level(call: Callable[[], Tensor]) -> list[Tensor]:
     units=st.one_of(st.integers(0, 12), st.sampled_from([63, 64, 65, 140])),
     outputs=SIZES,
     columns=SIZES,
-    block=st.sampled_from([1, 2, 7, 63, 512]),
+    block=st.sampled_from([1, 2, 7, 16, 63, 96, 512]),
     spread=st.sampled_from([0.0, 2.0, 19.0]),
     seed=st.integers(0, 1000),
 )
@@ -64,14 +65,13 @@ def test_every_level_gives_the_bits_of_the_reference(
     if overwrite:
         start.fill_(torch.nan)  # what is overwritten is not read
 
-    def added(add: Callable[..., None]) -> Tensor:
+    def added(add: Callable[..., None], **of_reference: bool) -> Tensor:
         out = start.clone()
-        add(out, grads, inputs, scale, order=order, block=block, overwrite=overwrite)
+        add(out, grads, inputs, scale, order=order, block=block, overwrite=overwrite, **of_reference)
         return out
 
-    expected = added(reference.weighted_product_)
-    for found in at_each_level(lambda: added(products.weighted_product_)):
-        assert same_bits(found, expected)
+    for level, found in at_each_level(lambda: added(products.weighted_product_)).items():
+        assert same_bits(found, added(reference.weighted_product_, amx=level == "amx")), level
 
 
 @pytest.mark.parametrize("shape", [(1200, 130, 100), (700, 5, 260), (1030, 300, 13)])
@@ -89,13 +89,16 @@ def test_threads_and_levels_give_the_same_bits(shape: tuple[int, int, int], bloc
     try:
         for threads in (1, 3):
             torch.set_num_threads(threads)
-            found += at_each_level(product)
+            found.append(at_each_level(product))
     finally:
         torch.set_num_threads(before)
-    assert all(same_bits(one, found[0]) for one in found[1:])
     exact = (grads * scale.unsqueeze(1))[order].double().t() @ inputs[order].double()
     absolute = (grads * scale.unsqueeze(1)).abs().double().t() @ inputs.abs().double()
-    assert ((found[0] - exact).abs() <= block * 2.0**-24 * absolute + 1e-12 * absolute).all()
+    for level in found[0]:
+        assert same_bits(found[0][level], found[1][level])
+        if level != "amx":  # which has an order of its own
+            assert same_bits(found[0][level], found[0]["portable"])
+        assert ((found[0][level] - exact).abs() <= block * 2.0**-24 * absolute + 1e-12 * absolute).all()
 
 
 def test_blocks_are_added_in_float64() -> None:
@@ -108,7 +111,9 @@ def test_blocks_are_added_in_float64() -> None:
     assert (out == 3.0 * (2.0**45 + (units - 1) * 2.0**20)).all()
     out.zero_()
     products.weighted_product_(out, grads, inputs, scale, block=products.MAX_BLOCK)
-    assert (out == 3.0 * 2.0**45 + 2 * products.MAX_BLOCK * 3.0 * 2.0**20).all()  # the first block lost its small terms
+    # The first block lost its small terms; on AMX, which adds 32 at a time, those of the large one's chain.
+    kept = products.MAX_BLOCK - 16 if ops.simd_level() == "amx" else 0
+    assert (out == 3.0 * 2.0**45 + (2 * products.MAX_BLOCK + kept) * 3.0 * 2.0**20).all()
 
 
 def test_a_scaled_gradient_below_the_least_normal_is_zero() -> None:
@@ -120,7 +125,7 @@ def test_a_scaled_gradient_below_the_least_normal_is_zero() -> None:
         products.weighted_product_(out, grads, inputs, scale)
         return out
 
-    for found in at_each_level(product):
+    for found in at_each_level(product).values():
         assert found[0].tolist() == [0.0, 0.0]
         assert (found[1] > 0).all()
 
@@ -140,6 +145,67 @@ def test_weighted_sums_and_noised_sums(count: int, columns: int, seed: int) -> N
         products.noised_sum_(both[0], found, drawn, scale=1e-3)
         reference.noised_sum_(both[1], found, drawn, scale=1e-3)
         assert torch.equal(*both)
+
+
+@settings(deadline=None, max_examples=40)
+@given(
+    units=st.sampled_from([0, 1, 5, 40]),
+    widths=st.lists(st.tuples(SIZES, SIZES, st.booleans(), st.booleans()), min_size=1, max_size=3),
+    spread=st.sampled_from([0.0, 5.0, 44.0]),
+    seed=st.integers(0, 1000),
+)
+def test_norms_of_products_are_never_below_the_truth(
+    units: int, widths: list[tuple[int, int, bool, bool]], spread: float, seed: int
+) -> None:
+    layers = [
+        tensors(units, outputs, columns, seed=seed + n, spread=spread)
+        for n, (outputs, columns, *_) in enumerate(widths)
+    ]
+    grads, inputs = [of_layer[0] for of_layer in layers], [of_layer[1] for of_layer in layers]
+    added = {"weight": [layer[2] for layer in widths], "bias": [layer[3] for layer in widths]}
+    found = at_each_level(lambda: products.foreach_product_sq_norms(inputs, grads, **added))
+    expected = reference.foreach_product_sq_norms(inputs, grads, **added)
+    for norms in found.values():
+        assert same_bits(norms, found["portable"])
+        torch.testing.assert_close(norms, expected, rtol=1e-12, atol=0.0)
+    for unit in range(units):
+        exact = sum(
+            _exact_square(grad[unit]) * (_exact_square(of_inputs[unit]) * with_weight + with_bias)
+            for grad, of_inputs, with_weight, with_bias in zip(
+                grads, inputs, added["weight"], added["bias"], strict=True
+            )
+        )
+        assert Fraction(float(found["portable"][unit])) >= exact
+
+
+def _exact_square(values: Tensor) -> Fraction:
+    return sum((Fraction(value) ** 2 for value in values.tolist()), Fraction(0))
+
+
+def test_a_norm_of_what_is_not_finite_is_not_finite() -> None:
+    for value in (torch.inf, torch.nan):
+        inputs, grads = torch.tensor([[1.0, value], [1.0, 1.0]]), torch.ones(2, 3)
+        norms = products.foreach_product_sq_norms([inputs], [grads], weight=[True], bias=[True])
+        assert not norms[0].isfinite()
+        assert norms[1].isfinite()
+    large, small = torch.full((1, 2), 3e38), torch.full((1, 2), 1e-45)
+    for one, other in ((large, large), (small, small), (large, small)):
+        norms = products.foreach_product_sq_norms([one], [other], weight=[True], bias=[False])
+        assert norms.isfinite().all()
+        assert (norms > 0).all()
+
+
+@pytest.mark.parametrize(
+    ("inputs", "grads", "message"),
+    [
+        ([torch.ones(2, 3)], [], "expected one for each"),
+        ([torch.ones(2, 3)], [torch.ones(3, 3)], "grads: expected size 2"),
+        ([torch.ones(2, 3, dtype=torch.float64)], [torch.ones(2, 3)], "inputs: expected float32"),
+    ],
+)
+def test_wrong_layers_are_refused(inputs: list[Tensor], grads: list[Tensor], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        torch.ops.lazydp.foreach_product_sq_norms(inputs, grads, [3] * len(inputs))
 
 
 F64 = torch.float64

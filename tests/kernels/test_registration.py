@@ -83,6 +83,7 @@ def samples() -> dict[str, tuple[Any, ...]]:
             2,
             False,
         ),
+        "foreach_product_sq_norms": ([grad, grad[:, :1].contiguous()], [grad, grad], [3, 1]),
         "weighted_sum_": (torch.zeros(8, dtype=torch.float64), grad, torch.rand(4, dtype=torch.float64)),
         "noised_sum_": (torch.empty(8), torch.randn(8, dtype=torch.float64), torch.randn(8), 0.5),
         "chacha_words": (KEY, 1, 2, 33),

@@ -34,7 +34,7 @@ def assert_all_levels_agree(call: Callable[[], list[Tensor]]) -> None:
             assert torch.equal(wanted.view(torch.int32), found.view(torch.int32)), level
 
 
-@pytest.mark.parametrize("level", ["portable", "avx2", "avx512"])
+@pytest.mark.parametrize("level", ["portable", "avx2", "avx512", "amx"])
 def test_level_can_be_chosen_where_the_machine_has_it(level: ops.SimdLevel) -> None:
     before = ops.simd_level()
     if level in ops.simd_levels():

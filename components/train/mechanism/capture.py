@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
 from types import TracebackType
-from typing import Any, Self
+from typing import Any, NamedTuple, Self
 
 import torch
 from torch import Tensor, nn
@@ -21,11 +21,12 @@ from lazydp.components.train.device.placement import CPU, moved, refuse_rounded_
 from lazydp.components.train.mechanism.calls import Calls, Copies, FormedCalls, Pair
 from lazydp.components.train.mechanism.double_sums import DoubleSums, LayerSums
 from lazydp.components.train.mechanism.layers import Layers, parameter_name
-from lazydp.components.train.mechanism.norm_rules import FormedRule
+from lazydp.components.train.mechanism.norm_rules import FormedRule, single_products
 from lazydp.components.train.mechanism.per_example import running_apart
 from lazydp.components.train.mechanism.unit_order import UnitOrder
 from lazydp.components.train.mechanism.units import Units
 from lazydp.components.train.tables.examples_apart import are_apart, with_whole_batch
+from lazydp.kernels.products import foreach_product_sq_norms
 
 
 def _not_zero(grad: Tensor) -> Tensor:
@@ -118,11 +119,13 @@ class Capture:
 
     def sq_norms(self, units: Units) -> Tensor:
         """Squared norm of each unit's gradient (the sum of its examples') over all layers, float64 [U]."""
-        total = torch.zeros(units.count, dtype=torch.float64, device=self._device)
         self._one_example_each = units.examples_alone
-        for calls in [*self._calls, *self._formed]:
-            for pair in calls.pairs(units.num_examples):
-                self._pairs.append(pair)
+        self._pairs = [pair for calls in [*self._calls, *self._formed] for pair in calls.pairs(units.num_examples)]
+        products = [_product(pair) if units.single else None for pair in self._pairs]
+        total = _sq_norms_of_products([product for product in products if product is not None])
+        total = torch.zeros(units.count, dtype=torch.float64, device=self._device) if total is None else total
+        for pair, product in zip(self._pairs, products, strict=True):
+            if product is None:
                 total += _sq_norms_of_units(pair, units)
         return total
 
@@ -197,6 +200,37 @@ class Capture:
             pair.rule.add_single(layer, inputs, grads, scale, into, order=order, block=self._order.block)
         else:
             pair.rule.add_exact(layer, inputs, grads, scale, into)
+
+
+class _Product(NamedTuple):
+    """A layer to which each unit adds one outer product of grads and inputs, grads, or both.
+
+    Attributes:
+        inputs: [B, n].
+        grads: [B, m].
+        weight: whether the product is added.
+        bias: whether grads are added.
+    """
+
+    inputs: Tensor
+    grads: Tensor
+    weight: bool
+    bias: bool
+
+
+def _product(pair: Pair) -> _Product | None:
+    added = single_products(pair.rule, tuple(pair.calls.parameters), pair.inputs, pair.grads)
+    if added is None:
+        return None
+    return _Product(pair.inputs.squeeze(1).contiguous(), pair.grads.squeeze(1).contiguous(), *added)
+
+
+def _sq_norms_of_products(found: Sequence[_Product]) -> Tensor | None:
+    """Over all layers, [B]; None where there is no layer."""
+    if not found:
+        return None
+    inputs, grads, weight, bias = zip(*found, strict=True)
+    return foreach_product_sq_norms(inputs, grads, weight=weight, bias=bias)
 
 
 def _sq_norms_of_units(pair: Pair, units: Units) -> Tensor:

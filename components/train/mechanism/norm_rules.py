@@ -155,6 +155,18 @@ class LinearRule(NormRule):
             products.weighted_product_(total, grads, inputs, scale, order=order, block=block, overwrite=empty)
 
 
+def single_products(rule: NormRule, names: Sequence[str], inputs: Tensor, grads: Tensor) -> tuple[bool, bool] | None:
+    """Whether a unit adds one outer product of grads and inputs, and whether it adds grads; None: it does otherwise.
+
+    `kernels.products.foreach_product_sq_norms` gives the norms of many such layers at once.
+    """
+    if type(rule) not in (LinearRule, MatrixRule) or inputs.shape[1] != 1:
+        return None
+    if not inputs.is_cpu or inputs.dtype != torch.float32 or grads.dtype != torch.float32:
+        return None
+    return (True, False) if isinstance(rule, MatrixRule) else ("weight" in names, "bias" in names)
+
+
 def _add_scaled(terms: Tensor, scale: Tensor, into: Tensor) -> None:
     """Add sum_i scale[i] terms[i] to `into`, in float64."""
     if terms.is_cpu and terms.dtype == torch.float32:

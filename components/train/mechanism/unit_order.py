@@ -8,14 +8,14 @@ with n - 1 others, at the place of one that goes to the end, and changes the rou
 
 from __future__ import annotations
 
-import math
+import functools
 
 import torch
 from torch import Tensor
 
 from lazydp.kernels.noise_key import NoiseKey
-from lazydp.kernels.ops import chacha_words
-from lazydp.kernels.products import MAX_BLOCK
+from lazydp.kernels.ops import SimdLevel, chacha_words, simd_level
+from lazydp.kernels.products import MAX_BLOCK, moved_rounding
 
 ROUNDING = 2.0**-12
 """What one unit may change in the rounding of the others' terms, relative to C."""
@@ -66,9 +66,16 @@ class UnitOrder:
 
 
 def block_size(exchanges: int) -> int:
-    """The largest block n for which `exchanges` places that hold another unit change less than ROUNDING of C in all.
+    """The largest block for which `exchanges` places that hold another unit change at most ROUNDING of C in all.
 
-    That is (exchanges n (n + 1) + n) 2^-24, at most exchanges (n + 1)^2 2^-24. In blocks of one unit nothing changes.
+    It depends on the order in which the processor adds a block (`kernels.products.moved_rounding`). In blocks of one
+    unit nothing changes.
     """
-    most = int(ROUNDING / _UNIT)
-    return min(MAX_BLOCK, max(1, math.isqrt(most // max(1, exchanges)) - 1))
+    return _largest_block(max(1, exchanges), simd_level())
+
+
+@functools.cache
+def _largest_block(exchanges: int, level: SimdLevel) -> int:
+    del level  # in use; a part of the cache's key
+    allowed = ROUNDING / _UNIT / exchanges
+    return next((block for block in range(MAX_BLOCK, 1, -1) if moved_rounding(block) <= allowed), 1)

@@ -7,6 +7,7 @@
 #include <optional>
 
 #include "common/tensor_arguments.h"
+#include "cpu/product_norms.h"
 #include "cpu/torch_arguments.h"
 #include "cpu/weighted_products.h"
 
@@ -58,6 +59,31 @@ void weighted_sum_(const Tensor& out, const Tensor& rows, const Tensor& weights)
   weighted_sum({read<float>(rows), read<double>(weights), rows.size(0), rows.size(1), write<double>(out)}, torch_threads());
 }
 
+constexpr int64_t kWeight = 1, kBias = 2;
+
+Tensor foreach_product_sq_norms(const Tensors& inputs, const Tensors& grads, const std::vector<int64_t>& parameters) {
+  const size_t layers = inputs.size();
+  if (layers == 0 || grads.size() != layers || parameters.size() != layers)
+    refuse("inputs, grads and parameters: expected one for each of one layer at least, found ", layers, ", ", grads.size(),
+           " and ", parameters.size());
+  check(inputs[0], "inputs", ScalarType::Float, 2);
+  ProductNorms job{{}, inputs[0].size(0), nullptr};
+  for (size_t j = 0; j < layers; ++j) {
+    check(inputs[j], "inputs", ScalarType::Float, 2);
+    check(grads[j], "grads", ScalarType::Float, 2);
+    check_size(inputs[j], "inputs", 0, job.units, "units of the first layer");
+    check_size(grads[j], "grads", 0, job.units, "units of the first layer");
+    if (parameters[j] < 0 || parameters[j] > (kWeight | kBias))
+      refuse("parameters[", j, "]: expected 0 <= parameters <= 3, found ", parameters[j]);
+    job.layers.push_back({read<float>(inputs[j]), read<float>(grads[j]), inputs[j].size(1), grads[j].size(1),
+                          (parameters[j] & kWeight) != 0, (parameters[j] & kBias) != 0});
+  }
+  Tensor out = torch::stable::new_empty(inputs[0], {job.units}, ScalarType::Double);
+  job.out = write<double>(out);
+  product_norms(job, torch_threads());
+  return out;
+}
+
 void noised_sum_(const Tensor& out, const Tensor& sum, const std::optional<Tensor>& noise, double scale) {
   check(out, "out", ScalarType::Float, 1);
   check(sum, "sum", ScalarType::Double, 1);
@@ -79,6 +105,7 @@ void noised_sum_(const Tensor& out, const Tensor& sum, const std::optional<Tenso
 STABLE_TORCH_LIBRARY_IMPL(lazydp, CPU, m) {
   m.impl("weighted_product_", TORCH_BOX(&weighted_product_));
   m.impl("weighted_sum_", TORCH_BOX(&weighted_sum_));
+  m.impl("foreach_product_sq_norms", TORCH_BOX(&foreach_product_sq_norms));
   m.impl("noised_sum_", TORCH_BOX(&noised_sum_));
 }
 

@@ -53,7 +53,7 @@ ProductKernels portable_products() { return kernels(); }
 
 ProductKernels product_kernels() {
 #if defined(__x86_64__)
-  if (simd_level() == SimdLevel::kAvx512) return avx512_products();
+  if (simd_level() >= SimdLevel::kAvx512) return avx512_products();
   if (simd_level() == SimdLevel::kAvx2) return avx2_products();
 #endif
   return portable_products();

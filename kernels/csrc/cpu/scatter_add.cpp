@@ -109,7 +109,7 @@ __attribute__((target("avx512f,avx512dq"))) void add_to_rows_avx512(const Scatte
 
 auto scatter_in_use() {
 #if defined(__x86_64__)
-  if (simd_level() == SimdLevel::kAvx512) return add_to_rows_avx512;
+  if (simd_level() >= SimdLevel::kAvx512) return add_to_rows_avx512;
 #endif
   return add_to_rows;
 }

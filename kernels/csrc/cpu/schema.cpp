@@ -26,6 +26,7 @@ STABLE_TORCH_LIBRARY(lazydp, m) {
       "weighted_product_(Tensor(a!) out, Tensor grads, Tensor inputs, Tensor scale, Tensor? order, int block, bool overwrite)"
       " -> ()");
   m.def("weighted_sum_(Tensor(a!) out, Tensor rows, Tensor weights) -> ()");
+  m.def("foreach_product_sq_norms(Tensor[] inputs, Tensor[] grads, int[] parameters) -> Tensor");
   m.def("noised_sum_(Tensor(a!) out, Tensor sum, Tensor? noise, float scale) -> ()");
   m.def("chacha20_blocks(Tensor inputs) -> Tensor");
   m.def("normals_of_blocks(Tensor words) -> Tensor");

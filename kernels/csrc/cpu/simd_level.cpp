@@ -4,6 +4,8 @@
 #include <cstdlib>
 #include <cstring>
 
+#include "cpu/weighted_products_amx.h"
+
 namespace lazydp::cpu {
 namespace {
 
@@ -15,6 +17,7 @@ SimdLevel initial_level() {
   if (std::strcmp(wanted, "portable") == 0) level = SimdLevel::kPortable;
   if (std::strcmp(wanted, "avx2") == 0) level = SimdLevel::kAvx2;
   if (std::strcmp(wanted, "avx512") == 0) level = SimdLevel::kAvx512;
+  if (std::strcmp(wanted, "amx") == 0) level = SimdLevel::kAmx;
   return level <= best ? level : best;
 }
 
@@ -28,7 +31,7 @@ std::atomic<SimdLevel>& level_in_use() {
 SimdLevel best_simd_level() {
 #if defined(__x86_64__)
   if (__builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512bw"))
-    return SimdLevel::kAvx512;
+    return can_use_amx() ? SimdLevel::kAmx : SimdLevel::kAvx512;
   if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma")) return SimdLevel::kAvx2;
 #endif
   return SimdLevel::kPortable;
@@ -44,7 +47,7 @@ bool set_simd_level(SimdLevel level) {
 
 NoiseKernels noise_kernels() {
 #if defined(__x86_64__)
-  if (simd_level() == SimdLevel::kAvx512) return avx512_kernels();
+  if (simd_level() >= SimdLevel::kAvx512) return avx512_kernels();
   if (simd_level() == SimdLevel::kAvx2) return avx2_kernels();
 #endif
   return portable_kernels();

@@ -1,4 +1,5 @@
-// The instruction sets that the noise kernels are compiled for, and the one in use. All of them give the same bits.
+// The instruction sets that the kernels are compiled for, and the one in use. All of them give the same bits; AMX alone does not,
+// in weighted products, and is AVX-512 everywhere else.
 #pragma once
 
 #include <cstdint>
@@ -7,7 +8,7 @@
 
 namespace lazydp::cpu {
 
-enum class SimdLevel : int { kPortable = 0, kAvx2 = 1, kAvx512 = 2 };
+enum class SimdLevel : int { kPortable = 0, kAvx2 = 1, kAvx512 = 2, kAmx = 3 };
 
 struct NoiseKernels {
   // Virtual rows [begin, end) of the draw: row i / segments, segment i % segments (see segments_per_row in noise.cpp).
@@ -28,7 +29,7 @@ NoiseKernels avx512_kernels();
 
 // The best level that this machine runs.
 SimdLevel best_simd_level();
-// The level in use: LAZYDP_SIMD (portable, avx2, avx512) where it names one that this machine runs, else the best.
+// The level in use: LAZYDP_SIMD (portable, avx2, avx512, amx) where it names one that this machine runs, else the best.
 SimdLevel simd_level();
 // Returns false, and changes nothing, where this machine does not run `level`. For tests and benchmarks.
 bool set_simd_level(SimdLevel level);

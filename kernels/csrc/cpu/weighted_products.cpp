@@ -6,12 +6,14 @@
 #include <new>
 
 #include "cpu/product_tiles.h"
+#include "cpu/simd_level.h"
 #include "cpu/vector_clones.h"
+#include "cpu/weighted_products_amx.h"
 
 namespace lazydp::cpu {
 namespace {
 
-constexpr int64_t kUnitsPerChunk = 2048;   // the fewer chunks, the fewer passes over the sums
+constexpr int64_t kUnitsPerChunk = 2048;  // at least; the fewer chunks, the fewer passes over the sums
 constexpr int64_t kPanelsPerTask = 4;     // of rows, which are read again for each panel of columns
 constexpr int64_t kUnitsPerPackTask = 16;
 constexpr std::align_val_t kAlignment{64};
@@ -101,8 +103,9 @@ void weighted_product(const WeightedProduct& job, const Parallel& parallel) {
     if (job.overwrite) std::fill_n(job.out, job.outputs * job.columns, 0.0);
     return;
   }
+  if (simd_level() == SimdLevel::kAmx && job.block >= kLeastAmxBlock) return weighted_product_amx(job, parallel);
   const ProductKernels kernels = product_kernels();
-  const int64_t chunk = kUnitsPerChunk / job.block * job.block;
+  const int64_t chunk = ceil_of(kUnitsPerChunk, job.block) * job.block;
   Packed packed(job, kernels, std::min(chunk, job.units));
   const Parts groups{packed.row_panels(), ceil_of(packed.row_panels(), kPanelsPerTask)};
   for (int64_t first = 0; first < job.units; first += chunk) {

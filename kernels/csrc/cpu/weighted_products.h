@@ -13,6 +13,7 @@ namespace lazydp::cpu {
 // The units are taken in blocks. Within a block each element is one chain of fused multiply-adds in float32, from the block's
 // first unit to its last; the blocks are added to `out` one after the other, in float64. So the bits depend neither on the
 // instruction set nor on the number of threads, and what one unit's place changes is bounded (docs/floating-point.md).
+// AMX alone adds a block of 16 units or more in another order (weighted_products_amx.h), with a bound of its own.
 struct WeightedProduct {
   const float* grads;    // [units, outputs]
   const float* inputs;   // [units, columns]

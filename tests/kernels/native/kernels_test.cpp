@@ -19,8 +19,10 @@
 #include "cpu/bags.h"
 #include "cpu/catch_up_bag_sum.h"
 #include "cpu/noise.h"
+#include "cpu/product_norms.h"
 #include "cpu/simd_level.h"
 #include "cpu/weighted_products.h"
+#include "cpu/weighted_products_amx.h"
 #include "expect.h"
 
 namespace {
@@ -42,12 +44,12 @@ Parallel threads(int count) {
 }
 
 const char* name_of(SimdLevel level) {
-  constexpr const char* names[] = {"portable", "avx2", "avx512"};
+  constexpr const char* names[] = {"portable", "avx2", "avx512", "amx"};
   return names[static_cast<int>(level)];
 }
 
 void for_each_level(const std::function<void()>& test) {
-  for (const SimdLevel level : {SimdLevel::kPortable, SimdLevel::kAvx2, SimdLevel::kAvx512}) {
+  for (const SimdLevel level : {SimdLevel::kPortable, SimdLevel::kAvx2, SimdLevel::kAvx512, SimdLevel::kAmx}) {
     if (set_simd_level(level)) test();
   }
 }
@@ -379,6 +381,11 @@ void test_chunked_groups(int64_t num_rows) {
   EXPECT(results[0] == results[2]);
 }
 
+// Equal up to the rounding of sums of float32, which AMX adds in an order of its own.
+bool near(const std::vector<double>& one, const std::vector<double>& other) {
+  return std::equal(one.begin(), one.end(), other.begin(), [](double a, double b) { return std::fabs(a - b) < 1e-4; });
+}
+
 // Every level and any number of threads: one chain of fused multiply-adds in a block, blocks in float64.
 void test_weighted_products(int64_t units, int64_t outputs, int64_t columns, int64_t block) {
   std::mt19937 random(static_cast<uint32_t>(units + outputs + columns));
@@ -407,15 +414,27 @@ void test_weighted_products(int64_t units, int64_t outputs, int64_t columns, int
   };
   const std::vector<double> added = expected_from(1.0), overwritten = expected_from(0.0);
   for_each_level([&] {
+    const bool own_order = simd_level() == SimdLevel::kAmx && block >= kLeastAmxBlock;
+    std::vector<double> first[2];
     for (const int count : {1, 3})
       for (const bool overwrite : {false, true}) {
         std::vector<double> out(outputs * columns, overwrite ? std::nan("") : 1.0);
         weighted_product({grads.data(), inputs.data(), scale.data(), order.data(), units, outputs, columns, block, out.data(),
                           overwrite},
                          threads(count));
-        EXPECT(out == (overwrite ? overwritten : added));
+        const std::vector<double>& expected = overwrite ? overwritten : added;
+        if (count == 1) first[overwrite] = own_order ? out : expected;
+        EXPECT(out == first[overwrite]);
+        EXPECT(near(out, expected));
       }
   });
+
+  std::vector<double> norms[2] = {std::vector<double>(units), std::vector<double>(units)};
+  for (const int count : {1, 3}) {
+    const LayerPair layer{inputs.data(), grads.data(), columns, outputs, true, true};
+    product_norms({{layer, layer}, units, norms[count / 3].data()}, threads(count));
+  }
+  EXPECT(norms[0] == norms[1]);
 
   const std::vector<double> weights(scale.begin(), scale.end());
   std::vector<double> one(columns), other(columns);
@@ -431,7 +450,7 @@ void test_weighted_products(int64_t units, int64_t outputs, int64_t columns, int
 }  // namespace
 
 int main() {
-  for (const SimdLevel level : {SimdLevel::kPortable, SimdLevel::kAvx2, SimdLevel::kAvx512})
+  for (const SimdLevel level : {SimdLevel::kPortable, SimdLevel::kAvx2, SimdLevel::kAvx512, SimdLevel::kAmx})
     if (level > best_simd_level()) std::printf("%s: skipped, this machine does not run it\n", name_of(level));
   test_chacha20();
   test_fill();
@@ -451,6 +470,7 @@ int main() {
     test_weighted_products(65, 9, size, 1);
   }
   test_weighted_products(1100, 17, 130, 500);
+  test_weighted_products(2200, 130, 70, 96);
   std::printf(failures ? "%d failures\n" : "all passed\n", failures);
   return failures ? EXIT_FAILURE : EXIT_SUCCESS;
 }

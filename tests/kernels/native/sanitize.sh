@@ -8,7 +8,7 @@ build=$(mktemp -d)
 trap 'rm -rf "$build"' EXIT
 csrc=$root/kernels/csrc
 kernels=("$root/tests/kernels/native/kernels_test.cpp"
-  "$csrc"/cpu/{bag_sq_norms,bag_sum,group_rows,scatter_add,catch_up_bag_sum,noise,noise_avx2,noise_avx512,noise_portable,product_tiles_avx2,product_tiles_avx512,product_tiles_portable,simd_level,weighted_products}.cpp)
+  "$csrc"/cpu/{bag_sq_norms,bag_sum,group_rows,scatter_add,catch_up_bag_sum,noise,noise_avx2,noise_avx512,noise_portable,product_norms,product_tiles_avx2,product_tiles_avx512,product_tiles_portable,simd_level,weighted_products,weighted_products_amx}.cpp)
 rows=("$root/tests/kernels/native/rows_test.cpp" "$csrc"/rows/blake2b_{avx2,avx512,levels}.cpp)
 flags=(-std=c++20 -O1 -g -fno-omit-frame-pointer -ffp-contract=off -fno-math-errno -Wall -Wextra -Werror -pthread "-I$csrc")
 

@@ -15,6 +15,7 @@ from lazydp.components.train.mechanism import unit_order
 from lazydp.components.train.mechanism.double_sums import DoubleSums, LayerSums
 from lazydp.components.train.mechanism.norm_rules import LayerNormRule, LinearRule, NormRule
 from lazydp.components.train.mechanism.unit_order import ROUNDING, UnitOrder, block_size
+from lazydp.kernels import ops
 from lazydp.kernels.noise_key import NoiseKey
 
 KEY = NoiseKey.for_tests(3)
@@ -74,11 +75,39 @@ def test_equal_words_are_drawn_again(monkeypatch: pytest.MonkeyPatch) -> None:
     assert counters == [0, 3]  # 40 words are three blocks
 
 
-def test_blocks_are_the_longest_within_the_bound() -> None:
-    assert [block_size(exchanges) for exchanges in (0, 1, 4, 16, 10**6)] == [63, 63, 31, 15, 1]
-    for exchanges in range(1, 2000):
-        n = block_size(exchanges)
-        assert n == 1 or (exchanges * n * (n + 1) + exchanges * n) * 2.0**-24 <= ROUNDING
+LONGEST: dict[ops.SimdLevel, list[int]] = {"avx2": [63, 63, 31, 15, 1], "amx": [96, 96, 32, 18, 1]}
+
+
+@pytest.mark.parametrize("level", LONGEST)
+def test_blocks_are_the_longest_within_the_bound(level: ops.SimdLevel) -> None:
+    if level not in ops.simd_levels():
+        pytest.skip(f"this machine does not run {level}")
+    before = ops.simd_level()
+    ops.set_simd_level(level)
+    try:
+        assert [block_size(exchanges) for exchanges in (0, 1, 4, 16, 10**6)] == LONGEST[level]
+        for exchanges in range(1, 600):
+            n = block_size(exchanges)
+            moved = n * (n + 1) + n if level == "avx2" or n < 16 else moved_on_amx(n)
+            assert n == 1 or exchanges * moved * 2.0**-24 <= ROUNDING
+    finally:
+        ops.set_simd_level(before)
+
+
+def moved_on_amx(n: int) -> float:
+    """The bound of docs/floating-point.md, operation by operation: the largest partial sum that each of them rounds."""
+    largest: dict[str, list[float]] = {"chain": [], "group": [], "block": [], "last": []}
+    for first in range(0, n, 32):
+        units = min(32, n - first)
+        for part in [2.0**-15, 2.0**-7, 2.0**-14, 2.0**-7, 2.0**-15, 1.0]:
+            if first == 0:
+                largest["chain"] += [part * (k + 1) for k in range(-(-units // 2))]
+                largest["group"] += [part * units]
+            before = first + (0.0 if part < 1 else units)
+            largest["block"] += [before + part * units * (part < 1)]
+        largest["last"] = largest["block"][-6:]
+    exchanged = sum(sum(largest[name]) for name in ("chain", "group", "block"))
+    return 2 * exchanged + largest["chain"][-1] + 2 * largest["group"][-1] + 2 * sum(largest["last"])
 
 
 @pytest.mark.parametrize("shape", [(5, 4), (5, 1), (1, 4), (1, 1)])
