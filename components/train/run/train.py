@@ -35,6 +35,7 @@ from lazydp.components.train.run.checkpoint import Checkpoint
 from lazydp.components.train.run.costs import RunCost, calibrated_noise_multiplier
 from lazydp.components.train.run.folder import RunFolder
 from lazydp.components.train.run.identity import RunIdentity
+from lazydp.components.train.run.popularity_loss import popularity_loss
 from lazydp.components.train.run.private_log import PrivateLog
 from lazydp.components.train.run.settings_check import check_fits, contribution_bound, warn_of_settings
 from lazydp.components.train.run.spending import check_event, ledger_of, reserve
@@ -152,7 +153,7 @@ def _loop(
 ) -> None:
     """Step until the last step; nothing of the loop outlives it, however it ends."""
     config = identity.config
-    log = PrivateLog(identity, contribution_bound(data))
+    log = PrivateLog(identity, contribution_bound(data), popularity=lambda: popularity_loss(data, config))
     writer = BackgroundWriter(folder, memory_limit=_snapshot_limit())
 
     def is_snapshot(step: int) -> bool:
