@@ -43,8 +43,12 @@ _BENCHES = {
     "ingest": ("lazydp.components.bench.cli:ingest", "Reading Parquet into a dataset, against plain reading."),
     "loader": ("lazydp.components.bench.loader_cli:command", "Reading batches from disk, against memory."),
     "quality": (
-        "lazydp.components.bench.cli:quality",
+        "lazydp.components.bench.quality_cli:quality",
         "Ranking held-out items, private and not, against EASE and iALS.",
+    ),
+    "search": (
+        "lazydp.components.bench.quality_cli:search",
+        "The rule of a start, against settings found by a search.",
     ),
     "pipeline": ("lazydp.pipelines.bench_cli:command", "The whole pipeline, against the plain commands."),
     "serve": ("lazydp.service.bench.cli:command", "Answering requests, against a bare route and a bare product."),

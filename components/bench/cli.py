@@ -9,14 +9,10 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from lazydp.components.shared.privacy_unit import PrivacyUnitOption
-
 if TYPE_CHECKING:
-    from lazydp.components.bench.quality import Quality
     from lazydp.components.bench.scale import Scale
     from lazydp.components.bench.shapes import Access
     from lazydp.components.bench.step import Part
-    from lazydp.components.onepass.rules import PrivacyUnit
     from lazydp.components.shared.bench_harness import Result
 
 _Command = Callable[..., Any]
@@ -208,76 +204,6 @@ def step(
     if plot is not None:
         picture = svg(results, title=bench.answer(results), parts=spent.parts() if spent is not None else None)
         write_bytes(plot, picture.encode())
-
-
-@click.command(
-    name="quality", epilog="Example: lazydp bench quality --dataset out/dataset --seeds 3 --plot quality.svg"
-)
-@click.option(
-    "--dataset",
-    "datasets",
-    type=click.Path(exists=True, file_okay=False, path_type=Path),
-    multiple=True,
-    required=True,
-    help="An encoded dataset with a test split; may be given several times.",
-)
-@click.option("--epsilon", "epsilons", type=float, multiple=True, default=(1.0, 3.0, 8.0), show_default=True)
-@click.option("--delta", type=float, default=1e-5, show_default=True)
-@click.option(
-    "--privacy-unit", "--unit", "units", type=PrivacyUnitOption(), multiple=True, default=("user",), show_default=True
-)
-@click.option("--seeds", type=click.IntRange(min=1), default=5, show_default=True, help="Noise keys a private figure.")
-@click.option("--users", type=click.IntRange(min=1), help="Measure by so many users, drawn at random; all if left out.")
-@click.option("--plot", type=click.Path(dir_okay=False, path_type=Path), help="SVG against epsilon, or users.")
-@click.option("--metric", type=click.Choice(["hr_at_10", "ndcg_at_10", "recall_at_20"]), default="hr_at_10")
-@click.option("--json", "as_json", is_flag=True, help="One JSON object a line.")
-def quality(
-    datasets: tuple[Path, ...],
-    epsilons: tuple[float, ...],
-    delta: float,
-    units: tuple[PrivacyUnit, ...],
-    seeds: int,
-    users: int | None,
-    plot: Path | None,
-    metric: str,
-    as_json: bool,
-) -> None:
-    """Rank held-out items by every contestant: popularity, PureSVD, EASE, iALS, and starts with and without privacy.
-
-    The figures are computed from private data without noise: for internal use, not a release.
-    """
-    from lazydp.components.bench import quality as bench
-    from lazydp.components.ingest.dataset import EncodedDataset
-    from lazydp.components.shared.files import PRIVATE_FILE, write_bytes
-
-    if not as_json:
-        click.echo(
-            f"{'dataset':12}{'contestant':16}{'unit':9}{'epsilon':>8}{'HR@10':>9}{'NDCG@10':>9}{'Recall@20':>11}  seeds"
-        )
-    results = []
-    for dataset in datasets:
-        for result in bench.run(
-            EncodedDataset.open(dataset),
-            epsilons=epsilons,
-            units=units,
-            seeds=seeds,
-            delta=delta,
-            most_users=users,
-        ):
-            results.append(result)
-            click.echo(result.to_json() if as_json else _quality_row(result))
-    if plot is not None:
-        from lazydp.components.bench.quality_plot import draw
-
-        write_bytes(plot, draw(results, metric=metric), mode=PRIVATE_FILE)
-
-
-def _quality_row(result: Quality) -> str:
-    epsilon = "none" if result.epsilon is None else f"{result.epsilon:g}"
-    mean, std = result.mean, result.std
-    figures = f"{mean['hr_at_10']:9.4f}{mean['ndcg_at_10']:9.4f}{mean['recall_at_20']:11.4f}"
-    spread = f"  {result.seeds} (HR@10 +- {std['hr_at_10']:.4f})" if result.seeds > 1 else ""
-    return f"{result.dataset:12}{result.contestant:16}{result.privacy_unit or '':9}{epsilon:>8}{figures}{spread}"
 
 
 @click.command(name="scale", epilog="Example: lazydp bench scale --gib 0.25 --gib 1 --plot scale.svg")

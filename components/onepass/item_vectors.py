@@ -13,26 +13,24 @@ import numpy as np
 from scipy.linalg import eigh
 
 from lazydp.components.onepass.contributions import Matrix
+from lazydp.components.onepass.rules import RULE, Rule
 
-# Of the noise's largest eigenvalue, what is taken off the eigenvalues.
-_SHRINK = 0.3
-# Eigenvalues far above this share of the largest count alike, those below in proportion.
-_RIDGE = 0.05
-# Popular items have larger entries of G than their part in a logit is.
-POPULARITY_POWER = 0.4
 # The diagonal of a matrix is not released. It is taken from the matrix's leading eigenvectors, in so many rounds.
 _REFILLS, _REFILLS_OF_DIRECTIONS = 5, 2
 _SMALLEST = 1e-12
-# An item whose count is this many standard deviations of the noise on its entries keeps half of its row of a sketch.
-_HALF = 3.0
-# Of the row that an item's features let expect, the part that counts where the row itself was not released.
-_EXPECTED = 0.5
 # Directions in which the released rows of the basis are shorter than this part of the longest are not fitted.
 _SMALLEST_FITTED = 1e-3
 
 
 def sketched_eigenvectors(
-    sketch: Matrix, basis: Matrix, popularity: Matrix, items: np.ndarray, *, std: float, rank: int
+    sketch: Matrix,
+    basis: Matrix,
+    popularity: Matrix,
+    items: np.ndarray,
+    *,
+    std: float,
+    rank: int,
+    rule: Rule = RULE,
 ) -> tuple[Matrix, np.ndarray]:
     """Eigenvectors [num_items + 1, <= rank] and positive eigenvalues of G, completed from its sketch.
 
@@ -48,10 +46,11 @@ def sketched_eigenvectors(
         items: codes [t] of the rows.
         std: of the noise on the rows.
         rank: most eigenvectors.
+        rule: how rows, estimates and eigenvalues are shrunk.
     """
     directions = basis.shape[1]
-    kept = 1.0 / (1.0 + np.square(_HALF * std / popularity[items]))
-    rest = _all_rows(sketch * kept[:, np.newaxis], basis, items)
+    kept = 1.0 / (1.0 + np.square(rule.half * std / popularity[items]))
+    rest = _all_rows(sketch * kept[:, np.newaxis], basis, items, expected=rule.expected)
     inner = basis.T @ rest
     core = (inner + inner.T) / 2
     rest -= basis @ core
@@ -66,29 +65,30 @@ def sketched_eigenvectors(
     combined = (turned / root) @ vectors[:, leading]
     edge = std * (math.sqrt(float(np.square(kept).sum())) + math.sqrt(directions))
     found = basis @ combined[:directions] + rest @ combined[directions:]
-    return _shrunk(found, values[leading], edge=edge, rank=rank)
+    return _shrunk(found, values[leading], taken_off=rule.shrink * edge, rank=rank)
 
 
-def _all_rows(rows: Matrix, basis: Matrix, items: np.ndarray) -> Matrix:
+def _all_rows(rows: Matrix, basis: Matrix, items: np.ndarray, *, expected: float) -> Matrix:
     """`rows` [t, k] of `items`, and for each other item a part of what its public features let expect.
 
     What they let expect is F A, with the A that fits the rows of `items` best (least squares). An item of which the
     basis knows nothing gets zeros.
     """
     fitted = np.linalg.lstsq(basis[items], rows, rcond=_SMALLEST_FITTED)[0]
-    found = _EXPECTED * (basis @ fitted)
+    found = expected * (basis @ fitted)
     found[items] = rows
     found[0] = 0.0
     return np.asarray(found)
 
 
-def matrix_eigenvectors(matrix: Matrix, *, std: float, rank: int) -> tuple[Matrix, np.ndarray]:
+def matrix_eigenvectors(matrix: Matrix, *, std: float, rank: int, rule: Rule = RULE) -> tuple[Matrix, np.ndarray]:
     """Eigenvectors [M, <= rank] and positive eigenvalues of a noised symmetric matrix, the largest first.
 
     Args:
         matrix: [M, M]; its diagonal means nothing and is overwritten.
         std: of the noise, as `noised_matrix` has it.
         rank: most eigenvectors.
+        rule: how much is taken off the eigenvalues.
     """
     rank = min(rank, matrix.shape[0])
     edge = std * math.sqrt(2.0 * matrix.shape[0])
@@ -96,7 +96,7 @@ def matrix_eigenvectors(matrix: Matrix, *, std: float, rank: int) -> tuple[Matri
         values, vectors = _leading(matrix, rank)
         np.fill_diagonal(matrix, np.square(vectors) @ np.maximum(values, 0.0))
     values, vectors = _leading(matrix, rank)
-    return _shrunk(vectors, values, edge=edge, rank=rank)
+    return _shrunk(vectors, values, taken_off=rule.shrink * edge, rank=rank)
 
 
 def above_noise(matrix: Matrix, spanned: Matrix, *, std: float, fewest: int, most: int) -> Matrix:
@@ -137,9 +137,9 @@ def _leading(matrix: Matrix, number: int) -> tuple[np.ndarray, Matrix]:
     return values[::-1], np.asarray(vectors[:, ::-1])
 
 
-def _shrunk(vectors: Matrix, values: np.ndarray, *, edge: float, rank: int) -> tuple[Matrix, np.ndarray]:
+def _shrunk(vectors: Matrix, values: np.ndarray, *, taken_off: float, rank: int) -> tuple[Matrix, np.ndarray]:
     order = np.argsort(-values)[:rank]
-    left = values[order] - _SHRINK * edge
+    left = values[order] - taken_off
     kept = left > 0.0
     return vectors[:, order[kept]], left[kept]
 
@@ -152,7 +152,8 @@ def item_vectors(
     items: np.ndarray | None = None,
     dim: int,
     scale: float,
-    power: float = POPULARITY_POWER,
+    power: float | None = None,
+    rule: Rule = RULE,
 ) -> Matrix:
     """One vector an item, [num_items + 1, dim]; zero for the unknown item and for items of which nothing is known.
 
@@ -163,13 +164,16 @@ def item_vectors(
         items: codes.
         scale: typical (root mean square) dot product of the vectors of two items drawn by popularity.
         dim: columns; those beyond the number of eigenvectors are zero.
-        power: of the popularity, by which vectors are divided.
+        power: of the popularity, by which vectors are divided; None for the rule's.
+        rule: how eigenvalues and popularity weigh.
     """
     codes = np.arange(len(popularity)) if items is None else items
     found = np.zeros((len(popularity), dim))
     if values.size:
-        weights = np.sqrt(values / (values + _RIDGE * values.max()))
-        scaled = vectors * weights / popularity[codes, np.newaxis] ** power
+        weights = np.sqrt(values / (values + rule.ridge * values.max()))
+        scaled = (
+            vectors * weights / popularity[codes, np.newaxis] ** (rule.popularity_power if power is None else power)
+        )
         share = popularity[codes] / popularity[codes].sum()
         typical = math.sqrt(float(np.square(scaled.T @ (share[:, np.newaxis] * scaled)).sum()))
         found[codes, : values.size] = scaled * math.sqrt(scale / typical) if typical > 0.0 else 0.0

@@ -24,12 +24,10 @@ from torch import Tensor
 from lazydp.components.ingest.dataset import EncodedDataset
 from lazydp.components.onepass import basis, item_vectors, rules, statistics
 from lazydp.components.onepass.contributions import USER_SHARE, Contributions, Matrix, contributions
-from lazydp.components.onepass.rules import Noise, PrivacyUnit
+from lazydp.components.onepass.rules import RULE, Noise, PrivacyUnit, Rule
 from lazydp.components.onepass.statistics import Pass
 from lazydp.kernels.noise_key import NoiseKey
 
-# A count below this many standard deviations of its noise, or below 1, says no more than that it is small.
-_FLOOR = 1.0
 # Without privacy items weigh with this power of their popularity (as in a graph's normalised adjacency matrix).
 _EXACT_POWER = -0.5
 
@@ -56,7 +54,15 @@ def noised_counts(data: EncodedDataset, privacy_unit: PrivacyUnit, noise: Noise,
     return _counts(_histogram(_units(data, privacy_unit), data, noise, key))
 
 
-def one_pass(data: EncodedDataset, privacy_unit: PrivacyUnit, noise: Noise, key: NoiseKey, *, dim: int) -> Start:
+def one_pass(
+    data: EncodedDataset,
+    privacy_unit: PrivacyUnit,
+    noise: Noise,
+    key: NoiseKey,
+    *,
+    dim: int,
+    rule: Rule = RULE,
+) -> Start:
     """Compute the start of a run.
 
     Args:
@@ -65,13 +71,15 @@ def one_pass(data: EncodedDataset, privacy_unit: PrivacyUnit, noise: Noise, key:
         noise: that is charged.
         key: the run's noise key.
         dim: columns of the item table.
+        rule: another one than that of every start is for a search (`bench search`).
 
     Raises:
         InputError: the dataset lacks what the unit needs.
     """
     units = _units(data, privacy_unit)
     histogram = _histogram(units, data, noise, key)
-    popularity = _floored(histogram, noise)
+    floor = _floor(noise.histogram, rule)
+    popularity = _floored(histogram, floor)
     known = basis.has_features(data.items, data.item_table)
     chosen = rules.choose(
         units=histogram[0] / USER_SHARE,
@@ -79,15 +87,16 @@ def one_pass(data: EncodedDataset, privacy_unit: PrivacyUnit, noise: Noise, key:
         num_items=data.items.num_items,
         has_features=known,
         privacy_unit=privacy_unit,
+        rule=rule,
     )
     _log.info("start: %s", chosen)
     if chosen.exact:
         vectors = _exact_vectors(data, privacy_unit, popularity, chosen, dim=dim)
     else:
-        vectors = _vectors(units, data, popularity, chosen, noise, key, dim=dim)
+        vectors = _vectors(units, data, popularity, chosen, noise, key, dim=dim, rule=rule)
     return Start(
         counts=_counts(histogram),
-        prior=log_counts(torch.from_numpy(popularity), std=noise.histogram),
+        prior=_log_counts(torch.from_numpy(popularity), floor),
         vectors=torch.from_numpy(vectors).float(),
     )
 
@@ -111,16 +120,20 @@ def log_counts(counts: Tensor, *, std: float) -> Tensor:
         counts: noised.
         std: standard deviation of the noise on each.
     """
-    return counts.double().clamp(min=_floor(std)).log().float()
+    return _log_counts(counts, _floor(std, RULE))
 
 
-def _floor(std: float) -> float:
-    return max(1.0, _FLOOR * std)
+def _log_counts(counts: Tensor, floor: float) -> Tensor:
+    return counts.double().clamp(min=floor).log().float()
 
 
-def _floored(histogram: Matrix, noise: Noise) -> Matrix:
-    popularity = np.maximum(histogram, _floor(noise.histogram))
-    popularity[0] = _floor(noise.histogram)
+def _floor(std: float, rule: Rule) -> float:
+    return max(1.0, rule.floor * std)
+
+
+def _floored(histogram: Matrix, floor: float) -> Matrix:
+    popularity = np.maximum(histogram, floor)
+    popularity[0] = floor
     return popularity
 
 
@@ -145,6 +158,7 @@ def _vectors(
     key: NoiseKey,
     *,
     dim: int,
+    rule: Rule,
 ) -> Matrix:
     directions = basis.empty_basis(data.items.num_items)
     if chosen.directions:
@@ -155,20 +169,18 @@ def _vectors(
         std = noise.statistics / math.sqrt(chosen.matrix_share)
         matrix = statistics.noised_matrix(units, items, std=std, key=key)
         if chosen.matrix_share == 1.0:
-            found = item_vectors.matrix_eigenvectors(matrix, std=std, rank=dim)
-            return item_vectors.item_vectors(*found, popularity, items=items, dim=dim, scale=chosen.scale)
+            found = item_vectors.matrix_eigenvectors(matrix, std=std, rank=dim, rule=rule)
+            return item_vectors.item_vectors(*found, popularity, items=items, dim=dim, scale=chosen.scale, rule=rule)
         fewest, most = chosen.eigenvectors
         shown = item_vectors.above_noise(matrix, directions.columns[items], std=std, fewest=fewest, most=most)
         directions = basis.with_eigenvectors(directions, items, shown)
     std = noise.statistics / math.sqrt(1.0 - chosen.matrix_share)
     items = _most_popular(popularity, chosen.sketch_items)
     sketch = statistics.noised_sketch(units, directions, items, std=std, key=key)
-    return item_vectors.item_vectors(
-        *item_vectors.sketched_eigenvectors(sketch, directions.columns, popularity, items, std=std, rank=dim),
-        popularity,
-        dim=dim,
-        scale=chosen.scale,
+    found = item_vectors.sketched_eigenvectors(
+        sketch, directions.columns, popularity, items, std=std, rank=dim, rule=rule
     )
+    return item_vectors.item_vectors(*found, popularity, dim=dim, scale=chosen.scale, rule=rule)
 
 
 def _most_popular(popularity: Matrix, number: int) -> np.ndarray:

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 )
 @click.option("--users", type=click.IntRange(min=1), required=True, help="About how many users: a public number.")
 @click.option("--items", type=click.IntRange(min=1), required=True, help="Items of the catalogue.")
-@click.option("--epsilon", type=float, required=True, help="Of the whole release.")
+@click.option("--epsilon", type=float, required=True, help="Of the whole release; inf for a model without privacy.")
 @click.option("--delta", type=float, default=1e-5, show_default=True, help="Well below 1 / users.")
 @click.option(
     "--privacy-unit",

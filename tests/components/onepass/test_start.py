@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -177,6 +178,18 @@ def test_a_dataset_without_histories_is_refused_with_what_to_do(tiny_dataset: Pa
     ingest([str(source)], str(tmp_path / "spec.yaml"), tmp_path / "dataset")
     with pytest.raises(InputError, match=r"add `history: \{max_length: 200\}`"):
         train(dataset=tmp_path / "dataset", config=config(), out=tmp_path / "run")
+
+
+@pytest.mark.parametrize(("items", "what"), [(3000, "a matrix of 3,000 items"), (10_000, "512 leading eigenvectors")])
+def test_a_plan_without_privacy_is_the_default_of_mode_sgd(items: int, what: str) -> None:
+    made = plan(users=2000, items=items, epsilon=math.inf, delta=1e-5)
+    assert what in made.text()
+    assert "without privacy" in made.text()
+    assert TrainConfig.parse(yaml.safe_load(made.text()), where="plan") == TrainConfig.parse(
+        {"mode": "sgd"}, where="default"
+    )
+    assert made.to_json()["z"] is None
+    assert made.gain[0] > plan(users=10**6, items=items, epsilon=8.0, delta=1e-7).gain[0]
 
 
 def test_the_plan_is_the_default() -> None:
