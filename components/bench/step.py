@@ -8,7 +8,6 @@ clipping, on the named shapes alone, and where its dense table gradients and noi
 from __future__ import annotations
 
 import itertools
-import os
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -22,6 +21,7 @@ from lazydp.components.bench.trainers import OpacusGhost, TorchSgd, Trainer, eng
 from lazydp.components.bench.workload import Workload
 from lazydp.components.shared.bench_harness import Contestant, Result, measure
 from lazydp.components.shared.errors import InputError
+from lazydp.components.shared.memory import available_memory
 from lazydp.components.train.data.examples import Examples
 from lazydp.components.train.device.placement import HOST, Placement, wait
 from lazydp.components.train.engine.timer import StepTimer
@@ -57,7 +57,7 @@ class Breakdown:
 
 
 def named(shape: str, *, rows: int | None = None) -> StepShape:
-    """The shape `mlperf`, `pooled` or `small`, with tables as large as half of the free memory where `rows` is None.
+    """The shape `mlperf`, `pooled` or `small`, tables of at most half of the available memory if `rows` is None.
 
     Raises:
         InputError: there is no such shape.
@@ -65,7 +65,7 @@ def named(shape: str, *, rows: int | None = None) -> StepShape:
     made = shape_of(shape, rows=rows)
     if rows is not None:
         return made
-    fitting = made.rows * (_free_memory() // 2) // made.table_bytes
+    fitting = made.rows * (available_memory() // 2) // made.table_bytes
     return replace(made, rows=max(1, min(made.rows, fitting)))
 
 
@@ -128,12 +128,12 @@ def left_out(name: str, workload: Workload, part: Part = "whole", placement: Pla
         return "opacus is left out: it has no embedding part of its own"
     if not isinstance(workload, StepShape):
         return "opacus is left out: it knows no bags of varying length; it runs on the named shapes (--shape)"
-    needed, free = _OPACUS_COPIES * workload.table_bytes, _free_memory()
+    needed, free = _OPACUS_COPIES * workload.table_bytes, available_memory()
     if needed < free:
         return None
     return (
         f"opacus is left out: gradient and noise of every row take {needed / _GIB:.1f} GiB beside the tables, "
-        f"{free / _GIB:.1f} GiB are free; it fits with --rows {workload.rows * free // (needed + 1)}"
+        f"{free / _GIB:.1f} GiB are available; it fits with --rows {workload.rows * free // (needed + 1)}"
     )
 
 
@@ -228,7 +228,3 @@ def _contestant(name: str, trainer: Trainer, workload: Workload, part: Part, pla
 
 def _batches(workload: Workload) -> itertools.cycle[Sequence[Examples]]:
     return itertools.cycle([workload.batch(number) for number in range(1, _BATCHES + 1)])
-
-
-def _free_memory() -> int:
-    return os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")

@@ -90,7 +90,7 @@ def test_the_breakdown_adds_up_to_the_step(tiny: Any, *, on_data: bool, monkeypa
 
 
 def test_opacus_stays_out_where_its_copies_do_not_fit(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(step, "_free_memory", lambda: SMALL.table_bytes * 3)
+    monkeypatch.setattr(step, "available_memory", lambda: SMALL.table_bytes * 3)
     results = step.run(SMALL, repeats=1, contestants=("sgd", "opacus"))
     assert [result.contestant for result in results] == ["sgd"]
     reason = step.left_out("opacus", SMALL)
@@ -179,7 +179,7 @@ def test_options_that_do_not_go_together(arguments: list[str], wanted: str) -> N
 
 
 def test_tables_shrink_to_memory_unless_stated(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(step, "_free_memory", lambda: 1 << 30)
+    monkeypatch.setattr(step, "available_memory", lambda: 1 << 30)
     fitted = step.named("mlperf")
     assert fitted.table_bytes <= 1 << 29
     assert step.named("mlperf", rows=123).rows == 123
