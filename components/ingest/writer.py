@@ -6,7 +6,6 @@ import hashlib
 import json
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from importlib.metadata import version
 from pathlib import Path
 from typing import Self
 
@@ -41,6 +40,7 @@ from lazydp.components.ingest.ranges import Range, write_ranges
 from lazydp.components.ingest.resolve import ResolvedSpec
 from lazydp.components.ingest.workers import cores, in_order
 from lazydp.components.shared.files import PRIVATE_DIRECTORY, PRIVATE_FILE, sha256_file, write_json
+from lazydp.components.shared.version import release
 
 
 class _SplitWriter:
@@ -212,7 +212,7 @@ def finish_dataset(
         ),
         rejected=dict(sorted((+(Counter(rejected) + Counter({OVER_BOUND: over_bound}))).items())),
         source=origin,
-        lazydp_version=version("lazydp"),
+        lazydp_version=release(),
         kept=kept,
         parts=tuple(parts),
         files=_seal(folder, files),

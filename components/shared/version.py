@@ -20,6 +20,12 @@ _DIGITS = 12
 
 
 @functools.cache
+def release() -> str:
+    """The package's version, as installed; its metadata is read once."""
+    return importlib.metadata.version("lazydp")
+
+
+@functools.cache
 def code_version() -> str:
     """`0.1.0+3f2a9c51d0e7`: the package's version, and a digest of its sources, in which two commits differ.
 
@@ -27,7 +33,7 @@ def code_version() -> str:
     count. The compiled extension is not covered, for compilers make other bytes of the same sources; nor are torch and
     other libraries.
     """
-    return f"{importlib.metadata.version('lazydp')}+{remembered_digest(Path(__file__).parents[2], cache_folder())}"
+    return f"{release()}+{remembered_digest(Path(__file__).parents[2], cache_folder())}"
 
 
 def remembered_digest(root: Path, folder: Path | None) -> str:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import importlib.metadata
 import re
 from pathlib import Path
 from typing import Any
@@ -13,6 +12,7 @@ from markupsafe import Markup, escape
 from starlette.responses import HTMLResponse
 
 from lazydp.components.budget.report.templates import environment
+from lazydp.components.shared.version import release
 from lazydp.service.serving.context import Context
 
 KEPT_FOR_A_DAY = "private, max-age=86400"
@@ -30,11 +30,7 @@ def _templates() -> jinja2.Environment:
 
 def page(context: Context, template: str, *, cache_control: str = "no-store", **values: Any) -> HTMLResponse:
     """A page of the service from a template and its values."""
-    text = (
-        _templates()
-        .get_template(template)
-        .render(root=context.settings.root_path, version=importlib.metadata.version("lazydp"), **values)
-    )
+    text = _templates().get_template(template).render(root=context.settings.root_path, version=release(), **values)
     return HTMLResponse(text, headers={"cache-control": cache_control})
 
 

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import importlib.metadata
 from collections.abc import Sequence
 from dataclasses import asdict
 from typing import Any
 
 from pydantic import BaseModel, ConfigDict
 
+from lazydp.components.shared.version import release
 from lazydp.service import schemas
 from lazydp.service.inference.call import ONE_A_ROW, OUTPUTS, REASONS, feature_inputs
 from lazydp.service.inference.tensors import Datatype
@@ -117,7 +117,7 @@ class ServerStatistics(_Document):
 
 def server_metadata() -> ServerMetadata:
     """Name, version and extensions."""
-    return ServerMetadata(name="lazydp", version=importlib.metadata.version("lazydp"), extensions=EXTENSIONS)
+    return ServerMetadata(name="lazydp", version=release(), extensions=EXTENSIONS)
 
 
 def model_metadata(name: str, served: ServedVersion, *, versions: Sequence[str] = ()) -> ModelMetadata:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.metadata
 from typing import Any
 
 from fastapi import FastAPI
@@ -10,6 +9,7 @@ from fastapi.openapi.utils import get_openapi
 from pydantic import BaseModel
 from pydantic.json_schema import models_json_schema
 
+from lazydp.components.shared.version import release
 from lazydp.service import schemas
 from lazydp.service.http.auth import OPEN_PATHS, needed_scopes
 from lazydp.service.http.problems import MEDIA_TYPE, PROTOCOL_MEDIA_TYPE, PROTOCOL_PATH, ProblemDocument
@@ -50,7 +50,7 @@ def build(app: FastAPI) -> dict[str, Any]:
     """The document of `app`."""
     document = get_openapi(
         title="lazydp",
-        version=importlib.metadata.version("lazydp"),
+        version=release(),
         summary="Differentially private recommendations",
         description=_DESCRIPTION,
         routes=app.routes,

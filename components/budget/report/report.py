@@ -8,7 +8,6 @@ from __future__ import annotations
 import base64
 import datetime
 import hashlib
-import importlib.metadata
 from collections.abc import Sequence
 
 from markupsafe import Markup
@@ -17,6 +16,7 @@ from lazydp.components.budget.report.claim import ModelCard
 from lazydp.components.budget.report.overview import LedgerOverview
 from lazydp.components.budget.report.templates import environment
 from lazydp.components.shared.page import style
+from lazydp.components.shared.version import release
 
 
 def report(overview: LedgerOverview | None, *, source: str, models: Sequence[ModelCard] = ()) -> str:
@@ -35,7 +35,7 @@ def report(overview: LedgerOverview | None, *, source: str, models: Sequence[Mod
         source=source,
         made_at=now.isoformat(),
         until=now.timestamp(),
-        version=importlib.metadata.version("lazydp"),
+        version=release(),
         overview=overview,
         models=models,
         style=Markup(sheet),  # noqa: S704 - a file of ours
