@@ -123,6 +123,7 @@ class LinearRule(NormRule):
     def add_weighted(
         self, layer: nn.Module, inputs: Tensor, grads: Tensor, scale: Tensor, into: Mapping[str, Tensor]
     ) -> None:
+        into = self._named(into)
         # A scale per position; positions then are rows like any other.
         scale = scale.repeat_interleave(grads.shape[1]) if grads.shape[1] > 1 else scale
         inputs, grads = inputs.flatten(0, 1), grads.flatten(0, 1)
@@ -147,12 +148,17 @@ class LinearRule(NormRule):
         if not in_blocks:
             self.add_exact(layer, inputs, grads, scale, into)
             return
+        into = self._named(into)
         inputs, grads = inputs.squeeze(1).contiguous(), grads.squeeze(1).contiguous()
         if "bias" in into:
             _add_scaled(grads, scale, into["bias"])
         if "weight" in into:
             total, empty = into.begun("weight") if isinstance(into, LayerSums) else (into["weight"], False)
             products.weighted_product_(total, grads, inputs, scale, order=order, block=block, overwrite=empty)
+
+    def _named(self, into: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
+        """The tensors of `into` by the names `weight` and `bias`, `weight` as a matrix."""
+        return into
 
 
 def single_products(rule: NormRule, names: Sequence[str], inputs: Tensor, grads: Tensor) -> tuple[bool, bool] | None:
@@ -365,29 +371,9 @@ class MatrixRule(LinearRule):
     def sq_norms(self, layer: nn.Module, names: Sequence[str], inputs: Tensor, grads: Tensor) -> Tensor:
         return super().sq_norms(layer, ("weight",), inputs, grads)
 
-    def add_weighted(
-        self, layer: nn.Module, inputs: Tensor, grads: Tensor, scale: Tensor, into: Mapping[str, Tensor]
-    ) -> None:
-        super().add_weighted(layer, inputs, grads, scale, _as_weight(into))
-
-    def add_single(
-        self,
-        layer: nn.Module,
-        inputs: Tensor,
-        grads: Tensor,
-        scale: Tensor,
-        into: Mapping[str, Tensor],
-        *,
-        order: Tensor | None,
-        block: int,
-    ) -> None:
-        super().add_single(layer, inputs, grads, scale, _as_weight(into), order=order, block=block)
-
-
-def _as_weight(into: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The one tensor of `into` as a matrix called `weight`."""
-    (total,) = into.values()
-    return {"weight": total.flatten(1)}
+    def _named(self, into: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
+        (total,) = into.values()
+        return {"weight": total.flatten(1)}
 
 
 _rules: dict[type[nn.Module], NormRule] = {nn.Linear: LinearRule(), nn.LayerNorm: LayerNormRule()}
