@@ -23,7 +23,7 @@ IN_MEMORY := $(shell room=$$(df --output=avail -k /dev/shm 2>/dev/null | tail -1
   [ "$${room:-0}" -gt 8388608 ] && echo PYTEST_DEBUG_TEMPROOT=/dev/shm)
 
 .DEFAULT_GOAL := help
-.PHONY: help setup run test test-slow lint typecheck cuda sanitize soak mutation gpu system bench screenshots docs clean
+.PHONY: help setup run test test-slow lint typecheck cuda native sanitize soak mutation gpu system bench screenshots docs clean
 
 help: ## This list.
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -70,11 +70,18 @@ cuda: ## Compile the CUDA sources for sm_80, sm_90 and sm_100 with warnings as e
 	elif [ -n "$$CI" ]; then echo "cuda: nvcc is missing, and CI must not skip this"; exit 1; \
 	else echo "cuda: skipped, no nvcc on this machine"; fi
 
+native: .stamps/native ## Compile the native tests of the kernels, without code; instant when done.
+
+.stamps/native: $(CSRC) $(wildcard tests/kernels/native/*)
+	@mkdir -p .stamps
+	tests/kernels/native/sanitize.sh --check
+	@touch $@
+
 system: ## Debian packages that some tests need (browser, PostgreSQL), where they can be installed.
 	@./.ci/system-packages
 
 test: setup system ## Everything that must hold.
-	@$(MAKE) --no-print-directory --jobs 3 --output-sync=target lint typecheck cuda
+	@$(MAKE) --no-print-directory --jobs 3 --output-sync=target lint typecheck cuda native
 	$(IN_MEMORY) $(BIN)/pytest -n 3 --dist loadfile --no-loadscope-reorder --durations 20 --durations-min 1 $(PYTEST_ARGS)
 
 .stamps/slow: .stamps/installed

@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # Builds the cores of the CPU kernels, and those that read logs, with their native tests under ASan with UBSan, and under TSan,
-# and runs them.
+# and runs them. With --check, the native tests are only compiled, without code: `make test` sees so that they fit the kernels.
 set -euo pipefail
 
 root=$(cd "$(dirname "$0")/../../.." && pwd)
@@ -11,6 +11,11 @@ kernels=("$root/tests/kernels/native/kernels_test.cpp"
   "$csrc"/cpu/{bag_sq_norms,bag_sum,group_rows,scatter_add,catch_up_bag_sum,noise,noise_avx2,noise_avx512,noise_portable,product_norms,product_tiles_avx2,product_tiles_avx512,product_tiles_portable,simd_level,weighted_products,weighted_products_amx}.cpp)
 rows=("$root/tests/kernels/native/rows_test.cpp" "$csrc"/rows/blake2b_{avx2,avx512,levels}.cpp)
 flags=(-std=c++20 -O1 -g -fno-omit-frame-pointer -ffp-contract=off -fno-math-errno -Wall -Wextra -Werror -pthread "-I$csrc")
+
+if [ "${1:-}" = --check ]; then
+  "${CXX:-c++}" "${flags[@]}" -fsyntax-only "${kernels[0]}" "${rows[0]}"
+  exit
+fi
 
 run() { # name, flags of the sanitizer
   local name=$1
