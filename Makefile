@@ -11,7 +11,8 @@ EXTRAS := pipelines,registry,postgres,ann,grpc,otel,s3,delta,ray,lightning,signi
 SLOW_PACKAGES := pyspark
 CSRC   := $(shell find kernels/csrc -name '*.h' -o -name '*.cpp' -o -name '*.cu' -o -name '*.cuh' -o -name '*.inc')
 NVCC   ?= $(shell command -v nvcc || ls /usr/local/cuda/bin/nvcc 2>/dev/null)
-# Three workers on two cores: tests wait for processes and disks, and they measure equality, not time.
+# Four workers on two cores: tests wait for processes and disks, and they measure equality, not time.
+WORKERS ?= 4
 PYTEST_ARGS ?=
 MUTATION_ARGS ?= train budget ingest bundle export --sample 40 --seed 1
 # Processes of tests read modules as compiled before, also where the environment forbids to keep that.
@@ -82,7 +83,7 @@ system: ## Debian packages that some tests need (browser, PostgreSQL), where the
 
 test: setup system ## Everything that must hold.
 	@$(MAKE) --no-print-directory --jobs 3 --output-sync=target lint typecheck cuda native
-	$(IN_MEMORY) $(BIN)/pytest -n 3 --dist loadfile --no-loadscope-reorder --durations 20 --durations-min 1 $(PYTEST_ARGS)
+	$(IN_MEMORY) $(BIN)/pytest -n $(WORKERS) --dist loadfile --no-loadscope-reorder --durations 20 --durations-min 1 $(PYTEST_ARGS)
 
 .stamps/slow: .stamps/installed
 	$(call quietly,installing Spark for the slow tests,$(PIP) --no-build-isolation $(SLOW_PACKAGES))

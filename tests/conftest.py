@@ -18,31 +18,33 @@ if TYPE_CHECKING:
     from support.simulated_gpu import SimulatedGpu
     from support.tiny import Tiny
 
+# Before torch is imported, here and in the processes of tests. Workers share the cores, so a second thread waits for a
+# core longer than it computes a few rows. Tests of what threads could change ask for them (`two_threads`).
+os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 # Begun first, so that no process is left alone with one of them at the end (`make test` keeps files whole).
+# The first three stand for the files that `TOGETHER` names beside them.
 LONGEST = (
-    "test_programs.py",
-    "components/budget/accounting/test_epsilon.py",
-    "components/tune/test_tune.py",
-    "components/export/test_killed_commands.py",
+    "test_quickstart.py",
     "pipelines/test_recommender.py",
     "service/console/test_console.py",
-    "components/train/run/test_train.py",
     "components/train/engine/test_equivalence.py",
-    "components/audit/test_audit.py",
-    "components/export/test_publish.py",
-    "components/export/test_released_counts.py",
-    "pipelines/test_on_the_backend.py",
-    "service/bench/test_bench.py",
+    "components/budget/accounting/test_epsilon.py",
     "adversary/test_sums.py",
     "components/export/test_export.py",
+    "components/train/run/test_train.py",
+    "components/audit/test_audit.py",
+    "components/tune/test_tune.py",
+    "components/export/test_released_counts.py",
+    "components/export/test_publish.py",
+    "test_programs.py",
+    "adversary/service/test_versions.py",
     "components/onepass/test_start.py",
-    "components/train/run/test_resume_kills.py",
+    "api/test_lightning.py",
     "adversary/service/test_connections.py",
-    "components/budget/storage/test_contention.py",
-    "components/budget/ledger/test_ledger.py",
-    "service/serving/test_restarts.py",
+    "components/audit/test_audited_release.py",
     "test_compatibility.py",
+    "service/routes/test_openapi.py",
 )
 
 # Files that share what takes seconds to start run in one worker, one after another: a server of pods, with kfp; a
@@ -56,6 +58,7 @@ TOGETHER = {
     "components/train/run/test_resume_kills.py": "ledgers and forks",
     "service/serving/test_restarts.py": "ledgers and forks",
     "service/test_tls.py": "ledgers and forks",
+    "test_quickstart.py": "ledgers and forks",
     "service/console/": "browser",
 }
 
@@ -108,6 +111,17 @@ def nothing_of_the_developer(tmp_path_factory: pytest.TempPathFactory) -> Iterat
         for variable, folder in (("XDG_DATA_HOME", "data"), ("XDG_STATE_HOME", "state")):
             patch.setenv(variable, str(base / folder))
         yield
+
+
+@pytest.fixture(scope="module")
+def two_threads() -> Iterator[None]:
+    """As a program on two cores."""
+    import torch
+
+    before = torch.get_num_threads()
+    torch.set_num_threads(2)
+    yield
+    torch.set_num_threads(before)
 
 
 @pytest.fixture(scope="session")

@@ -28,6 +28,11 @@ def simd_level(request: pytest.FixtureRequest) -> Iterator[str]:
     ops.set_simd_level(before)
 
 
+@pytest.fixture(scope="module", autouse=True)
+def _threads(two_threads: None) -> None:
+    """Operators share their work between threads, and no result may show it."""
+
+
 @pytest.fixture
 def one_thread() -> Iterator[None]:
     before = torch.get_num_threads()

@@ -1,14 +1,17 @@
 """A cluster for the tests of compiled packages, and the data that its pipelines read."""
 
+import inspect
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import yaml
 from click.testing import CliRunner
+from kfp.dsl import pipeline_task
 
 from lazydp.pipelines import package, recommender
 from lazydp.pipelines.cli import cli
@@ -99,6 +102,10 @@ def compiled_once() -> Iterator[None]:
         for name in MAKERS:
             patch.setitem(recommender.PIPELINES, name, partial(once.named, name))  # type: ignore[arg-type]
         patch.setattr(package, "compile_package", once.compile)
+        # kfp looks up its caller's name at each setting of a task, with the lines of source of the whole stack. Below
+        # pytest the stack is so deep that this took most of the time of a compilation. The name is found without lines.
+        frames = SimpleNamespace(stack=partial(inspect.stack, context=0))
+        patch.setattr(pipeline_task, "inspect", frames)
         yield
 
 

@@ -107,10 +107,10 @@ class Fork:
         return self._process.exitcode
 
 
-def run(program: Path, *arguments: str, folder: Path, **options: Any) -> Done:
-    """Run a program to its end; what it writes passes through files in `folder`."""
+def run(program: Path, *arguments: str, folder: Path, timeout: float = 120.0, **options: Any) -> Done:
+    """Run a program to its end, at most `timeout` seconds; what it writes passes through files in `folder`."""
     files = folder / "stdout", folder / "stderr"
-    status = Fork(program, *arguments, output=files, **options).wait()
+    status = Fork(program, *arguments, output=files, **options).wait(timeout)
     return Done(status, *(file.read_text() for file in files))
 
 

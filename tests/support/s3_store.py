@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -43,9 +44,9 @@ class Store:
         options = f"endpoint_override=127.0.0.1:{self.port}&scheme=http&region=us-east-1"
         return f"s3://key:secret@{BUCKET}/{path}?{options}"
 
-    @property
+    @functools.cached_property
     def client(self) -> Any:
-        """A client of boto3."""
+        """A client of boto3, one for all: each that is made reads the description of the service."""
         known = {"aws_access_key_id": "key", "aws_secret_access_key": "secret", "region_name": "us-east-1"}
         return boto3.client("s3", endpoint_url=f"http://127.0.0.1:{self.port}", **known)
 
@@ -105,6 +106,7 @@ def running_store() -> Iterator[Store]:
         store.client.create_bucket(Bucket=BUCKET)
         yield store
     finally:
+        store.client.close()
         server.shutdown()
         thread.join()
         server.server_close()

@@ -3,7 +3,7 @@
 import json
 import os
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -134,25 +134,36 @@ HOSTILE: dict[str, Callable[[Path], None]] = {
 }
 
 
+@pytest.fixture(scope="module")
+def watched(bundles: dict[str, Path], tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Path, httpx.Client]]:
+    """A link, and a service that watches where it points: one for all hostile versions, one after another."""
+    link = tmp_path_factory.mktemp("watched") / "current"
+    link.symlink_to(bundles["popular"])
+    with running(link, poll_s=0.05) as client:
+        yield link, client
+
+
 @pytest.mark.parametrize("case", HOSTILE)
 def test_a_hostile_version_is_refused_and_the_next_good_one_served(
-    bundles: dict[str, Path], tmp_path: Path, case: str
+    watched: tuple[Path, httpx.Client], tmp_path: Path, case: str
 ) -> None:
-    link = tmp_path / "current"
-    link.symlink_to(bundles["popular"])
+    link, client = watched
     write_untrained(tmp_path / "bad", num_items=60, popularity=True, name="popular", seed=3)
     HOSTILE[case](tmp_path / "bad")
-    write_untrained(tmp_path / "good", num_items=60, popularity=True, name="popular", seed=4)
-    with running(link, poll_s=0.05) as client:
-        first = model(client)["version"]
-        point(link, tmp_path / "bad")
-        if (tmp_path / "bad" / "manifest.json").exists():
-            eventually(lambda: model(client)["refused"] is not None)
-        assert model(client)["version"] == first
-        assert client.get("/v1/users/7/recommendations").status_code == 200
-        point(link, tmp_path / "good")
-        eventually(lambda: model(client)["version"] != first)
-        assert model(client)["refused"] is None
+    # Another good version in each case, for the service has to change to it; it stays for the next case.
+    seed = 4 + list(HOSTILE).index(case)
+    good = link.with_name(f"good-{seed}")
+    write_untrained(good, num_items=60, popularity=True, name="popular", seed=seed)
+    assert model(client)["refused"] is None
+    first = model(client)["version"]
+    point(link, tmp_path / "bad")
+    if (tmp_path / "bad" / "manifest.json").exists():
+        eventually(lambda: model(client)["refused"] is not None)
+    assert model(client)["version"] == first
+    assert client.get("/v1/users/7/recommendations").status_code == 200
+    point(link, good)
+    eventually(lambda: model(client)["version"] != first)
+    assert model(client)["refused"] is None
 
 
 def test_only_signed_versions_are_served_where_that_is_demanded(bundles: dict[str, Path], tmp_path: Path) -> None:

@@ -92,8 +92,8 @@ def only_names_that_could_be_known(_: Any, body: Any) -> bool:
     )
 
 
-@pytest.fixture(scope="module", name="fuzz")
-def _fuzz(openapi: dict[str, Any]) -> dict[str, Callable[..., None]]:
+@pytest.fixture(scope="module", name="fuzz", params=[15, pytest.param(150, marks=pytest.mark.slow)])
+def _fuzz(request: pytest.FixtureRequest, openapi: dict[str, Any]) -> dict[str, Callable[..., None]]:
     """For each operation the test that schemathesis makes of it; not when tests are collected, in every process."""
     import schemathesis
     from schemathesis.checks import load_all_checks
@@ -106,7 +106,7 @@ def _fuzz(openapi: dict[str, Any]) -> dict[str, Callable[..., None]]:
     schema = schemathesis.openapi.from_dict(openapi)
     schema.hook("filter_body")(only_names_that_could_be_known)
     given = settings(
-        max_examples=25,
+        max_examples=request.param,
         deadline=None,
         derandomize=True,
         phases=[Phase.explicit, Phase.generate],

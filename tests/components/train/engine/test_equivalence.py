@@ -124,9 +124,11 @@ PATTERN: Pattern = [
     [[1], [0]],
 ]
 RATES = schedules.tabulated([0.5, 0.1, 0.4, 0.3, 0.2, 0.6])
-RUNS = 250
+RUNS = 160
 # The controls must be seen in fewer.
-FEW = 100
+FEW = 60
+# A test passes above the first; a control must be below the second, and so fail the test by far.
+PASSED, SEEN = 0.01, 0.001
 Fault = Callable[[Engine], None]
 
 
@@ -193,21 +195,25 @@ def _lazy() -> tuple[Tensor, Tensor]:
     return runs_of("lazydp", first_key=0)
 
 
-def test_lazy_runs_have_the_law_of_eager_runs(lazy: tuple[Tensor, Tensor], eager: Tensor) -> None:
-    assert least_p_value(lazy[0], eager) > 0.01
+def test_lazy_runs_have_the_distribution_of_eager_runs(lazy: tuple[Tensor, Tensor], eager: Tensor) -> None:
+    assert least_p_value(lazy[0], eager) > PASSED
 
 
-def test_with_momentum_as_well() -> None:
-    eager, _ = runs_of("dpsgd", first_key=10_000, momentum=0.8)
-    assert least_p_value(runs_of("lazydp", first_key=0, momentum=0.8)[0], eager) > 0.01
+@pytest.mark.parametrize(
+    ("momentum", "runs"),
+    [(0.8, 100), *(pytest.param(momentum, 250, marks=pytest.mark.slow) for momentum in (0.0, 0.8))],
+)
+def test_with_momentum_and_in_more_runs(momentum: float, runs: int) -> None:
+    eager, _ = runs_of("dpsgd", first_key=10_000, momentum=momentum, runs=runs)
+    assert least_p_value(runs_of("lazydp", first_key=0, momentum=momentum, runs=runs)[0], eager) > PASSED
 
 
 def test_noise_missed_at_flush_is_seen(lazy: tuple[Tensor, Tensor], eager: Tensor) -> None:
-    assert least_p_value(lazy[1], eager) < 1e-5
+    assert least_p_value(lazy[1], eager) < SEEN
 
 
 def test_a_stale_last_is_seen(eager: Tensor) -> None:
-    assert least_p_value(runs_of("lazydp", first_key=0, fault=_stale_last, runs=FEW)[0], eager) < 1e-5
+    assert least_p_value(runs_of("lazydp", first_key=0, fault=_stale_last, runs=FEW)[0], eager) < SEEN
 
 
 def test_variance_by_the_delay_squared_is_seen(eager: Tensor, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -220,4 +226,4 @@ def test_variance_by_the_delay_squared_is_seen(eager: Tensor, monkeypatch: pytes
         spread.copy_((spread.sqrt() * (1.0 - rate * self._decay) + rate * noise_scale).square())
 
     monkeypatch.setattr(skip_ahead._Weight, "advance", advance)
-    assert least_p_value(runs_of("lazydp", first_key=0, runs=FEW)[0], eager) < 1e-5
+    assert least_p_value(runs_of("lazydp", first_key=0, runs=FEW)[0], eager) < SEEN

@@ -27,6 +27,9 @@ from lazydp.components.train.run.identity import RunIdentity
 from lazydp.components.train.run.train import build_engine, train
 from lazydp.kernels.noise_key import NoiseKey
 
+# What is resumed ends in the same bits, whatever two threads do.
+pytestmark = pytest.mark.usefixtures("two_threads")
+
 KEY_SEED = 11
 
 
