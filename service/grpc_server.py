@@ -183,15 +183,16 @@ class GrpcServer:
         return self._messages.message("ModelStatisticsResponse")(model_stats=found)
 
     async def _repository_index(self, request: Any) -> Any:
-        models = [model.model_dump() for model in repository.index(self._context)]
-        ready = [model for model in models if model["state"] == "READY"]
-        return self._messages.message("RepositoryIndexResponse")(models=ready if request.ready else models)
+        models = [model.model_dump() for model in repository.index(self._context, ready=request.ready)]
+        return self._messages.message("RepositoryIndexResponse")(models=models)
 
     async def _repository_model_load(self, request: Any) -> Any:
+        repository.check_parameters(self._calls.parameters(request.parameters))
         loaded = await repository.load(self._context, request.model_name or request.repository_name)
         return self._messages.message("RepositoryModelLoadResponse")(model_name=loaded.name, isLoaded=True)
 
     async def _repository_model_unload(self, request: Any) -> Any:
+        repository.check_parameters(self._calls.parameters(request.parameters))
         gone = await repository.unload(self._context, request.model_name or request.repository_name)
         return self._messages.message("RepositoryModelUnloadResponse")(model_name=gone.name, isUnloaded=True)
 

@@ -22,8 +22,8 @@ _ERRORS_SHOWN = 20
 # Clients of the Open Inference Protocol read the `error` of an application/json document.
 PROTOCOL_PATH = "/v2"
 PROTOCOL_MEDIA_TYPE = "application/json"
-# Where a person with a browser may be told in HTML.
-_PAGES = ("/", "/try", "/traffic", "/report", "/docs")
+# Where programs ask; anywhere else a person with a browser is told in HTML.
+_FOR_PROGRAMS = ("/v1", "/metrics", "/healthz", "/readyz", "/openapi.json", "/assets/")
 
 
 class InvalidPart(BaseModel):
@@ -91,8 +91,8 @@ class Problem(Exception):  # noqa: N818 - named after RFC 9457
         """
         if path.startswith(PROTOCOL_PATH):
             return self.body(request_id), PROTOCOL_MEDIA_TYPE
-        if path in _PAGES and "text/html" in accept:
-            return self._page().encode(), "text/html; charset=utf-8"
+        if "text/html" in accept and not path.startswith(_FOR_PROGRAMS):
+            return self._page(path).encode(), "text/html; charset=utf-8"
         return orjson.dumps(self._document(request_id)), MEDIA_TYPE
 
     def _document(self, request_id: str | None) -> dict[str, Any]:
@@ -109,14 +109,16 @@ class Problem(Exception):  # noqa: N818 - named after RFC 9457
             document["errors"] = [{"pointer": pointer, "detail": detail} for pointer, detail in self.errors]
         return document
 
-    def _page(self) -> str:
+    def _page(self, path: str) -> str:
+        """A page whose links hold behind the prefix of any proxy."""
+        first = "../" * (path.count("/") - 1) or "./"
         title = html.escape(f"{self.status} {self.title}")
         detail = html.escape((self.detail or "").rstrip(".") + ".")
         return (
             f'<!doctype html><html lang="en"><head><meta charset="utf-8"><title>{title}</title>'
             '<meta name="viewport" content="width=device-width, initial-scale=1">'
-            f'<link rel="stylesheet" href="./assets/page.css"></head><body><main><h1>{title}</h1><p>{detail}</p>'
-            f'<p><a href="./">Back to the first page</a></p></main></body></html>'
+            f'<link rel="stylesheet" href="{first}assets/page.css"></head><body><main><h1>{title}</h1><p>{detail}</p>'
+            f'<p><a href="{first}">Back to the first page</a></p></main></body></html>'
         )
 
     def response(self, request_id: str | None, *, path: str, accept: str = "") -> Response:

@@ -95,8 +95,8 @@ def _refuse_large_objects(body: bytes) -> None:
             waiting += [inner for inner in part if isinstance(inner, dict | list)]
 
 
-def describe(*schemas: str) -> dict[str, Any]:
+def describe(*schemas: str, required: bool = True) -> dict[str, Any]:
     """`openapi_extra` of a handler whose body is one of the components `schemas` (see `openapi.BODIES`)."""
     references = [{"$ref": f"#/components/schemas/{schema}"} for schema in schemas]
     schema = references[0] if len(references) == 1 else {"anyOf": references}
-    return {"requestBody": {"required": True, "content": {"application/json": {"schema": schema}}}}
+    return {"requestBody": {"required": required, "content": {"application/json": {"schema": schema}}}}

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from lazydp.service import schemas
@@ -14,6 +14,8 @@ from lazydp.service.inference.infer import Answer
 from lazydp.service.inference.tensors import DATATYPES, Tensor, check_values, from_raw, to_raw
 
 _MOST_EXTENTS = 2
+# Parameters of one tensor that clients send as they do over HTTP; here every tensor goes as bytes.
+_OF_INPUT, _OF_OUTPUT = "binary_data_size", "binary_data"
 # Where the values of a datatype stand.
 _CONTENTS = {
     "BOOL": "bool_contents",
@@ -41,11 +43,20 @@ def read(request: Any) -> Call:
     inputs = [_tensor(number, part, raws[number] if raws else None) for number, part in enumerate(request.inputs)]
     if not inputs:
         raise unprocessable([("/inputs", "expected at least one")])
+    for kind, parts, known in (("inputs", request.inputs, _OF_INPUT), ("outputs", request.outputs, _OF_OUTPUT)):
+        for number, part in enumerate(parts):
+            _check_known(f"/{kind}/{number}/parameters", part.parameters, known)
     outputs = [(part.name, True) for part in request.outputs]
-    return Call(request.id or None, inputs, parse_parameters(_parameters(request.parameters)), outputs)
+    return Call(request.id or None, inputs, parse_parameters(parameters(request.parameters)), outputs)
 
 
-def _parameters(given: Mapping[str, Any]) -> dict[str, Any]:
+def _check_known(where: str, given: Iterable[str], known: str) -> None:
+    if not set(given) <= {known}:
+        raise unprocessable([(where, f"there is no such parameter; there is: {known}")])
+
+
+def parameters(given: Mapping[str, Any]) -> dict[str, Any]:
+    """Parameters of a message by name, whatever kind of value each has."""
     return {
         name: getattr(value, value.WhichOneof("parameter_choice") or "string_param") for name, value in given.items()
     }

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import re
-from typing import Literal
+from collections.abc import Mapping
+from typing import Any, Literal
 
-from pydantic import BaseModel, Field
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from lazydp.components.shared.errors import LazyDPError, UnavailableError
-from lazydp.service.http.problems import Problem
+from lazydp.service.http.problems import Problem, invalid
 from lazydp.service.serving.context import Context
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
@@ -31,13 +32,52 @@ class LoadedModel(BaseModel):
     durable: bool = Field(description="whether it holds after a restart too; otherwise set state_file")
 
 
-def index(context: Context) -> list[RepositoryModel]:
-    """Models being served, and bundles of the repository that could be."""
+class IndexRequest(BaseModel):
+    """Open Inference Protocol, repository extension: which models are asked for."""
+
+    model_config = ConfigDict(extra="forbid", strict=True)
+
+    ready: bool = Field(default=False, description="only those that are served")
+
+
+class ChangeParameters(BaseModel):
+    """What a client of Triton may say of a load or an unload. A bundle is served as it is, and alone: it takes no
+    configuration, no files and no dependents."""
+
+    model_config = ConfigDict(extra="forbid", strict=True)
+
+    unload_dependents: Literal[False] = Field(default=False, description="models are unloaded one by one")
+
+
+class ChangeRequest(BaseModel):
+    """Open Inference Protocol, repository extension: how a model is to be brought in or taken out."""
+
+    model_config = ConfigDict(extra="forbid", strict=True)
+
+    parameters: ChangeParameters = ChangeParameters()
+
+
+def check_parameters(given: Mapping[str, Any]) -> None:
+    """Refuse parameters that are not those of `ChangeParameters`.
+
+    Raises:
+        Problem: 422.
+    """
+    try:
+        ChangeParameters.model_validate(given)
+    except ValidationError as error:
+        raise invalid(error, prefix="/parameters") from None
+
+
+def index(context: Context, *, ready: bool = False) -> list[RepositoryModel]:
+    """Models being served, and bundles of the repository that could be, unless only what is `ready` is wanted."""
     served = {version.name: version for version in context.registry.versions()}
     found = [
         RepositoryModel(name=name, version=version.version, state="READY", reason=context.registry.refused(name) or "")
         for name, version in served.items()
     ]
+    if ready:
+        return found
     found += [
         RepositoryModel(name=name, version=version, state="UNAVAILABLE", reason="not loaded")
         for name, version in context.registry.repository_names()

@@ -5,11 +5,11 @@ from __future__ import annotations
 from typing import Annotated
 
 from fastapi import APIRouter, Path, Request
-from pydantic import BaseModel
+from pydantic import BaseModel, TypeAdapter
 from starlette.responses import Response
 
 from lazydp.service.http.problems import Problem
-from lazydp.service.http.request_body import decoded, describe
+from lazydp.service.http.request_body import Parsed, decoded, describe, parse_bytes
 from lazydp.service.inference import metadata, repository, rest
 from lazydp.service.inference.infer import Answer, Transport
 from lazydp.service.inference.infer import infer as answer_call
@@ -28,6 +28,8 @@ Version = Annotated[
 _BYTES = "application/octet-stream"
 _SERVED = "/v2/models/{name}"
 _OF_VERSION = "/v2/models/{name}/versions/{version}"
+_INDEX = TypeAdapter(repository.IndexRequest)
+_CHANGE = TypeAdapter(repository.ChangeRequest)
 
 
 class Live(BaseModel):
@@ -176,6 +178,14 @@ async def _infer(request: Request, context: InContext, name: str, version: str |
     return await answer_call(context, name, version, Transport(lambda: rest.read(headers, body), write))
 
 
+async def _optional(request: Request, context: InContext, adapter: TypeAdapter[Parsed]) -> Parsed:
+    """The body of a request that may have none."""
+    headers = dict(request.scope["headers"])
+    _check_media_type(headers)
+    body = decoded(headers, await request.body(), max_bytes=context.settings.max_body_bytes)
+    return parse_bytes(body.strip() or b"{}", adapter)
+
+
 def _check_media_type(headers: dict[bytes, bytes]) -> None:
     """Clients of the protocol send JSON, JSON with bytes behind it, or do not say what they send."""
     given = headers.get(b"content-type", b"").decode("latin-1").partition(";")[0].strip().lower()
@@ -184,24 +194,29 @@ def _check_media_type(headers: dict[bytes, bytes]) -> None:
 
 
 @router.post(
-    "/v2/repository/index", response_model=list[repository.RepositoryModel], summary="Models of the repository"
+    "/v2/repository/index",
+    response_model=list[repository.RepositoryModel],
+    openapi_extra=describe("IndexRequest", required=False),
+    summary="Models of the repository",
 )
-async def index(context: InContext) -> list[repository.RepositoryModel]:
-    """Models being served, and bundles of the repository that could be."""
-    return repository.index(context)
+async def index(request: Request, context: InContext) -> list[repository.RepositoryModel]:
+    """Models being served, and bundles of the repository that could be; with `ready` the first alone."""
+    return repository.index(context, ready=(await _optional(request, context, _INDEX)).ready)
 
 
 @router.post(
     "/v2/repository/models/{name}/load",
     response_model=repository.LoadedModel,
+    openapi_extra=describe("ChangeRequest", required=False),
     summary="Bring in a version of a model",
 )
-async def load(context: InContext, name: Name) -> repository.LoadedModel:
+async def load(request: Request, context: InContext, name: Name) -> repository.LoadedModel:
     """Load what the repository holds under `name`, or else what the configured path of the model points at now.
 
     Requests go on being answered by the version before until the new one is checked and warm; a bundle that is
     refused (422) leaves it in place.
     """
+    await _optional(request, context, _CHANGE)
     return await repository.load(context, name)
 
 
@@ -209,8 +224,10 @@ async def load(context: InContext, name: Name) -> repository.LoadedModel:
     "/v2/repository/models/{name}/unload",
     response_model=repository.LoadedModel,
     responses={409: {"description": "The default model stays."}},
+    openapi_extra=describe("ChangeRequest", required=False),
     summary="Serve a model no more",
 )
-async def unload(context: InContext, name: Name) -> repository.LoadedModel:
+async def unload(request: Request, context: InContext, name: Name) -> repository.LoadedModel:
     """Take a model out; the default one stays."""
+    await _optional(request, context, _CHANGE)
     return await repository.unload(context, name)

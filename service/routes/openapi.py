@@ -13,6 +13,7 @@ from lazydp.components.shared.version import release
 from lazydp.service import schemas
 from lazydp.service.http.auth import OPEN_PATHS, needed_scopes
 from lazydp.service.http.problems import MEDIA_TYPE, PROTOCOL_MEDIA_TYPE, PROTOCOL_PATH, ProblemDocument
+from lazydp.service.inference.repository import ChangeRequest, IndexRequest
 from lazydp.service.inference.rest import InferRequest
 
 # Bodies that handlers parse themselves (see `body.describe`).
@@ -20,6 +21,8 @@ BODIES: tuple[type[BaseModel], ...] = (
     schemas.RecommendationQuery,
     schemas.RecommendationBatch,
     InferRequest,
+    IndexRequest,
+    ChangeRequest,
     ProblemDocument,
 )
 _TEMPLATE = "#/components/schemas/{model}"

@@ -233,10 +233,10 @@ def test_pipeline(tmp_path: Path, busy: None) -> None:
     from lazydp.pipelines.cli import cli
 
     sample, url = tmp_path / "sample", f"sqlite:///{tmp_path / 'ledger.db'}"
-    made = CliRunner().invoke(
+    sampled = CliRunner().invoke(
         cli, ["sample-data", "--out", str(sample), "--users", "60", "--items", "400", "--interactions", "3000"]
     )
-    assert made.exit_code == 0, made.output
+    assert sampled.exit_code == 0, sampled.output
     spec = sample / "spec.yaml"
     spec.write_text(spec.read_text().replace("max_examples_per_user: 64", "max_examples_per_user: 4"))
     settings = {"model": {"kind": "two_tower", "embedding_dim": 8}, "privacy_unit": "example", "sampling_prob": 0.02}
@@ -258,6 +258,8 @@ def test_pipeline(tmp_path: Path, busy: None) -> None:
         wait_for_group(process.pid)
         after = entries_of(url)
         assert after[: len(before)] == before
+        made = sorted(path.name for path in out.iterdir()) if out.exists() else []
+        print(f"pipeline killed, {[entry.kind for entry in after[len(before) :]]}, {made}", file=sys.stderr)
         if out.exists():
             assert stat.S_IMODE(out.stat().st_mode) == 0o700
         of_runs = [(entry.run_id, entry.kind) for entry in after if entry.run_id]

@@ -151,6 +151,17 @@ def test_an_unknown_model_in_the_address_is_told_to_a_person(client: httpx.Clien
     assert client.post("/try", content=b"{}", headers={"content-type": "application/json"}).status_code == 415
 
 
+@pytest.mark.parametrize(("path", "first"), [("/nope", "./"), ("/tries/of/mine", "../../"), ("/favicon.ico", "./")])
+def test_a_path_that_is_not_is_told_to_a_person_too(client: httpx.Client, path: str, first: str) -> None:
+    page = client.get(path, headers=HTML)
+    assert (page.status_code, page.headers["content-type"]) == (404, "text/html; charset=utf-8")
+    assert "nothing at this path" in page.text
+    assert f'<a href="{first}">' in page.text
+    for program in ("/v1/nope", "/v2/nope", "/metrics/nope", path):
+        accept = {} if program == path else HTML
+        assert client.get(program, headers=accept).headers["content-type"].endswith("json")
+
+
 def test_an_unknown_attribute_and_a_long_id_are_told_on_the_page(client: httpx.Client) -> None:
     assert "No recommendations" in client.post("/try", data={"user_id": "7", "filter.taste": "sweet"}).text
     assert "No recommendations" in client.post("/try", data={"user_id": "7" * 300}).text

@@ -65,6 +65,10 @@ with triton.InferenceServerClient(url) as to:
         lambda: to.infer("untrained", [bad]),
         lambda: to.load_model("../untrained"),
         lambda: to.unload_model("untrained"),
+        lambda: to.infer("untrained", [users], outputs=[triton.InferRequestedOutput("score", class_count=2)]),
+        lambda: to.load_model("untrained", config="{}"),
+        lambda: to.load_model("untrained", config="{}", files={"file:1/model": b"x"}),
+        lambda: to.unload_model("untrained", unload_dependents=True),
     ):
         try:
             call()
@@ -109,6 +113,7 @@ def test_triton(both: tuple[httpx.Client, str]) -> None:
         *["StatusCode.INVALID_ARGUMENT"] * 3,
         "StatusCode.NOT_FOUND",
         "StatusCode.FAILED_PRECONDITION",
+        *["StatusCode.INVALID_ARGUMENT"] * 4,
     ]
     assert all(message for _, message in found["errors"])
 

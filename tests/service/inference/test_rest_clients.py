@@ -106,6 +106,9 @@ def test_triton_reads_what_there_is(client: httpx.Client, tritons: Any) -> None:
         (lambda to: to.get_model_metadata("other"), "404", "no such model"),
         (lambda to: to.get_model_config(MODEL, "0"), "404", "this version is not served"),
         (lambda to: to.load_model("other"), "404", "neither the repository"),
+        (lambda to: to.load_model(MODEL, config="{}"), "422", "/parameters/config"),
+        (lambda to: to.load_model(MODEL, config="{}", files={"file:1/model": b"x"}), "422", "/parameters/"),
+        (lambda to: to.unload_model(MODEL, unload_dependents=True), "422", "/parameters/unload_dependents"),
         (lambda to: to.get_trace_settings(), "404", "nothing at this path"),
         (lambda to: to.infer(MODEL, [users(binary=True)], parameters={"colour": 1}), "422", "colour"),
         (lambda to: to.infer(MODEL, [users(binary=True)], sequence_id=3, sequence_start=True), "422", "sequence"),
@@ -123,6 +126,20 @@ def test_triton_is_refused_in_its_own_words(tritons: Any, call: Any, status: str
     assert refused.value.status() == status
     assert "decoding" not in refused.value.message()
     assert words in refused.value.message()
+
+
+def test_the_index_of_what_is_ready(start: Any, bundles: dict[str, Path]) -> None:
+    with start(bundles["towers"], repository=bundles["towers"].parent) as client:
+        every = client.post("/v2/repository/index").json()
+        assert {model["state"] for model in every} == {"READY", "UNAVAILABLE"}
+        assert client.post("/v2/repository/index", json={"ready": False}).json() == every
+        ready = client.post("/v2/repository/index", json={"ready": True}).json()
+        assert ready == [model for model in every if model["state"] == "READY"]
+        wrongs: list[Any] = [{"ready": 1}, {"colour": True}, []]
+        for wrong in wrongs:
+            refused = client.post("/v2/repository/index", json=wrong)
+            assert (refused.status_code, "error" in refused.json()) == (422, True)
+        assert client.post("/v2/repository/index", content=b"{").status_code == 400
 
 
 def test_a_service_has_the_names_it_is_given(start: Any, bundles: dict[str, Path]) -> None:
