@@ -132,34 +132,26 @@ def order_rows(
 ) -> Rows:
     """The rows by group, then time (int64), part (float64) and content (uint64), where given: int64 [n]."""
     order = np.empty(len(group), dtype=np.int64)
-    _rows.order_rows(group, time, part, content, None, None, order, None)
+    _rows.order_rows(group, time, part, content, order)
     return order
 
 
-def order_by_user(
-    hashes: Words,
-    users: Texts,
-    *,
-    time: Array | None = None,
-    part: Array | None = None,
-    content: Words | None = None,
-) -> tuple[Rows, np.ndarray[Any, np.dtype[np.bool_]]]:
-    """The rows by (hash, text) of the user, then as `order_rows`.
+def number_users(hashes: Words, users: Texts) -> tuple[Array, Array]:
+    """Numbers for users that are named again and again, by the order of (hash, text).
 
     Args:
-        hashes: of the users, uint64 [n]; users may agree in them.
-        users: their texts [n].
-        time: int64 [n]; None where rows have none.
-        part: float64 [n], of a time; None where there is none.
-        content: uint64 [n]; None where rows have none.
+        hashes: of the texts, uint64 [n]; texts may agree in them.
+        users: texts [n].
 
     Returns:
-        The rows, int64 [n], and for each place whether another user begins there, bool [n].
+        The number of each of the users, uint32 [n], and where each user stands first, uint32 [number of users].
+
+    Raises:
+        ValueError: there are not as many hashes as texts.
     """
-    order = np.empty(len(hashes), dtype=np.int64)
-    starts = np.empty(len(hashes), dtype=np.uint8)
-    _rows.order_rows(hashes, time, part, content, users.data, users.offsets, order, starts)
-    return order, starts.view(np.bool_)
+    numbers, firsts = np.empty(len(users), dtype=np.uint32), np.empty(len(users), dtype=np.uint32)
+    found = _rows.number_users(hashes, users.data, users.offsets, numbers, firsts)
+    return numbers, firsts[:found]
 
 
 @dataclass(frozen=True, slots=True)
@@ -328,6 +320,42 @@ def gather(values: Array, rows: Array, out: Array, *, column: int = 0) -> None:
     """
     width = 1 if out.ndim == 1 else out.shape[1]
     _rows.gather(values, rows, out.reshape(-1), width, column)
+
+
+@dataclass(frozen=True, slots=True)
+class Integers:
+    """n integers as Arrow lays them out.
+
+    values: int32 or int64 [n].
+    valid: bits, anything with the buffer protocol, 0 where a value is missing; None: none is.
+    offset: the bit of the first value.
+    """
+
+    values: Array
+    valid: Any
+    offset: int
+
+    def range(self) -> tuple[int, int]:
+        """The least and the greatest; where there is none the first is greater.
+
+        Raises:
+            ValueError: there are fewer bits than values.
+        """
+        return _rows.range_of_integers(self.values, self.valid, self.offset)
+
+    def look_up(self, first: int, table: Array) -> np.ndarray[tuple[int], np.dtype[np.float32]]:
+        """table[value - first] for each value, and for a missing one the last entry.
+
+        Args:
+            first: the integer of the table's first entry.
+            table: float32 [m].
+
+        Raises:
+            ValueError: a value has no entry, or there are fewer bits than values.
+        """
+        out = np.empty(len(self.values), dtype=np.float32)
+        _rows.look_up(self.values, self.valid, self.offset, first, table, out)
+        return out
 
 
 def best_of_rows(scores: Array, k: int) -> tuple[np.ndarray[tuple[int, int], np.dtype[np.int64]], list[int]]:

@@ -14,6 +14,7 @@ from typing import Any, NoReturn
 import click
 
 from lazydp.components.shared.errors import LazyDPError
+from lazydp.components.shared.freed_memory import keep_freed_memory
 from lazydp.components.shared.huge_pages import prefer_huge_pages
 
 # name -> (where the click command lives, its line in `lazydp --help`)
@@ -108,6 +109,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     verbose = any(flag in (arguments or sys.argv[1:]) for flag in ("-v", "--verbose"))
     interrupts = _count_interrupts()
     prefer_huge_pages()
+    keep_freed_memory()
     try:
         status = cli.main(args=arguments, prog_name="lazydp", standalone_mode=False)
     except click.UsageError as error:

@@ -11,7 +11,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from lazydp.components.features.spec import DenseFeature, ListFeature
-from lazydp.components.features.values import Values, canonical_text, to_numbers
+from lazydp.components.features.values import Numbers, Values, as_array, canonical_text, integers_of, to_numbers
 from lazydp.components.features.vocabulary import Codes, Vocabulary
 
 Floats: TypeAlias = np.ndarray[tuple[int], np.dtype[np.float32]]
@@ -19,6 +19,9 @@ Floats: TypeAlias = np.ndarray[tuple[int], np.dtype[np.float32]]
 
 # Fewer values than these may all be slips of the pen.
 _ODD_VALUES = 20
+# A table of integers pays where a column has so many values, and each stands there so often.
+_MANY_VALUES = 1 << 10
+_REPEATS = 4
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,7 +104,18 @@ def scale_dense(feature: DenseFeature, values: Values) -> Floats:
     Raises:
         ValueError: nested values.
     """
-    numbers = to_numbers(values)
+    array = as_array(values)
+    if len(array) >= _MANY_VALUES and array.type in (pa.int32(), pa.int64()):
+        integers = integers_of(array)
+        first, last = integers.range()
+        if 0 <= last - first <= len(array) // _REPEATS:
+            # Each integer is scaled once, not in every row. The last entry stands for what is missing.
+            known = _scaled(feature, np.arange(first, last + 1).astype(np.float64))
+            return integers.look_up(first, np.append(known, np.float32(0)))
+    return _scaled(feature, to_numbers(array))
+
+
+def _scaled(feature: DenseFeature, numbers: Numbers) -> Floats:
     low, high = feature.bounds
     if feature.transform == "log1p":
         numbers = np.sign(numbers) * np.log1p(np.abs(numbers))
@@ -116,7 +130,10 @@ def refuse_text(values: Values) -> None:
     Raises:
         ValueError: over a score of values, and not one number.
     """
-    known = values.drop_null() if isinstance(values, pa.Array | pa.ChunkedArray) else pa.array(values).drop_null()
+    array = values if isinstance(values, pa.Array | pa.ChunkedArray) else pa.array(values)
+    if pa.types.is_integer(array.type):
+        return
+    known = array.drop_null()
     if len(known) > _ODD_VALUES and bool(np.isnan(to_numbers(known)).all()):
         raise ValueError(
             f"expected numbers, found none among {len(known)} values: text needs a vocabulary (kind: single), "

@@ -28,7 +28,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from lazydp.kernels.rows import Texts
+from lazydp.kernels.rows import Integers, Texts
 
 # Characters of the id of a user or an item: in data, in requests and in the inference protocol alike.
 MAX_ID = 256
@@ -145,6 +145,13 @@ def texts_of(text: pa.Array) -> Texts:
         return Texts(None, np.zeros(1, dtype=np.int64))
     places = np.frombuffer(offsets, dtype=np.int64 if wide else np.int32)
     return Texts(data, places[array.offset : array.offset + len(array) + 1])
+
+
+def integers_of(array: pa.Array) -> Integers:
+    """An array of int32 or int64 as the functions of `kernels.rows` take it, without a copy."""
+    valid, data = array.buffers()
+    values = np.frombuffer(data, dtype=array.type.to_pandas_dtype())[array.offset : array.offset + len(array)]
+    return Integers(values, valid if array.null_count else None, array.offset)
 
 
 def to_numbers(values: Values) -> Numbers:

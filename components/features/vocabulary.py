@@ -28,7 +28,7 @@ from lazydp.components.features.vocabulary_spec import (
 )
 from lazydp.components.shared.bounded_parquet import read_bounded
 from lazydp.components.shared.errors import FormatError, InputError, IntegrityError
-from lazydp.kernels.rows import TextIndex, Texts, hashed_codes
+from lazydp.kernels.rows import TextIndex, Texts, gather, hashed_codes
 
 _HASH_PERSON = b"lazydp.vocab"
 # The one text form of an integer: neither "+2", "007" nor "-0" is the number 2, 7 or 0 (`values`).
@@ -63,6 +63,21 @@ class Vocabulary(ABC):
             ValueError: nested values.
         """
 
+    def encode_column(self, values: Values) -> np.ndarray[tuple[int], np.dtype[np.int32]]:
+        """The same codes as int32; each value of a dictionary is encoded once, not in every row.
+
+        Raises:
+            ValueError: nested values.
+        """
+        if not isinstance(values, pa.DictionaryArray):
+            return self.encode(values).astype(np.int32)
+        known = np.append(self.encode(values.dictionary), 0).astype(np.int32)
+        # Null indices point at the last entry, which is 0: unknown.
+        places = values.indices.fill_null(len(known) - 1) if values.indices.null_count else values.indices
+        codes = np.empty(len(values), dtype=np.int32)
+        gather(known, places.to_numpy(zero_copy_only=False).astype(np.uint32, copy=False), codes)
+        return codes
+
     def values(self) -> pa.Array | None:
         """The known values in code order (code 1 first), or None where they cannot be listed."""
         return None
@@ -76,10 +91,6 @@ class _TextVocabulary(Vocabulary):
         """Codes of texts; what stands for a missing one does not count."""
 
     def encode(self, values: Values) -> Codes:
-        if isinstance(values, pa.DictionaryArray):
-            codes = np.append(self.encode(values.dictionary), 0)
-            # Null indices point at the last entry, which is 0: unknown.
-            return np.asarray(codes[values.indices.fill_null(len(codes) - 1).to_numpy(zero_copy_only=False)])
         text = canonical_text(values)
         codes = self._encode_texts(texts_of(text))
         if text.null_count:
@@ -132,7 +143,8 @@ class Integers(Vocabulary):
         known = whole.fill_null(self._first - 1) if whole.null_count else whole
         numbers = known.to_numpy(zero_copy_only=False)
         codes: Codes = numbers - (self._first - 1)
-        codes[(numbers < self._first) | (numbers > self._first + self.size - 1)] = 0
+        # One comparison for both ends: what lies before the first is a large number without a sign.
+        codes[codes.view(np.uint64) > self.size] = 0
         return codes
 
     def values(self) -> pa.Array:

@@ -38,8 +38,8 @@ from lazydp.kernels.rows import (
     OrderedRows,
     SplitUsers,
     gather,
+    number_users,
     order_by_time,
-    order_by_user,
     order_rows,
     split_users,
 )
@@ -48,6 +48,7 @@ _USER_CODE = "user_code"
 # Any fixed word: keeps the choice of a sample independent of the order by hash.
 _SAMPLE = np.uint64(0x73616D706C65)
 _HASHED_AT_ONCE = 1 << 16
+_STACKED_AT_ONCE = 1 << 12
 # A string array has offsets of 32 bits.
 _MOST_TEXT = 2**31 - 1
 
@@ -128,7 +129,7 @@ class Assembler:
         """Make the examples of one partition.
 
         Args:
-            rows: encoded rows, all rows of every user in it (see `spill.part_encoded`).
+            rows: encoded rows, all rows of every user in it (see `spill.Parted.of`).
             users: encoded user features (`user`, `hash`, `feature:<name>`), None without any.
             workspace: makes the arrays.
         """
@@ -182,16 +183,13 @@ def _numbered_users(column: pa.ChunkedArray, workspace: Workspace) -> tuple[pa.A
     """The users of a partition in their order, their hashes, and the number of each row's user (uint32)."""
     names = _one_array([chunk.dictionary for chunk in column.chunks])
     hashes = hash_texts(names)
-    order, starts = order_by_user(hashes, texts_of(names))
-    number_of = np.empty(len(names), dtype=np.uint32)
-    number_of[order] = np.cumsum(starts, dtype=np.uint32) - np.uint32(1)
+    number_of, distinct = number_users(hashes, texts_of(names))
     numbers = workspace.empty(len(column), np.uint32)
     begin, first = 0, 0
     for chunk in column.chunks:
         end, last = begin + len(chunk), first + len(chunk.dictionary)
         gather(number_of[first:last], chunk.indices.to_numpy(), numbers[begin:end])
         begin, first = end, last
-    distinct = order[starts]
     return names.take(pa.array(distinct)), hashes[distinct], numbers
 
 
@@ -265,8 +263,7 @@ def _profiles(
         return None
     found = pa.table({USER_COLUMN: names})
     if spec.user is not None and spec.user.embed:
-        codes = vocabularies[USER].encode(names)
-        found = found.append_column(_USER_CODE, pa.array(codes.astype(np.int32)))
+        found = found.append_column(_USER_CODE, pa.array(vocabularies[USER].encode_column(names)))
     features = [feature.name for feature in spec.features if feature.source == "user"]
     if users is None or not features:
         return found
@@ -339,11 +336,17 @@ class _Gather:
         stacked = self.workspace.empty(len(found) * len(columns), dtype).reshape(len(found), len(columns))
         for number, (source, name) in enumerate(columns):
             if source == "context":
-                gather(self._values(name), found.rows, stacked, column=number)
-            elif self.profiles is not None and name in self.profiles.column_names:
+                continue
+            if self.profiles is not None and name in self.profiles.column_names:
                 stacked[:, number] = _numpy(self.profiles.column(name).fill_null(0))[found.users]
             else:
                 stacked[:, number] = 0
+        own = [(number, self._values(name)) for number, (source, name) in enumerate(columns) if source == "context"]
+        # Some rows at a time, so that what is written column by column is still near the processor.
+        for begin in range(0, len(found), _STACKED_AT_ONCE):
+            picked = slice(begin, begin + _STACKED_AT_ONCE)
+            for number, values in own:
+                gather(values, found.rows[picked], stacked[picked], column=number)
         return stacked
 
     def _lists(self, source: str, name: str, found: Examples) -> CodeLists:

@@ -58,9 +58,11 @@ _REMEDIES = {
 }
 # An item that the catalogue lacks may be what the spec asks for; rows without a user or a label never are.
 _NEVER_MOST = {"null_user", "long_user", "null_item", "bad_timestamp", "bad_label", "unknown_split"}
-# Batches of fewer rows cost more than they save; a row takes about so much while it is encoded and parted.
+# Batches of fewer rows cost more than they save. While it is encoded and parted, a row takes about so many bytes: for
+# its user, and for each column.
 _FEWEST_ROWS = 1 << 13
-_ENCODED_ROW_BYTES = 400
+_ENCODED_ROW_BYTES = 128
+_ENCODED_COLUMN_BYTES = 20
 # A byte of compressed text is at most about so many of plain text.
 _MOST_COMPRESSED = 8
 # What a row takes while it is assembled, at most, and for each column.
@@ -172,7 +174,7 @@ def _spill_interactions(
 ) -> tuple[Spill, Tally]:
     tally = Tally()
     spill: Spill | None = None
-    batches = source.batches(encoder.columns, most_rows=_batch_rows(options), coded=True)
+    batches = source.batches(encoder.columns, most_rows=_batch_rows(options, len(encoder.columns)), coded=True)
     scarce = options.memory_bytes < PLENTY
     try:
         with Progress("ingest: encode", total=source.num_rows, unit="rows") as progress:
@@ -186,7 +188,7 @@ def _spill_interactions(
                     held = 0 if scarce else free // 2
                     number = partitions_needed(
                         num_rows=_rows_at_most(source, batch),
-                        row_bytes=part_encoded(encoded, 1)[0][1].nbytes / encoded.num_accepted,
+                        row_bytes=part_encoded(encoded, 1).num_bytes / encoded.num_accepted,
                         memory_bytes=free - held,
                         workers=options.workers,
                     )
@@ -218,10 +220,11 @@ def _encoded_and_parted(
     return encoded, part_encoded(encoded, num_partitions)
 
 
-def _batch_rows(options: IngestOptions) -> int:
+def _batch_rows(options: IngestOptions, num_columns: int) -> int:
     """Rows of a batch, so that those which the workers encode at once fit the memory given."""
     at_once = working_memory(options.memory_bytes) // (2 * (options.workers + 2))
-    return max(_FEWEST_ROWS, min(BATCH_ROWS, at_once // _ENCODED_ROW_BYTES))
+    row_bytes = _ENCODED_ROW_BYTES + _ENCODED_COLUMN_BYTES * num_columns
+    return max(_FEWEST_ROWS, min(BATCH_ROWS, at_once // row_bytes))
 
 
 def _rows_at_most(source: RowSource, first: pa.RecordBatch) -> int:

@@ -43,6 +43,8 @@ def allocators_for(memory_bytes: int) -> Iterator[None]:
     Arrow's own pool keeps some tens of MiB beyond what it holds, and so does the C library for each thread. What the C
     library is told holds for the rest of the process.
     """
+    # What earlier work of this process left in it is no less the process's.
+    pa.default_memory_pool().release_unused()
     if memory_bytes >= PLENTY:
         yield
         return

@@ -92,7 +92,7 @@ def _columns(part: Assembled, at: Mapping[str, slice]) -> Iterable[tuple[str, Se
         yield "users.user", [ends - ends[0], memoryview(texts.data or b"")[int(ends[0]) : int(ends[-1])]]
     if part.sequences is not None:
         lengths, values = part.sequences.lengths[at["users"]], part.sequences.values[at["items"]]
-        yield "users.items", [lengths.astype(np.int64), values.astype(np.int32)]
+        yield "users.items", [lengths.astype(np.int64, copy=False), values.astype(np.int32, copy=False)]
 
 
 def _split_columns(

@@ -212,10 +212,13 @@ class ParquetReader(_FileReader):
                 file = self._open(raw, texts=texts, buffer_size=self._buffer_size)
                 # A row group at a time: the reader of whole files reads far ahead.
                 for group in self._groups:
+                    num_rows = file.metadata.row_group(group).num_rows
                     if not own:
-                        yield from self._of_partitions(columns, file.metadata.row_group(group).num_rows)
+                        yield from self._of_partitions(columns, num_rows)
                         continue
-                    for batch in file.iter_batches(batch_size=most_rows, row_groups=[group], columns=own):
+                    # Batches of one size, of which none is so small that it would have to be joined with others.
+                    batch_rows = -(-num_rows // -(-num_rows // most_rows)) if num_rows else most_rows
+                    for batch in file.iter_batches(batch_size=batch_rows, row_groups=[group], columns=own):
                         yield self._completed(batch, columns)
         except (pa.ArrowException, OSError) as error:
             raise self._unreadable(error, "Parquet") from None

@@ -163,12 +163,14 @@ class InteractionEncoder:
         raw = _coded(batch, self._spec.user.column, "user.column")
         name = text_of(raw.dictionary, self._spec.user.column, "user.column")
         missing = _missing(name)
-        # The last one stands for rows that name nobody.
-        names = pa.concat_arrays([name.fill_null("").cast(pa.string()), pa.array([""])])
-        indices = raw.indices.fill_null(len(name)) if raw.indices.null_count else raw.indices
+        names, indices = name.fill_null("") if name.null_count else name, raw.indices
+        if indices.null_count:
+            # The last one stands for rows that name nobody.
+            names, indices = pa.concat_arrays([names, pa.array([""])]), indices.fill_null(len(name))
+            missing = np.append(missing, True)
         entries = indices.to_numpy(zero_copy_only=False).astype(np.int32, copy=False)
-        if raw.indices.null_count or missing.any():
-            refused.append(("null_user", np.append(missing, True)[entries]))
+        if missing.any():
+            refused.append(("null_user", missing[entries]))
         # Bytes are never fewer than characters.
         if (pc.max(pc.binary_length(names)).as_py() or 0) > MAX_ID:
             refused.append(("long_user", _mask(pc.greater(pc.utf8_length(names), MAX_ID))[entries]))
@@ -194,8 +196,8 @@ class InteractionEncoder:
             values = text_of(raw, self._spec.item.column, "item.column")
             missing = _missing(values)
             hashes = hash_texts(values) if with_hashes else None
-        codes = self._vocabularies[ITEM].encode(values)
-        columns[ITEM_COLUMN] = pa.array(codes.astype(np.int32))
+        codes = self._vocabularies[ITEM].encode_column(values)
+        columns[ITEM_COLUMN] = pa.array(codes)
         refused.append(("null_item", missing))
         refused.append(("unknown_item", codes == 0))
         return hashes
@@ -304,7 +306,7 @@ def encode_features(
                     pa.array(lists.offsets().astype(np.int32)), pa.array(lists.values.astype(np.int32))
                 )
             else:
-                column = pa.array(vocabularies[feature.table_name].encode(raw).astype(np.int32))
+                column = pa.array(vocabularies[feature.table_name].encode_column(raw))
         except ValueError as error:
             raise InputError(f"feature {feature.name!r} (column {feature.column_name!r}): {error}") from None
         columns[FEATURE_PREFIX + feature.name] = column

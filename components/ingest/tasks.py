@@ -173,13 +173,13 @@ class Encode:
             encoded = self.encoder.encode(batch)
             counted.tallies["interactions"].add(encoded)
             if encoded.num_accepted:
-                yield from part_encoded(encoded, self.parts)
+                yield from part_encoded(encoded, self.parts).parts()
 
     def _users(self, source: RowSource, counted: Counted) -> Iterator[tuple[int, pa.RecordBatch]]:
         spec, vocabularies = self.resolved.spec, self.resolved.vocabularies
         for batch in source.batches(user_columns(spec), most_rows=self.most_rows):
             rows, hashes = encode_users(spec, vocabularies, batch)
-            yield from part_by_hash(rows, hashes, self.parts)
+            yield from part_by_hash(rows, hashes, self.parts).parts()
             counted.tallies["users"].add_counts(rows.num_rows, sums_of_users(rows, hashes))
 
 

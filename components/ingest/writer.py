@@ -165,9 +165,11 @@ class PartWriter:
             self._users.append(part)
 
     def finish(self) -> dict[Path, FileEntry]:
-        """Write the files; returns the size and digest of each."""
-        found = dict(split.finish() for split in self._splits.values())
-        return found | dict([self._users.finish()]) if self._users is not None else found
+        """Write the files, on all cores; returns the size and digest of each."""
+        writers: list[_SplitWriter | _UsersWriter] = [*self._splits.values()]
+        if self._users is not None:
+            writers.append(self._users)
+        return dict(in_order(lambda writer: writer.finish(), writers, workers=cores()))
 
 
 def finish_dataset(

@@ -6,10 +6,12 @@ import hashlib
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from lazydp.components.features.values import integers_of
 from lazydp.kernels import rows
 from lazydp.kernels.rows import Texts
 
@@ -114,32 +116,46 @@ def test_parts_are_ranges_of_hashes(hashes: list[int], parts: int) -> None:
     assert ends.tolist() == [sum(part <= number for part in part_of) for number in range(parts)]
 
 
-ROW = st.tuples(
-    st.sampled_from([0, 1, 5, 2**63, 2**64 - 1]), st.sampled_from("abc"), st.integers(-2, 2), st.integers(0, 2), WORDS
-)
+ROW = st.tuples(st.sampled_from([0, 1, 5, 2**63, 2**64 - 1]), st.integers(-2, 2), st.integers(0, 2), WORDS)
 
 
 @given(st.lists(ROW, max_size=60), st.booleans(), st.booleans())
 def test_rows_are_ordered_as_by_a_sort_of_tuples(
-    log: list[tuple[int, str, int, int, int]], timed: bool, parted: bool
+    log: list[tuple[int, int, int, int]], timed: bool, parted: bool
 ) -> None:
-    """Users may share a hash: then their texts decide, and their rows do not mix."""
-    group, time, part, content = ([row[0] for row in log], *([row[n] for row in log] for n in (2, 3, 4)))
-    names = [row[1] for row in log]
+    group, time, part, content = ([row[n] for row in log] for n in range(4))
     times = np.array(time, dtype=np.int64) if timed else None
     parts = np.array(part, dtype=np.float64) if parted else None
     hashes, contents = (np.array(column, dtype=np.uint64) for column in (group, content))
-    order, starts = rows.order_by_user(hashes, texts(names), time=times, part=parts, content=contents)
+    order = rows.order_rows(hashes, time=times, part=parts, content=contents)
 
     def key(row: int) -> tuple[Any, ...]:
-        return group[row], names[row], time[row] * timed, part[row] * parted, content[row], row
+        return group[row], time[row] * timed, part[row] * parted, content[row], row
 
-    expected = sorted(range(len(log)), key=key)
-    assert order.tolist() == expected
-    users = [key(row)[:2] for row in expected]
-    assert starts.tolist() == [place == 0 or users[place] != users[place - 1] for place in range(len(log))]
-    without_users = rows.order_rows(hashes, time=times, part=parts, content=contents)
-    assert without_users.tolist() == sorted(range(len(log)), key=lambda row: (key(row)[0], *key(row)[2:]))
+    assert order.tolist() == sorted(range(len(log)), key=key)
+
+
+@given(st.lists(st.tuples(st.sampled_from([0, 1, 5, 2**63, 2**64 - 1]), st.sampled_from(["", "a", "b", "ab"]))))
+def test_users_are_numbered_by_hash_and_text(log: list[tuple[int, str]]) -> None:
+    """Users may share a hash: then their texts decide."""
+    check_numbers(log)
+
+
+def test_many_users_are_numbered_also_where_all_share_a_hash() -> None:
+    """A table that grows finds users of different hashes; one that would have to be searched through gives way."""
+    named = [f"user {number % 3000}" for number in range(9000)]
+    check_numbers([(text_hash(name), name) for name in named])
+    check_numbers([(7, name) for name in named])
+
+
+def check_numbers(log: list[tuple[int, str]]) -> None:
+    """Compare numbers with the places of a sort of (hash, text)."""
+    hashes = np.array([word for word, _ in log], dtype=np.uint64)
+    numbers, firsts = rows.number_users(hashes, texts([name for _, name in log]))
+    distinct = sorted(set(log))
+    assert [distinct[number] for number in numbers.tolist()] == log
+    assert [log[first] for first in firsts.tolist()] == distinct
+    assert all(log.index(log[first]) == first for first in firsts.tolist()[:50])
 
 
 def test_many_rows_of_few_groups_are_ordered() -> None:
@@ -289,6 +305,31 @@ def test_values_are_gathered_into_a_column(dtype: Any) -> None:
 
 def uint32(*numbers: int) -> Any:
     return np.array(numbers, dtype=np.uint32)
+
+
+@given(st.lists(st.one_of(st.none(), st.integers(-5, 90)), max_size=40), st.integers(0, 9), st.booleans())
+def test_integers_are_looked_up(values: list[int | None], skipped: int, narrow: bool) -> None:
+    """Whatever bit of its byte the first value has; a missing one is the last entry."""
+    array = pa.array([7] * skipped + values, pa.int32() if narrow else pa.int64()).slice(skipped)
+    integers = integers_of(array)
+    known = [value for value in values if value is not None]
+    if not known:
+        assert integers.range()[0] > integers.range()[1]
+        return
+    first, last = integers.range()
+    assert (first, last) == (min(known), max(known))
+    table = np.append(np.arange(first, last + 1), -99).astype(np.float32)
+    assert integers.look_up(first, table).tolist() == [-99 if value is None else value for value in values]
+
+
+def test_extreme_integers_have_a_range() -> None:
+    ends = np.array([-(2**63), 2**63 - 1])
+    assert rows.Integers(ends, None, 0).range() == (-(2**63), 2**63 - 1)
+    for first, size in ((0, 3), (-(2**63), 2), (2**63 - 1, 1)):
+        with pytest.raises(ValueError, match="places of the table"):
+            rows.Integers(ends, None, 0).look_up(first, np.zeros(size, np.float32))
+    with pytest.raises(ValueError, match="a bit for each value"):
+        rows.Integers(np.zeros(9, np.int32), b"\xff", 0).range()
 
 
 @pytest.mark.parametrize("n", [5, 3_701])

@@ -6,6 +6,8 @@
 #include "rows/buffers.h"
 #include "rows/codes.h"
 #include "rows/hashes.h"
+#include "rows/look_up.h"
+#include "rows/numbers.h"
 #include "rows/order.h"
 #include "rows/splits.h"
 #include "rows/users.h"
@@ -183,10 +185,10 @@ PyObject* order_by_part_of(PyObject*, PyObject* arguments) {
 
 PyObject* order_rows(PyObject*, PyObject* arguments) {
   return guarded([&]() -> PyObject* {
-    PyObject *group, *time, *part, *content, *data, *offsets, *order, *starts;
-    if (!PyArg_ParseTuple(arguments, "OOOOOOOO", &group, &time, &part, &content, &data, &offsets, &order, &starts)) return nullptr;
+    PyObject *group, *time, *part, *content, *order;
+    if (!PyArg_ParseTuple(arguments, "OOOOO", &group, &time, &part, &content, &order)) return nullptr;
     const Buffer groups(group, "group"), times(time, "time"), parts(part, "part"), contents(content, "content");
-    const Buffer bytes(data, "data"), places(offsets, "offsets"), found(order, "order", true), firsts(starts, "starts", true);
+    const Buffer found(order, "order", true);
     {
       const WithoutLock unlocked;
       const auto grouped = groups.as<const uint64_t>();
@@ -194,19 +196,26 @@ PyObject* order_rows(PyObject*, PyObject* arguments) {
       const Keys keys{grouped, times.held() ? times.as<const int64_t>(size) : std::span<const int64_t>(),
                       parts.held() ? parts.as<const double>(size) : std::span<const double>(),
                       contents.held() ? contents.as<const uint64_t>(size) : std::span<const uint64_t>()};
-      RowOrder rows(keys);
-      const auto ordered = found.as<int64_t>(size);
-      if (places.held()) {
-        const Texts users = texts_of(bytes, places);
-        if (users.size() != size) throw std::invalid_argument("users: expected as many as rows");
-        const auto marks = firsts.as<uint8_t>(size);
-        rows.sort(ordered);
-        rows.mark_users(users, ordered, marks);
-      } else {
-        rows.sort(ordered);
-      }
+      RowOrder(keys).sort(found.as<int64_t>(size));
     }
     return none();
+  });
+}
+
+PyObject* number_users_of(PyObject*, PyObject* arguments) {
+  return guarded([&]() -> PyObject* {
+    PyObject *hashes, *data, *offsets, *out, *first;
+    if (!PyArg_ParseTuple(arguments, "OOOOO", &hashes, &data, &offsets, &out, &first)) return nullptr;
+    const Buffer words(hashes, "hashes"), bytes(data, "data"), places(offsets, "offsets"), numbers(out, "numbers", true);
+    const Buffer firsts(first, "firsts", true);
+    size_t users = 0;
+    {
+      const WithoutLock unlocked;
+      const Texts texts = texts_of(bytes, places);
+      UserNumbers numbered(words.as<const uint64_t>(), texts);
+      users = numbered.fill(numbers.as<uint32_t>(texts.size()), firsts.as<uint32_t>(texts.size()));
+    }
+    return PyLong_FromSize_t(users);
   });
 }
 
@@ -380,6 +389,48 @@ PyObject* gather_of(PyObject*, PyObject* arguments) {
   });
 }
 
+// Calls body with the integers of a buffer, of 32 or 64 bits.
+template <class Body>
+void with_integers(const Buffer& values, const Buffer& valid, unsigned long long offset, const Body& body) {
+  const auto bits = valid.held() ? valid.as<const uint8_t>() : std::span<const uint8_t>();
+  if (values.width() == 4)
+    body(Integers<int32_t>{values.as<const int32_t>(), bits, offset});
+  else
+    body(Integers<int64_t>{values.as<const int64_t>(), bits, offset});
+}
+
+PyObject* range_of_integers(PyObject*, PyObject* arguments) {
+  return guarded([&]() -> PyObject* {
+    PyObject *values, *valid;
+    unsigned long long offset;
+    if (!PyArg_ParseTuple(arguments, "OOK", &values, &valid, &offset)) return nullptr;
+    const Buffer numbers(values, "values"), bits(valid, "valid");
+    std::pair<int64_t, int64_t> found;
+    {
+      const WithoutLock unlocked;
+      with_integers(numbers, bits, offset, [&](const auto& integers) { found = range_of(integers); });
+    }
+    return Py_BuildValue("LL", static_cast<long long>(found.first), static_cast<long long>(found.second));
+  });
+}
+
+PyObject* look_up_integers(PyObject*, PyObject* arguments) {
+  return guarded([&]() -> PyObject* {
+    PyObject *values, *valid, *table, *out;
+    unsigned long long offset;
+    long long first;
+    if (!PyArg_ParseTuple(arguments, "OOKLOO", &values, &valid, &offset, &first, &table, &out)) return nullptr;
+    const Buffer numbers(values, "values"), bits(valid, "valid"), entries(table, "table"), written(out, "out", true);
+    {
+      const WithoutLock unlocked;
+      with_integers(numbers, bits, offset, [&](const auto& integers) {
+        look_up(integers, first, entries.as<const float>(), written.as<float>(integers.values.size()));
+      });
+    }
+    return none();
+  });
+}
+
 PyObject* best_of_rows_in(PyObject*, PyObject* arguments) {
   return guarded([&]() -> PyObject* {
     PyObject *scores, *out, *counts;
@@ -412,12 +463,15 @@ PyMethodDef methods[] = {{"hash_texts", hash_texts, METH_VARARGS, nullptr},
                          {"find_texts", find_texts_in, METH_VARARGS, nullptr},
                          {"order_by_part", order_by_part_of, METH_VARARGS, nullptr},
                          {"order_rows", order_rows, METH_VARARGS, nullptr},
+                         {"number_users", number_users_of, METH_VARARGS, nullptr},
                          {"sums_of_pairs", sums_of_pairs, METH_VARARGS, nullptr},
                          {"part_by_user", part_by_user_of, METH_VARARGS, nullptr},
                          {"order_by_time", order_by_time_of, METH_VARARGS, nullptr},
                          {"count_examples", count_examples_of, METH_VARARGS, nullptr},
                          {"fill_examples", fill_examples_of, METH_VARARGS, nullptr},
                          {"gather", gather_of, METH_VARARGS, nullptr},
+                         {"range_of_integers", range_of_integers, METH_VARARGS, nullptr},
+                         {"look_up", look_up_integers, METH_VARARGS, nullptr},
                          {"best_of_rows", best_of_rows_in, METH_VARARGS, nullptr},
                          {"return_memory_at_once", return_memory_at_once, METH_NOARGS, nullptr},
                          {nullptr, nullptr, 0, nullptr}};

@@ -1,4 +1,4 @@
-// The order of rows: by part, and by user, time and content.
+// The order of rows: by part, and by group, time and content.
 #pragma once
 
 #include <algorithm>
@@ -8,8 +8,6 @@
 #include <span>
 #include <stdexcept>
 #include <vector>
-
-#include "rows/texts.h"
 
 namespace lazydp::rows {
 
@@ -56,22 +54,6 @@ class RowOrder {
       from = to;
     }
     for (size_t i = 0; i < entries_.size(); ++i) order[i] = entries_[i].row;
-  }
-
-  // Marks in starts[n] the first row of every user of an ordered log. Users whose hashes agree come one after the other, in
-  // the order of their texts.
-  void mark_users(const Texts& users, std::span<int64_t> order, std::span<uint8_t> starts) const {
-    std::vector<uint32_t> first_of(order.size());  // row -> the first row in the order of those with its hash
-    for (size_t i = 0; i < order.size(); ++i) {
-      const auto row = static_cast<size_t>(order[i]);
-      const bool begins = i == 0 || keys_.group[row] != keys_.group[static_cast<size_t>(order[i - 1])];
-      starts[i] = begins;
-      first_of[row] = begins ? static_cast<uint32_t>(row) : first_of[static_cast<size_t>(order[i - 1])];
-    }
-    // In the order in which the texts lie, which is quick; hardly ever do two users share a hash.
-    bool shared = false;
-    for (size_t row = 0; row < order.size(); ++row) shared |= !equal(users[row], users[first_of[row]]);
-    if (shared) part_users(users, order, starts);
   }
 
  private:
@@ -166,23 +148,6 @@ class RowOrder {
       const uint64_t place = groups[row] - lowest;
       const uint64_t word = ((place >> below) & mask) << (64 - kGroupBits) | word_of_time(row);
       entries_[ends_[place >> shift]++] = {word, static_cast<uint32_t>(row)};
-    }
-  }
-
-  // Parts the users that share a hash, in the order of their texts; the rows of one keep their order.
-  static void part_users(const Texts& users, std::span<int64_t> order, std::span<uint8_t> starts) {
-    const auto text = [&users](int64_t row) { return users[static_cast<size_t>(row)]; };
-    size_t from = 0;
-    while (from < order.size()) {
-      size_t to = from + 1;
-      while (to < order.size() && !starts[to]) ++to;
-      const auto part = order.subspan(from, to - from);
-      std::stable_sort(part.begin(), part.end(), [&text](int64_t left, int64_t right) {
-        const auto one = text(left), two = text(right);
-        return std::lexicographical_compare(one.begin(), one.end(), two.begin(), two.end());
-      });
-      for (size_t i = from + 1; i < to; ++i) starts[i] = !equal(text(order[i]), text(order[i - 1]));
-      from = to;
     }
   }
 

@@ -47,32 +47,37 @@ inline void begins_from_counts(std::span<int64_t> counts) {
 
 inline void part_by_user(const NamedRows& named, const PartedRows& found) {
   constexpr uint32_t kUnseen = std::numeric_limits<uint32_t>::max();
-  std::vector<uint32_t> number(named.hashes.size(), kUnseen);  // of a user among those of its part
+  // A user's part, and its number among the users of that part: side by side, since each row looks for both.
+  struct User {
+    uint32_t part, number;
+  };
+  std::vector<User> users(named.hashes.size());
   const uint64_t parts = found.ends.size();
-  const auto part_of = [&](size_t user) { return part_of_hash(named.hashes[user], parts); };
+  for (size_t user = 0; user < users.size(); ++user)
+    users[user] = {static_cast<uint32_t>(part_of_hash(named.hashes[user], parts)), kUnseen};
   std::fill(found.ends.begin(), found.ends.end(), 0);
   std::fill(found.user_ends.begin(), found.user_ends.end(), 0);
   for (size_t row = 0; row < named.entries.size(); ++row) {
     if (!named.taken(row)) continue;
-    const size_t user = named.user(row), part = part_of(user);
-    if (number[user] == kUnseen) number[user] = static_cast<uint32_t>(found.user_ends[part]++);
-    ++found.ends[part];
+    User& user = users[named.user(row)];
+    if (user.number == kUnseen) user.number = static_cast<uint32_t>(found.user_ends[user.part]++);
+    ++found.ends[user.part];
   }
   begins_from_counts(found.user_ends);
   begins_from_counts(found.ends);
   for (size_t row = 0; row < named.entries.size(); ++row) {
     if (!named.taken(row)) continue;
-    const size_t user = named.user(row);
-    const auto place = static_cast<size_t>(found.ends[part_of(user)]++);
+    const User& user = users[named.user(row)];
+    const auto place = static_cast<size_t>(found.ends[user.part]++);
     found.rows[place] = static_cast<uint32_t>(row);
-    found.local[place] = number[user];
+    found.local[place] = user.number;
   }
   std::vector<int64_t> counted(parts, 0);
-  for (size_t user = 0; user < number.size(); ++user) {
-    if (number[user] == kUnseen) continue;
-    const size_t part = part_of(user);
-    found.users[static_cast<size_t>(found.user_ends[part]) + number[user]] = static_cast<uint32_t>(user);
-    ++counted[part];
+  for (size_t named_user = 0; named_user < users.size(); ++named_user) {
+    const User& user = users[named_user];
+    if (user.number == kUnseen) continue;
+    found.users[static_cast<size_t>(found.user_ends[user.part]) + user.number] = static_cast<uint32_t>(named_user);
+    ++counted[user.part];
   }
   for (size_t part = 0; part < parts; ++part) found.user_ends[part] += counted[part];
 }

@@ -1,5 +1,7 @@
 """Columns to codes: lists, text with separators, dense features; requests; the catalogue table."""
 
+from typing import Any
+
 import numpy as np
 import pyarrow as pa
 import pytest
@@ -51,6 +53,23 @@ def test_dense_features_are_clipped_and_scaled_by_their_bounds() -> None:
     np.testing.assert_allclose(scale_dense(linear, values), [-1, 0, 1, -1, 1, 1, 0, 0])
     log = DenseFeature(name="d", kind="dense", bounds=(0, 99), transform="log1p")
     np.testing.assert_allclose(scale_dense(log, ["0", "9", "99", "x"]), [-1, 0, 1, 0], atol=1e-7)
+
+
+@pytest.mark.parametrize("kind", [pa.int8(), pa.int32(), pa.int64(), pa.uint64()])
+@pytest.mark.parametrize("transform", ["linear", "log1p"])
+def test_integers_are_scaled_as_the_floats_that_they_are(kind: pa.DataType, transform: Any) -> None:
+    """Many of few different ones are scaled once each, others and few ones by themselves: to the bit the same."""
+    feature = DenseFeature(name="d", kind="dense", bounds=(2, 50), transform=transform)
+    generator = np.random.default_rng(0)
+    values = [None if value > 100 else value for value in generator.integers(0, 111, 5000).tolist()]
+    floats = scale_dense(feature, pa.array(values, pa.float64()))
+    assert scale_dense(feature, pa.array(values, kind)[3:]).tolist() == floats[3:].tolist()
+    assert scale_dense(feature, pa.array(values[:50], kind)).tolist() == floats[:50].tolist()
+    assert scale_dense(feature, pa.array([None] * 2000, kind)).tolist() == [0] * 2000
+    far = [0, *[value and value * 10**6 for value in values]] if kind.bit_width > 8 else values
+    assert (
+        scale_dense(feature, pa.array(far, kind)).tolist() == scale_dense(feature, pa.array(far, pa.float64())).tolist()
+    )
 
 
 SPEC = parse_spec(

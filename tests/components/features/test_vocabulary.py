@@ -63,6 +63,9 @@ def test_hashed_codes_are_spread_evenly() -> None:
 def test_the_storage_of_a_value_does_not_matter(array: pa.Array) -> None:
     assert canonical_text(array).to_pylist() == ["5", "0", None]
     assert HASHED.encode(array).tolist() == HASHED.encode(["5", "0", None]).tolist()
+    for vocabulary in (HASHED, INTEGERS, DECLARED, BUCKETS):
+        assert vocabulary.encode_column(array).tolist() == vocabulary.encode(["5", "0", None]).tolist()
+        assert vocabulary.encode_column(array).dtype == np.int32
     assert INTEGERS.encode(array).tolist() == [0, 2, 0]
     np.testing.assert_array_equal(to_numbers(array), [5, 0, np.nan])
 

@@ -7,6 +7,7 @@
 #include <cstdint>
 #include <cstdio>
 #include <functional>
+#include <numeric>
 #include <random>
 #include <stdexcept>
 #include <string>
@@ -16,6 +17,8 @@
 #include "expect.h"
 #include "rows/codes.h"
 #include "rows/hashes.h"
+#include "rows/look_up.h"
+#include "rows/numbers.h"
 #include "rows/order.h"
 #include "rows/splits.h"
 #include "rows/users.h"
@@ -131,16 +134,29 @@ void test_order() {
     part[row] = static_cast<double>(random() % 2) / 2;
     content[row] = random() % 5;
   }
+  RowOrder({hashes, time, part, content}).sort(order);
   const Texts users = owned.texts();
-  std::vector<uint8_t> starts(kRows);
-  RowOrder rows({hashes, time, part, content});
-  rows.sort(order);
-  rows.mark_users(users, order, starts);
-  EXPECT(std::count(starts.begin(), starts.end(), 1) == 40);
+  std::vector<uint32_t> numbers(kRows), firsts(kRows);
+  EXPECT(UserNumbers(hashes, users).fill(numbers, firsts) == 40);
+  EXPECT(*std::max_element(numbers.begin(), numbers.end()) == 39);
+  // All share a hash: users are found by sorting.
+  EXPECT(UserNumbers(std::vector<uint64_t>(kRows, 7), users).fill(numbers, firsts) == 40);
   for (size_t i = 1; i < kRows; ++i) EXPECT(hashes[static_cast<size_t>(order[i - 1])] <= hashes[static_cast<size_t>(order[i])]);
   std::vector<int64_t> ends(7);
   order_by_part(hashes, ends, order);
   EXPECT(ends.back() == static_cast<int64_t>(kRows));
+}
+
+// Integers with gaps, whose first bit is within a byte.
+void test_integers() {
+  const std::vector<int32_t> values{3, -2, 9, 5};
+  const std::vector<uint8_t> bits{0b01011000};  // from bit 3 on: valid, valid, missing, valid
+  const Integers<int32_t> integers{values, bits, 3};
+  EXPECT(range_of(integers) == std::pair(int64_t{-2}, int64_t{5}));
+  std::vector<float> table(9), out(4);
+  std::iota(table.begin(), table.end(), -2.0f);
+  look_up(integers, -2, table, out);
+  EXPECT((out == std::vector<float>{3, -2, 6, 5}));
 }
 
 // Rows of named users, parted, ordered by time and split.
@@ -226,6 +242,7 @@ int main() {
   test_codes();
   test_hashes();
   test_order();
+  test_integers();
   test_users();
   test_splits();
   if (failures == 0) std::puts("rows: all native tests passed");
