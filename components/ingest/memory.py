@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import mmap
+import os
 import resource
 import tempfile
 from collections.abc import Iterator
@@ -67,10 +68,15 @@ class Workspace:
     folder: Path | None = None
 
     def empty(self, size: int, dtype: Any) -> Array:
-        """An array [size], not filled. One in a file takes no memory that the system could not write out."""
+        """An array [size], not filled. One in a file takes no memory that the system could not write out.
+
+        Raises:
+            OSError: the disk is full.
+        """
         length = size * np.dtype(dtype).itemsize
         if self.folder is None or length < _SMALL_BYTES:
             return np.empty(size, dtype=dtype)
         with tempfile.TemporaryFile(dir=self.folder) as file:
-            file.truncate(length)
+            # A file with holes would end the process by SIGBUS where the disk is full when they are written.
+            os.posix_fallocate(file.fileno(), 0, length)
             return np.frombuffer(mmap.mmap(file.fileno(), length), dtype=dtype)

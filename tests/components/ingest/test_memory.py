@@ -1,5 +1,7 @@
 """Data larger than the memory given: parts on disk, each bounded; the peak does not grow with the log."""
 
+import mmap
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -53,6 +55,20 @@ def test_parts_are_as_many_as_memory_asks_for() -> None:
     assert partitions_needed(num_rows=10**12, row_bytes=50, memory_bytes=1) == 512
     # With memory enough parts are of half a million rows.
     assert partitions_needed(num_rows=10**7, row_bytes=50, memory_bytes=1 << 40) == 32
+
+
+def test_arrays_in_files_have_their_room_on_the_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    # Else a disk that fills up later ends the process by SIGBUS, without a word.
+    blocks: list[int] = []
+    real = mmap.mmap
+
+    def mapped(descriptor: int, length: int) -> mmap.mmap:
+        blocks.append(os.fstat(descriptor).st_blocks)
+        return real(descriptor, length)
+
+    monkeypatch.setattr("lazydp.components.ingest.memory.mmap.mmap", mapped)
+    assert len(memory.Workspace(tmp_path).empty(1 << 18, np.float64)) == 1 << 18
+    assert [512 * found >= 1 << 21 for found in blocks] == [True]
 
 
 def test_a_spill_gives_back_every_row_in_order_of_parts(tmp_path: Path) -> None:
