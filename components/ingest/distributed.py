@@ -11,7 +11,7 @@ import logging
 import shutil
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
 
@@ -38,6 +38,7 @@ _PIECE_BYTES = 64 << 20
 # A row of text has seldom fewer bytes; an encoded row takes about so many while it is moved.
 _TEXT_ROW_BYTES = 16
 _MOVED_ROW_BYTES = 64
+_ENDED = ".ended"
 _log = logging.getLogger("lazydp.ingest")
 
 
@@ -139,7 +140,13 @@ def _unfinished(out: str | Path, *, replace: bool) -> Iterator[tuple[Path, PartS
     with dataset_folder(out, replace=replace) as folder:
         scratch = folder / SCRATCH
         scratch.mkdir(mode=PRIVATE_DIRECTORY)
-        yield folder, SharedFolder(folder, SCRATCH)
+        try:
+            yield folder, SharedFolder(folder, SCRATCH)
+        except BaseException:
+            # A task that still runs makes no file any more, while all that is here is deleted.
+            with suppress(OSError):
+                scratch.rename(folder / _ENDED)
+            raise
 
 
 def _results(dumped: Sequence[bytes]) -> tuple[Counted, list[Made]]:

@@ -170,7 +170,8 @@ def _quiet() -> Iterator[None]:
     log = logging.getLogger("ray.data")
     level, context = log.level, ray.data.DataContext.get_current()
     bars = context.enable_progress_bars
-    log.setLevel(logging.ERROR)
+    # An error is raised as well: its traceback need not stand on the terminal.
+    log.setLevel(logging.CRITICAL)
     context.enable_progress_bars = False
     try:
         yield

@@ -212,6 +212,33 @@ def test_what_workers_wrote_on_a_disk_of_their_own_is_missed(folder: Path, tmp_p
     assert list(tmp_path.iterdir()) == []
 
 
+def test_a_task_that_outlives_the_job_writes_nothing(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Ended(HostileEngine):
+        def run(self, job: Job) -> list[bytes]:
+            payloads = [payload for key, payload in job.encode(job.pieces[0]) if key == 0]
+            late.append(lambda: job.assemble(0, payloads))
+            job.assemble(0, payloads)
+            raise UnavailableError("the cluster is gone")
+
+    late: list[Callable[[], bytes]] = []
+    real = shutil.rmtree
+
+    def removed(path: Any, **options: Any) -> None:
+        # While the driver deletes the unfinished dataset, a worker that it cannot reach goes on.
+        if Path(path).name.startswith(".lazydp-partial."):
+            with pytest.raises(TaskError):
+                late.pop()()
+        real(path, **options)
+
+    monkeypatch.setattr("lazydp.components.shared.files.shutil.rmtree", removed)
+    with pytest.raises(UnavailableError, match="the cluster is gone"):
+        ingest_on(Ended(), [str(folder / "log")], spec_of(folder), tmp_path / "out", parts=1)
+    assert late == []
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_errors_of_tasks_survive_what_engines_make_of_them() -> None:
     def told(error: Exception) -> Any:
         with pytest.raises(TaskError) as caught, told_errors():

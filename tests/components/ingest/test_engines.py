@@ -182,7 +182,7 @@ def test_errors_of_tasks_are_one_line(engine: str, tmp_path: Path, short_tmp: Pa
 
 @pytest.mark.slow
 @pytest.mark.timeout(1200)
-@pytest.mark.parametrize("kind", [signal.SIGTERM, signal.SIGINT, signal.SIGKILL])
+@pytest.mark.parametrize("kind", [signal.SIGTERM, signal.SIGINT, signal.SIGKILL], ids=lambda kind: kind.name)
 def test_a_killed_command_leaves_nothing(engine: str, tmp_path: Path, short_tmp: Path, kind: signal.Signals) -> None:
     write_log(tmp_path, 400_000, group=4000)
     words = program(arguments_for(tmp_path, engine, "--parts", "64"))
