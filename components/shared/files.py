@@ -47,18 +47,28 @@ def sync_file(path: Path) -> None:
 
 def write_bytes(path: Path, data: bytes, *, mode: int = PUBLIC_FILE) -> None:
     """Write `path` whole or not at all: a temporary name beside it, synced, then renamed."""
-    descriptor, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    with partial_file(path, data, mode=mode) as temporary:
+        temporary.replace(path)
+    sync_directory(path.parent)
+
+
+@contextlib.contextmanager
+def partial_file(path: Path, data: bytes, *, mode: int) -> Iterator[Path]:
+    """Yield a synced file beside `path` that holds `data`, to be renamed or linked; its own name is gone afterwards.
+
+    What a killed process left in the same folder is removed by the next one that writes a file there.
+    """
+    _remove_abandoned_files(path.parent)
+    descriptor, temporary = _locked_file(path)
     try:
         with os.fdopen(descriptor, "wb") as file:
-            os.fchmod(file.fileno(), mode)
+            os.fchmod(descriptor, mode)
             file.write(data)
             file.flush()
-            os.fsync(file.fileno())
-        Path(temporary).replace(path)
-    except BaseException:
-        Path(temporary).unlink(missing_ok=True)
-        raise
-    sync_directory(path.parent)
+            os.fsync(descriptor)
+            yield temporary
+    finally:
+        temporary.unlink(missing_ok=True)
 
 
 def write_json(path: Path, document: Mapping[str, Any], *, format_version: int, mode: int = PUBLIC_FILE) -> None:
@@ -198,6 +208,33 @@ def _temporary_directory(path: Path) -> Iterator[Path]:
         _remove(temporary, descriptor)
 
 
+def _locked_file(path: Path) -> tuple[int, Path]:
+    """A new file beside `path`, open for writing, that is locked until it is closed."""
+    while True:
+        descriptor, name = tempfile.mkstemp(dir=path.parent, prefix=f"{_TEMPORARY}{path.name}.")
+        _lock(descriptor, wait=True)
+        if os.fstat(descriptor).st_nlink:
+            return descriptor, Path(name)
+        os.close(descriptor)  # another process took it for abandoned before it was locked
+
+
+def _remove_abandoned_files(folder: Path) -> None:
+    """Remove temporary files whose process is gone."""
+    for left in folder.glob(f"{_TEMPORARY}*"):
+        if left.is_symlink() or not left.is_file():
+            continue
+        try:
+            descriptor = os.open(left, os.O_RDONLY)
+        except OSError:
+            # Somebody else's, or removed meanwhile.
+            continue
+        try:
+            if _lock(descriptor, wait=False):
+                left.unlink(missing_ok=True)
+        finally:
+            os.close(descriptor)
+
+
 def _remove(folder: Path, descriptor: int) -> None:
     """Remove a folder that this process has locked, also where it is told to end meanwhile: it is, afterwards."""
     interrupt: KeyboardInterrupt | None = None
@@ -232,7 +269,7 @@ def _remove_abandoned(folder: Path) -> None:
 
 
 def _lock(descriptor: int, *, wait: bool) -> bool:
-    """Lock an open folder until it is closed; the kernel lets go of it when a process dies.
+    """Lock an open file or folder until it is closed; the kernel lets go of it when a process dies.
 
     False where another holds it, or the file system knows no locks: then nothing is taken for abandoned.
     """

@@ -56,9 +56,10 @@ class Ledger(LedgerReader):
         Raises:
             InputError: the ledger has no secret.
         """
-        entries = self._storage.read()
-        last = entries[-1] if entries else None
-        HeadMemory.of(self.url, LedgerSecret.of(self.url)).confirm(last)
+        with self._storage.locked() as transaction:
+            entries = transaction.read()
+            last = entries[-1] if entries else None
+            HeadMemory.of(self.url, LedgerSecret.of(self.url)).confirm(last)
         return head_of(last)
 
     # --- datasets and budgets --------------------------------------------------------------------------------

@@ -12,14 +12,13 @@ import hmac
 import os
 import re
 import secrets
-import tempfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Literal, Self
 
 from lazydp.components.budget.storage.base import sqlite_path
 from lazydp.components.shared.errors import InputError
-from lazydp.components.shared.files import PRIVATE_FILE, sync_directory
+from lazydp.components.shared.files import PRIVATE_FILE, partial_file, sync_directory
 
 VARIABLE = "LAZYDP_LEDGER_SECRET"
 _BYTES = 32
@@ -71,18 +70,10 @@ class LedgerSecret:
         """
         file = secret_file(ledger)
         text = secrets.token_hex(_BYTES)
-        descriptor, temporary = tempfile.mkstemp(dir=file.parent, prefix=f".{file.name}.")
-        try:
-            with os.fdopen(descriptor, "w") as opened:
-                os.fchmod(opened.fileno(), PRIVATE_FILE)
-                opened.write(f"{text}\n")
-                opened.flush()
-                os.fsync(opened.fileno())
+        with partial_file(file, f"{text}\n".encode(), mode=PRIVATE_FILE) as temporary:
             before(cls(bytes.fromhex(text)))
             with contextlib.suppress(FileExistsError):
                 os.link(temporary, file)
-        finally:
-            Path(temporary).unlink()
         sync_directory(file.parent)
         return cls(_parsed(file.read_text().strip(), where=str(file)))
 

@@ -1,4 +1,4 @@
-"""Folders that are whole or absent, whatever happens to the process that writes them."""
+"""Files and folders that are whole or absent, whatever happens to the process that writes them."""
 
 from __future__ import annotations
 
@@ -11,8 +11,9 @@ from pathlib import Path
 
 import pytest
 
+from lazydp.components.shared import files
 from lazydp.components.shared.errors import InputError
-from lazydp.components.shared.files import atomic_directory, scratch_directory
+from lazydp.components.shared.files import PRIVATE_FILE, atomic_directory, partial_file, scratch_directory, write_bytes
 
 _WORKS = """
 import sys, time
@@ -55,6 +56,40 @@ def test_what_a_living_process_works_on_stays(tmp_path: Path) -> None:
     with working(tmp_path / "a"):
         write(tmp_path / "b")
         assert len(list(tmp_path.rglob("private"))) == 1
+
+
+def test_a_file_that_a_killed_process_left_is_removed_by_the_next(tmp_path: Path) -> None:
+    with partial_file(tmp_path / "a", b"private", mode=PRIVATE_FILE) as temporary:
+        name = temporary.name
+    (tmp_path / name).write_bytes(b"private")  # as a kill leaves it: nobody holds its lock
+    with partial_file(tmp_path / "b", b"at work", mode=PRIVATE_FILE) as other:
+        write_bytes(tmp_path / "c", b"whole")
+        assert sorted(tmp_path.iterdir()) == sorted([other, tmp_path / "c"])
+    assert [path.name for path in tmp_path.iterdir()] == ["c"]
+
+
+def test_files_go_on_in_a_folder_that_is_itself_being_written(tmp_path: Path) -> None:
+    with atomic_directory(tmp_path / "a") as folder:
+        write_bytes(folder / "x", b"x")
+    assert [path.name for path in (tmp_path / "a").iterdir()] == ["x"]
+
+
+def test_a_file_taken_for_abandoned_before_it_was_locked_is_made_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    lock, taken = files._lock, list[str]()
+
+    def slow(descriptor: int, *, wait: bool) -> bool:
+        if wait and not taken:
+            taken.extend(path.name for path in tmp_path.iterdir())
+            files._remove_abandoned_files(tmp_path)
+        return lock(descriptor, wait=wait)
+
+    monkeypatch.setattr(files, "_lock", slow)
+    write_bytes(tmp_path / "a", b"whole")
+    assert len(taken) == 1
+    assert (tmp_path / "a").read_bytes() == b"whole"
+    assert len(list(tmp_path.iterdir())) == 1
 
 
 def test_a_folder_that_had_stepped_aside_comes_back(tmp_path: Path) -> None:

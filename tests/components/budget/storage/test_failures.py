@@ -1,5 +1,6 @@
 """A database that is down, full, locked, foreign or of another schema: one clear error, and nothing recorded."""
 
+import fcntl
 import sqlite3
 import time
 from pathlib import Path
@@ -11,7 +12,7 @@ import sqlalchemy as sa
 from lazydp.components.budget.accounting.events import dpsgd_event
 from lazydp.components.budget.ledger.ledger import Ledger
 from lazydp.components.budget.storage import sql as sql_storage
-from lazydp.components.budget.storage.base import SCHEMAS, without_password
+from lazydp.components.budget.storage.base import SCHEMAS, sqlite_path, without_password
 from lazydp.components.budget.storage.sql import SqlStorage, migrate
 from lazydp.components.shared.errors import FormatError, InputError, UnavailableError
 
@@ -202,6 +203,36 @@ def test_one_text_names_one_file(tmp_path: Path, name: str) -> None:
         assert len(ledger.entries()) == 1
     found = {path.name for path in tmp_path.iterdir() if not path.name.endswith(("-wal", "-shm"))}
     assert found == {name, f"{name}.secret", f"{name}.head", f"{name}.lock"}
+
+
+def test_a_turn_at_a_file_that_never_comes(sqlite_url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    Ledger.open(sqlite_url).close()
+    waited: list[float] = []
+    monkeypatch.setattr(sql_storage, "_TURNS", 1e-3)
+    monkeypatch.setattr(time, "sleep", waited.append)
+    with Ledger.open(sqlite_url) as ledger:
+        ledger.register_dataset("a" * 64, name="shop")
+        assert waited == []
+        with Path(f"{sqlite_path(sqlite_url)}.lock").open("rb") as other:
+            fcntl.flock(other, fcntl.LOCK_EX)
+            with pytest.raises(UnavailableError, match=r"for more than 0\.03 seconds") as error:
+                ledger.set_budget("shop", epsilon=1.0, delta=1e-5)
+            one_line(error)
+        assert 0 < min(waited) < max(waited) < 0.1
+        ledger.set_budget("shop", epsilon=1.0, delta=1e-5)
+
+
+def test_what_a_killed_decision_left_is_gone_with_the_next(tmp_path: Path) -> None:
+    """Parts of the memory of the ledger's end, and of its secret."""
+    url = f"sqlite:///{tmp_path / 'ledger.db'}"
+    with Ledger.open(url) as ledger:
+        ledger.register_dataset("a" * 64, name="shop")
+    left = [tmp_path / f".lazydp-partial.ledger.db.{name}.abcd1234" for name in ("head", "secret")]
+    for file in left:
+        file.write_text("{")
+    with Ledger.open(url) as ledger:
+        ledger.set_budget("shop", epsilon=1.0, delta=1e-5)
+    assert not any(file.exists() for file in left)
 
 
 def test_a_silent_server_is_not_waited_for(postgres_url: str, monkeypatch: pytest.MonkeyPatch) -> None:
