@@ -14,7 +14,7 @@ NVCC   ?= $(shell command -v nvcc || ls /usr/local/cuda/bin/nvcc 2>/dev/null)
 # Four workers on two cores: tests wait for processes and disks, and they measure equality, not time.
 WORKERS ?= 4
 PYTEST_ARGS ?=
-MUTATION_ARGS ?= train budget ingest bundle export --sample 40 --seed 1
+MUTATION_ARGS ?= train budget ingest bundle export --sample 60 --seed 1
 # Processes of tests read modules as compiled before, also where the environment forbids to keep that.
 test test-slow: export PYTHONDONTWRITEBYTECODE =
 # Threads of one worker that wait must not take the core that the other works on.

@@ -1,49 +1,51 @@
 """Plant faults in a component and see whether the tests of its own folder notice: `make mutation`.
 
-    python tests/mutation/run.py budget --sample 40 --seed 1
+    python tests/mutation/run.py budget --sample 60 --seed 1
 
-Why not a tool that is kept elsewhere: mutmut 3 knows a module by the path of its file, and our folders are imported
-under other names (`components/budget` as `lazydp.components.budget`), so that it takes no test for any mutant's;
-cosmic-ray starts the whole test command for each mutant, which here means that torch is imported and every test of the
-folder run. Here a mutant is a fork of a process that has the libraries imported. It runs the tests that reach its line,
-the fastest first, until one fails. The mutant lies in a copy of the working tree, so that processes which tests start
-have it too.
+docs/testing.md says how it works, and why not a tool that is kept elsewhere.
 """
 
 from __future__ import annotations
 
 import argparse
 import contextlib
-import dataclasses
 import hashlib
 import importlib
 import json
 import os
 import random
-import resource
-import shutil
-import signal
 import subprocess
 import sys
 import tempfile
 import time
-import traceback
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-
-import pytest
+from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from mutation.mutants import Mutant, mutants_of
+from mutation.mutants import mutants_of
 from mutation.named import NAMED
+from mutation.session import (
+    ENDLESS,
+    KILLED,
+    NOT_LOADED,
+    SURVIVED,
+    UNREACHED,
+    Case,
+    Mutants,
+    Outcome,
+    from_the_start,
+    in_a_session,
+)
 
 ROOT = Path(__file__).resolve().parents[2]
-PARTS = ("api", "components", "kernels", "pipelines", "service", "tests", ".typecheck", "docs", "examples")
-# Imported once, before a mutant's process is forked; nothing of lazydp.
+KEPT = ROOT / ".stamps" / "mutation"
+# Imported before anything is forked; nothing of lazydp.
 LIBRARIES = (
     "torch",
-    "torch._dynamo",
     "torch.func",
     "scipy.stats",
     "scipy.optimize",
@@ -55,231 +57,288 @@ LIBRARIES = (
     "alembic.command",
     "safetensors.torch",
     "hypothesis",
-    "httpx",
-    "fastapi",
-    "uvicorn",
     "click.testing",
-    "matplotlib",
 )
-# What the tests of a mutant may take in processor time before it counts as one that does not end.
-PROCESSOR_SECONDS = 240
-KILLED, SURVIVED, UNREACHED, ENDLESS = "killed", "survived", "unreached", "endless"
-# A module that cannot be imported any more, or a test that ends the process, is a fault that was seen, too.
-_MEANING = {
-    int(pytest.ExitCode.OK): SURVIVED,
-    int(pytest.ExitCode.TESTS_FAILED): KILLED,
-    int(pytest.ExitCode.INTERRUPTED): KILLED,
-}
+# Files of tests whose work is done by processes that they start: those would not have the fault.
+OTHER_PROCESSES = ("test_kills", "test_killed", "test_killed_commands", "test_resume_kills", "test_contention")
 
 
-class Order:
-    """A pytest plugin: the fastest tests first."""
+@dataclass(frozen=True, slots=True)
+class Fault:
+    """A fault that can be planted in a module of a folder (`Mutant` has the other attributes).
 
-    def __init__(self, seconds: dict[str, float]) -> None:
-        self._seconds = seconds
+    Attributes:
+        name: for people; unique.
+        file: of the module, below the folder.
+        mutated: the module with the fault.
+    """
 
-    @pytest.hookimpl(trylast=True)
-    def pytest_collection_modifyitems(self, items: list[pytest.Item]) -> None:
-        """Sort."""
-        items.sort(key=lambda item: self._seconds.get(item.nodeid, 0.0))
+    name: str
+    file: str
+    line: int
+    statement: int
+    at_import: bool
+    mutated: str
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclass(frozen=True)
 class Reached:
-    """Which tests reach which lines of a component, and how long they take."""
+    """Which tests reach which lines of a component.
+
+    Attributes:
+        seconds: of processor time that a test takes, while its lines are noted.
+        tests: by module and line; line 0 stands for all tests that reach the module at all.
+        imported: lines that run when modules are imported, or tests collected; maybe also later.
+        dependent: fixtures of several tests that run the component.
+    """
 
     seconds: dict[str, float]
-    tests: dict[str, dict[str, list[str]]]
+    tests: dict[str, dict[int, list[str]]]
+    imported: dict[str, set[int]]
+    dependent: set[str]
 
-    def by(self, file: str, line: int, *, within_s: float) -> list[str]:
-        """Tests to run for a mutant in a line, as far as time goes: those of the module's own subfolder, then others.
+    def by(self, fault: Fault, *, within_s: float, first: str = "") -> list[str]:
+        """Tests to run for a fault, as far as time goes.
 
-        Of each the fastest first.
-        A line that only an import reaches (a constant, a default) is tested by whatever reaches the module.
+        Those of the module's own subfolder come before others, one case of each test before its further cases, and the
+        faster ones before the slower ones. `first` comes before all of them. What runs when the module is imported (a
+        constant, a default) is tested by whatever reaches the module, or else by every test.
         """
-        lines = self.tests.get(file, {})
-        names = lines.get(str(line)) or (lines.get("0", []) if str(line) in lines else [])
+        file, lines = fault.file, self.tests.get(fault.file, {})
+        names = lines.get(fault.line) or lines.get(fault.statement) or []
+        if fault.at_import:
+            names = lines.get(0) or list(self.seconds)
         own = f"/{Path(file).parent.as_posix()}/"
-        known = sorted((name for name in names if name in self.seconds), key=lambda n: (own not in n, self.seconds[n]))
+        nth: Counter[str] = Counter()
+        keys = {}
+        for name in sorted(names, key=lambda n: self.seconds[n]):
+            function = name.partition("[")[0]
+            keys[name] = (name != first, nth[function], own not in name, self.seconds[name])
+            nth[function] += 1
         chosen: list[str] = []
         total = 0.0
-        for name in known:
+        for name in sorted(keys, key=lambda n: keys[n]):
             total += self.seconds[name]
             if chosen and total > within_s:
-                break
+                continue
             chosen.append(name)
         return chosen
 
 
-def copy_of_the_tree(target: Path) -> Path:
-    """The working tree without its environment; compiled extensions included."""
-    for part in PARTS:
-        shutil.copytree(ROOT / part, target / part, symlinks=True, ignore=shutil.ignore_patterns("__pycache__", "csrc"))
-    for file in ("pyproject.toml", "README.md", "ARCHITECTURE.md", "Makefile"):
-        shutil.copy(ROOT / file, target)
-    return target
+def reached_by(folder: str) -> Reached:
+    """Which tests of a folder reach which lines: kept for a file of tests while neither it nor a module changes."""
+    tests = ROOT / "tests" / "components" / folder
+    digests = {str(path.relative_to(ROOT)): _digest(folder, path) for path in sorted(tests.rglob("test_*.py"))}
+    files = {file: KEPT / folder / f"{digest}.json" for file, digest in digests.items()}
+    stale = [file for file in files if not files[file].exists() and Path(file).stem not in OTHER_PROCESSES]
+    if stale:
+        print(f"{folder}: which lines the tests of {len(stale)} files reach", flush=True)
+        for file, made in _mapped(folder, stale).items():
+            files[file].parent.mkdir(parents=True, exist_ok=True)
+            files[file].write_text(json.dumps(made))
+    return joined(json.loads(kept.read_text()) for kept in files.values() if kept.exists())
 
 
-def environment(tree: Path) -> dict[str, str]:
-    """For processes that import lazydp from `tree`."""
-    path = os.pathsep.join([str(tree / ".typecheck"), str(tree / "tests"), os.environ.get("PYTHONPATH", "")])
-    return {**os.environ, "PYTHONPATH": path, "OMP_NUM_THREADS": "1", "OMP_WAIT_POLICY": "passive"}
+def _digest(folder: str, file: Path) -> str:
+    digest = hashlib.sha256(str(file.relative_to(ROOT)).encode())
+    for path in [*sorted((ROOT / "components" / folder).rglob("*.py")), Path(__file__).with_name("contexts.py"), file]:
+        digest.update(path.read_bytes())
+    return digest.hexdigest()[:16]
 
 
-def reached_by(folder: str, tree: Path) -> Reached:
-    """Run the folder's tests once; kept for as long as neither its modules nor its tests change."""
-    digest = hashlib.sha256()
-    for part in (ROOT / "components" / folder, ROOT / "tests" / "components" / folder):
-        for path in sorted(part.rglob("*.py")):
-            digest.update(path.read_bytes())
-    kept = ROOT / ".stamps" / "mutation" / f"{folder}-{digest.hexdigest()[:16]}.json"
-    if not kept.exists():
-        kept.parent.mkdir(parents=True, exist_ok=True)
-        print(f"{folder}: which tests reach which lines", flush=True)
-        given = environment(tree)
-        given.update(MUTATION_SOURCE=str(tree / "components" / folder), MUTATION_MAP=str(kept))
+def _mapped(folder: str, files: Sequence[str]) -> dict[str, Any]:
+    with tempfile.TemporaryDirectory(prefix="lazydp-mutation-") as scratch:
+        target = Path(scratch) / "map.json"
+        given = {"MUTATION_SOURCE": str(ROOT / "components" / folder), "MUTATION_MAP": str(target)}
         command = [sys.executable, "-m", "pytest", "-q", "-n0", "-p", "mutation.contexts", "-p", "no:cacheprovider"]
-        subprocess.run([*command, f"tests/components/{folder}"], cwd=tree, env=given, check=False)
-    found = json.loads(kept.read_text())
-    return Reached(found["seconds"], found["tests"])
+        path = os.pathsep.join([str(ROOT / "tests"), os.environ.get("PYTHONPATH", "")])
+        environment = {**os.environ, **given, "PYTHONPATH": path, "OMP_NUM_THREADS": "1"}
+        subprocess.run([*command, "--timeout=900", *files], cwd=ROOT, env=environment, check=False)
+        found: dict[str, Any] = json.loads(target.read_text())
+    return found
 
 
-@dataclasses.dataclass(frozen=True)
-class Case:
-    """A mutant (None: no fault at all) and what to run; one that was found by hand must be killed."""
+def joined(maps: Any) -> Reached:
+    """One map of several."""
+    reached = Reached({}, {}, {}, set())
+    for made in maps:
+        reached.dependent.update(made["dependent"])
+        for file, lines in made["imported"].items():
+            reached.imported.setdefault(file, set()).update(lines)
+        for test, noted in made["tests"].items():
+            reached.seconds[test] = noted["seconds"]
+            for file, lines in noted["lines"].items():
+                for line in (0, *lines):
+                    reached.tests.setdefault(file, {}).setdefault(line, []).append(test)
+    return reached
 
-    name: str
-    file: str
-    mutated: str | None
-    tests: tuple[str, ...]
-    by_hand: bool = False
+
+class Killers:
+    """Which test killed a mutant last time: it comes first the next time, so that most mutants cost one test."""
+
+    def __init__(self, folder: str) -> None:
+        self._file = KEPT / folder / "killers.json"
+        self._tests: dict[str, str] = json.loads(self._file.read_text()) if self._file.exists() else {}
+
+    def of(self, case: str) -> str:
+        """The test; empty where none is known."""
+        return self._tests.get(case, "")
+
+    def keep(self, case: str, test: str) -> None:
+        """Remember it."""
+        self._tests[case] = test
+        self._file.parent.mkdir(parents=True, exist_ok=True)
+        self._file.write_text(json.dumps(self._tests, indent=1))
 
 
-def drawn(folder: str, reached: Reached, *, sample: int, seed: int, within_s: float) -> list[Case]:
-    """A random sample of the folder's mutants (all of them where `sample` is 0)."""
-    every: list[tuple[str, str, Mutant]] = []
+def drawn(folder: str, *, sample: int, seed: int) -> list[Fault]:
+    """A random sample of a folder's mutants (all of them where `sample` is 0)."""
+    every: list[Fault] = []
     root = ROOT / "components" / folder
     for path in sorted(root.rglob("*.py")):
         if path.name == "component.py":
             continue  # a shell around a function; tests/components/test_components.py has the tests of all of them
-        source = path.read_text()
-        every += [(str(path.relative_to(root)), source, one) for one in mutants_of(source)]
+        source, file = path.read_text(), str(path.relative_to(root))
+        every += [
+            Fault(f"{folder}/{file}:{one}", file, one.line, one.statement, one.at_import, one.applied(source))
+            for one in mutants_of(source)
+        ]
     chosen = random.Random(seed).sample(every, min(sample, len(every))) if sample else every
     print(f"{folder}: {len(every)} mutants, {len(chosen)} drawn with seed {seed}", flush=True)
-    return [
-        Case(
-            f"{folder}/{file}:{one}",
-            f"{folder}/{file}",
-            one.applied(source),
-            tuple(reached.by(file, one.line, within_s=within_s)),
-        )
-        for file, source, one in chosen
-    ]
+    return chosen
 
 
-def named(folder: str, reached: Reached, *, within_s: float) -> list[Case]:
+def named(folder: str) -> list[Fault]:
     """The faults that were found by hand."""
-    cases = []
+    faults = []
     for name, fault in NAMED.items():
         if fault.folder == folder:
-            source = (ROOT / "components" / fault.file).read_text()
+            source, file = (ROOT / "components" / fault.file).read_text(), fault.file.removeprefix(f"{folder}/")
             assert source.count(fault.old) == 1, f"{name}: the text of the fault stands {source.count(fault.old)} times"
             line = source[: source.index(fault.old)].count("\n") + 1
-            tests = reached.by(fault.file.removeprefix(f"{folder}/"), line, within_s=within_s)
-            cases.append(
-                Case(f"{folder}: {name}", fault.file, source.replace(fault.old, fault.new), tuple(tests), by_hand=True)
-            )
+            faults.append(Fault(name, file, line, line, at_import=False, mutated=source.replace(fault.old, fault.new)))
+    return faults
+
+
+def cases_of(folder: str, faults: Sequence[Fault], reached: Reached, *, within_s: float) -> list[Case]:
+    """What to run for each fault."""
+    killers, cases = Killers(folder), []
+    for fault in faults:
+        path = ROOT / "components" / folder / fault.file
+        tests = reached.by(fault, within_s=within_s, first=killers.of(fault.name))
+        seconds = sum(reached.seconds[test] for test in tests)
+        at_import = fault.at_import or fault.line in reached.imported.get(fault.file, ())
+        cases.append(Case(fault.name, path, path.read_text(), fault.mutated, tuple(tests), 10 + 4 * seconds, at_import))
     return cases
 
 
-def outcome(case: Case, reached: Reached, tree: Path) -> str:
-    """Run the tests of a case in a fork."""
-    if not case.tests:
-        return UNREACHED
-    target = tree / "components" / case.file
-    source = target.read_text()
-    target.write_text(source if case.mutated is None else case.mutated)
-    scratch = Path(tempfile.mkdtemp(prefix="mutant-", dir="/dev/shm" if Path("/dev/shm").is_dir() else None))
-    try:
-        child = os.fork()
-        if child == 0:
-            os.setsid()
-            _run_tests(case, reached, tree, scratch)
-        _, status = os.waitpid(child, 0)
-        with contextlib.suppress(ProcessLookupError):
-            os.killpg(child, signal.SIGKILL)  # what its tests started and left
-    finally:
-        target.write_text(source)
-        shutil.rmtree(scratch, ignore_errors=True)
-    if os.WIFSIGNALED(status):
-        return ENDLESS
-    found = _MEANING.get(os.WEXITSTATUS(status))
-    if found is None:
-        raise SystemExit(f"{case.name}: pytest ended with status {os.WEXITSTATUS(status)} (see MUTATION_OUTPUT)")
+def outcomes(folder: str, cases: Sequence[Case], dependent: set[str], scratch: Path) -> dict[str, Outcome]:
+    """What becomes of each case; printed as it is known."""
+    found: dict[str, Outcome] = {}
+    killers, begun = Killers(folder), time.monotonic()
+
+    def told(case: Case, outcome: Outcome) -> None:
+        nonlocal begun
+        found[case.name] = outcome
+        if outcome.test:
+            killers.keep(case.name, outcome.test)
+        print(f"{outcome.found:9} {time.monotonic() - begun:5.1f} s  {case.name}", flush=True)
+        begun = time.monotonic()
+
+    reachable = [case for case in cases if case.tests]
+    for case in cases:
+        if not case.tests:
+            told(case, Outcome(UNREACHED))
+    again = _in_the_loaded(folder, reachable, dependent, scratch, told) if reachable else []
+    for case in again:
+        told(case, from_the_start(case, base=scratch / "start"))
     return found
 
 
-def _run_tests(case: Case, reached: Reached, tree: Path, scratch: Path) -> None:
-    output = os.open(os.environ.get("MUTATION_OUTPUT", os.devnull), os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
-    for descriptor in (1, 2):
-        os.dup2(output, descriptor)
-    resource.setrlimit(resource.RLIMIT_CPU, (PROCESSOR_SECONDS, PROCESSOR_SECONDS))
-    os.environ.update(environment(tree))
-    os.environ["PYTHONDONTWRITEBYTECODE"] = "1"
-    sys.dont_write_bytecode = True
-    os.chdir(tree)
-    sys.path[:0] = [str(tree / ".typecheck")]
-    options = ["-q", "-x", "-n0", "-p", "no:cacheprovider", "--basetemp", str(scratch / "tests"), "--tb=line"]
-    options += ["-W", "ignore::pytest.PytestAssertRewriteWarning"]  # of what was imported before the fork
-    status = int(pytest.ExitCode.INTERNAL_ERROR)
-    try:
-        status = int(pytest.main([*options, *case.tests], plugins=[Order(reached.seconds)]))
-    except BaseException:
-        traceback.print_exc()
-    finally:
-        sys.stdout.flush()
-        sys.stderr.flush()
-        os._exit(status)
+def _in_the_loaded(
+    folder: str,
+    cases: Sequence[Case],
+    dependent: set[str],
+    scratch: Path,
+    told: Callable[[Case, Outcome], None],
+) -> list[Case]:
+    """Run the cases whose fault can be planted in loaded functions; returns those that have to be run otherwise."""
+    inner, outer = os.pipe()
+    child = os.fork()
+    if child == 0:
+        os.close(inner)
+        with os.fdopen(outer, "w") as pipe:
+            numbers = {case.name: number for number, case in enumerate(cases)}
+
+            def tell(case: Case, outcome: Outcome) -> None:
+                print(json.dumps([numbers[case.name], outcome.found, outcome.test]), file=pipe, flush=True)
+
+            plugin = Mutants(ROOT / "components" / folder, cases, dependent, tell)
+            files = sorted({test.partition("::")[0] for case in cases for test in case.tests})
+            status = 1
+            try:
+                in_a_session(ROOT / "components" / folder, files, plugin, base=scratch / "loaded")
+                status = 0
+            finally:
+                pipe.flush()
+                os._exit(status)
+    os.close(outer)
+    again = []
+    with os.fdopen(inner) as lines:
+        for line in lines:
+            number, found, test = json.loads(line)
+            case = cases[number]
+            if found == NOT_LOADED or (found == SURVIVED and case.at_import):
+                again.append(case)
+            else:
+                told(case, Outcome(found, test))
+    if os.waitpid(child, 0)[1]:
+        raise SystemExit(f"{folder}: the session of its tests failed")
+    return again
+
+
+def summary(folder: str, found: Sequence[Outcome]) -> str:
+    """The share that was killed, with its interval, as one line."""
+    from scipy.stats import binomtest  # not before the libraries are imported
+
+    counts = Counter(one.found for one in found)
+    killed, total = counts[KILLED] + counts[ENDLESS], len(found)
+    between = binomtest(killed, total).proportion_ci(method="exact")
+    return (
+        f"{folder}: {killed} of {total} killed ({100 * killed / total:.1f} %, 95 % interval {100 * between.low:.1f} to "
+        f"{100 * between.high:.1f} %): {', '.join(f'{number} {name}' for name, number in sorted(counts.items()))}"
+    )
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("folders", nargs="+", help="components, such as budget")
-    parser.add_argument("--sample", type=int, default=40, help="mutants of each; 0 for all")
+    parser.add_argument("--sample", type=int, default=60, help="mutants of each; 0 for all")
     parser.add_argument("--seed", type=int, default=1)
-    parser.add_argument("--seconds", type=float, default=60, help="of tests for each mutant, the fastest first")
+    parser.add_argument("--seconds", type=float, default=30, help="of tests for each mutant")
     parser.add_argument("--only", default="", help="run only mutants whose name holds this text")
     given = parser.parse_args(arguments)
+    os.environ.update(OMP_NUM_THREADS="1", OMP_WAIT_POLICY="passive")
+    os.chdir(ROOT)
+    reached = {folder: reached_by(folder) for folder in given.folders}
     for library in LIBRARIES:
         with contextlib.suppress(ImportError):
             importlib.import_module(library)
-    with tempfile.TemporaryDirectory(prefix="lazydp-mutation-") as folder:
-        tree = copy_of_the_tree(Path(folder))
-        missed = sum(_one_folder(name, tree, given) for name in given.folders)
-    return 1 if missed else 0
+    return 1 if sum(_one_folder(folder, reached[folder], given) for folder in given.folders) else 0
 
 
-def _one_folder(folder: str, tree: Path, given: argparse.Namespace) -> int:
-    """Run a folder's mutants, print what was not killed and the share that was; how many named ones survived."""
-    reached = reached_by(folder, tree)
-    cases = named(folder, reached, within_s=10 * given.seconds)
-    cases += drawn(folder, reached, sample=given.sample, seed=given.seed, within_s=given.seconds)
-    counts = dict.fromkeys((KILLED, SURVIVED, UNREACHED, ENDLESS), 0)
-    missed = 0
-    for case in cases:
-        if case.by_hand and outcome(dataclasses.replace(case, mutated=None), reached, tree) != SURVIVED:
-            raise SystemExit(f"{case.name}: its tests fail without the fault too")
-        if given.only not in case.name:
-            continue
-        begun = time.monotonic()
-        found = outcome(case, reached, tree)
-        counts[found] += 1
-        missed += case.by_hand and found not in (KILLED, ENDLESS)
-        print(f"{found:9} {time.monotonic() - begun:5.1f} s  {case.name}", flush=True)
-    ended = counts[KILLED] + counts[ENDLESS]
-    total = sum(counts.values())
-    print(f"{folder}: {ended} of {total} killed ({100 * ended / max(total, 1):.1f} %), {counts}", flush=True)
-    return missed
+def _one_folder(folder: str, reached: Reached, given: argparse.Namespace) -> int:
+    """Run a folder's mutants, and print what was killed; how many of those found by hand were not."""
+    by_hand = [fault for fault in named(folder) if given.only in fault.name]
+    sample = [one for one in drawn(folder, sample=given.sample, seed=given.seed) if given.only in one.name]
+    cases = cases_of(folder, by_hand, reached, within_s=10 * given.seconds)
+    cases += cases_of(folder, sample, reached, within_s=given.seconds)
+    memory = "/dev/shm" if Path("/dev/shm").is_dir() else None
+    with tempfile.TemporaryDirectory(prefix="lazydp-mutation-", dir=memory) as scratch:
+        found = outcomes(folder, cases, reached.dependent, Path(scratch))
+    if sample:
+        print(summary(folder, [found[fault.name] for fault in sample]), flush=True)
+    return sum(found[fault.name].found not in (KILLED, ENDLESS) for fault in by_hand)
 
 
 if __name__ == "__main__":
