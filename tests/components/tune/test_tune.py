@@ -1,7 +1,6 @@
 """A sweep is one mechanism: reserved before anything is drawn, private together with its scores, charged once."""
 
 import math
-import random
 import stat
 from collections import Counter
 from pathlib import Path
@@ -85,39 +84,6 @@ def statuses(tiny: Any) -> list[tuple[str, str]]:
 
 def tuning_of(name: str, mean: float) -> Tuning:
     return Tuning(distribution=name, mean_trials=mean, metric="auc", score_noise_multiplier=1.0, digest="")
-
-
-def probabilities(name: str, mean: float) -> dict[int, float]:
-    """The distributions as the paper writes them, from gammas found on a grid."""
-    if name == "poisson":
-        return {k: math.exp(k * math.log(mean) - mean - math.lgamma(k + 1)) for k in range(60)}
-    if name == "geometric":
-        return {k: (1 / mean) * (1 - 1 / mean) ** (k - 1) for k in range(1, 400)}
-    grid = np.linspace(1e-6, 1 - 1e-6, 1_000_001)
-    gamma = grid[np.argmin(np.abs((1 / grid - 1) / np.log(1 / grid) - mean))]
-    return {k: (1 - gamma) ** k / (k * math.log(1 / gamma)) for k in range(1, 400)}
-
-
-@pytest.mark.parametrize("name", ["poisson", "geometric", "logarithmic"])
-def test_the_number_of_trials_has_its_distribution(name: str) -> None:
-    """By its distribution function: inverting at every step of it gives the next number, and not before."""
-    below = 0.0
-    mean = 3.5
-    for k, weight in probabilities(name, mean).items():
-        if weight < 1e-3:
-            break
-        just_in, just_out = below + 0.01 * weight, below + 0.99 * weight
-        assert tuning_of(name, mean).number_of_trials(int(just_in * 2**128)) == k
-        assert tuning_of(name, mean).number_of_trials(int(just_out * 2**128)) == k
-        below += weight
-    assert tuning_of(name, mean).number_of_trials(0) == (0 if name == "poisson" else 1)
-    assert 10 < tuning_of(name, mean).number_of_trials(2**128 - 1) < 1000
-
-
-def test_the_mean_is_the_one_accounted_for() -> None:
-    dice = random.Random(3)
-    drawn = [tuning_of("geometric", 6.0).number_of_trials(dice.getrandbits(128)) for _ in range(4000)]
-    assert np.mean(drawn) == pytest.approx(6.0, abs=4 * math.sqrt(30 / 4000))
 
 
 def test_what_a_sweep_costs() -> None:

@@ -3,62 +3,11 @@
 from pathlib import Path
 from typing import Any
 
-import pytest
-
 from lazydp.components.budget.accounting.events import dpsgd_event
 from lazydp.components.budget.ledger.ledger import Ledger
-from lazydp.components.budget.report.claim import ModelCard, at_least, at_most, meaning, model_card
-from lazydp.components.budget.statement import PrivacyStatement
 from lazydp.components.bundle.reader import Bundle
 
 HOSTILE = "<b>name</b>"
-
-
-@pytest.fixture(scope="module")
-def statement(bundles: dict[str, Path]) -> PrivacyStatement:
-    return Bundle.open(bundles["towers"], allow_test_key=True).statement
-
-
-def card(statement: PrivacyStatement, **changes: Any) -> ModelCard:
-    private = {"private": True, "why_not_private": None, "test_key": False, "epsilon": 2.0, **changes}
-    return model_card("m", (), statement.model_copy(update=private), timeline=None, notice=None, warn_above=10)
-
-
-def test_the_person_comes_first(statement: PrivacyStatement) -> None:
-    seen = card(statement, privacy_unit="example", epsilon=7.994, epsilon_user_level=1092.0, delta=1e-5)
-    assert [(figure.per, figure.epsilon) for figure in seen.figures] == [("person", 1092.0), ("example", 7.994)]
-    assert "practically certain" in seen.figures[0].sentence
-    assert len(seen.warnings) == 1
-    assert "is 1,092, above 10" in seen.warnings[0]
-
-
-def test_a_figure_is_said_in_words(statement: PrivacyStatement) -> None:
-    seen = card(statement, privacy_unit="user", epsilon=1.0, delta=1e-5)
-    assert [figure.per for figure in seen.figures] == ["person"]
-    # exp(1) / (1 + exp(1)) is 0.73106.
-    assert "at most 73.11 % sure" in seen.figures[0].sentence
-    assert seen.warnings == ()
-
-
-def test_a_figure_per_person_that_is_missing_is_a_warning(statement: PrivacyStatement) -> None:
-    seen = card(statement, privacy_unit="example", epsilon_user_level=None)
-    assert seen.figures[0].epsilon is None
-    assert "Nothing is known" in seen.warnings[0]
-
-
-def test_no_privacy_is_no_figure(statement: PrivacyStatement) -> None:
-    seen = card(statement, private=False, epsilon=None, why_not_private="it was trained without noise")
-    assert seen.figures == ()
-    assert "trained without noise" in seen.warnings[0]
-
-
-def test_bounds_are_never_rounded_to_the_better_side() -> None:
-    assert [at_most(value) for value in (0.0, 8.0, 7.99401, 1092.2, 12345.6, 0.00012341)] == [
-        "0", "8", "7.995", "1,093", "12,350", "0.0001235",
-    ]  # fmt: skip
-    assert [at_least(value) for value in (0.0, 8.0, 7.9959, 1092.9)] == ["0", "8", "7.995", "1,092"]
-    assert at_most(float("inf")) == at_least(float("inf")) == "without bound"
-    assert "practically certain" in meaning(800.0, 1e-5, "person")
 
 
 def test_a_ledger_of_other_datasets_is_shown_with_no_model(
