@@ -2,12 +2,12 @@
 
 After each kill: every entry that the ledger had before is still there, the latest complete checkpoint is no older, what
 is released is charged, and no private file can be read by others. At the end everything is charged once.
+`kills.py` runs one kind so many times, and prints a table of where the processes were killed.
 """
 
 from __future__ import annotations
 
 import os
-import random
 import signal
 import stat
 import subprocess
@@ -21,6 +21,7 @@ from typing import Any
 import httpx
 import pytest
 import yaml
+from adversary.kills import KILLS, Kills
 
 from lazydp.components.budget.ledger.ledger import Ledger
 from lazydp.components.budget.ledger.verify import verify
@@ -34,9 +35,13 @@ from support.service import running
 from support.service_load import Load, point
 from support.service_process import Process
 
-KILLS = {"train and export": 76, "serve": 16, "pipeline": 8}
-
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(7200)]
+
+
+@pytest.fixture
+def kills(request: pytest.FixtureRequest) -> Kills:
+    """How often to kill, and where to note it."""
+    return request.config.stash.get(KILLS, Kills())
 
 
 @pytest.fixture
@@ -77,11 +82,11 @@ def entries_of(url: str) -> tuple[Entry, ...]:
 class Release:
     """`lazydp train` and `lazydp export` of one run, each killed until it ends by itself."""
 
-    def __init__(self, folder: Path, dataset: Path, config: Path, url: str, chance: random.Random) -> None:
+    def __init__(self, folder: Path, dataset: Path, config: Path, url: str, kills: Kills) -> None:
         folder.mkdir()
         self.run, self.bundle, self.folder = folder / "run", folder / "bundle", folder
         self._url = url
-        self._chance = chance
+        self._kills = kills
         given = ["--dataset", str(dataset), "--ledger", url]
         self._train = ["train", *given, "--config", str(config), "--out", str(self.run), "--resume"]
         self._export = ["export", *given, "--run", str(self.run), "--out", str(self.bundle)]
@@ -95,23 +100,21 @@ class Release:
             took.append(time.monotonic() - begun)
         return took[0], took[1]
 
-    def killed(self, took: tuple[float, float]) -> int:
-        """Do both, under kills; how many there were."""
-        kills = self._until_it_ends(self._train, took[0], self._after_train)
+    def killed(self, took: tuple[float, float]) -> None:
+        """Do both, under kills."""
+        self._until_it_ends(self._train, took[0], self._after_train)
         assert not self.bundle.exists()
-        kills += self._until_it_ends(self._export, took[1], self._after_export)
+        self._until_it_ends(self._export, took[1], self._after_export)
         assert Bundle.open(self.bundle).statement.private
         assert not list(self.run.rglob("noise.key"))
         assert [path.name for path in self.folder.iterdir() if path.name.startswith(".")] == []
         assert self._kinds() == ["reserved", "committed"]
-        return kills
 
-    def _until_it_ends(self, command: list[str], took: float, check: Callable[[], None]) -> int:
-        kills = 0
+    def _until_it_ends(self, command: list[str], took: float, check: Callable[[], None]) -> None:
         while True:
             before, step = entries_of(self._url), self._latest()
             process = Fork(LAZYDP, *command, output=(NOWHERE, NOWHERE))
-            moment = time.monotonic() + self._chance.uniform(0, 1.2 * took)
+            moment = time.monotonic() + self._kills.chance.uniform(0, 1.2 * took)
             while process.poll() is None and time.monotonic() < moment:
                 time.sleep(0.002)
             process.kill()
@@ -122,9 +125,9 @@ class Release:
             self._check_permissions()
             check()
             if status == 0:
-                return kills
-            kills += 1
-            print(f"{command[0]} killed, step {self._latest()}", file=sys.stderr)
+                return
+            far = f"step {step}" if command is self._train else f"bundle: {self.bundle.exists()}"
+            self._kills.note(command[0], far)
 
     def _latest(self) -> int:
         if not self.run.is_dir():
@@ -150,44 +153,44 @@ class Release:
             assert not list(self.run.rglob("noise.key"))
 
 
-def test_train_and_export(tiny: Any, tmp_path: Path, busy: None) -> None:
+def test_train_and_export(tiny: Any, tmp_path: Path, kills: Kills, busy: None) -> None:
     config = tmp_path / "train.yaml"
     config.write_text(yaml.safe_dump(tiny.config(steps=24, checkpoint_every=3).model_dump(mode="json")))
-    chance, url = random.Random(18), tiny.ledger(epsilon=1e6)
+    url, made = tiny.ledger(epsilon=1e6), 0
     # The first fork waits for the imports of the server of forks, so the second release is measured.
-    Release(tmp_path / "first", tiny.dataset, config, url, chance).undisturbed()
-    took = Release(tmp_path / "undisturbed", tiny.dataset, config, url, chance).undisturbed()
-    kills = number = 0
-    while kills < KILLS["train and export"]:
-        kills += Release(tmp_path / f"release-{number}", tiny.dataset, config, url, chance).killed(took)
-        number += 1
+    Release(tmp_path / "first", tiny.dataset, config, url, kills).undisturbed()
+    took = Release(tmp_path / "undisturbed", tiny.dataset, config, url, kills).undisturbed()
+    while kills.noted.total() < kills.wanted(76):
+        Release(tmp_path / f"release-{made}", tiny.dataset, config, url, kills).killed(took)
+        made += 1
     kinds = [entry.kind for entry in entries_of(url)]
-    assert kinds.count("reserved") == kinds.count("committed") == number + 2
+    assert kinds.count("reserved") == kinds.count("committed") == made + 2
     assert "voided" not in kinds
 
 
-def test_serve(tmp_path: Path, busy: None) -> None:
+def test_serve(tmp_path: Path, kills: Kills, busy: None) -> None:
     """A load is acknowledged and remembered, or not acknowledged and one of the two versions served."""
     for seed, name in enumerate(("first", "second")):
         write_untrained(tmp_path / name, num_items=60, seed=seed)
     versions = {name: BundleManifest.load(tmp_path / name).version for name in ("first", "second")}
     state = tmp_path / "state.json"
     service = Process(tmp_path / "first", repository=tmp_path, state_file=state)
-    chance, acknowledged = random.Random(18), "first"
+    acknowledged = "first"
     service.wait_until_ready()
     with Load(service.url, retrying=True) as load:
-        for number in range(KILLS["serve"]):
+        for number in range(kills.wanted(16)):
             asked = ("second", "first")[number % 2]
             point(tmp_path / "untrained", asked)
             told: list[str] = []
             asking = threading.Thread(target=_load, args=(service.url, told))
             asking.start()
-            time.sleep(chance.uniform(0, 0.5))
+            time.sleep(kills.chance.uniform(0, 0.5))
             service.stop(signal.SIGKILL)
             asking.join()
             service.start()
             service.wait_until_ready()
             found = service.version()
+            kills.note("serve", "load acknowledged" if told else "load not acknowledged")
             assert found == versions[asked] if told else found in (versions[asked], versions[acknowledged])
             acknowledged = next(name for name, version in versions.items() if version == found)
     service.stop(signal.SIGKILL)
@@ -226,7 +229,7 @@ def wait_for_group(group: int) -> None:
         time.sleep(0.1)
 
 
-def test_pipeline(tmp_path: Path, busy: None) -> None:
+def test_pipeline(tmp_path: Path, kills: Kills, busy: None, monkeypatch: pytest.MonkeyPatch) -> None:
     """The whole tree of processes killed, or the program that runs it alone; then a run to the end."""
     from click.testing import CliRunner
 
@@ -245,23 +248,30 @@ def test_pipeline(tmp_path: Path, busy: None) -> None:
     begun = time.monotonic()
     assert pipeline(tmp_path / "whole", sample, url).wait() == 0
     took = time.monotonic() - begun
-    chance = random.Random(18)
-    for number in range(KILLS["pipeline"]):
+    scratch = tmp_path / "scratch"
+    scratch.mkdir(mode=0o755)
+    monkeypatch.setenv("TMPDIR", str(scratch))
+    number = 0
+    while kills.noted.total() < kills.wanted(8):
+        number += 1
         before, out = entries_of(url), tmp_path / f"out-{number}"
         process = pipeline(out, sample, url)
-        time.sleep(chance.uniform(0.1, 1) * took)
+        time.sleep(kills.chance.uniform(0.1, 1) * took)
+        ended = process.poll() is not None
         if number % 2:
             process.kill()
-        elif process.poll() is None:
+        elif not ended:
             os.killpg(process.pid, signal.SIGKILL)
         process.wait()
         wait_for_group(process.pid)
         after = entries_of(url)
         assert after[: len(before)] == before
-        made = sorted(path.name for path in out.iterdir()) if out.exists() else []
-        print(f"pipeline killed, {[entry.kind for entry in after[len(before) :]]}, {made}", file=sys.stderr)
-        if out.exists():
-            assert stat.S_IMODE(out.stat().st_mode) == 0o700
+        there = [name for name in ("dataset", "run", "bundle") if (out / name).exists()]
+        what = "the program that runs it" if number % 2 else "all of its processes"
+        if not ended:
+            kills.note(f"pipeline, {what}", f"there: {', '.join(there) or 'nothing'}")
+        assert not out.exists() or stat.S_IMODE(out.stat().st_mode) == 0o700
+        assert readable_by_others(scratch) == []
         of_runs = [(entry.run_id, entry.kind) for entry in after if entry.run_id]
         assert len(set(of_runs)) == len(of_runs), "charged twice"
         for manifest in out.rglob("manifest.json"):
