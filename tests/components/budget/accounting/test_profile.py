@@ -3,19 +3,27 @@
 import importlib.metadata
 import math
 import os
+import shutil
 from pathlib import Path
 
 import numpy as np
 import pytest
 from dp_accounting import dp_event
+from dp_accounting.dp_event import DpEvent
 from dp_accounting.pld import privacy_loss_distribution as pld
 from scipy.special import log_ndtr
 
 from lazydp.components.budget.accounting import loss_store
 from lazydp.components.budget.accounting.epsilon import calibrate_noise_multiplier, epsilon, privacy_profile
-from lazydp.components.budget.accounting.events import composed, repeated, tuning_event
+from lazydp.components.budget.accounting.events import (
+    composed,
+    event_from_json,
+    event_to_json,
+    repeated,
+    tuning_event,
+)
 from lazydp.components.budget.accounting.loss_store import LossStore
-from lazydp.components.shared.errors import InputError, PrivacyError
+from lazydp.components.shared.errors import FormatError, InputError, PrivacyError
 
 
 def gaussian_delta(noise_multiplier: float, epsilon: float) -> float:
@@ -45,6 +53,11 @@ def test_memory_and_folder_hold_so_much(tmp_path: Path, monkeypatch: pytest.Monk
     assert [store.find(((name, 1),), 1e-4)[1] is not None for name in "bca"] == [True] * 3
     store.put((("d", 1),), 1e-4, loss_store.Kept(distribution, 0.0))
     assert [store.find(((name, 1),), 1e-4)[1] is not None for name in "bcad"] == [False, True, True, True]
+    kept = loss_store.Kept(distribution, 9.0)
+    LossStore(tmp_path / "new" / "folder").put((("a", 1),), 1e-4, kept)
+    assert LossStore(tmp_path / "new" / "folder").find((("a", 1),), 1e-4)[1] is not None
+    assert (tmp_path / "new" / "folder").stat().st_mode & 0o777 == 0o700
+    shutil.rmtree(tmp_path / "new")
     for age, name in enumerate(("old", "middle", "new")):
         (tmp_path / f"{name}.npz").write_bytes(b"0" * 100)
         os.utime(tmp_path / f"{name}.npz", (age, age))
@@ -93,3 +106,18 @@ def test_repeated_compositions_are_taken_apart() -> None:
     by_hand = composed([dp_event.GaussianDpEvent(8.0 / 6**0.5), repeated(dp_event.LaplaceDpEvent(20.0), 6)])
     nested = dp_event.SelfComposedDpEvent(dp_event.SelfComposedDpEvent(both, 2), 3)
     assert epsilon(nested, delta=1e-5) == pytest.approx(epsilon(by_hand, delta=1e-5), rel=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("event", "field", "wrong"),
+    [
+        (tuning_event(dp_event.GaussianDpEvent(1.0), mean_trials=1.0, shape=1.0), "mean", 0.99),
+        (dp_event.DiscreteLaplaceDpEvent(1.0, 1), "sensitivity", 0),
+        (dp_event.SelfComposedDpEvent(dp_event.LaplaceDpEvent(1.0), 0), "count", -1),
+    ],
+)
+def test_the_least_of_a_number_is_read_back(event: DpEvent, field: str, wrong: float) -> None:
+    document = event_to_json(event)
+    assert event_from_json(document) == event
+    with pytest.raises(FormatError, match=field):
+        event_from_json({**document, field: wrong})

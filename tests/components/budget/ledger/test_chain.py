@@ -127,7 +127,9 @@ SECRET = LedgerSecret(b"0" * 32)
 def memory(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> HeadMemory:
     monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "state"))
     url = f"sqlite:///{tmp_path / 'l.db'}" if request.param else "postgresql://u@h/n"
-    return HeadMemory.of(url, SECRET)
+    memory = HeadMemory.of(url, SECRET)
+    assert memory.exact == request.param
+    return memory
 
 
 def refused(memory: HeadMemory, entries: list[Entry]) -> bool:

@@ -70,6 +70,7 @@ def main(url: str, count: int, kills: int, datasets: list[str]) -> None:
     event = event_to_json(dpsgd_event(noise_multiplier=10.0, sampling_prob=1.0, steps=1))
     for runs in range(1, 10):
         epsilon_of([event] * runs, delta=1e-5)
+    Ledger.open(url).close()  # imports what every process needs
     found = {}
     for seed, dataset in enumerate(datasets, start=1):
         found[dataset] = crowd(url, dataset, count=count, kills=kills, seed=seed)
