@@ -89,7 +89,6 @@ def write_bundle(
     if items is not None:
         item_catalogue(spec, items)  # raises where the table does not fit the spec
     with atomic_directory(path, mode=mode_of_folder, replaces=FILE_NAME if replace else None) as folder:
-        (folder / TABLE_FOLDER).mkdir()
         entries = []
         for table, weight in table_weights.items():
             file = f"{TABLE_FOLDER}/{table}.safetensors"

@@ -76,6 +76,7 @@ def main() -> int:
 
 
 if __name__ == "__main__":
+    sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
     from adversary import kills as this  # the same module as the tests see
 
     sys.exit(this.main())

@@ -7,14 +7,11 @@ from __future__ import annotations
 
 import functools
 import gc
-import importlib.abc
-import importlib.machinery
-import importlib.util
-import sys
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
+from importlib.machinery import SourceFileLoader
 from pathlib import Path
-from types import CodeType, FunctionType, ModuleType
+from types import CodeType, FunctionType
 
 Functions = dict[tuple[str, str, int], list[FunctionType]]
 
@@ -54,8 +51,16 @@ def plant_in(functions: Functions, file: Path, source: str, mutated: str) -> boo
 
 
 def plant_before_import(file: Path, mutated: str, loaded: Callable[[], None]) -> None:
-    """Have the module that lies in `file` loaded with the fault; `loaded` is called when it is."""
-    sys.meta_path.insert(0, _Finder(file, mutated, loaded))
+    """Have the module that lies in `file` loaded with the fault, by whatever name; `loaded` is called when it is."""
+    before = SourceFileLoader.get_code
+
+    def get_code(self: SourceFileLoader, fullname: str) -> CodeType | None:
+        if _resolved(self.path) != str(file):
+            return before(self, fullname)
+        loaded()
+        return compile(mutated, self.path, "exec", dont_inherit=True)
+
+    SourceFileLoader.get_code = get_code  # type: ignore[assignment, method-assign]
 
 
 def _compiled(file: Path, source: str) -> CodeType:
@@ -96,34 +101,3 @@ def _own(code: CodeType) -> tuple[object, ...]:
 
 def _whole(code: CodeType) -> tuple[object, ...]:
     return (*_own(code), *(_whole(inner) for inner in _nested(code)))
-
-
-class _Finder(importlib.abc.MetaPathFinder):
-    def __init__(self, file: Path, mutated: str, loaded: Callable[[], None]) -> None:
-        self._file = file
-        self._mutated = mutated
-        self._loaded = loaded
-
-    def find_spec(
-        self, fullname: str, path: Sequence[str] | None, target: ModuleType | None = None
-    ) -> importlib.machinery.ModuleSpec | None:
-        """The module's own place, with another loader; None for every other module."""
-        if fullname.rpartition(".")[2] not in (self._file.stem, self._file.parent.name):
-            return None
-        spec = importlib.machinery.PathFinder.find_spec(fullname, path, target)
-        if spec is None or spec.origin is None or _resolved(spec.origin) != str(self._file):
-            return None
-        spec.loader = _Loader(fullname, spec.origin, self._mutated, self._loaded)
-        return spec
-
-
-class _Loader(importlib.machinery.SourceFileLoader):
-    def __init__(self, fullname: str, path: str, mutated: str, loaded: Callable[[], None]) -> None:
-        super().__init__(fullname, path)
-        self._mutated = mutated
-        self._loaded = loaded
-
-    def get_code(self, fullname: str) -> CodeType:
-        """Never what was compiled before."""
-        self._loaded()
-        return compile(self._mutated, self.path, "exec", dont_inherit=True)

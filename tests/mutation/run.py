@@ -14,6 +14,7 @@ import importlib
 import json
 import os
 import random
+import re
 import subprocess
 import sys
 import tempfile
@@ -316,7 +317,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--sample", type=int, default=60, help="mutants of each; 0 for all")
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--seconds", type=float, default=30, help="of tests for each mutant")
-    parser.add_argument("--only", default="", help="run only mutants whose name holds this text")
+    parser.add_argument("--only", default="", help="of these, run those whose name matches this regular expression")
     given = parser.parse_args(arguments)
     os.environ.update(OMP_NUM_THREADS="1", OMP_WAIT_POLICY="passive")
     os.chdir(ROOT)
@@ -329,8 +330,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _one_folder(folder: str, reached: Reached, given: argparse.Namespace) -> int:
     """Run a folder's mutants, and print what was killed; how many of those found by hand were not."""
-    by_hand = [fault for fault in named(folder) if given.only in fault.name]
-    sample = [one for one in drawn(folder, sample=given.sample, seed=given.seed) if given.only in one.name]
+    by_hand = [fault for fault in named(folder) if re.search(given.only, fault.name)]
+    sample = [one for one in drawn(folder, sample=given.sample, seed=given.seed) if re.search(given.only, one.name)]
     cases = cases_of(folder, by_hand, reached, within_s=10 * given.seconds)
     cases += cases_of(folder, sample, reached, within_s=given.seconds)
     memory = "/dev/shm" if Path("/dev/shm").is_dir() else None

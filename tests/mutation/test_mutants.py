@@ -5,6 +5,7 @@ import importlib
 import importlib.util
 import os
 import sys
+from importlib.machinery import SourceFileLoader
 from pathlib import Path
 from types import ModuleType
 
@@ -212,7 +213,7 @@ def test_a_fault_is_there_when_a_module_is_loaded(tmp_path: Path, monkeypatch: p
     file = tmp_path / "loaded_with_a_fault.py"
     file.write_text("LIMIT = 3\n")
     monkeypatch.syspath_prepend(str(tmp_path))
-    monkeypatch.setattr(sys, "meta_path", list(sys.meta_path))
+    monkeypatch.setattr(SourceFileLoader, "get_code", SourceFileLoader.get_code)  # put back afterwards
     calls: list[bool] = []
     plant_before_import(file.resolve(), "LIMIT = 4\n", lambda: calls.append(True))
     try:
@@ -220,6 +221,7 @@ def test_a_fault_is_there_when_a_module_is_loaded(tmp_path: Path, monkeypatch: p
     finally:
         sys.modules.pop(file.stem, None)
     assert calls == [True]
+    assert loaded(file, "by_another_name").LIMIT == 4
 
 
 def test_what_becomes_of_a_fork() -> None:

@@ -132,6 +132,7 @@ def test_what_the_index_finds_is_what_exact_search_finds(approximate: Scorer, ex
     ):
         assert overlap(answer, wanted) >= TARGET_RECALL - 0.02, query
         assert answer.more
+        assert (answer.approximate, wanted.approximate) == (True, False)
         assert answer.source == wanted.source
         assert (np.diff(answer.scores) <= 0).all()
         assert answer.scores[0] == pytest.approx(wanted.scores[0], rel=1e-4)
