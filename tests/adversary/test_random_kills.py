@@ -266,10 +266,10 @@ def test_pipeline(tmp_path: Path, kills: Kills, busy: None, monkeypatch: pytest.
         wait_for_group(process.pid)
         after = entries_of(url)
         assert after[: len(before)] == before
-        there = [name for name in ("dataset", "run", "bundle") if (out / name).exists()]
+        tasks = sorted(task.name for task in out.glob("artifacts/*/*"))
         what = "the program that runs it" if number % 2 else "all of its processes"
         if not ended:
-            kills.note(f"pipeline, {what}", f"there: {', '.join(there) or 'nothing'}")
+            kills.note(f"pipeline, {what}", f"begun: {', '.join(tasks) or 'no task'}")
         assert not out.exists() or stat.S_IMODE(out.stat().st_mode) == 0o700
         assert readable_by_others(scratch) == []
         of_runs = [(entry.run_id, entry.kind) for entry in after if entry.run_id]
