@@ -123,6 +123,8 @@ def test_a_newer_format(bundle: Path) -> None:
 
 def test_a_test_key(bundle: Path) -> None:
     refused(bundle, NotPrivateError, "noise key for tests", "--allow-test-key", allow_test_key=False)
+    with pytest.raises(NotPrivateError):
+        Bundle.open(bundle)
 
 
 def test_without_privacy(bundle: Path) -> None:
@@ -132,6 +134,8 @@ def test_without_privacy(bundle: Path) -> None:
 
     edit(bundle, change)
     refused(bundle, NotPrivateError, "without privacy", "--allow-non-private")
+    with pytest.raises(NotPrivateError):
+        Bundle.open(bundle)
     assert opened(bundle, allow_non_private=True).manifest.mode == "sgd"
 
 
