@@ -90,6 +90,7 @@ def catch_up_(
     factor: Tensor,
     momentum: Tensor | None = None,
     noise: Distribution = "gaussian",
+    first_row: int = 0,
 ) -> None:
     """Brings `rows` of `weight` up to date: applies to each all its pending noise until `step`, as one draw.
 
@@ -111,6 +112,8 @@ def catch_up_(
         factor: float32 [H, 1], or [H, 3] (l11, l21, l22) with momentum. Scale (sigma C / b) and sign are the caller's.
         momentum: float32 [R, D] for dimension 2.
         noise: "ones" replaces every z by 1, to test lazy against eager exactly.
+        first_row: where `weight` is a shard of a table, the number in that table of the shard's row 0. It is added to
+            the row in the address of the noise, so that a shard gets the noise of its rows of the whole table.
     """
     foreach_catch_up_(
         [weight],
@@ -123,6 +126,7 @@ def catch_up_(
         factor=factor,
         momenta=_listed(momentum),
         noise=noise,
+        first_rows=[first_row],
     )
 
 
@@ -138,6 +142,7 @@ def foreach_catch_up_(
     factor: Tensor,
     momenta: Sequence[Tensor] | None = None,
     noise: Distribution = "gaussian",
+    first_rows: Sequence[int] | None = None,
 ) -> None:
     """`catch_up_` of several tables that share optimizer and step.
 
@@ -148,7 +153,17 @@ def foreach_catch_up_(
         return
     _refuse_several_devices(weights)
     _lazydp.foreach_catch_up_(
-        weights, last, rows, key, tables, step, transition, factor, momenta or [], _is_ones(noise)
+        weights,
+        last,
+        rows,
+        key,
+        tables,
+        _or_zeros(first_rows, weights),
+        step,
+        transition,
+        factor,
+        momenta or [],
+        _is_ones(noise),
     )
 
 
@@ -163,9 +178,10 @@ def flush_(
     factor: Tensor,
     momentum: Tensor | None = None,
     noise: Distribution = "gaussian",
+    first_row: int = 0,
 ) -> None:
     """`catch_up_` of every row of the table, in place; allocates nothing of table size."""
-    _lazydp.flush_(weight, last, key, table, step, transition, factor, momentum, _is_ones(noise))
+    _lazydp.flush_(weight, last, key, table, first_row, step, transition, factor, momentum, _is_ones(noise))
 
 
 def bag_sum(weight: Tensor, indices: Tensor, offsets: Tensor, per_lookup_weights: Tensor | None = None) -> Tensor:
@@ -212,6 +228,7 @@ def catch_up_bag_sum_(
     momentum: Tensor | None = None,
     per_lookup_weights: Tensor | None = None,
     noise: Distribution = "gaussian",
+    first_row: int = 0,
 ) -> Tensor:
     """`catch_up_` of the rows of `groups`, then `bag_sum` of the lookups they group, in one pass over the rows.
 
@@ -235,6 +252,7 @@ def catch_up_bag_sum_(
         momenta=_listed(momentum),
         per_lookup_weights=[per_lookup_weights],
         noise=noise,
+        first_rows=[first_row],
     )[0]
 
 
@@ -254,6 +272,7 @@ def foreach_catch_up_bag_sum_(
     momenta: Sequence[Tensor] | None = None,
     per_lookup_weights: Sequence[Tensor | None] | None = None,
     noise: Distribution = "gaussian",
+    first_rows: Sequence[int] | None = None,
 ) -> list[Tensor]:
     """`catch_up_bag_sum_` of several tables; what must differ between them says `foreach_catch_up_`."""
     if not weights:
@@ -266,6 +285,7 @@ def foreach_catch_up_bag_sum_(
         *_parts(groups),
         key,
         tables,
+        _or_zeros(first_rows, weights),
         step,
         transition,
         factor,
@@ -495,6 +515,10 @@ def _parts(groups: Sequence[RowGroups]) -> tuple[list[Tensor], list[Tensor], lis
 
 def _or_ones(per_lookup_weights: Sequence[Tensor | None] | None, tables: Sequence[Tensor]) -> Sequence[Tensor | None]:
     return [None] * len(tables) if per_lookup_weights is None else per_lookup_weights
+
+
+def _or_zeros(first_rows: Sequence[int] | None, tables: Sequence[Tensor]) -> Sequence[int]:
+    return [0] * len(tables) if first_rows is None else first_rows
 
 
 def _is_ones(noise: Distribution) -> bool:

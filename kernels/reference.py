@@ -117,6 +117,7 @@ def catch_up_(
     factor: Tensor,
     momentum: Tensor | None = None,
     noise: Distribution = "gaussian",
+    first_row: int = 0,
 ) -> None:
     """See `ops.catch_up_`."""
     _check_range("rows", rows, weight.shape[0])
@@ -127,12 +128,12 @@ def catch_up_(
     if (from_step >= transition.shape[0]).any():
         raise ValueError(f"transition: there are only {transition.shape[0]} starting steps")
     m, chol = transition[from_step].double(), factor[from_step].double()
-    z1 = _draw(noise, key, table=table, rows=rows, step=step, columns=weight.shape[1], second=False)
+    z1 = _draw(noise, key, table=table, rows=first_row + rows, step=step, columns=weight.shape[1], second=False)
     w = weight[rows].double()
     if momentum is None:
         weight[rows] = (m[:, :1] * w + chol[:, :1] * z1).float()
     else:
-        z2 = _draw(noise, key, table=table, rows=rows, step=step, columns=weight.shape[1], second=True)
+        z2 = _draw(noise, key, table=table, rows=first_row + rows, step=step, columns=weight.shape[1], second=True)
         v = momentum[rows].double()
         weight[rows] = (m[:, 0:1] * w + m[:, 1:2] * v + chol[:, 0:1] * z1).float()
         momentum[rows] = (m[:, 2:3] * w + m[:, 3:4] * v + chol[:, 1:2] * z1 + chol[:, 2:3] * z2).float()
@@ -150,6 +151,7 @@ def flush_(
     factor: Tensor,
     momentum: Tensor | None = None,
     noise: Distribution = "gaussian",
+    first_row: int = 0,
 ) -> None:
     """See `ops.flush_`."""
     rows = torch.arange(weight.shape[0])
@@ -164,6 +166,7 @@ def flush_(
         factor=factor,
         momentum=momentum,
         noise=noise,
+        first_row=first_row,
     )
 
 
@@ -193,6 +196,7 @@ def catch_up_bag_sum_(
     momentum: Tensor | None = None,
     per_lookup_weights: Tensor | None = None,
     noise: Distribution = "gaussian",
+    first_row: int = 0,
 ) -> Tensor:
     """See `ops.catch_up_bag_sum_`."""
     assert torch.equal(bag_of_lookup, bag_ids(offsets))
@@ -207,6 +211,7 @@ def catch_up_bag_sum_(
         factor=factor,
         momentum=momentum,
         noise=noise,
+        first_row=first_row,
     )
     return bag_sum(weight, indices, offsets, per_lookup_weights)
 

@@ -280,16 +280,15 @@ def test_catch_up_and_flush(
     rows = torch.nonzero(torch.rand(num_rows, generator=generator) < 0.6).flatten()
     transition = torch.randn(step + 1, 4 if momentum else 1, generator=generator)
     factor = torch.randn(step + 1, 3 if momentum else 1, generator=generator)
+    shared = {"table": 3, "step": step, "first_row": data.draw(st.sampled_from([0, 7, 2**32 - 3, 2**48 - 40]))}
     states = []
     for implementation in (ops, reference):
         w, n, v = weight.clone(), last.clone(), None if velocity is None else velocity.clone()
         if flush:
-            implementation.flush_(
-                w, n, KEY, table=3, step=step, transition=transition, factor=factor, momentum=v, noise=noise
-            )
+            implementation.flush_(w, n, KEY, transition=transition, factor=factor, momentum=v, noise=noise, **shared)
         else:
             implementation.catch_up_(
-                w, n, rows, KEY, table=3, step=step, transition=transition, factor=factor, momentum=v, noise=noise
+                w, n, rows, KEY, transition=transition, factor=factor, momentum=v, noise=noise, **shared
             )
         states.append((w, n, v))
     (w, n, v), (wanted_w, wanted_n, wanted_v) = states

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import functools
+import itertools
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 import pytest
@@ -80,6 +83,70 @@ def test_catch_up_has_the_same_bits(data: st.DataObject, num_rows: int, columns:
         return [w, n, *([] if v is None else [v])]
 
     assert_all_levels_agree(call)
+
+
+@pytest.mark.parametrize("momentum", [False, True], ids=["sgd", "momentum"])
+@pytest.mark.parametrize("first_of_table", [0, 2**32 - 20])
+def test_a_shard_gets_the_noise_of_its_rows_of_the_table(momentum: bool, first_of_table: int) -> None:
+    generator = torch.Generator().manual_seed(4)
+    rows, columns, step = 53, 29, 5
+    weight = torch.randn(rows, columns, generator=generator)
+    velocity = torch.randn(rows, columns, generator=generator) if momentum else None
+    last = torch.randint(0, step + 1, (rows,), generator=generator, dtype=torch.int32)
+    transition = torch.randn(step, 4 if momentum else 1, generator=generator)
+    factor = torch.randn(step, 3 if momentum else 1, generator=generator)
+    skip_ahead = {"table": 2, "step": step, "transition": transition, "factor": factor}
+    read = torch.nonzero(torch.rand(rows, generator=generator) < 0.7).flatten()
+
+    def after(ends: list[int], call: Callable[..., Tensor | None]) -> list[Tensor]:
+        """The table after `call` on each of the shards between `ends`."""
+        w, n, v = weight.clone(), last.clone(), None if velocity is None else velocity.clone()
+        given = []
+        for first, end in itertools.pairwise(ends):
+            found = call(
+                w[first:end],
+                n[first:end],
+                read[(read >= first) & (read < end)] - first,
+                momentum=None if v is None else v[first:end],
+                first_row=first_of_table + first,
+                **skip_ahead,
+            )
+            given += [] if found is None else [found]
+        return [w, n, *([] if v is None else [v]), torch.cat([w[:0], *given])]
+
+    def pooled(w: Tensor, n: Tensor, rows: Tensor, **options: Any) -> Tensor:
+        offsets = torch.arange(len(rows) + 1)
+        return ops.catch_up_bag_sum_(
+            w, n, ops.group_rows(rows, num_rows=len(w)), KEY, rows, offsets, offsets[:-1].clone(), **options
+        )
+
+    def elsewhere(call: Callable[..., Tensor | None], *arguments: Any, **options: Any) -> Tensor | None:
+        return call(*arguments, **{**options, "first_row": options["first_row"] + 1})
+
+    calls: list[Callable[..., Tensor | None]] = [
+        lambda w, n, rows, **options: ops.flush_(w, n, KEY, **options),
+        lambda w, n, rows, **options: ops.catch_up_(w, n, rows, KEY, **options),
+        pooled,
+    ]
+    for call in calls:
+        whole = after([0, rows], call)
+        for level in ops.simd_levels():
+            sharded = at_level(level, functools.partial(after, [0, 17, 18, 40, rows], call))
+            assert all(torch.equal(*pair) for pair in zip(whole, sharded, strict=True)), level
+        # The noise of other rows is other noise: a shard that forgot where it begins would be seen.
+        assert not torch.equal(after([0, rows], functools.partial(elsewhere, call))[0], whole[0])
+
+
+@pytest.mark.parametrize("first_row", [-1, 2**48 - 2])
+def test_a_shard_outside_the_addresses_is_refused(first_row: int) -> None:
+    weight, last, one = torch.zeros(3, 4), torch.zeros(3, dtype=torch.int32), torch.ones(1, 1)
+    arguments = {"table": 0, "step": 1, "transition": one, "factor": one, "first_row": first_row}
+    with pytest.raises(ValueError, match="first_row: expected 0 <= first_row and first_row"):
+        ops.flush_(weight, last, KEY, **arguments)  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match="first_row: expected 0 <= first_row and first_row"):
+        ops.catch_up_(weight, last, torch.tensor([1]), KEY, **arguments)  # type: ignore[arg-type]
+    assert not weight.any()
+    assert not last.any()
 
 
 def test_extreme_words_have_the_same_bits() -> None:

@@ -169,6 +169,13 @@ inline Key read_key(const Tensor& tensor) {
   return key;
 }
 
+// The number of row 0 of a shard that has `rows` rows.
+inline int64_t checked_first_row(int64_t first_row, int64_t rows) {
+  if (first_row < 0 || first_row > kMaxRows - rows)
+    refuse("first_row: expected 0 <= first_row and first_row + rows <= 2^48, found ", first_row);
+  return first_row;
+}
+
 inline uint32_t checked_table(int64_t table) {
   if (table < 0 || table >= kKeystreamTable) refuse("table: expected 0 <= table < ", kKeystreamTable, ", found ", table);
   return static_cast<uint32_t>(table);
@@ -184,12 +191,10 @@ inline int32_t checked_step(int64_t step) {
 template <class Check>
 Fill read_fill(const Check& check, const Tensor& out, const Tensor& key, int64_t table, int64_t first_row, int64_t step) {
   check(out, "out", ScalarType::Float, 2);
-  if (first_row < 0 || first_row > kMaxRows - out.size(0))
-    refuse("first_row: expected 0 <= first_row and first_row + rows <= 2^48, found ", first_row);
   return {write<float>(out),
           out.size(0),
           out.size(1),
-          first_row,
+          checked_first_row(first_row, out.size(0)),
           read_key(key),
           checked_table(table),
           static_cast<uint32_t>(checked_step(step))};
@@ -201,6 +206,7 @@ struct __attribute__((visibility("hidden"))) CatchUpTables {
   const Tensors& last;
   const Tensor& key;
   const std::vector<int64_t>& tables;
+  const std::vector<int64_t>& first_rows;
   int64_t step;
   const Tensor& transition;
   const Tensor& factor;
@@ -211,6 +217,7 @@ struct __attribute__((visibility("hidden"))) CatchUpTables {
   Written check_lists(const Tensors& sums = {}) const {
     check_count(last, "last", weights.size());
     check_count(tables, "tables", weights.size());
+    check_count(first_rows, "first_rows", weights.size());
     if (!momenta.empty()) check_count(momenta, "momenta", weights.size());
     check_distinct(tables, "tables");
     Written written;

@@ -147,21 +147,30 @@ std::vector<std::span<const int64_t>> read_ids(const Tensors& tensors, const cha
   return ids;
 }
 
-CatchUp read_catch_up(const Tensor& weight, const Tensor& last, const Tensor& key, int64_t table, int64_t step,
-                      const Tensor& transition, const Tensor& factor, const std::optional<Tensor>& momentum, bool ones) {
+CatchUp read_catch_up(const Tensor& weight, const Tensor& last, const Tensor& key, int64_t table, int64_t first_row,
+                      int64_t step, const Tensor& transition, const Tensor& factor, const std::optional<Tensor>& momentum,
+                      bool ones) {
   check_catch_up(check, weight, last, transition, factor, momentum);
-  return {write<float>(weight),    momentum ? write<float>(*momentum) : nullptr,
-          write<int32_t>(last),    nullptr,
-          weight.size(0),          weight.size(1),
-          read<float>(transition), read<float>(factor),
-          read_key(key),           checked_table(table),
-          checked_step(step),      ones ? Distribution::kOnes : Distribution::kGaussian};
+  return {write<float>(weight),
+          momentum ? write<float>(*momentum) : nullptr,
+          write<int32_t>(last),
+          nullptr,
+          weight.size(0),
+          weight.size(1),
+          read<float>(transition),
+          read<float>(factor),
+          read_key(key),
+          checked_table(table),
+          checked_step(step),
+          ones ? Distribution::kOnes : Distribution::kGaussian,
+          nullptr,
+          checked_first_row(first_row, weight.size(0))};
 }
 
 // Of the table j of `tables`; the rows still have to be checked (check_listed).
 CatchUp read_listed(const CatchUpTables& tables, size_t j, const Tensor& rows) {
-  CatchUp catch_up = read_catch_up(tables.weights[j], tables.last[j], tables.key, tables.tables[j], tables.step,
-                                   tables.transition, tables.factor, tables.momentum(j), tables.ones);
+  CatchUp catch_up = read_catch_up(tables.weights[j], tables.last[j], tables.key, tables.tables[j], tables.first_rows[j],
+                                   tables.step, tables.transition, tables.factor, tables.momentum(j), tables.ones);
   const auto ids = read_ids(rows, "rows");
   catch_up.rows = ids.data();
   catch_up.count = static_cast<int64_t>(ids.size());
@@ -275,9 +284,9 @@ Tensors foreach_bag_ids(const Tensors& offsets) {
 }
 
 void foreach_catch_up_(const Tensors& weights, const Tensors& last, const Tensors& rows, const Tensor& key,
-                       const std::vector<int64_t>& tables, int64_t step, const Tensor& transition, const Tensor& factor,
-                       const Tensors& momenta, bool ones) {
-  const CatchUpTables catch_ups{weights, last, key, tables, step, transition, factor, momenta, ones};
+                       const std::vector<int64_t>& tables, const std::vector<int64_t>& first_rows, int64_t step,
+                       const Tensor& transition, const Tensor& factor, const Tensors& momenta, bool ones) {
+  const CatchUpTables catch_ups{weights, last, key, tables, first_rows, step, transition, factor, momenta, ones};
   catch_ups.check_lists().check_unread(rows, "rows");
   check_count(rows, "rows", weights.size());
   std::vector<CatchUp> jobs;
@@ -286,9 +295,9 @@ void foreach_catch_up_(const Tensors& weights, const Tensors& last, const Tensor
   catch_up_rows(jobs, torch_threads());
 }
 
-void flush_(const Tensor& weight, const Tensor& last, const Tensor& key, int64_t table, int64_t step, const Tensor& transition,
-            const Tensor& factor, const std::optional<Tensor>& momentum, bool ones) {
-  const CatchUp catch_up = read_catch_up(weight, last, key, table, step, transition, factor, momentum, ones);
+void flush_(const Tensor& weight, const Tensor& last, const Tensor& key, int64_t table, int64_t first_row, int64_t step,
+            const Tensor& transition, const Tensor& factor, const std::optional<Tensor>& momentum, bool ones) {
+  const CatchUp catch_up = read_catch_up(weight, last, key, table, first_row, step, transition, factor, momentum, ones);
   check_starting_steps(catch_up, transition.size(0));
   catch_up_rows({&catch_up, 1}, torch_threads());
 }
@@ -302,11 +311,12 @@ Tensors foreach_bag_sum(const Tensors& weights, const Tensors& indices, const Te
 }
 
 void foreach_catch_up_bag_sum_(const Tensors& weights, const Tensors& last, const Tensors& rows, const Tensors& order,
-                               const Tensors& starts, const Tensor& key, const std::vector<int64_t>& tables, int64_t step,
-                               const Tensor& transition, const Tensor& factor, const Tensors& momenta, bool ones,
-                               const Tensors& indices, const Tensors& offsets, const Tensors& bag_of_lookup,
-                               const OptionalTensors& per_lookup_weights, const Tensors& sums) {
-  const CatchUpTables catch_ups{weights, last, key, tables, step, transition, factor, momenta, ones};
+                               const Tensors& starts, const Tensor& key, const std::vector<int64_t>& tables,
+                               const std::vector<int64_t>& first_rows, int64_t step, const Tensor& transition,
+                               const Tensor& factor, const Tensors& momenta, bool ones, const Tensors& indices,
+                               const Tensors& offsets, const Tensors& bag_of_lookup, const OptionalTensors& per_lookup_weights,
+                               const Tensors& sums) {
+  const CatchUpTables catch_ups{weights, last, key, tables, first_rows, step, transition, factor, momenta, ones};
   const GroupTables group_tables{rows, order, starts, bag_of_lookup};
   const Written written = catch_ups.check_lists(sums);
   group_tables.check_unread(written);

@@ -28,6 +28,7 @@ struct CatchUp {
   Distribution distribution;
   // [count], or null: where the row at each position of the list is to be written besides, [columns], or null.
   float* const* copies = nullptr;
+  int64_t first_row = 0;  // number of row 0 in the table that these rows are a shard of: part of the noise's address
 
   int64_t row(int64_t i) const { return rows ? rows[i] : i; }
 };

@@ -20,7 +20,7 @@ void draw(const Key& key, uint32_t counter, const Address& address, Distribution
 }
 
 void catch_up_row(const CatchUp& job, int64_t row, int64_t from) {
-  const Address address = noise_address(job.table, row, static_cast<uint32_t>(job.step));
+  const Address address = noise_address(job.table, job.first_row + row, static_cast<uint32_t>(job.step));
   float* weight = job.weight + row * job.columns;
   float* momentum = job.momentum ? job.momentum + row * job.columns : nullptr;
   float z1[kNormalsPerBlock];

@@ -8,15 +8,16 @@ STABLE_TORCH_LIBRARY(lazydp, m) {
   m.def("foreach_group_rows(Tensor[] indices, int[] num_rows) -> (Tensor[], Tensor[], Tensor[])");
   m.def("foreach_bag_ids(Tensor[] offsets) -> Tensor[]");
   m.def(
-      "foreach_catch_up_(Tensor(a!)[] weights, Tensor(b!)[] last, Tensor[] rows, Tensor key, int[] tables, int step, "
-      "Tensor transition, Tensor factor, Tensor(c!)[] momenta, bool ones) -> ()");
+      "foreach_catch_up_(Tensor(a!)[] weights, Tensor(b!)[] last, Tensor[] rows, Tensor key, int[] tables, int[] first_rows, "
+      "int step, Tensor transition, Tensor factor, Tensor(c!)[] momenta, bool ones) -> ()");
   m.def(
-      "flush_(Tensor(a!) weight, Tensor(b!) last, Tensor key, int table, int step, Tensor transition, Tensor factor, "
-      "Tensor(c!)? momentum, bool ones) -> ()");
+      "flush_(Tensor(a!) weight, Tensor(b!) last, Tensor key, int table, int first_row, int step, Tensor transition, "
+      "Tensor factor, Tensor(c!)? momentum, bool ones) -> ()");
   m.def("foreach_bag_sum(Tensor[] weights, Tensor[] indices, Tensor[] offsets, Tensor?[] per_lookup_weights) -> Tensor[]");
   m.def(
       "foreach_catch_up_bag_sum_(Tensor(a!)[] weights, Tensor(b!)[] last, Tensor[] rows, Tensor[] order, Tensor[] starts, "
-      "Tensor key, int[] tables, int step, Tensor transition, Tensor factor, Tensor(c!)[] momenta, bool ones, "
+      "Tensor key, int[] tables, int[] first_rows, int step, Tensor transition, Tensor factor, Tensor(c!)[] momenta, bool "
+      "ones, "
       "Tensor[] indices, Tensor[] offsets, Tensor[] bag_of_lookup, Tensor?[] per_lookup_weights, Tensor(d!)[] sums) -> ()");
   m.def("foreach_bag_sq_norms(Tensor[] indices, Tensor[] offsets, Tensor[] grads, Tensor?[] per_lookup_weights) -> Tensor");
   m.def(

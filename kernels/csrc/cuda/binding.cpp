@@ -73,22 +73,30 @@ void check_offsets(const Call& call, const Tensor& offsets) {
 }
 
 CatchUp read_catch_up(const Call& call, const Tensor& weight, const Tensor& last, const Tensor& key, int64_t table,
-                      int64_t step, const Tensor& transition, const Tensor& factor, const std::optional<Tensor>& momentum,
-                      bool ones) {
+                      int64_t first_row, int64_t step, const Tensor& transition, const Tensor& factor,
+                      const std::optional<Tensor>& momentum, bool ones) {
   check_catch_up(call, weight, last, transition, factor, momentum);
-  return {write<float>(weight), momentum ? write<float>(*momentum) : nullptr,
-          write<int32_t>(last), nullptr,
-          weight.size(0),       weight.size(0),
-          weight.size(1),       read<float>(transition),
-          read<float>(factor),  transition.size(0),
-          read_key(key),        checked_table(table),
-          checked_step(step),   ones};
+  return {write<float>(weight),
+          momentum ? write<float>(*momentum) : nullptr,
+          write<int32_t>(last),
+          nullptr,
+          weight.size(0),
+          weight.size(0),
+          weight.size(1),
+          read<float>(transition),
+          read<float>(factor),
+          transition.size(0),
+          read_key(key),
+          checked_table(table),
+          checked_step(step),
+          ones,
+          checked_first_row(first_row, weight.size(0))};
 }
 
 // Of the table j of `tables`.
 CatchUp read_listed(const Call& call, const CatchUpTables& tables, size_t j, const Tensor& rows) {
-  CatchUp catch_up = read_catch_up(call, tables.weights[j], tables.last[j], tables.key, tables.tables[j], tables.step,
-                                   tables.transition, tables.factor, tables.momentum(j), tables.ones);
+  CatchUp catch_up = read_catch_up(call, tables.weights[j], tables.last[j], tables.key, tables.tables[j], tables.first_rows[j],
+                                   tables.step, tables.transition, tables.factor, tables.momentum(j), tables.ones);
   call(rows, "rows", ScalarType::Long, 1);
   catch_up.rows = read<int64_t>(rows);
   catch_up.count = rows.size(0);
@@ -154,11 +162,11 @@ std::tuple<Tensors, Tensors, Tensors> foreach_group_rows(const Tensors& indices,
 }
 
 void foreach_catch_up_(const Tensors& weights, const Tensors& last, const Tensors& rows, const Tensor& key,
-                       const std::vector<int64_t>& tables, int64_t step, const Tensor& transition, const Tensor& factor,
-                       const Tensors& momenta, bool ones) {
+                       const std::vector<int64_t>& tables, const std::vector<int64_t>& first_rows, int64_t step,
+                       const Tensor& transition, const Tensor& factor, const Tensors& momenta, bool ones) {
   const Call call(first_of(weights, "weights"));
   call.refuse_capture();
-  const CatchUpTables catch_ups{weights, last, key, tables, step, transition, factor, momenta, ones};
+  const CatchUpTables catch_ups{weights, last, key, tables, first_rows, step, transition, factor, momenta, ones};
   catch_ups.check_lists().check_unread(rows, "rows");
   check_count(rows, "rows", weights.size());
   std::vector<CatchUp> jobs;
@@ -166,12 +174,12 @@ void foreach_catch_up_(const Tensors& weights, const Tensors& last, const Tensor
   for (const CatchUp& job : jobs) check_launch(catch_up_rows(job, call.stream()));
 }
 
-void flush_(const Tensor& weight, const Tensor& last, const Tensor& key, int64_t table, int64_t step, const Tensor& transition,
-            const Tensor& factor, const std::optional<Tensor>& momentum, bool ones) {
+void flush_(const Tensor& weight, const Tensor& last, const Tensor& key, int64_t table, int64_t first_row, int64_t step,
+            const Tensor& transition, const Tensor& factor, const std::optional<Tensor>& momentum, bool ones) {
   const Call call(weight);
   call.refuse_capture();
-  check_launch(
-      catch_up_rows(read_catch_up(call, weight, last, key, table, step, transition, factor, momentum, ones), call.stream()));
+  check_launch(catch_up_rows(read_catch_up(call, weight, last, key, table, first_row, step, transition, factor, momentum, ones),
+                             call.stream()));
 }
 
 Tensors foreach_bag_sum(const Tensors& weights, const Tensors& indices, const Tensors& offsets,
@@ -183,13 +191,14 @@ Tensors foreach_bag_sum(const Tensors& weights, const Tensors& indices, const Te
 }
 
 void foreach_catch_up_bag_sum_(const Tensors& weights, const Tensors& last, const Tensors& rows, const Tensors& order,
-                               const Tensors& starts, const Tensor& key, const std::vector<int64_t>& tables, int64_t step,
-                               const Tensor& transition, const Tensor& factor, const Tensors& momenta, bool ones,
-                               const Tensors& indices, const Tensors& offsets, const Tensors& bag_of_lookup,
-                               const OptionalTensors& per_lookup_weights, const Tensors& sums) {
+                               const Tensors& starts, const Tensor& key, const std::vector<int64_t>& tables,
+                               const std::vector<int64_t>& first_rows, int64_t step, const Tensor& transition,
+                               const Tensor& factor, const Tensors& momenta, bool ones, const Tensors& indices,
+                               const Tensors& offsets, const Tensors& bag_of_lookup, const OptionalTensors& per_lookup_weights,
+                               const Tensors& sums) {
   const Call call(first_of(weights, "weights"));
   call.refuse_capture();
-  const CatchUpTables catch_ups{weights, last, key, tables, step, transition, factor, momenta, ones};
+  const CatchUpTables catch_ups{weights, last, key, tables, first_rows, step, transition, factor, momenta, ones};
   const GroupTables groups{rows, order, starts, bag_of_lookup};
   const Written written = catch_ups.check_lists(sums);
   groups.check_unread(written);

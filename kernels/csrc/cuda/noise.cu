@@ -173,7 +173,7 @@ struct CatchUpTiles {
     const Place own = tiling.place(tile, lane);
     const int64_t row = row_at(job, own.position);
     if (row == kNoRow || pending_since(job, row) == kUpToDate) return;
-    const Address address = noise_address(job.table, row, static_cast<uint32_t>(job.step));
+    const Address address = noise_address(job.table, job.first_row + row, static_cast<uint32_t>(job.step));
     const auto counter = static_cast<uint32_t>(own.block);
     draw(job.key, counter, address, job.ones, lane, shared.draws[0]);
     if constexpr (kMomentum) draw(job.key, kSecondNormal + counter, address, job.ones, lane, shared.draws[1]);

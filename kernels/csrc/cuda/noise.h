@@ -29,7 +29,8 @@ struct CatchUp {
   Key key;
   uint32_t table;
   int32_t step;
-  bool ones;  // every normal is 1 (tests of exactness)
+  bool ones;              // every normal is 1 (tests of exactness)
+  int64_t first_row = 0;  // number of row 0 in the table that these rows are a shard of: part of the noise's address
 };
 
 // The bags that read the rows of a CatchUp: lookup order[j], starts[i] <= j < starts[i + 1], reads rows[i].

@@ -44,7 +44,7 @@ def _fields(text: str) -> list[tuple[str, Any]]:
 class _CatchUp(ctypes.Structure):
     _fields_ = _fields(
         "p:weight p:momentum p:last p:rows i:count i:num_rows i:columns p:transition p:factor i:horizon p:key i:table "
-        "i:step i:ones"
+        "i:step i:ones i:first_row"
     )
 
 
@@ -214,11 +214,12 @@ def _catch_up(
     factor: Tensor,
     momentum: Tensor | None = None,
     noise: str = "gaussian",
+    first_row: int = 0,
 ) -> _CatchUp:
     num_rows, columns = weight.shape
     count = num_rows if rows is None else rows.numel()
     tensors = map(_at, (weight, momentum, last, rows))
-    tail = (transition.shape[0], _at(key), table, step, noise == "ones")
+    tail = (transition.shape[0], _at(key), table, step, noise == "ones", first_row)
     return _CatchUp(*tensors, count, num_rows, columns, _at(transition), _at(factor), *tail)
 
 

@@ -47,6 +47,7 @@ struct CatchUpArguments {
   int64_t table;
   int64_t step;
   int64_t ones;
+  int64_t first_row;
 };
 
 CatchUp catch_up_of(const CatchUpArguments& a) {
@@ -63,7 +64,8 @@ CatchUp catch_up_of(const CatchUpArguments& a) {
           key_of(a.key),
           static_cast<uint32_t>(a.table),
           static_cast<int32_t>(a.step),
-          a.ones != 0};
+          a.ones != 0,
+          a.first_row};
 }
 
 }  // namespace

@@ -79,7 +79,7 @@ def test_fill_of_rows_that_are_not_aligned(cuda: Any) -> None:
 @pytest.mark.parametrize("momentum", [False, True], ids=["sgd", "momentum"])
 @pytest.mark.parametrize(("rows", "columns"), SHAPES)
 def test_flush_equals_the_cpu(cuda: Any, rows: int, columns: int, momentum: bool) -> None:
-    options = {"table": 2, "step": STEP, **skip_ahead(momentum)}
+    options = {"table": 2, "step": STEP, "first_row": 2**33 + 7, **skip_ahead(momentum)}
     assert_same_after(cuda.flush_, ops.flush_, state(rows, columns, momentum=momentum), KEY, **options)
 
 
@@ -88,7 +88,7 @@ def test_flush_equals_the_cpu(cuda: Any, rows: int, columns: int, momentum: bool
 @pytest.mark.parametrize(("rows", "columns"), [(50, 128), (40, 7)])
 def test_catch_up_equals_the_cpu(cuda: Any, rows: int, columns: int, momentum: bool, noise: str) -> None:
     chosen = torch.randperm(rows, generator=torch.Generator().manual_seed(1))[: rows // 2].sort().values
-    options = {"table": 2, "step": STEP, "noise": noise, **skip_ahead(momentum)}
+    options = {"table": 2, "step": STEP, "noise": noise, "first_row": 2**33 + 7, **skip_ahead(momentum)}
     assert_same_after(cuda.catch_up_, ops.catch_up_, state(rows, columns, momentum=momentum), chosen, KEY, **options)
 
 
