@@ -55,6 +55,7 @@ TOGETHER = {
     "components/budget/storage/": "ledgers and forks",
     "components/export/test_killed_commands.py": "ledgers and forks",
     "components/gate/": "ledgers and forks",
+    "components/train/run/test_rank_processes.py": "ledgers and forks",
     "components/train/run/test_resume_kills.py": "ledgers and forks",
     "service/serving/test_restarts.py": "ledgers and forks",
     "service/test_tls.py": "ledgers and forks",

@@ -103,6 +103,11 @@ def audit(
 def _check(config: TrainConfig, canaries: int, confidence: float) -> None:
     if not config.private:
         raise InputError("mode sgd claims no epsilon: there is nothing to audit")
+    if config.distributed is not None:
+        raise InputError(
+            "an audit follows the rows of its canaries by their numbers, in one process: audit the same configuration "
+            "without `distributed`, which changes where rows lie and nothing of the mechanism"
+        )
     if canaries < FEWEST_CANARIES:
         raise InputError(f"an audit needs at least {FEWEST_CANARIES} canaries to show anything, found {canaries}")
     if not 0 < confidence < 1:

@@ -83,7 +83,7 @@ class DatasetWorkload:
 
     def batch(self, number: int) -> Sequence[Examples]:
         """A Poisson sample of the training split, as training draws it; never empty."""
-        drawn = self._make(number)
+        drawn = list(self._make(number))
         if not any(part.size for part in drawn):
             raise InputError(
                 f"a step drew no example: sampling_prob {self._config.sampling_prob} is too small for this dataset"

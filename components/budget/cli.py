@@ -325,8 +325,12 @@ def _what(kind: str, content: dict[str, Any]) -> str:
         return f"epsilon {content['epsilon']:g} at delta {content['delta']:g} per {content['privacy_unit']}{why}"
     if kind == "reserved":
         return f"{content['purpose']}, epsilon {content['epsilon']:.4g} alone"
-    if kind == "bound":
-        return f"to noise key {content['key'][:12] or 'none yet'}"
+    if kind in ("bound", "leased"):
+        return (
+            f"attempt {content['generation']}"
+            if kind == "leased"
+            else f"to noise key {content['key'][:12] or 'none yet'}"
+        )
     if kind == "committed":
         step = "" if content["step"] is None else f" at step {content['step']}"
         return f"{'release' if content['final'] else 'snapshot'}{step}, epsilon {content['epsilon']:.4g} alone"

@@ -5,8 +5,10 @@ It stands above the components that it joins, so that none of them imports a lat
 
 from __future__ import annotations
 
+import logging
 import os
 import shlex
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -17,6 +19,10 @@ from lazydp.components.shared.ledger_url import LEDGER
 
 if TYPE_CHECKING:
     from lazydp.components.train.config import TrainConfig
+
+
+# Of a run that --resume lets go on where it stopped: a rank that ends takes the others with it, and all begin again.
+_RESTARTS = 3
 
 
 @click.command(
@@ -54,6 +60,12 @@ if TYPE_CHECKING:
     envvar="LAZYDP_SIGN_KEY_FILE",
     help="File of an Ed25519 private key, PEM, to sign the snapshots with.  [default: LAZYDP_SIGN_KEY_FILE]",
 )
+@click.option(
+    "--workers",
+    type=click.IntRange(min=1),
+    metavar="N",
+    help="Train on N ranks of this machine, each a process with a part of the tables; needs `distributed` in --config.",
+)
 @click.option("--resume", is_flag=True, help="Go on with the run (or sweep) in --out, if it holds one.")
 @click.option("--test-key", type=int, metavar="SEED", help="A known noise key: for tests; the model is NOT private.")
 def command(
@@ -69,6 +81,7 @@ def command(
     publish_to: Path | None,
     name: str | None,
     sign_key: Path | None,
+    workers: int | None,
     resume: bool,
     test_key: int | None,
 ) -> None:
@@ -82,14 +95,19 @@ def command(
 
     With --publish-every the model is released as a bundle while training goes on. All snapshots and the final model are
     charged once, as one run; the service picks up each new one.
+
+    With --workers, or started by torchrun on several machines, ranks train one model together (docs/distributed.md).
     """
     from lazydp.components.train.config import TrainConfig
+    from lazydp.components.train.ranks.launch import launched
     from lazydp.kernels.noise_key import NoiseKey
 
     if name is not None and publish_to is None:
         raise click.UsageError("--name is that of the snapshots: say where they go with --publish-to")
     if tune is not None and publish_to is not None:
         raise click.UsageError("--tune releases nothing while it runs: leave out --publish-to")
+    if tune is not None and (workers is not None or launched()):
+        raise click.UsageError("--tune trains its trials one after the other, in one process: leave out the ranks")
     settings = TrainConfig.load(config)
     given = {"mode": mode, "device": device, "table_device": table_device, "publish_every": publish_every}
     changes = {name: value for name, value in given.items() if value is not None}
@@ -98,20 +116,33 @@ def command(
     if tune is not None:
         _tune(dataset, settings, tune, out=out, ledger=ledger, resume=resume, test_key=test_key)
         return
+    if workers is not None and workers > 1 and not launched():
+        from lazydp.components.train.ranks.launch import start_ranks
+        from lazydp.components.train.run.begun import refuse_number_of_ranks
+
+        refuse_number_of_ranks(workers, settings)
+        start_ranks(workers, sys.argv[1:], restarts=_RESTARTS if resume else 0)
     from lazydp.components.export.publish import Snapshots
+    from lazydp.components.train.ranks.process_group import joined
     from lazydp.components.train.run.train import train
 
-    run = train(
-        dataset=local_dataset(dataset),
-        config=settings,
-        out=out,
-        ledger=ledger,
-        resume=resume,
-        key=NoiseKey.for_tests(test_key) if test_key is not None else None,
-        publish=Snapshots(publish_to, ledger, name, sign_key).release if publish_to is not None else None,
-    )
-    click.echo(f"run {run.identity.run_id}: {run.step} steps done")
-    click.echo(f"release it with `{_export(run.folder, dataset, ledger)}`")
+    with joined() as ranks:
+        if ranks.rank:
+            logging.getLogger("lazydp").setLevel(logging.WARNING)  # rank 0 says the rest
+        run = train(
+            dataset=local_dataset(dataset),
+            config=settings,
+            out=out,
+            ledger=ledger,
+            resume=resume,
+            key=NoiseKey.for_tests(test_key) if test_key is not None else None,
+            publish=Snapshots(publish_to, ledger, name, sign_key).release if publish_to is not None else None,
+            ranks=ranks,
+        )
+        first = not ranks.rank
+    if first:
+        click.echo(f"run {run.identity.run_id}: {run.step} steps done")
+        click.echo(f"release it with `{_export(run.folder, dataset, ledger)}`")
 
 
 def _tune(

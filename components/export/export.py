@@ -48,7 +48,14 @@ from lazydp.components.train.run.folder import RunFolder
 from lazydp.components.train.run.identity import RunIdentity
 from lazydp.components.train.run.popularity import noised_counts
 from lazydp.components.train.run.settings_check import contribution_bound
-from lazydp.components.train.run.spending import UNREGISTERED, Standing, close_without_release, commit, standing
+from lazydp.components.train.run.spending import (
+    UNREGISTERED,
+    Standing,
+    close_without_release,
+    commit,
+    standing,
+    take_lease,
+)
 from lazydp.components.train.run.train import (
     embedding_optimizer,
     engine_for,
@@ -105,6 +112,9 @@ def export(
         if not folder.key_destroyed():
             refuse_taken(out)
             audited = _audited(audit, identity)
+            fenced = identity.config.private and identity.config.distributed is not None
+            # From here on no attempt of the run on another host keeps a checkpoint.
+            check_lease = take_lease(ledger, identity) if fenced else None
             flushed, commitment = _flush_and_prove(folder, identity, data)
             staged = out.absolute().with_name(f".{out.name}.{identity.run_id}")
             clear(staged)
@@ -117,6 +127,8 @@ def export(
                 raise _refused(identity)
             _log.info("accounting, and writing the bundle")
             manifest = stage(staged, flushed, identity, data, name=name, stands=stands, audit=audited)
+            if check_lease is not None:
+                check_lease()
             if identity.config.private:
                 bound = contribution_bound(data)
                 commit(

@@ -20,6 +20,7 @@ from lazydp.components.features.pooling import lookup_weights
 from lazydp.components.features.spec import EmbeddedFeature
 from lazydp.components.models.config import DlrmConfig, Loss, TwoTowerConfig
 from lazydp.components.models.layout import FeatureLayout, TableShape
+from lazydp.kernels import ops
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,6 +93,26 @@ def initial_tables(model: Recommender) -> dict[str, Tensor]:
         generator = torch.Generator().manual_seed(_seed_of(model.config.seed, name))
         weight = torch.empty(shape.num_rows, shape.dim)
         weights[name] = weight.normal_(std=model.config.embedding_init_std, generator=generator)
+    return weights
+
+
+def addressed_tables(model: Recommender, places: Mapping[str, range]) -> dict[str, Tensor]:
+    """Initial weights of some rows of every table, each a function of the public seed, the table and the row's place.
+
+    So several processes can each begin with rows of their own, and none has to hold, or draw, a whole table. The
+    weights are others than those of `initial_tables`, of the same distribution.
+
+    Args:
+        model: says the seed, and the standard deviation.
+        places: of the rows, by table.
+    """
+    weights = {}
+    for name, shape in model.tables.items():
+        rows = places[name]
+        digest = hashlib.sha256(f"lazydp initial weights {model.config.seed} {name}".encode()).digest()
+        key = torch.frombuffer(bytearray(digest), dtype=torch.uint8)  # public: it keeps no secret
+        weight = ops.normal_(torch.empty(len(rows), shape.dim), key, table=0, first_row=rows.start, step=0)
+        weights[name] = weight.mul_(model.config.embedding_init_std)
     return weights
 
 

@@ -22,6 +22,7 @@ from lazydp.components.models.config import ModelConfig, TwoTowerConfig
 from lazydp.components.onepass.rules import Noise
 from lazydp.components.shared.frozen_model import FrozenModel
 from lazydp.components.shared.validation import Document, parse_yaml, read_yaml
+from lazydp.components.train.distributed_settings import DistributedSettings
 from lazydp.components.train.mechanism.parameters import (
     LARGEST_NORM,
     SMALLEST_NORM,
@@ -190,6 +191,7 @@ class TrainConfig(FrozenModel):
         table_device: where the tables live: with the dense layers (None), or in host memory (`cpu`). Like `device` it
             changes no part of the mechanism; the same run on another device ends in other bits, drawn from the same
             distribution.
+        distributed: how the run is laid out for several processes (ranks); None for a run of one process.
     """
 
     format_version: Literal[1] = 1
@@ -217,6 +219,7 @@ class TrainConfig(FrozenModel):
     log_every: PositiveInt = 100
     device: Device = "cpu"
     table_device: Device | None = None
+    distributed: DistributedSettings | None = None
 
     @model_validator(mode="before")
     @classmethod
@@ -307,6 +310,32 @@ class TrainConfig(FrozenModel):
             )
         return self
 
+    @model_validator(mode="after")
+    def _can_be_distributed(self) -> Self:
+        if self.distributed is None:
+            return self
+        refused = {
+            "mode: sgd": not self.private and "sums without clipping are float32, and depend on the number of ranks",
+            "device": self.device != "cpu" and "ranks send each other what lies in host memory: use device: cpu",
+            "start": self.start is not None and "its vectors are computed in one process, as one table",
+            "publish_every": self.publish_every is not None and "a snapshot needs all rows in one process",
+            "steps: 0": self.steps == 0 and "there is nothing to divide among ranks",
+        }
+        for setting, reason in refused.items():
+            if reason:
+                raise ValueError(f"distributed does not go with {setting}: {reason}")
+        return self
+
+    @property
+    def lanes(self) -> int:
+        """Slices of a batch that are computed apart."""
+        return 1 if self.distributed is None else self.distributed.lanes
+
+    @property
+    def arrangement(self) -> Literal["spread", "ordered"]:
+        """Where the rows of the tables lie."""
+        return "ordered" if self.distributed is None else self.distributed.placement
+
     @property
     def private(self) -> bool:
         """Whether the run clips and adds noise."""
@@ -356,7 +385,9 @@ class TrainConfig(FrozenModel):
     def _deciding(self) -> dict[str, Any]:
         """Every setting that has a part in the result, as JSON values."""
         # What is left out keeps a configuration the digest that it had before there was any of it.
-        absent = {name for name in ("popularity", "start", "minimum_quality") if getattr(self, name) is None}
+        absent = {
+            name for name in ("popularity", "start", "minimum_quality", "distributed") if getattr(self, name) is None
+        }
         deciding = self.model_dump(mode="json", exclude=_NOT_IN_DIGEST | absent)
         for name, default in (("user", "features"), ("prior", False)):
             if deciding["model"].get(name) == default:

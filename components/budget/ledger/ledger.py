@@ -292,6 +292,43 @@ class Ledger(LedgerReader):
         )
         return state
 
+    def take_lease(self, run_id: str, *, by: str | None = None) -> int:
+        """Begin another attempt of a run, and end all earlier ones; returns the attempt's number (its generation).
+
+        A file lock holds back the processes of one host. An attempt on another host that is cut off may go on for a
+        while; from here on it can neither keep a checkpoint nor release anything (`check_lease`).
+
+        Raises:
+            PrivacyError: the run holds no open reservation.
+        """
+
+        def decide(state: LedgerState) -> Mapping[str, Any]:
+            run = state.runs.get(run_id)
+            if run is None or run.status != "reserved":
+                found = "none" if run is None else f"one that was {run.status}"
+                raise PrivacyError(f"run {run_id} needs an open reservation in ledger {self.url}; found {found}")
+            return {"generation": run.generation + 1}
+
+        _, state = add(
+            self._storage, "leased", lambda state: self._dataset_of(state, run_id), decide, run_id=run_id, by=by
+        )
+        return state.runs[run_id].generation
+
+    def check_lease(self, run_id: str, generation: int) -> None:
+        """Refuse to go on with an attempt that another one took the run from.
+
+        Raises:
+            PrivacyError: a later attempt holds the lease.
+        """
+        state = checked_state(self._storage, self._storage.read())
+        run = state.runs.get(run_id)
+        latest = 0 if run is None else run.generation
+        if latest != generation:
+            raise PrivacyError(
+                f"this is attempt {generation} of run {run_id}, and attempt {latest} holds its lease in ledger "
+                f"{self.url}: another process trains or exports the run. This one keeps and releases nothing more"
+            )
+
     def require_reservation(self, run_id: str, *, dataset: str, event: DpEvent, key: str = "") -> Reservation:
         """The reservation that a run must hold before its first step.
 

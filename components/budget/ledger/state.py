@@ -101,6 +101,7 @@ class Run:
         epsilon: of the reserved event alone, at the delta of the dataset's budget then.
         key: public commitment to the one noise key of the run; empty until a key was presented.
         data: identifier of the files of the dataset that the run reads; empty until that was told.
+        generation: how many attempts took the run's lease (`Ledger.take_lease`); the latest one holds it.
     """
 
     run_id: str
@@ -117,6 +118,7 @@ class Run:
     reserved_by: str
     key: str = ""
     data: str = ""
+    generation: int = 0
     void_reason: str = ""
     releases: tuple[Release, ...] = ()
 
@@ -329,6 +331,14 @@ def _apply_bound(state: LedgerState, entry: Entry, content: dict[str, Any]) -> N
     state.runs[run.run_id] = replace(run, key=key, data=data)
 
 
+def _apply_leased(state: LedgerState, entry: Entry, content: dict[str, Any]) -> None:
+    run = _open_run(state, entry)
+    generation = content["generation"]
+    if generation != run.generation + 1 or isinstance(generation, bool):
+        raise ValueError(f"run {run.run_id} stands at generation {run.generation}, found a lease of {generation}")
+    state.runs[run.run_id] = replace(run, generation=generation)
+
+
 def _apply_committed(state: LedgerState, entry: Entry, content: dict[str, Any]) -> None:
     run = _repeated_run(state, entry, content) or _open_run(state, entry)
     key = _text(content.get("key", ""))
@@ -382,6 +392,7 @@ _APPLY = {
     "budget": _apply_budget,
     "reserved": _apply_reserved,
     "bound": _apply_bound,
+    "leased": _apply_leased,
     "committed": _apply_committed,
     "voided": _apply_voided,
 }

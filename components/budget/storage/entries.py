@@ -16,15 +16,17 @@ from typing import Any, Literal, get_args
 
 from lazydp.components.shared.errors import IntegrityError
 
-Kind = Literal["dataset", "budget", "reserved", "bound", "committed", "voided"]
+Kind = Literal["dataset", "budget", "reserved", "bound", "leased", "committed", "voided"]
 KINDS: tuple[str, ...] = get_args(Kind)
 
 GENESIS = "0" * 64
 _BRACKET = re.compile(r"[\[\]{}]")
 
 # Of an entry's body. 2: datasets stand under identifiers instead of hashes of their content (`identifiers`).
-# 3: runs are bound to their noise key.
-FORMAT_VERSION = 3
+# 3: runs are bound to their noise key. 4: attempts of a run that several ranks train are numbered; these entries only.
+FORMAT_VERSION = 4
+_VERSION_OF = {"leased": 4}
+_VERSION_OF_OTHERS = 3
 # Of what a digest covers; another number would make every digest written before it a wrong one.
 _DIGEST_VERSION = 1
 
@@ -125,7 +127,7 @@ def next_entry(
     """The entry that follows `last`, chained to it."""
     number = 1 if last is None else last.number + 1
     previous = GENESIS if last is None else last.digest
-    body = canonical_json({"format_version": FORMAT_VERSION, **content})
+    body = canonical_json({"format_version": _VERSION_OF.get(kind, _VERSION_OF_OTHERS), **content})
     digest = digest_of(
         number=number,
         kind=kind,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import hashlib
 import inspect
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
@@ -14,8 +15,9 @@ from torch import Tensor, nn
 from lazydp.components.shared.errors import FormatError, InputError, NonFiniteError
 from lazydp.components.shared.noise_addresses import FIRST_RESERVED, MAX_TABLES
 from lazydp.components.train.device.placement import CPU
-from lazydp.components.train.mechanism.double_sums import DoubleSums
+from lazydp.components.train.mechanism.double_sums import DoubleSums, LaneSums
 from lazydp.components.train.mechanism.unit_order import UnitOrder
+from lazydp.components.train.ranks.ranks import Ranks
 from lazydp.components.train.tables.skip_ahead import Schedule
 from lazydp.kernels import ops, products
 from lazydp.kernels.arguments import Distribution
@@ -110,8 +112,7 @@ class DenseLayers:
         self._noise_scale = noise_scale
         self._key = key
         self._noise = noise
-        self.sums = DoubleSums()
-        """The clipped gradient sums of a step. `add_noise` adds the noise, and rounds the result to `.grad`."""
+        self._lanes = LaneSums()
         self.order = UnitOrder(key)
         """The order in which the units of a step are added up."""
         largest = max((p.numel() for p in self._parameters.values()), default=0)
@@ -125,6 +126,14 @@ class DenseLayers:
         """The `torch.optim` optimizer; None if the model has no dense parameters. A scheduler may change its rate."""
         return self._optimizer
 
+    @property
+    def sums(self) -> DoubleSums:
+        """The clipped gradient sums of the present lane, or after the last one of the step.
+
+        `add_noise` adds the noise, and rounds the result to `.grad`.
+        """
+        return self._lanes.current
+
     def draw_under(self, key: NoiseKey) -> None:
         """Use the noise key `key` from now on."""
         self._key = key
@@ -137,7 +146,7 @@ class DenseLayers:
             step: its number.
             exchanges: see `UnitOrder.begin`.
         """
-        self.sums.clear()
+        self._lanes.clear()
         self.order.begin(step, exchanges=exchanges)
         for parameter in self._parameters.values():
             if parameter.grad is None:
@@ -145,20 +154,49 @@ class DenseLayers:
             elif not self._private:
                 parameter.grad.zero_()
 
+    def begin_lane(self, lane: int, *, first: bool) -> None:
+        """What is added from here on belongs to `lane`; `first` is that of this rank."""
+        self.order.begin_lane(lane)
+        if not first:
+            self._lanes.begin_lane()
+
+    def end_lane(self) -> None:
+        """The present lane is complete."""
+        self._lanes.end_lane()
+
+    def sum_over(self, ranks: Ranks) -> None:
+        """Add the sums of all ranks, each with its lanes of the step; every rank then has the sums of all lanes."""
+        if ranks.size == 1:
+            return
+        sums = [self._summed(parameter) for parameter in self._parameters.values()]
+        total = ranks.tree_sum(torch.cat([of.view(-1) for of in sums]), purpose="dense sums")
+        for of, part in zip(sums, torch.split(total, [of.numel() for of in sums]), strict=True):
+            of.copy_(part.view(of.shape))
+
+    def digest(self) -> Tensor:
+        """SHA-256 of all parameters, uint8 [32]: what ranks compare."""
+        found = hashlib.sha256()
+        for parameter in self._parameters.values():
+            found.update(parameter.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().data)
+        return torch.frombuffer(bytearray(found.digest()), dtype=torch.uint8)
+
     def add_noise(self, step: int) -> None:
         """Write the gradients of a private step to `.grad`: the sums with noise, then rounded to float32."""
         if not self._private:
             return
         for number, parameter in enumerate(self._parameters.values()):
-            gradient, total = _gradient(parameter), self.sums.used(parameter)
-            if total is None:  # no micro-batch, or none that reached the parameter
-                total = self.sums.of(parameter)
+            gradient, total = _gradient(parameter), self._summed(parameter)
             noise = self._noise_of(number, parameter, step) if self._noise_scale else None
             if total.is_cpu and gradient.is_contiguous() and gradient.dtype == torch.float32:
                 flat = None if noise is None else noise.view(-1)
                 products.noised_sum_(gradient.view(-1), total.view(-1), flat, scale=self._noise_scale)
             else:
                 gradient.copy_(total if noise is None else total.add_(noise, alpha=self._noise_scale))
+
+    def _summed(self, parameter: nn.Parameter) -> Tensor:
+        """The sum of the step, float64; zeros where no micro-batch reached the parameter."""
+        total = self.sums.used(parameter)
+        return self.sums.of(parameter) if total is None else total
 
     def _noise_of(self, number: int, parameter: Tensor, step: int) -> Tensor:
         """Noise of the parameter's shape, float32. The next call overwrites it."""

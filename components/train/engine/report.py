@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import astuple, dataclass
 from types import MappingProxyType
 
 import numpy as np
 import numpy.typing as npt
+import torch
 from torch import Tensor
 
 from lazydp.components.train.device.placement import CPU, moved
 from lazydp.components.train.mechanism.contributions import Contributions
 from lazydp.components.train.mechanism.parameters import GROUPS, Group
+from lazydp.components.train.ranks.ranks import Ranks
 
 Array = npt.NDArray[np.float64]
 
@@ -101,6 +103,36 @@ class StepReport:
             },
         )
 
+    def of_all(self, ranks: Ranks) -> StepReport:
+        """The figures of the step, from those of each rank's examples; the same on every rank.
+
+        Means are weighted by the units whose norms are finite.
+        """
+        if ranks.size == 1:
+            return self
+        own = [self.size, self.units, self.loss, self.clipped, self.mean_norm, self.non_finite]
+        own += [value for group in GROUPS for value in astuple(self.groups[group])]
+        table = np.stack([of.numpy() for of in ranks.gather(torch.tensor(own, dtype=torch.float64), purpose="report")])
+        size, units, loss, clipped, mean_norm, non_finite = table[:, :6].T
+        counted = units - non_finite
+        return StepReport(
+            step=self.step,
+            size=int(size.sum()),
+            units=int(units.sum()),
+            loss=_mean(loss, size),
+            clipped=_mean(clipped, units, none=0.0),
+            mean_norm=_mean(mean_norm, counted),
+            non_finite=int(non_finite.sum()),
+            groups={
+                group: GroupReport(
+                    mean_norm=_mean(figures[:, 0], counted),
+                    clipped=_mean(figures[:, 1], units, none=0.0),
+                    signal=float(figures[:, 2].sum()),
+                )
+                for group, figures in zip(GROUPS, np.split(table[:, 6:], len(GROUPS), axis=1), strict=True)
+            },
+        )
+
     @classmethod
     def unclipped(
         cls,
@@ -128,6 +160,12 @@ class StepReport:
             non_finite=0,
             groups=groups,
         )
+
+
+def _mean(values: Array, weights: Array, *, none: float = math.nan) -> float:
+    """The weighted mean of values whose weight is not 0; `none` where there are none."""
+    there = weights > 0
+    return float(np.average(values[there], weights=weights[there])) if there.any() else none
 
 
 def _fetched(

@@ -30,7 +30,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -39,6 +39,7 @@ from torch import Tensor
 from lazydp.components.models.recommender import Recommender, initial_tables
 from lazydp.components.shared.errors import FormatError, InputError
 from lazydp.components.train.data.examples import Examples
+from lazydp.components.train.data.share import Share
 from lazydp.components.train.device.allocator import keep_freed_memory
 from lazydp.components.train.device.placement import HOST, Placement
 from lazydp.components.train.engine.dense import DenseLayers, DenseOptimizer
@@ -50,8 +51,11 @@ from lazydp.components.train.mechanism.contributions import Contributions, objec
 from lazydp.components.train.mechanism.layers import trained_layers
 from lazydp.components.train.mechanism.parameters import PrivacyParameters
 from lazydp.components.train.mechanism.step_guard import StepGuard
+from lazydp.components.train.ranks.places import Arrangement, Places, shard
+from lazydp.components.train.ranks.ranks import Alone, Ranks
 from lazydp.components.train.tables.embedding_tables import EmbeddingTables, Mode, TableGradient
 from lazydp.components.train.tables.lookups import Lookups, lookups_of, model_inputs
+from lazydp.components.train.tables.row_exchange import RowExchange, Rows
 from lazydp.components.train.tables.skip_ahead import EmbeddingSgd
 from lazydp.kernels.arguments import Distribution
 from lazydp.kernels.noise_key import NoiseKey
@@ -74,6 +78,9 @@ class Engine:
         timer: adds up the time of each phase.
         placement: the device of the dense layers and the device of the tables. The engine moves them there. The caller
             gives examples on the host.
+        ranks: that train together; None: this process alone. Several need the CPU, a mode that clips, and `tables`.
+        arrangement: where the rows of the tables lie; `tables` are given, and kept, in the order of their places.
+            With several ranks they are the rows of this rank (`ranks.places.shard`).
 
     Raises:
         InputError: a layer for which the norm of one example's gradient cannot be computed, a missing key, too many
@@ -93,8 +100,14 @@ class Engine:
         noise: Distribution = "gaussian",
         timer: StepTimer | None = None,
         placement: Placement = HOST,
+        ranks: Ranks | None = None,
+        arrangement: Arrangement = "ordered",
     ) -> None:
         keep_freed_memory()
+        self._ranks = ranks or Alone()
+        if self._ranks.size > 1 and (mode == "sgd" or placement != HOST):
+            raise InputError("several ranks train on the CPU, in a mode that clips")
+        self._places = {name: Places.of_table(shape.num_rows, arrangement) for name, shape in model.tables.items()}
         self.model = model.to(placement.device)
         self.placement = placement
         self.mode: Mode = mode
@@ -104,7 +117,7 @@ class Engine:
         noisy = self._private and privacy.noise_multiplier > 0.0
         if noisy and key is None:
             raise InputError(f"mode {mode!r} with noise needs a noise key: give key=NoiseKey.generate()")
-        weights = _checked(model, tables if tables is not None else initial_tables(model))
+        weights = _checked(model, self._ranks, tables if tables is not None else initial_tables(model))
         self.tables = EmbeddingTables(
             {name: weight.to(placement.table_device) for name, weight in weights.items()},
             mode=mode,
@@ -113,7 +126,12 @@ class Engine:
             key=key,
             noise=noise,
             bound=privacy.bound("embeddings") if self._private else None,
+            ranks=self._ranks,
+            first_rows={name: own.start for name, own in _shards(model, self._ranks).items()},
         )
+        num_rows = {name: places.num_rows for name, places in self._places.items()}
+        alone = self._ranks.size == 1
+        self._rows: Rows = self.tables if alone else RowExchange(self.tables, self._ranks, num_rows)
         self.dense = DenseLayers(
             model,
             optimizer=dense,
@@ -130,11 +148,14 @@ class Engine:
         """Number of completed steps."""
         return self.tables.step
 
-    def step(self, micro_batches: Examples | Sequence[Examples]) -> StepReport:
+    def step(self, batch: Examples | Sequence[Examples] | Share) -> StepReport:
         """Do one step with the examples of all micro-batches.
 
         The step is the same as with one large batch, up to rounding. A Poisson sample may be empty. Such a step adds
         noise only, and counts as a step.
+
+        Args:
+            batch: the examples; or this rank's share of them.
 
         Raises:
             UnfinishedStepError: an earlier step, or a load, was interrupted while it changed the weights.
@@ -143,36 +164,45 @@ class Engine:
                 has 2^24 examples or more.
         """
         self._guard.refuse_unfinished()
-        if isinstance(micro_batches, Examples):
-            micro_batches = [micro_batches]
-        micro_batches = [examples for examples in micro_batches if examples.size]
+        share = batch if isinstance(batch, Share) else Share.whole(batch)
+        micro_batches: Sequence[Examples] = list(share)
         step = self.tables.step + 1
-        self.tables.refuse_step(sum(examples.size for examples in micro_batches))
+        self.tables.refuse_step(share.examples)
         self.dense.set_rate(step)
         with self._phase("lookups"):
             reads = send_lookups(
-                [lookups_of(self.model.layout, examples) for examples in micro_batches], self.placement.table_device
+                [self._placed(lookups_of(self.model.layout, examples)) for examples in micro_batches],
+                self.placement.table_device,
             )
             micro_batches = send_examples(micro_batches, self.placement.device)
-            groups = self.tables.group_rows(reads)
+            groups = self._rows.group_rows(reads)
         # The rows of a single micro-batch catch up and are pooled by one call. Several micro-batches are pooled one by
         # one, since their pooled rows together might not fit into memory.
         pooled: Mapping[str, Tensor] | None = None
         with self._phase("catch-up"):
             if len(reads) == 1:
-                pooled = self.tables.catch_up_and_gather(groups, reads[0])
+                pooled = self._rows.catch_up_and_gather(groups, reads[0])
             else:
-                self.tables.catch_up(groups)
+                self._rows.catch_up(groups)
         # If the batch had one more example, every later one would move by one place, and each micro-batch would pass
         # its last example on to the next. So in each micro-batch one place may hold a different unit than without the
-        # added example. `exchanges` counts these places (`UnitOrder.begin`).
-        self.dense.begin_step(self.tables.step + 1, exchanges=len(micro_batches))
-        passes = [self._pass(examples, read, pooled) for examples, read in zip(micro_batches, reads, strict=True)]
+        # added example. `exchanges` counts these places (`UnitOrder.begin`). Units of other lanes stay where they are.
+        self.dense.begin_step(self.tables.step + 1, exchanges=share.most_parts)
+        passes: list[_Pass] = []
+        for number, lane in enumerate(share.lanes):
+            self.dense.begin_lane(share.first_lane + number, first=number == 0)
+            of_lane = slice(len(passes), len(passes) + len(lane))
+            passes += [
+                self._pass(examples, read, pooled)
+                for examples, read in zip(micro_batches[of_lane], reads[of_lane], strict=True)
+            ]
+            self.dense.end_lane()
         self._guard.begin()
         with self._phase("scatter"):
             gradients = {name: [done.tables[name] for done in passes] for name in groups}
-            self.tables.add_gradient(groups, gradients)
+            self._rows.add_gradient(groups, gradients)
         with self._phase("dense noise"):
+            self.dense.sum_over(self._ranks)
             self.dense.add_noise(step)
         with self._phase("optimizer"):
             self.dense.update()
@@ -191,7 +221,7 @@ class Engine:
         """
         units = units_of(examples.size, examples.user_sizes, self.privacy)
         with self._phase("gather"):
-            pooled = leaves(self.tables.gather(reads) if gathered is None else gathered, self.placement.device)
+            pooled = leaves(self._rows.gather(reads) if gathered is None else gathered, self.placement.device)
         with Capture(self._layers, self.placement.device, self.dense.sums, self.dense.order) as capture:
             with self._phase("forward"):
                 inputs = model_inputs(self.model.layout, examples, pooled, with_items=self.model.has_prior)
@@ -229,16 +259,23 @@ class Engine:
         return self.tables.pending()
 
     def table_weights(self) -> dict[str, Tensor]:
-        """The weights [R, D] of every table, not copied, after a check that they may be released.
+        """The weights [R, D] of every table by row, after a check that they may be released.
+
+        They are not copied, unless rows lie elsewhere than by their number.
 
         Raises:
+            InputError: the tables lie on several ranks.
             PendingNoiseError: a row has pending noise; call `flush` first.
             NonFiniteError: a weight or a dense parameter is not finite.
             UnfinishedStepError: a step, or a load, was interrupted while it changed the weights.
         """
         self._guard.refuse_unfinished()
+        if self._ranks.size > 1:
+            raise InputError(
+                "the rows of the tables lie on several ranks: load a checkpoint of the run into one process"
+            )
         self.dense.check_finite()
-        return self.tables.weights()
+        return {name: self._places[name].by_row(weight) for name, weight in self.tables.weights().items()}
 
     def state_dict(self) -> dict[str, Any]:
         """The state for a private checkpoint, not copied. It contains neither the noise key nor the sampler.
@@ -265,11 +302,19 @@ class Engine:
         self.dense.load_state_dict(state["dense"])
         self._guard.end()
 
+    def _placed(self, reads: Mapping[str, Lookups]) -> Mapping[str, Lookups]:
+        """The lookups with the places of rows in place of their numbers."""
+        return {
+            name: of if self._places[name].factor == 1 else replace(of, indices=self._places[name].of(of.indices))
+            for name, of in reads.items()
+        }
+
     def _report(self, step: int, passes: Sequence[_Pass]) -> StepReport:
         losses = [done.losses for done in passes]
         if not self._private:
             return StepReport.unclipped(step, losses, units=sum(done.units for done in passes))
-        return StepReport.of(step, losses, [done.contributions for done in passes if done.contributions is not None])
+        own = StepReport.of(step, losses, [done.contributions for done in passes if done.contributions is not None])
+        return own.of_all(self._ranks)
 
     def _phase(self, name: Phase) -> AbstractContextManager[None]:
         return self._timer.phase(name) if self._timer is not None else nullcontext()
@@ -292,8 +337,14 @@ class _Pass:
     contributions: Contributions | None
 
 
-def _checked(model: Recommender, weights: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
-    expected = {name: (shape.num_rows, shape.dim) for name, shape in model.tables.items()}
+def _shards(model: Recommender, ranks: Ranks) -> dict[str, range]:
+    """The places of each table that are here."""
+    return {name: shard(shape.num_rows, rank=ranks.rank, ranks=ranks.size) for name, shape in model.tables.items()}
+
+
+def _checked(model: Recommender, ranks: Ranks, weights: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
+    shards = _shards(model, ranks)
+    expected = {name: (len(shards[name]), shape.dim) for name, shape in model.tables.items()}
     found = {name: tuple(weight.shape) for name, weight in weights.items()}
     if expected != found or list(expected) != list(found):
         raise InputError(

@@ -43,6 +43,48 @@ class DoubleSums:
         """Before a step: all sums are 0, in the same memory."""
         self._used.clear()
 
+    def add(self, other: DoubleSums) -> None:
+        """Add the sums of `other`."""
+        for parameter in other._used:
+            self.of(parameter).add_(other._sums[parameter])
+
+
+class LaneSums:
+    """The sums of a step, lane by lane: those of two neighbouring lanes are added, then those of neighbouring pairs.
+
+    The tree of additions is that of `ranks.tree`. So a rank with some neighbouring lanes has one of its branches.
+    """
+
+    def __init__(self) -> None:
+        self._branches: list[tuple[int, DoubleSums]] = []  # the number of levels below, and the sums
+        self._free: list[DoubleSums] = []
+        self.begin_lane()
+
+    @property
+    def current(self) -> DoubleSums:
+        """The sums of the present lane; after the last lane, those of all."""
+        return self._branches[-1][1]
+
+    def clear(self) -> None:
+        """Before a step: begin the first lane."""
+        self._free += [sums for _, sums in self._branches]
+        self._branches = []
+        self.begin_lane()
+
+    def begin_lane(self) -> None:
+        """What is added from here on belongs to the next lane."""
+        sums = self._free.pop() if self._free else DoubleSums()
+        sums.clear()
+        self._branches.append((0, sums))
+
+    def end_lane(self) -> None:
+        """Add the branches of the tree that are complete."""
+        while len(self._branches) > 1 and self._branches[-1][0] == self._branches[-2][0]:
+            level, later = self._branches.pop()
+            self.current.add(later)
+            self._free.append(later)
+            self._branches[-1] = (level + 1, self.current)
+
 
 class LayerSums(Mapping[str, Tensor]):
     """The sums of one layer's parameters, by the names that the layer gives them.

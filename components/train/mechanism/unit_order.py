@@ -23,6 +23,9 @@ ROUNDING = 2.0**-12
 _UNIT = 2.0**-24  # what a float32 operation rounds, relative
 _WORDS_PER_BLOCK = 16
 _WORDS_PER_UNIT = 2
+# Blocks of a keystream that one lane may draw: for more units than a step may have.
+_BLOCKS_PER_LANE = 1 << 23
+MAX_LANES = (1 << 32) // _BLOCKS_PER_LANE
 
 
 class UnitOrder:
@@ -51,6 +54,10 @@ class UnitOrder:
         self.block = block_size(exchanges)
         self._step = step
         self._next = 0
+
+    def begin_lane(self, lane: int) -> None:
+        """The next micro-batches are those of `lane`, which has a part of the keystream to itself."""
+        self._next = lane * _BLOCKS_PER_LANE
 
     def of(self, units: int) -> Tensor | None:
         """The order of the next micro-batch: a uniformly random permutation, int64 [U], new for each call of a step."""

@@ -5,14 +5,13 @@ from __future__ import annotations
 import threading
 from dataclasses import replace
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, Self
+from typing import Any, Self
 
 import torch
 
-if TYPE_CHECKING:
-    pass
 from lazydp.components.train.run.checkpoint import Checkpoint
 from lazydp.components.train.run.folder import RunFolder
+from lazydp.components.train.run.shards import Shards
 
 
 class BackgroundWriter:
@@ -23,10 +22,12 @@ class BackgroundWriter:
     Args:
         folder: where to.
         memory_limit: a state larger than this (bytes) is written at once instead of copied.
+        shards: of a run that several ranks may train; their messages are the writer's own.
     """
 
-    def __init__(self, folder: RunFolder, *, memory_limit: int) -> None:
+    def __init__(self, folder: RunFolder, *, memory_limit: int, shards: Shards | None = None) -> None:
         self._folder = folder
+        self._shards = shards
         self._memory_limit = memory_limit
         self._thread: threading.Thread | None = None
         self._error: BaseException | None = None
@@ -43,7 +44,7 @@ class BackgroundWriter:
         """Take the state as it is now."""
         self.close()
         if _tensor_bytes(checkpoint.state) > self._memory_limit:
-            self._folder.save(checkpoint)
+            self._folder.save(checkpoint, self._shards)
             return
         snapshot = replace(checkpoint, state=_copy(checkpoint.state))
         self._thread = threading.Thread(target=self._write, args=(snapshot,), name="checkpoint", daemon=False)
@@ -60,7 +61,7 @@ class BackgroundWriter:
 
     def _write(self, checkpoint: Checkpoint) -> None:
         try:
-            self._folder.save(checkpoint)
+            self._folder.save(checkpoint, self._shards)
         except BaseException as error:
             self._error = error
 

@@ -16,8 +16,11 @@ from lazydp.components.ingest.split import Rows, Split
 from lazydp.components.shared.memory import available_memory
 from lazydp.components.train.config import TrainConfig
 from lazydp.components.train.data.examples import Examples
+from lazydp.components.train.data.lanes import Lanes, lanes_of
 from lazydp.components.train.data.read_ahead import ReadAhead
 from lazydp.components.train.data.sampler import NegativeSampler, PoissonSampler
+from lazydp.components.train.data.share import Share
+from lazydp.components.train.ranks.ranks import Alone, Ranks
 from lazydp.kernels.noise_key import NoiseKey
 
 # Files that take more of the memory that is available are read ahead: tables and gradients need some too.
@@ -35,6 +38,19 @@ class Drawn:
 
     rows: Rows
     user_sizes: Rows | None
+
+    @property
+    def units(self) -> int:
+        """How many examples, or users, are clipped apart."""
+        return len(self.rows if self.user_sizes is None else self.user_sizes)
+
+    def of_units(self, units: Rows) -> tuple[Drawn, Rows]:
+        """Some units, in the order of `units` (ascending), and which of the examples are theirs."""
+        if self.user_sizes is None:
+            return Drawn(self.rows[units], None), units
+        sizes = self.user_sizes[units]
+        examples = ranges((np.cumsum(self.user_sizes) - self.user_sizes)[units], sizes)
+        return Drawn(self.rows[examples], sizes), examples
 
     def parts(self, micro_batch_size: int) -> Iterator[tuple[slice, Tensor | None]]:
         """Parts of at most `micro_batch_size` examples, with the sizes of their users; no user is parted."""
@@ -56,19 +72,24 @@ class BatchMaker:
 
     Attributes:
         sampler: draws all that a step reads, and says by its `dp_event` what that is to the accountant.
-        make: step (1, 2, ...) -> its micro-batches.
+        make: step (1, 2, ...) -> its micro-batches; see `Share`.
     """
 
     sampler: PoissonSampler
-    make: Callable[[int], Sequence[Examples]]
+    make: Callable[[int], Share]
 
-    def __call__(self, step: int) -> Sequence[Examples]:
-        """The micro-batches of a step; none where nothing was drawn."""
+    def __call__(self, step: int) -> Share:
+        """What this rank computes of a step; empty lanes where nothing was drawn."""
         return self.make(step)
 
 
 def batch_maker(
-    data: EncodedDataset, config: TrainConfig, secret: NoiseKey, *, read_ahead: bool | None = None
+    data: EncodedDataset,
+    config: TrainConfig,
+    secret: NoiseKey,
+    *,
+    read_ahead: bool | None = None,
+    ranks: Ranks | None = None,
 ) -> BatchMaker:
     """What makes the micro-batches of a step, with the sampler that draws them.
 
@@ -80,10 +101,11 @@ def batch_maker(
         secret: the run's key.
         read_ahead: whether the rows of coming steps are read from disk ahead; None: where the files are unlikely to
             stay in memory. The batches are the same.
+        ranks: that divide the lanes of a step; None: this process has them all. A rank reads the examples of its lanes.
     """
     split = data.split(TRAIN)
-    population, drawn_by = (data.num_users, _users) if config.sampling == "user" else (len(split), _examples)
-    sampler = PoissonSampler(secret, population=population, sampling_prob=config.sampling_prob, sampled=config.sampling)
+    sampler = sampler_of(data, config, secret)
+    drawn_by = _users if config.sampling == "user" else _examples
     items = data.items if data.spec.item is not None else None
     negatives = NegativeSampler(secret, num_items=items.num_items, negatives=config.negatives) if items else None
 
@@ -93,10 +115,8 @@ def batch_maker(
     if read_ahead if read_ahead is not None else split.num_bytes > _SHARE_OF_MEMORY * available_memory():
         draw = ReadAhead(split, draw, last=config.steps)
 
-    def make(step: int) -> Sequence[Examples]:
-        drawn = draw(step)
+    def micro_batches(drawn: Drawn, codes: Tensor | None) -> Sequence[Examples]:
         batch = split.take(drawn.rows)
-        codes = torch.from_numpy(negatives.draw(step, batch.size)) if negatives is not None else None
         return [
             Examples.of(
                 batch.take(torch.arange(part.start, part.stop)) if part.stop - part.start < batch.size else batch,
@@ -107,7 +127,28 @@ def batch_maker(
             for part, user_sizes in drawn.parts(config.micro_batch_size)
         ]
 
+    lanes = Lanes(secret, config.lanes)
+    here = ranks or Alone()
+    own = lanes_of(here.rank, lanes=config.lanes, ranks=here.size)
+
+    def make(step: int) -> Share:
+        drawn = draw(step)
+        codes = torch.from_numpy(negatives.draw(step, len(drawn.rows))) if negatives is not None else None
+        of_lanes = [drawn.of_units(units) for units in lanes.divided(step, drawn.units)]
+        made = [
+            micro_batches(of_lane, codes if codes is None else codes[torch.from_numpy(examples)])
+            for of_lane, examples in of_lanes[own.start : own.stop]
+        ]
+        most_parts = max(sum(1 for _ in of_lane.parts(config.micro_batch_size)) for of_lane, _ in of_lanes)
+        return Share(made, own.start, len(drawn.rows), most_parts)
+
     return BatchMaker(sampler, make)
+
+
+def sampler_of(data: EncodedDataset, config: TrainConfig, secret: NoiseKey) -> PoissonSampler:
+    """What draws the batches of a run."""
+    population = data.num_users if config.sampling == "user" else len(data.split(TRAIN))
+    return PoissonSampler(secret, population=population, sampling_prob=config.sampling_prob, sampled=config.sampling)
 
 
 def _examples(_split: Split, members: Rows) -> Drawn:

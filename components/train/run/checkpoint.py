@@ -5,6 +5,8 @@
       state.safetensors           tables as they are (noise still pending), `last`, dense layers, optimizers
       noise.key                   32 bytes; who has them can subtract the noise
 
+A run of several ranks has its tables in a file for each rank, see `shards`.
+
 Everything is mode 0600, is written under a temporary name, synced and renamed.
 """
 
@@ -14,6 +16,7 @@ import hashlib
 import json
 import os
 import shutil
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -32,9 +35,11 @@ from lazydp.components.shared.files import (
     sync_directory,
     write_json,
 )
+from lazydp.components.train.run.shards import ROWS, Shards, read_rows
 from lazydp.kernels.noise_key import NoiseKey
 
-_CHECKPOINT_VERSION = 2  # 2: says which run it is of
+_CHECKPOINT_VERSION = 3  # 2: says which run it is of. 3: rows lie in files of several ranks
+_UNSHARDED_VERSION = 2
 _STATE, _KEY, _DOCUMENT = "state.safetensors", "noise.key", "checkpoint.json"
 _KEY_BYTES = 32
 _DTYPES = {
@@ -70,18 +75,31 @@ class Checkpoint:
     processor: str | None = None
 
 
-def write_checkpoint(target: Path, checkpoint: Checkpoint, *, marks: dict[str, Any]) -> None:
+def write_checkpoint(
+    target: Path, checkpoint: Checkpoint, *, marks: dict[str, Any], shards: Shards | None = None
+) -> None:
     """Write a checkpoint as the folder `target`, whole or not at all.
 
     Args:
         target: the folder; a damaged checkpoint that stands there is replaced.
         checkpoint: what to write.
         marks: which run it is of.
+        shards: of a run that several ranks may train. Each rank calls this; `checkpoint` has the rows of that rank.
+
+    Raises:
+        UnavailableError: a rank could not write its rows.
+        PrivacyError: another attempt holds the run's lease.
     """
+    tree, tensors = _split(checkpoint.state)
+    rows = {name: tensor for name, tensor in tensors.items() if shards is not None and name.startswith(ROWS)}
+    if shards is not None and shards.ranks.rank:
+        shards.write_with_first(target.parent, rows, write_tensors)
+        return
     if target.exists() and not (target / _DOCUMENT).exists():
         remove_checkpoint(target)  # damaged, and passed over when the run was resumed
     with atomic_directory(target, mode=PRIVATE_DIRECTORY, replaces=_DOCUMENT) as folder:
-        tree, tensors = _split(checkpoint.state)
+        digests = {} if shards is None else shards.write_first(target.parent, folder, rows, write_tensors)
+        common = {name: tensor for name, tensor in tensors.items() if name not in rows}
         document = {
             "run": marks,
             "step": checkpoint.step,
@@ -89,12 +107,17 @@ def write_checkpoint(target: Path, checkpoint: Checkpoint, *, marks: dict[str, A
             "dp_event": checkpoint.event,
             "processor": checkpoint.processor,
             "test_key": checkpoint.key is not None and checkpoint.key.is_test,
-            "sha256": {_STATE: write_tensors(folder / _STATE, tensors)},
+            "sha256": {_STATE: write_tensors(folder / _STATE, common), **digests},
         }
+        if shards is not None:
+            document["shards"] = shards.described()
         if checkpoint.key is not None:
             document["sha256"] |= {_KEY: _write_private(folder / _KEY, checkpoint.key.to_bytes())}
         document["sha256"] |= {_DOCUMENT: _digest(document)}
-        write_json(folder / _DOCUMENT, document, format_version=_CHECKPOINT_VERSION, mode=PRIVATE_FILE)
+        version = _UNSHARDED_VERSION if shards is None else _CHECKPOINT_VERSION
+        write_json(folder / _DOCUMENT, document, format_version=version, mode=PRIVATE_FILE)
+    if shards is not None:
+        shards.kept(checkpoint.step)
 
 
 def has_key(folder: Path) -> bool:
@@ -167,12 +190,20 @@ def remove_checkpoint(folder: Path) -> None:
     shutil.rmtree(folder) if folder.is_dir() else folder.unlink()
 
 
-def read_checkpoint(folder: Path) -> tuple[Checkpoint, dict[str, Any]]:
-    """A whole checkpoint, and what it says of the run that wrote it (nothing, where an older lazydp wrote it)."""
+def read_checkpoint(folder: Path, places: Mapping[str, range] | None = None) -> tuple[Checkpoint, dict[str, Any]]:
+    """A whole checkpoint, and what it says of the run that wrote it (nothing, where an older lazydp wrote it).
+
+    Args:
+        folder: of the checkpoint.
+        places: of the rows that are wanted, by table; None: all. Of a checkpoint whose rows lie in several files, the
+            others are not read.
+    """
     document = read_json(folder / _DOCUMENT, format_version=_CHECKPOINT_VERSION, what="checkpoint")
     digests = document.get("sha256", {})
     if digests.pop(_DOCUMENT, None) != _digest(document):
         raise IntegrityError(f"{folder / _DOCUMENT} differs from its digest")
+    shards = document.get("shards")
+    of_shards = {of["file"]: digests.pop(of["file"], "") for of in shards or ()}
     for name, expected in digests.items():
         if name == _KEY and not (folder / name).exists():
             continue  # destroyed at export
@@ -185,6 +216,8 @@ def read_checkpoint(folder: Path) -> tuple[Checkpoint, dict[str, Any]]:
         tensors = load_file(folder / _STATE)
     except SafetensorError as error:
         raise FormatError(f"{folder / _STATE} cannot be read: {error}") from error
+    if shards is not None:
+        tensors |= read_rows(folder, shards, of_shards, places)
     state = _join(document["state"], tensors)
     found = Checkpoint(
         step=document["step"], state=state, event=document["dp_event"], key=key, processor=document.get("processor")

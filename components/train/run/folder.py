@@ -21,6 +21,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from lazydp.components.shared.errors import InputError, IntegrityError, LazyDPError
 from lazydp.components.shared.files import (
     PRIVATE_DIRECTORY,
@@ -31,6 +33,7 @@ from lazydp.components.shared.files import (
     write_json,
 )
 from lazydp.components.shared.secrecy import forbid_core_dumps
+from lazydp.components.train.ranks.ranks import Alone
 from lazydp.components.train.run.checkpoint import (
     Checkpoint,
     destroy_file,
@@ -41,6 +44,7 @@ from lazydp.components.train.run.checkpoint import (
     write_checkpoint,
 )
 from lazydp.components.train.run.identity import RunIdentity, difference
+from lazydp.components.train.run.shards import Shards
 from lazydp.kernels.noise_key import KEY_BYTES, NoiseKey
 
 FORMAT_VERSION = 1
@@ -82,6 +86,20 @@ class RunFolder:
             folder._sweep()
             yield folder
 
+    @classmethod
+    def followed(cls, path: Path) -> RunFolder:
+        """The folder of a run whose rank 0 holds it: for another rank, which reads it and writes its rows.
+
+        Raises:
+            InputError: it is not here.
+        """
+        if not (path / "run.json").is_file():
+            raise InputError(
+                f"no run at {path}, which rank 0 of this run has opened: --out is a folder that all ranks share"
+            )
+        forbid_core_dumps()
+        return cls(path)
+
     def identity(self) -> RunIdentity | None:
         """The run that the folder holds, or None."""
         file = self.path / "run.json"
@@ -109,29 +127,48 @@ class RunFolder:
             content = key.to_bytes() + (_TEST if key.is_test else _SECRET)
             write_bytes(self.path / _ROOT_KEY, content, mode=PRIVATE_FILE)
 
-    def save(self, checkpoint: Checkpoint) -> None:
-        """Write a checkpoint, whole or not at all, and drop all but the latest two."""
-        self._checkpoints.mkdir(mode=PRIVATE_DIRECTORY, exist_ok=True)
-        write_checkpoint(self._checkpoints / f"step-{checkpoint.step:09d}", checkpoint, marks=self._marks())
-        for old in self._steps()[:-KEPT]:
-            remove_checkpoint(old)
+    def save(self, checkpoint: Checkpoint, shards: Shards | None = None) -> None:
+        """Write a checkpoint, whole or not at all, and drop all but the latest two.
 
-    def latest(self) -> Checkpoint | None:
+        Args:
+            checkpoint: what to write.
+            shards: of a run that several ranks may train, each of which calls this.
+        """
+        self._checkpoints.mkdir(mode=PRIVATE_DIRECTORY, exist_ok=True)
+        target = self._checkpoints / f"step-{checkpoint.step:09d}"
+        write_checkpoint(target, checkpoint, marks=self._marks(), shards=shards)
+        if shards is None or not shards.ranks.rank:
+            for old in self._steps()[:-KEPT]:
+                remove_checkpoint(old)
+
+    def latest(self, shards: Shards | None = None) -> Checkpoint | None:
         """The latest whole checkpoint; torn ones are passed over with a line in the log.
+
+        Args:
+            shards: of a run that several ranks may train. Each rank calls this, and gets its own rows of one that is
+                whole for all of them.
 
         Raises:
             IntegrityError: there are checkpoints, and none of them is whole, or the latest whole one is another run's.
         """
         problems = []
-        for folder in reversed(self._steps()):
+        ranks = Alone() if shards is None else shards.ranks
+        names = None if ranks.rank else {"steps": [folder.name for folder in reversed(self._steps())]}
+        for name in ranks.tell(names)["steps"]:
+            folder = self._checkpoints / name
+            problem, found = "", None
+            marks: dict[str, Any] = {}
             try:
-                found, marks = read_checkpoint(folder)
+                found, marks = read_checkpoint(folder, None if shards is None else shards.places())
             except (LazyDPError, OSError) as error:
-                problems.append(str(error))
+                problem = str(error)
                 _log.warning("passing over a damaged checkpoint: %s", error)
-            else:
+            answers = ranks.gather(torch.tensor([int(found is None)]), purpose="checkpoint")
+            damaged = [rank for rank, answer in enumerate(answers) if bool(answer)]
+            if not damaged:
                 self._check_own(folder, marks)
                 return found
+            problems.append(problem or f"{folder} is damaged, says rank {damaged[0]}")
         if problems:
             raise IntegrityError(f"no checkpoint of {self.path} is whole: {'; '.join(problems)}")
         return None

@@ -7,6 +7,7 @@ what it says of training against the sampler that draws the batches.
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from lazydp.components.budget.accounting.events import event_to_json
@@ -118,6 +119,26 @@ def reserve(
         if key:
             ledger.require_reservation(identity.run_id, dataset=dataset, event=event, key=key)
         return reservation
+
+
+def take_lease(url: str | None, identity: RunIdentity) -> Callable[[], None]:
+    """End all earlier attempts of a run that holds its reservation; returns what refuses once this one is ended, too.
+
+    A run that was committed has its last attempt: an export that was killed after its commit goes on under it.
+
+    Raises:
+        PrivacyError: the run holds no reservation.
+    """
+    with Ledger.open(url) as ledger:
+        run = ledger.state().runs.get(identity.run_id)
+        closed = run is not None and run.status == "committed"
+        generation = run.generation if run is not None and closed else ledger.take_lease(identity.run_id)
+
+    def check() -> None:
+        with Ledger.open(url, read_only=True) as ledger:
+            ledger.check_lease(identity.run_id, generation)
+
+    return check
 
 
 def ledger_of(url: str | None) -> str:

@@ -5,12 +5,13 @@ from __future__ import annotations
 import json
 import logging
 import os
-import uuid
 from collections.abc import Callable, Mapping
+from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Protocol
 
+import torch
 from torch import Tensor
 
 from lazydp.components.budget.accounting.events import event_to_json
@@ -18,27 +19,36 @@ from lazydp.components.budget.accounting.tuning import Tuning
 from lazydp.components.features.spec import FeatureSpec
 from lazydp.components.ingest.dataset import EncodedDataset
 from lazydp.components.models.build import build_model
-from lazydp.components.models.recommender import Recommender
+from lazydp.components.models.recommender import Recommender, addressed_tables
 from lazydp.components.shared.errors import InputError, PrivacyError
 from lazydp.components.shared.progress import Progress
-from lazydp.components.shared.version import code_version
 from lazydp.components.train.config import TrainConfig
 from lazydp.components.train.data.loader import Prefetcher
 from lazydp.components.train.device.placement import HOST, Placement
 from lazydp.components.train.device.processor import processor
 from lazydp.components.train.engine.dense import DenseOptimizer
 from lazydp.components.train.engine.step import Engine
+from lazydp.components.train.ranks.ranks import Alone, Ranks, most
 from lazydp.components.train.run.background import BackgroundWriter
-from lazydp.components.train.run.batches import BatchMaker, batch_maker
+from lazydp.components.train.run.batches import BatchMaker, batch_maker, sampler_of
 from lazydp.components.train.run.beginning import begin_from
+from lazydp.components.train.run.begun import (
+    begin_run,
+    check_same,
+    exported,
+    followed_key,
+    opened,
+    refuse_number_of_ranks,
+)
 from lazydp.components.train.run.checkpoint import Checkpoint
-from lazydp.components.train.run.costs import RunCost, calibrated_noise_multiplier
+from lazydp.components.train.run.costs import RunCost
 from lazydp.components.train.run.folder import RunFolder
 from lazydp.components.train.run.identity import RunIdentity
 from lazydp.components.train.run.popularity_loss import popularity_loss
 from lazydp.components.train.run.private_log import PrivateLog
-from lazydp.components.train.run.settings_check import check_fits, contribution_bound, warn_of_settings
-from lazydp.components.train.run.spending import check_event, ledger_of, reserve
+from lazydp.components.train.run.settings_check import contribution_bound, warn_of_settings
+from lazydp.components.train.run.shards import Shards
+from lazydp.components.train.run.spending import check_event, ledger_of, reserve, take_lease
 from lazydp.components.train.run.termination import TerminatedError, Termination
 from lazydp.components.train.tables.skip_ahead import EmbeddingSgd
 from lazydp.kernels.noise_key import NoiseKey
@@ -81,6 +91,7 @@ def train(
     tuning: Tuning | None = None,
     trial: int | None = None,
     publish: Publish | None = None,
+    ranks: Ranks | None = None,
 ) -> TrainedRun:
     """Train, or go on training, until `config.steps` steps are done.
 
@@ -98,6 +109,8 @@ def train(
         tuning: the sweep that this is a trial of (`tune`); `run_id` and `key` are then the sweep's.
         trial: which trial of the sweep it is.
         publish: releases snapshots; given exactly where the configuration has `publish_every`.
+        ranks: that train the run together, each calling this with the same arguments; `out` is a folder that all share.
+            None: this process alone.
 
     Raises:
         InputError: `out` holds another run, or one that was exported, or the dataset doesn't fit the configuration.
@@ -111,35 +124,66 @@ def train(
         raise InputError(
             "publish_every says how often snapshots are released, --publish-to where: give both or neither"
         )
+    ranks = ranks or Alone()
+    refuse_number_of_ranks(ranks.size, config)
     data = EncodedDataset.open(dataset)
-    warn_of_settings(data, config)
-    with RunFolder.locked(out, create=True) as folder:
-        identity = _begin(folder, data, config, resume=resume, run_id=run_id, tuning=tuning, trial=trial)
-        checkpoint = latest_of(folder, identity, data)
+    if not ranks.rank:
+        warn_of_settings(data, config)
+
+    def begin(folder: RunFolder) -> RunIdentity:
+        return begin_run(folder, data, config, resume=resume, run_id=run_id, tuning=tuning, trial=trial)
+
+    with opened(out, ranks, data, config, begin) as (folder, identity):
+        model = build_model(data.spec, identity.config.model)
+        shards = None if config.distributed is None else Shards.of(model, ranks)
+        checkpoint = latest_of(folder, identity, data, shards)
         if checkpoint is not None:
             _check_move(identity.config, config, began_on=checkpoint.processor)
-        root = root_key_of(checkpoint, folder, identity) if checkpoint is not None else folder.root_key() or key
-        root = root or NoiseKey.generate()
-        folder.keep_root_key(root)
+        if not ranks.rank:
+            root = root_key_of(checkpoint, folder, identity) if checkpoint is not None else folder.root_key() or key
+            root = root or NoiseKey.generate()
+            folder.keep_root_key(root)
+            check = _claim(ledger, folder, identity, data, root, distributed=shards is not None)
+            shards = shards and replace(shards, check=check)
+            ranks.tell({"reserved": True})
+        else:
+            ranks.tell(None)  # until rank 0 has reserved the budget, no other rank reads the key
+            root = followed_key(folder)
         secret = identity.noise_key(root)
-        batches = batch_maker(data, config, secret)
-        if config.private:
-            check_event(batches.sampler, identity, max_examples_per_user=contribution_bound(data))
-            reserve(ledger, identity, data, key=root.commitment())
-            if not identity.ledger:
-                identity = replace(identity, ledger=ledger_of(ledger))
-                folder.begin(identity)
-        model = build_model(data.spec, identity.config.model)
-        tables = begin_from(model, data, identity, secret) if checkpoint is None else None
-        engine = engine_for(model, identity, secret, tables=tables, placement=placement)
+        batches = batch_maker(data, config, secret, ranks=ranks)
+        places = None if shards is None else shards.places()
+        tables = begin_from(model, data, identity, secret, places=places) if checkpoint is None else None
+        engine = engine_for(model, identity, secret, tables=tables, placement=placement, ranks=ranks)
         if checkpoint is None:
-            folder.save(_checkpoint(engine, identity, secret, data))
+            folder.save(_checkpoint(engine, identity, secret, data), shards)
         else:
             engine.load_state_dict(checkpoint.state)
-        _loop(engine, identity, secret, data, batches, folder, publish)
+        _loop(engine, identity, secret, data, batches, folder, publish, shards)
         secret.destroy()
         root.destroy()
         return TrainedRun(out, identity, engine.steps_done)
+
+
+def _claim(
+    ledger: str | None,
+    folder: RunFolder,
+    identity: RunIdentity,
+    data: EncodedDataset,
+    root: NoiseKey,
+    *,
+    distributed: bool,
+) -> Callable[[], None] | None:
+    """Reserve what a private run may spend; of a distributed one, return what says whether it still holds its lease."""
+    config = identity.config
+    if not config.private:
+        return None
+    check_event(
+        sampler_of(data, config, identity.noise_key(root)), identity, max_examples_per_user=contribution_bound(data)
+    )
+    reserve(ledger, identity, data, key=root.commitment())
+    if not identity.ledger:
+        folder.begin(replace(identity, ledger=ledger_of(ledger)))
+    return take_lease(ledger, identity) if distributed else None
 
 
 def _loop(
@@ -150,33 +194,40 @@ def _loop(
     make_batches: BatchMaker,
     folder: RunFolder,
     publish: Publish | None,
+    shards: Shards | None,
 ) -> None:
     """Step until the last step; nothing of the loop outlives it, however it ends."""
     config = identity.config
     log = PrivateLog(identity, contribution_bound(data), popularity=lambda: popularity_loss(data, config))
-    writer = BackgroundWriter(folder, memory_limit=_snapshot_limit())
+    ranks: Ranks = Alone() if shards is None else shards.ranks
+    beside = None if shards is None else replace(shards, ranks=ranks.another())
+    writer = BackgroundWriter(folder, memory_limit=_snapshot_limit(), shards=beside)
 
     def is_snapshot(step: int) -> bool:
         return config.publish_every is not None and 0 < step < config.steps and step % config.publish_every == 0
 
     def keep() -> None:
-        folder.save(_checkpoint(engine, identity, secret, data))
+        folder.save(_checkpoint(engine, identity, secret, data), shards)
 
     if publish is not None and is_snapshot(engine.steps_done):
         # Killed while it released this one, perhaps: that ends before the next step begins.
         publish(engine, identity, secret, data, keep=keep)
     batches = Prefetcher(make_batches, first=engine.steps_done + 1, last=config.steps)
-    progress_bar = Progress("train", total=config.steps - engine.steps_done, unit="steps")
+    remaining = config.steps - engine.steps_done
+    progress_bar = nullcontext() if ranks.rank else Progress("train", total=remaining, unit="steps")
     with Termination() as termination, writer, batches, progress_bar as progress:
         for step, micro_batches in batches:
             report = engine.step(micro_batches)
-            progress.advance(note=log.note(report))
+            if progress is not None:
+                progress.advance(note=log.note(report))
+            ends = bool(most(ranks, torch.tensor([termination.requested]), purpose="termination"))
             if publish is not None and is_snapshot(step):
                 writer.close()
                 publish(engine, identity, secret, data, keep=keep)
-            elif step % config.checkpoint_every == 0 or step == config.steps or termination.requested:
+            elif step % config.checkpoint_every == 0 or step == config.steps or ends:
+                check_same(engine, ranks)
                 writer.save(_checkpoint(engine, identity, secret, data))
-            if termination.requested:
+            if ends:
                 break
     if engine.steps_done < config.steps:
         raise TerminatedError(
@@ -216,68 +267,22 @@ def _check_move(begun: TrainConfig, given: TrainConfig, *, began_on: str | None)
     )
 
 
-def _begin(
-    folder: RunFolder,
-    data: EncodedDataset,
-    config: TrainConfig,
-    *,
-    resume: bool,
-    run_id: str | None,
-    tuning: Tuning | None,
-    trial: int | None,
-) -> RunIdentity:
-    """The run that `folder` holds, or a new one."""
-    check_fits(data, config)
-    bound = contribution_bound(data)
-    held = folder.identity()
-    given = RunIdentity(
-        run_id=run_id or (held.run_id if held is not None else _new_run_id()),
-        config=config,
-        dataset_fingerprint=data.manifest.fingerprint,
-        code_version=code_version(),
-        noise_multiplier=held.noise_multiplier if held is not None else None,
-        tuning=tuning,
-        trial=trial,
-        dataset_files=data.files_digest(),
-    )
-    differences = held.differences(given) if held is not None else []
-    if held is not None and folder.has_checkpoint():
-        if folder.key_destroyed():
-            raise InputError(_exported(folder))
-        if not resume:
-            raise InputError(
-                f"{folder.path} holds run {held.run_id}: say --resume to go on with it, or use another folder"
-            )
-        if differences:
-            raise InputError(
-                f"{folder.path} holds another run (given != its own): {'; '.join(differences)}. "
-                "Resume it with what it was started with, or train into another folder"
-            )
-        return held
-    if held is not None and not differences:
-        return held  # refused its budget, or killed before its first checkpoint
-    given = replace(given, run_id=run_id or _new_run_id())
-    if config.private:
-        if config.noise_multiplier is None:
-            _log.info("calibrating noise for epsilon %g at delta %g", config.target_epsilon, config.target_delta)
-        given = replace(given, noise_multiplier=calibrated_noise_multiplier(config, bound))
-    folder.destroy_keys()  # of another run that was refused its budget here
-    folder.begin(given)
-    return given
-
-
-def _new_run_id() -> str:
-    return f"run-{uuid.uuid4().hex[:16]}"
-
-
-def latest_of(folder: RunFolder, identity: RunIdentity, data: EncodedDataset) -> Checkpoint | None:
+def latest_of(
+    folder: RunFolder, identity: RunIdentity, data: EncodedDataset, shards: Shards | None = None
+) -> Checkpoint | None:
     """The checkpoint that the run goes on from, or is released from; None before the first.
+
+    Args:
+        folder: of the run.
+        identity: of the run.
+        data: what it is trained on.
+        shards: of a run that several ranks train: each gets its own rows. None: all rows.
 
     Raises:
         IntegrityError: none is whole, or the latest is another run's.
         PrivacyError: it spent something else than this run would have by then.
     """
-    checkpoint = folder.latest()
+    checkpoint = folder.latest(shards)
     if checkpoint is None:
         return None
     expected = _event_after(checkpoint.step, identity, data)
@@ -296,7 +301,7 @@ def key_of(checkpoint: Checkpoint, folder: RunFolder) -> NoiseKey:
         InputError: it was destroyed at export.
     """
     if checkpoint.key is None:
-        raise InputError(_exported(folder))
+        raise InputError(exported(folder))
     return checkpoint.key
 
 
@@ -319,13 +324,6 @@ def root_key_of(checkpoint: Checkpoint, folder: RunFolder, identity: RunIdentity
     return root
 
 
-def _exported(folder: RunFolder) -> str:
-    return (
-        f"{folder.path} was exported, and its noise key destroyed: it can neither be resumed nor exported again; "
-        "train a new run into another folder"
-    )
-
-
 def build_engine(spec: FeatureSpec, identity: RunIdentity, secret: NoiseKey, placement: Placement = HOST) -> Engine:
     """The engine of a run, at step 0; on the host whatever the configuration says, unless it is given a placement."""
     return engine_for(build_model(spec, identity.config.model), identity, secret, placement=placement)
@@ -338,9 +336,12 @@ def engine_for(
     *,
     tables: Mapping[str, Tensor] | None = None,
     placement: Placement = HOST,
+    ranks: Ranks | None = None,
 ) -> Engine:
     """The engine of a run with another model than the configured one (an audit's), or other initial `tables`."""
     config = identity.config
+    if tables is None and config.distributed is not None:
+        tables = addressed_tables(model, Shards.of(model, ranks or Alone()).places())
     return Engine(
         model,
         mode=config.mode,
@@ -354,6 +355,8 @@ def engine_for(
         key=secret.derive("noise"),
         tables=tables,
         placement=placement,
+        ranks=ranks,
+        arrangement=config.arrangement,
     )
 
 

@@ -18,6 +18,7 @@ from torch import Tensor
 from lazydp.components.shared.errors import FormatError, InputError, NonFiniteError, PendingNoiseError
 from lazydp.components.shared.noise_addresses import MAX_TABLES
 from lazydp.components.train.device.placement import CPU
+from lazydp.components.train.ranks.ranks import Alone, Ranks, most
 from lazydp.components.train.tables.lookups import Lookups, join, join_lookups
 from lazydp.components.train.tables.precision import MOST_MARGIN, Rounding, RowSizes, expected_largest
 from lazydp.components.train.tables.rounding_watch import RoundingWatch
@@ -87,6 +88,8 @@ class EmbeddingTables:
         bound: what one privacy unit adds to all tables at most, in norm, divided by the expected batch size: C / b. Its
             gradients are then added exactly (`ops.scatter_add_`); None: in float32.
         constant_rows: for some tables one row that no example reads, and that gets no noise: padding.
+        ranks: that hold the tables together; each has some rows of every table.
+        first_rows: number in the table of the first row that is here, by table; None: the tables are whole.
 
     Raises:
         InputError: too many tables, tables on several devices, or noise without a key.
@@ -103,6 +106,8 @@ class EmbeddingTables:
         noise: Distribution = "gaussian",
         bound: float | None = None,
         constant_rows: Mapping[str, int] | None = None,
+        ranks: Ranks | None = None,
+        first_rows: Mapping[str, int] | None = None,
     ) -> None:
         if len(weights) > MAX_TABLES:
             raise InputError(f"at most {MAX_TABLES} tables have addresses for their noise, found {len(weights)}")
@@ -123,17 +128,27 @@ class EmbeddingTables:
         last_of_tables = torch.split(torch.zeros(sum(rows), dtype=torch.int32, device=device), rows)
         for number, ((name, weight), last) in enumerate(zip(weights.items(), last_of_tables, strict=True)):
             momentum = torch.zeros_like(weight) if self._skip_ahead.dimension == 2 else None
-            self._tables[name] = Table(number, weight, last, momentum, constant=(constant_rows or {}).get(name))
+            self._tables[name] = Table(
+                number,
+                weight,
+                last,
+                momentum,
+                constant=(constant_rows or {}).get(name),
+                first_row=(first_rows or {}).get(name, 0),
+            )
         self._has_pending_noise = False
         self._optimizer = optimizer
         # None where nothing is clipped or has noise: rounding then shows nothing that is to be hidden.
         self._rounding = Rounding(optimizer, bound, noise_scale) if bound is not None and noise_scale > 0.0 else None
         self._watch: RoundingWatch | None = None
         if self._rounding is not None:
-            self._watch = RoundingWatch(self._rounding, keeps_bounds=mode == "lazydp")
-            for name, table in self._tables.items():
-                table.expected = expected_largest(table.weight)
-                table.began_with_two = self._rounding.begins_with_two(table.weight)
+            ranks = ranks or Alone()
+            self._watch = RoundingWatch(self._rounding, keeps_bounds=mode == "lazydp", ranks=ranks)
+            here = torch.tensor([expected_largest(of.weight) for of in self._tables.values()], dtype=torch.float64)
+            expected = most(ranks, here, purpose="begin").tolist()
+            for (name, table), largest in zip(self._tables.items(), expected, strict=True):
+                table.expected = largest
+                table.began_with_two = self._rounding.begins_with_two(table.weight, largest)
                 if table.began_with_two:
                     table.two_floats()
                     _log.info("table %r keeps two float32 a weight: at this learning rate one rounds noise away", name)
@@ -158,29 +173,18 @@ class EmbeddingTables:
         """Names of the tables, in the order of their numbers."""
         return tuple(self._tables)
 
+    @property
+    def columns(self) -> dict[str, int]:
+        """D of each table, in the order of their numbers."""
+        return {name: table.weight.shape[1] for name, table in self._tables.items()}
+
     def draw_under(self, key: NoiseKey) -> None:
         """Draw noise under `key` from now on."""
         self._key = key
 
     def group_rows(self, reads: Sequence[Mapping[str, Lookups]]) -> dict[str, GroupedLookups]:
         """The distinct rows that the micro-batches `reads` read, found once for catching up and for the gradient."""
-        joined = {}
-        for name in self._tables:
-            parts = [read[name] for read in reads if name in read]
-            if parts:
-                joined[name] = join_lookups(parts, bags_per_example=parts[0].bags_per_example)
-        rows = ops.foreach_group_rows(
-            [lookups.indices for lookups in joined.values()],
-            num_rows=[self._tables[name].weight.shape[0] for name in joined],
-        )
-        bags = ops.foreach_bag_ids(
-            [lookups.offsets for lookups in joined.values()],
-            num_lookups=[lookups.indices.shape[0] for lookups in joined.values()],
-        )
-        return {
-            name: GroupedLookups(of_rows, of_bags, lookups.weights)
-            for (name, lookups), of_rows, of_bags in zip(joined.items(), rows, bags, strict=True)
-        }
+        return grouped(reads, {name: table.weight.shape[0] for name, table in self._tables.items()})
 
     def catch_up(self, groups: Mapping[str, GroupedLookups]) -> None:
         """Give the rows of `groups` the noise of every completed step they miss."""
@@ -246,6 +250,7 @@ class EmbeddingTables:
             "transition": self._skip_ahead.transition,
             "factor": self._skip_ahead.factor,
             "noise": self._noise,
+            "first_rows": [table.first_row for table in tables],
         }
 
     def refuse_step(self, examples: int) -> None:
@@ -331,15 +336,21 @@ class EmbeddingTables:
             _log.info("[private] step %d: table %r keeps two float32 a weight from here on", self.step + 1, name)
 
     def _catch_up_two_floats(self, table: Table, rows: Tensor) -> None:
-        arguments = self._catch_up_arguments([table])
         table.two_floats().catch_up(
             table.last,
             rows,
             self._key.tensor(),
             number=table.number,
-            arguments={name: arguments[name] for name in ("step", "transition", "factor", "noise")},
+            arguments=self._catch_up_of_one(table),
             exact_transition=self._skip_ahead.exact_transition,
         )
+
+    def _catch_up_of_one(self, table: Table) -> dict[str, Any]:
+        """The same of the operators that take one table; without its number and velocity."""
+        arguments = self._catch_up_arguments([table])
+        return {name: arguments[name] for name in ("step", "transition", "factor", "noise")} | {
+            "first_row": table.first_row
+        }
 
     def advance(self) -> None:
         """Complete the step: its noise is pending from now on; in mode `dpsgd` it is added to every row at once."""
@@ -367,11 +378,8 @@ class EmbeddingTables:
                 table.last,
                 self._key.tensor(),
                 table=table.number,
-                step=self.step,
-                transition=self._skip_ahead.transition,
-                factor=self._skip_ahead.factor,
                 momentum=table.momentum,
-                noise=self._noise,
+                **self._catch_up_of_one(table),
             )
         self._has_pending_noise = False
 
@@ -427,6 +435,31 @@ class EmbeddingTables:
         for name, table in self._tables.items():
             table.load(state["tables"][name], older=precision)
         self._has_pending_noise = self.pending() > 0
+
+
+def grouped(reads: Sequence[Mapping[str, Lookups]], num_rows: Mapping[str, int]) -> dict[str, GroupedLookups]:
+    """The lookups of micro-batches by row, for each table that they read.
+
+    Args:
+        reads: of each micro-batch, by table.
+        num_rows: of every table.
+    """
+    joined = {}
+    for name in num_rows:
+        parts = [read[name] for read in reads if name in read]
+        if parts:
+            joined[name] = join_lookups(parts, bags_per_example=parts[0].bags_per_example)
+    rows = ops.foreach_group_rows(
+        [lookups.indices for lookups in joined.values()], num_rows=[num_rows[name] for name in joined]
+    )
+    bags = ops.foreach_bag_ids(
+        [lookups.offsets for lookups in joined.values()],
+        num_lookups=[lookups.indices.shape[0] for lookups in joined.values()],
+    )
+    return {
+        name: GroupedLookups(of_rows, of_bags, lookups.weights)
+        for (name, lookups), of_rows, of_bags in zip(joined.items(), rows, bags, strict=True)
+    }
 
 
 def _all_finite(weight: Tensor) -> bool:

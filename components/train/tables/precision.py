@@ -86,15 +86,20 @@ class Rounding:
             return True
         return 0.0 < rate * self.noise_scale < _NOISE_IN_UNITS * _TWO_ROUNDINGS * sizes.weight
 
-    def begins_with_two(self, weight: Tensor) -> bool:
+    def begins_with_two(self, weight: Tensor, expected: float | None = None) -> bool:
         """Whether a table that begins as `weight` is to have a second float, at the least rate that matters.
 
         It is a function of public numbers: the initial weights, the schedule, sigma, C and b.
+
+        Args:
+            weight: the table, or a shard of it.
+            expected: how large weights are taken to become; None: `expected_largest` of `weight`.
         """
         rates = rates_that_matter(self._rates)
-        if not rates or not weight.numel():
+        if not rates or (expected is None and not weight.numel()):
             return False
-        return self.needs_second_float(RowSizes(expected_largest(weight)), columns=weight.shape[1], rate=min(rates))
+        largest = expected_largest(weight) if expected is None else expected
+        return self.needs_second_float(RowSizes(largest), columns=weight.shape[1], rate=min(rates))
 
     def is_negligible(self, rate: float) -> bool:
         """Whether a step of this rate moves next to nothing beside the others; never so with momentum."""
@@ -125,7 +130,7 @@ def expected_largest(weight: Tensor) -> float:
 def largest_of(weight: Tensor) -> float:
     """The largest absolute weight, looked for in chunks: a table has no room for a copy."""
     flat = weight.reshape(-1)
-    return max((float(chunk.abs().max()) for chunk in flat.split(_CHUNK)), default=0.0)  # type: ignore[no-untyped-call]
+    return max((float(chunk.abs().max()) for chunk in torch.split(flat, _CHUNK) if chunk.numel()), default=0.0)
 
 
 def sizes_of(tables: list[tuple[Tensor, Tensor | None, RowGroups]]) -> Iterator[RowSizes]:

@@ -6,9 +6,12 @@ datasets, rounding stays within its half of the margin (docs/floating-point.md).
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from functools import partial
 
+import torch
+
+from lazydp.components.train.ranks.ranks import Ranks, most
 from lazydp.components.train.tables.precision import Rounding, RowSizes, sizes_of
 from lazydp.components.train.tables.table import Table
 from lazydp.components.train.tables.weight_bound import WeightBound
@@ -21,12 +24,14 @@ class RoundingWatch:
     Args:
         rounding: what it is measured by.
         keeps_bounds: whether rows change by what they read alone (noise is pending), so that a bound on a table holds.
+        ranks: that have some rows of each table. All come to the same result, and to that of one rank with all rows.
     """
 
-    def __init__(self, rounding: Rounding, *, keeps_bounds: bool) -> None:
+    def __init__(self, rounding: Rounding, *, keeps_bounds: bool, ranks: Ranks) -> None:
         self._rounding = rounding
-        # Velocities have no bound.
-        self._keeps_bounds = keeps_bounds and not rounding.optimizer.momentum
+        self._ranks = ranks
+        # Velocities have no bound. Of several ranks each would skip the look at other tables.
+        self._keeps_bounds = keeps_bounds and not rounding.optimizer.momentum and ranks.size == 1
         self._bounds: dict[str, WeightBound] = {}
 
     def forget(self) -> None:
@@ -54,9 +59,16 @@ class RoundingWatch:
         looked_at = [(table.weight, table.momentum, groups[name]) for name, table in asked.items()]
         return [
             name
-            for (name, table), sizes in zip(asked.items(), sizes_of(looked_at), strict=True)
+            for (name, table), sizes in zip(asked.items(), self._of_all_ranks(sizes_of(looked_at)), strict=True)
             if self._rounding.needs_second_float(sizes, columns=table.weight.shape[1], rate=rate)
         ]
+
+    def _of_all_ranks(self, sizes: Iterable[RowSizes]) -> Iterable[RowSizes]:
+        """The largest of each table, wherever its rows are."""
+        if self._ranks.size == 1:
+            return sizes
+        here = torch.tensor([[of.weight, of.velocity, of.units] for of in sizes], dtype=torch.float64)
+        return [RowSizes(*of) for of in most(self._ranks, here, purpose="sizes").tolist()]
 
     def _is_surely_small(
         self, name: str, table: Table, groups: RowGroups, *, rate: float, reach: float, noise: float

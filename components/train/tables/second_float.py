@@ -55,7 +55,7 @@ class TwoFloats:
             rows: int64 [U], distinct; -1 is none.
             key: of the noise.
             number: of the table.
-            arguments: step, transition, factor and noise of `ops.catch_up_`.
+            arguments: step, transition, factor, noise and first_row of `ops.catch_up_`.
             exact_transition: the transition in float64, [H, 1 or 4].
         """
         rows = rows[rows >= 0]

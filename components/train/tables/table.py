@@ -27,6 +27,7 @@ class Table:
         expected: how large weights are taken to become, from the initial ones: a public number.
         began_with_two: whether public numbers asked for two floats before the first step.
         constant: a row that no example reads, and that gets no noise (padding), or None.
+        first_row: where these rows are a shard of a table, the number of row 0 in the table.
     """
 
     number: int
@@ -38,6 +39,7 @@ class Table:
     expected: float = 0.0
     began_with_two: bool = False
     constant: int | None = None
+    first_row: int = 0
 
     @property
     def has_two_floats(self) -> bool:

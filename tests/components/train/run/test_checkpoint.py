@@ -236,7 +236,7 @@ def test_the_background_writer_takes_the_state_as_it_was(tmp_path: Path) -> None
 
 
 def test_an_error_of_the_background_writer_surfaces(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def full(checkpoint: Checkpoint) -> None:
+    def full(checkpoint: Checkpoint, shards: None) -> None:
         raise OSError("no space left")
 
     with RunFolder.locked(tmp_path / "run", create=True) as folder:
