@@ -8,17 +8,24 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import click
 import jsonschema
 import kubernetes_validate
 import pytest
 import yaml
 
+from lazydp.pipelines.cli import cli
 from lazydp.service.settings import Settings
 from support.crd import validate
 
 DEPLOY = Path(__file__).resolve().parent.parent / "deploy"
 FILES = sorted(path for path in DEPLOY.rglob("*.yaml") if path.name != "kustomization.yaml")
-CUSTOM = {"InferenceService": "inferenceservices.crd.yaml", "ServiceMonitor": "servicemonitors.crd.yaml"}
+CUSTOM = {
+    "InferenceService": "inferenceservices.crd.yaml",
+    "ServiceMonitor": "servicemonitors.crd.yaml",
+    "TrainJob": "trainjobs.crd.yaml",
+    "TrainingRuntime": "trainingruntimes.crd.yaml",
+}
 
 
 def load(path: str) -> Any:
@@ -35,6 +42,9 @@ def check(manifest: dict[str, Any]) -> None:
 def pods(manifest: dict[str, Any]) -> list[dict[str, Any]]:
     if manifest["kind"] in {"Deployment", "Job"}:
         return [manifest["spec"]["template"]["spec"]]
+    if manifest["kind"] == "TrainingRuntime":
+        jobs = manifest["spec"]["template"]["spec"]["replicatedJobs"]
+        return [job["template"]["spec"]["template"]["spec"] for job in jobs]
     return [manifest["spec"]["predictor"]] if manifest["kind"] == "InferenceService" else []
 
 
@@ -60,6 +70,8 @@ def test_a_manifest_is_what_its_schema_says(file: Path) -> None:
         ("service/networkpolicy.yaml", ("spec",), "egresss"),
         ("monitoring/servicemonitor.yaml", ("spec", "endpoints", 0), "intervall"),
         ("kserve/inferenceservice.yaml", ("spec", "predictor"), "minReplica"),
+        ("training/trainjob.yaml", ("spec", "trainer"), "numProcsPerNode"),
+        ("training/runtime.yaml", ("spec", "mlPolicy"), "numNode"),
         ("kserve/inferenceservice.yaml", ("spec", "predictor", "containers", 0), "readinesProbe"),
     ],
 )
@@ -95,6 +107,25 @@ def test_probes_ask_paths_that_need_no_key() -> None:
         [container] = pods(load(file))[0]["containers"]
         paths = {container[probe]["httpGet"]["path"] for probe in ("startupProbe", "livenessProbe", "readinessProbe")}
         assert paths <= OPEN_PATHS
+
+
+def test_the_train_job_runs_a_command_of_lazydp_in_its_runtime() -> None:
+    job, runtime = load("training/trainjob.yaml"), load("training/runtime.yaml")
+    assert job["spec"]["runtimeRef"]["name"] == runtime["metadata"]["name"]
+    assert job["spec"]["trainer"]["command"] == ["torchrun", "-m", "lazydp.pipelines.cli"]
+    name, *arguments = job["spec"]["trainer"]["args"]
+    with click.Context(cli, info_name="lazydp") as context:
+        command = cli.get_command(context, name)
+        assert command is not None
+        given = command.make_context(name, list(arguments), parent=context).params
+    assert given["resume"]  # all pods start again if one fails
+    [pod] = pods(runtime)
+    mounted = {mount["mountPath"] for mount in pod["containers"][0]["volumeMounts"]}
+    assert str(given["out"].parent) in mounted
+    # The policy is about these pods.
+    [replicated] = runtime["spec"]["template"]["spec"]["replicatedJobs"]
+    labels = replicated["template"]["spec"]["template"]["metadata"]["labels"]
+    assert load("training/networkpolicy.yaml")["spec"]["podSelector"]["matchLabels"] == labels
 
 
 @pytest.mark.parametrize("name", sorted(path.parent.name for path in DEPLOY.rglob("kustomization.yaml")))

@@ -4,6 +4,7 @@ import ast
 import importlib.util
 import re
 import shlex
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -143,3 +144,18 @@ def test_architecture_names_what_exists() -> None:
 @pytest.mark.parametrize("name", ["kernels/ops.py:tensor", "service/http/auth.py:Nobody.check", "setup.py:no"])
 def test_a_name_that_is_not_defined_is_seen(name: str) -> None:
     assert missing_names(f"see `{name}`") == [name]
+
+
+def test_the_tables_of_the_scaling_page_are_what_its_script_makes() -> None:
+    location = ROOT / "docs" / "generate_scaling.py"
+    specification = importlib.util.spec_from_file_location("generate_scaling", location)
+    assert specification is not None
+    assert specification.loader is not None
+    module = importlib.util.module_from_spec(specification)
+    sys.modules[specification.name] = module
+    specification.loader.exec_module(module)
+    page = module.PAGE.read_text()
+    # Of memory and checkpoints; the others take seconds to draw.
+    assert all(line in page for line in module.memory_table())
+    row = module.row_of_step(8, 2048)
+    assert row in page
