@@ -264,15 +264,15 @@ def test_tasks_write_into_a_store(folder: Path, tmp_path: Path, store: Store, mo
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
     log, spec = [str(folder / "log")], spec_of(folder)
     local = ingest(log, spec, tmp_path / "local", IngestOptions(parts=4))
-    made = ingest_on(HostileEngine(), log, spec, store.uri("out"), parts=4, piece_rows=300)
+    made = ingest_on(HostileEngine(), log, spec, store.uri("tasks"), parts=4, piece_rows=300)
     assert made == local
-    assert store.names("out/") == {f"out/{name}" for name in (*made.files, "dataset.json")}
-    with dataset_here(store.uri("out")) as here:
+    assert store.names("tasks/") == {f"tasks/{name}" for name in (*made.files, "dataset.json")}
+    with dataset_here(store.uri("tasks")) as here:
         assert content(here) == content(tmp_path / "local")
     # What fails leaves nothing there, and nothing here.
     with pytest.raises(InputError, match="--replace"):
-        ingest_on(HostileEngine(), log, spec, store.uri("out"), parts=4)
+        ingest_on(HostileEngine(), log, spec, store.uri("tasks"), parts=4)
     with pytest.raises(UnavailableError, match="lost rows"):
-        ingest_on(HostileEngine(loses=1), log, spec, store.uri("out"), IngestOptions(replace=True), parts=4)
-    assert store.names("out/") == set()
+        ingest_on(HostileEngine(loses=1), log, spec, store.uri("tasks"), IngestOptions(replace=True), parts=4)
+    assert store.names("tasks/") == set()
     assert list(tmp_path.glob("lazydp-*/*")) == []
