@@ -178,9 +178,13 @@ FAMILY_DECLARATION = (
     "operator's declaration"
 )
 CHOICE_OF_SETTINGS = "the choice of hyper-parameters"
-PRIVATE_METRICS = "metrics computed on private data, and what is decided by looking at them: they are internal"
+PRIVATE_METRICS = (
+    "metrics computed on private data, and what is decided by looking at them: they have no guarantee, so they must "
+    "stay inside the organisation"
+)
 DEFAULT_NOT_COVERED = (
     PRIVATE_METRICS,
-    "what a user's answers from the service reveal about the features sent with the request",
-    "whether two releases were made from equal data: then, and only then, their dataset has the same identifier",
+    "what an answer of the service reveals about the features in its own request",
+    "whether two releases were made from the same data: the identifiers of their datasets are equal if they were, and "
+    "differ if not",
 )

@@ -51,7 +51,7 @@ def gate_page(reservation: Reservation, *, before: DatasetBudget | None, budget:
                 f"Epsilon of {budget.name}",
                 budget.epsilon,
                 [
-                    Part("committed by releases, all runs", budget.committed_epsilon, "committed"),
+                    Part("spent by releases, all runs", budget.committed_epsilon, "committed"),
                     Part("reserved, this run included", budget.reserved_epsilon, "reserved"),
                 ],
             ),

@@ -13,7 +13,7 @@ from lazydp.components.budget.statement import PrivacyStatement
 # Above this the bound on a guess rounds to certainty.
 _CERTAIN = 0.9999
 _DIGITS = 4
-PER = {"user": "person", "example": "example"}
+PER = {"user": "person", "example": "interaction"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -21,7 +21,7 @@ class Figure:
     """One epsilon of the headline.
 
     Attributes:
-        per: whom it protects: `person` or `example`.
+        per: whom it protects: `person`, or one `interaction` (an example).
         epsilon: None where none is known.
         sentence: what it means, or why there is none.
     """
@@ -81,27 +81,50 @@ def figures(statement: PrivacyStatement) -> tuple[Figure, ...]:
         return (Figure("person", statement.epsilon, meaning(statement.epsilon, statement.delta, "person")),)
     person = statement.epsilon_user_level
     sentence = (
-        "No figure per person is known: the number of examples of one person is not bounded."
+        "No figure per person is known: the number of interactions of one person is not bounded."
         if person is None
         else meaning(person, statement.delta, "person")
     )
     return (
         Figure("person", person, sentence),
-        Figure("example", statement.epsilon, meaning(statement.epsilon, statement.delta, "example")),
+        Figure("interaction", statement.epsilon, meaning(statement.epsilon, statement.delta, "interaction")),
     )
 
 
-def meaning(epsilon: float, delta: float, per: str) -> str:
-    """The bound on a guess at even odds: posterior odds are at most exp(epsilon) times prior odds.
+def meaning(epsilon: float, delta: float, per: str, *, seen: str = "this model") -> str:
+    """The bound on a guess at even odds, after seeing `seen`: posterior odds are at most exp(epsilon) times prior odds.
 
     Source: Dwork and Roth, The Algorithmic Foundations of Differential Privacy (2014), section 2.3.
     """
-    what = {"person": "the data of a certain person", "example": "one certain interaction"}[per]
+    what = {"person": "the data of a certain person", "interaction": "one certain interaction"}[per]
     sure = 1.0 / (1.0 + math.exp(-epsilon))
-    start = f"Somebody who thinks it an even chance that {what} was used, and then sees what was released,"
+    start = f"Somebody who thinks it an even chance that {what} was used, and then sees {seen},"
     if sure >= _CERTAIN:
         return f"{start} may become practically certain of it: this figure alone rules out very little."
-    return f"{start} can become at most {at_most(100 * sure)} % sure of it (except with probability {delta:g})."
+    exception = f"(except with the chance delta, {at_most(delta)})"
+    return f"{start} can become at most {at_most(100 * sure)} % sure of it {exception}."
+
+
+def audit_words(statement: PrivacyStatement) -> str:
+    """What the audit showed, and whether the claim stands beside it."""
+    audit = statement.audit
+    if audit is None:
+        return "no audit was made of this model"
+    shown = (
+        f"an attack made for the purpose showed at least this epsilon per {PER[statement.privacy_unit]}, "
+        f"with {100 * audit.confidence:g} % confidence"
+    )
+    if statement.epsilon is None:
+        return f"{shown}; no epsilon is claimed"
+    claimed = at_most(statement.epsilon)
+    if _contradicted(statement):
+        return f"{shown}: more than the {claimed} claimed, so the audit contradicts the claim"
+    return f"{shown}; the claim, {claimed}, is an upper bound, so the audit does not contradict it"
+
+
+def _contradicted(statement: PrivacyStatement) -> bool:
+    audit, claimed = statement.audit, statement.epsilon
+    return audit is not None and claimed is not None and audit.epsilon_lower_bound > claimed
 
 
 def at_most(value: float) -> str:
@@ -125,13 +148,18 @@ def _rounded(value: float, rounding: str) -> str:
 
 
 def _warnings(statement: PrivacyStatement, found: tuple[Figure, ...], limit: float) -> tuple[str, ...]:
+    contradicted = ("An audit showed more than is claimed: do not rely on the claim.",)
+    return _warnings_of_figures(statement, found, limit) + (contradicted if _contradicted(statement) else ())
+
+
+def _warnings_of_figures(statement: PrivacyStatement, found: tuple[Figure, ...], limit: float) -> tuple[str, ...]:
     if not found:
         return (f"Not private: {statement.why_not_private or 'no privacy is claimed'}.",)
     person = found[0].epsilon
     if person is None:
         return ("Nothing is known of the protection of a person, only of a single interaction.",)
     if person > limit:
-        others = " The figure per example is not what people are promised." if len(found) > 1 else ""
+        others = " The figure per interaction is not what people are promised." if len(found) > 1 else ""
         return (
             f"Epsilon per person is {at_most(person)}, above {limit:g}, the limit in this service's settings "
             f"(epsilon_warning).{others}",

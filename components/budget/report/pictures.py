@@ -12,18 +12,18 @@ from lazydp.components.shared.plot import Axis, Series, bar, chart, number_axis,
 
 
 def budget_words(budget: DatasetBudget) -> str:
-    """What was committed, what is reserved and what is left, in one sentence."""
+    """What was spent, what is reserved and what is left, in one sentence."""
     if budget.epsilon is None:
         return "No budget was set: nothing can be reserved on this dataset."
     left = at_least(budget.remaining_epsilon or 0.0)
     return (
-        f"Of epsilon {budget.epsilon:g}, {at_most(budget.committed_epsilon)} is committed by releases, "
+        f"Of epsilon {budget.epsilon:g}, {at_most(budget.committed_epsilon)} is spent by releases, "
         f"{at_most(budget.reserved_epsilon)} is reserved by open runs, and {left} is left."
     )
 
 
 def budget_bar(budget: DatasetBudget) -> str:
-    """Committed and reserved on the width of the budget; nothing where none was set."""
+    """Spent and reserved on the width of the budget; nothing where none was set."""
     if budget.epsilon is None:
         return ""
     committed = min(budget.committed_epsilon, budget.charged_epsilon)
@@ -32,7 +32,7 @@ def budget_bar(budget: DatasetBudget) -> str:
 
 
 def budget_chart(timeline: Timeline, *, until: float) -> str:
-    """Committed, with reserved upon it, under the line of the budget, up to the time `until` (POSIX seconds)."""
+    """Spent, with reserved upon it, under the line of the budget, up to the time `until` (POSIX seconds)."""
     moments = timeline.moments
     if not moments:
         return ""
@@ -41,10 +41,10 @@ def budget_chart(timeline: Timeline, *, until: float) -> str:
     budget = timeline.budget
     per = PER.get(budget.privacy_unit or "", "unit")
     return chart(
-        f"Epsilon committed and reserved, and the budget, {days}. {budget_words(budget)}",
+        f"Epsilon spent and reserved, and the budget, {days}. {budget_words(budget)}",
         across=time_axis(f"time (UTC), {days}", first=first, last=last),
         up=number_axis(
-            f"epsilon per {per}, at delta {budget.delta or 0:g}",
+            f"epsilon per {per}, at delta {at_most(budget.delta or 0)}",
             high=1.05 * max(max(m.limit, m.charged) for m in moments),
         ),
         series=[
@@ -62,6 +62,6 @@ def steps_chart(statement: PrivacyStatement) -> str:
         return ""
     steps, top = points[-1][0], max(epsilon for _, epsilon in points)
     across: Axis = number_axis("step", high=steps)
-    up = number_axis(f"epsilon per {PER[statement.privacy_unit]}, at delta {statement.delta:g}", high=top)
+    up = number_axis(f"epsilon per {PER[statement.privacy_unit]}, at delta {at_most(statement.delta)}", high=top)
     words = f"Epsilon grows to {at_most(top)} over {steps:g} steps"
     return chart(words, across=across, up=up, series=[Series("first", points)])

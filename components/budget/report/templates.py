@@ -11,7 +11,7 @@ from markupsafe import Markup
 
 from lazydp.components.budget.ledger.views import DatasetBudget
 from lazydp.components.budget.report import pictures
-from lazydp.components.budget.report.claim import PER, at_least, at_most, meaning
+from lazydp.components.budget.report.claim import PER, at_least, at_most, audit_words, meaning
 from lazydp.components.budget.report.overview import Timeline
 from lazydp.components.budget.statement import PrivacyStatement
 
@@ -33,6 +33,7 @@ def environment(further: Mapping[str, str] | None = None) -> jinja2.Environment:
     made.globals |= {
         "per": PER,
         "meaning": meaning,
+        "audit_words": audit_words,
         "budget_words": pictures.budget_words,
         "budget_bar": _budget_bar,
         "budget_chart": _budget_chart,

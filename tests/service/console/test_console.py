@@ -75,24 +75,28 @@ def test_the_page_alone_answers_the_four_questions(console: httpx.Client, ledger
     assert last.epsilon is not None
     assert budget.remaining_epsilon is not None
     # What was spent per person, by this model and by all; and how much is left.
-    assert f"This model, per person {at_most(last.epsilon)} epsilon spent, at delta 1e-06" in card
-    assert f"All releases, per person {at_most(budget.committed_epsilon)} epsilon spent, of films-2026" in card
+    assert f"This model, per person {at_most(last.epsilon)} epsilon spent, at delta 0.000001" in card
+    spent = f"{at_most(budget.committed_epsilon)} epsilon spent on its dataset, films-2026, at delta 0.000001"
+    assert f"All releases, per person {spent}" in card
     left = f"Left {at_least(budget.remaining_epsilon)} of epsilon 8 per person"
-    assert f"{left}; {at_most(budget.reserved_epsilon)} more is reserved" in card
+    assert f"{left}, after all releases and the {at_most(budget.reserved_epsilon)} that open runs have reserved" in card
     # Who released last.
     assert "Last release: G. Hopper on 2026-10-05 08:17 UTC (training, run-2026-10)." in card
     # What is not covered, in plain view.
     assert all(part[1:] in card for part in DEFAULT_NOT_COVERED)
-    assert f"Shown by an audit {at_least(0.6 * last.epsilon)} epsilon per person at least, with 95 % confidence" in card
-    assert f"claimed: at most {at_most(last.epsilon)}" in card
+    assert f"Shown by an audit {at_least(0.6 * last.epsilon)} an attack made for the purpose" in card
+    assert f"the claim, {at_most(last.epsilon)}, is an upper bound, so the audit does not contradict it" in card
 
 
 def test_a_model_shows_nothing_of_a_dataset_that_is_not_its_own(console: httpx.Client) -> None:
     page = console.get("/").text
     trial = article(page, 2)
     assert "The ledger does not know this model's dataset" in trial
-    assert "Left unknown" in trial
-    assert not re.search("films-2026|Hopper|committed", trial)
+    unknown = "unknown the ledger does not know its dataset"
+    assert f"All releases, per person {unknown} Left {unknown} Shown by an audit none no audit was made" in trial
+    assert "Everything else that was spent on its dataset: the ledger does not know its dataset." in trial
+    assert "This model, per interaction (example): epsilon 3.976." in trial
+    assert not re.search("films-2026|Hopper|spent by releases", trial)
     assert "Epsilon per person is 61.27, above 10" in trial
     assert "Warning" not in article(page, 1)
     assert page.count("Budget of films-2026</h2>") == 1
@@ -107,7 +111,19 @@ def test_the_page_tells_of_releases_reservations_and_the_chain(
         assert releases.count("G. Hopper") == 3
         assert releases.count("B. Liskov") == 1
         assert "B. Liskov training run-2026-11" in reservations
-        assert "run-2026-07: The machine failed; its checkpoints were deleted." in text
+        assert "All releases together, per person. Somebody who" in text
+        together = at_most(ledger.show("films-2026").committed_epsilon)
+        assert f"Do not add these figures: all releases together cost {together}, which is less." in releases
+        changes = reservations.split("Changes of the budget, and reservations given back ")[1]
+        assert changes.startswith(
+            "2026-09-01 09:17 UTC, A. Turing: budget set to epsilon 8 instead of 6 (decision 7 of the board). "
+            "2026-07-20 09:17 UTC, B. Liskov: reservation of run-2026-07 given back "
+            "(the machine failed; its checkpoints were deleted). "
+            "2026-01-12 09:30 UTC, A. Turing: budget set to epsilon 6 (privacy review 12). "
+        )
+        assert re.search(r"[aA]s of \d{4}-\d\d-\d\d \d\d:\d\d UTC", text)
+        assert text.count("Delta is the chance that this bound does not hold.") == 1
+        assert "1e-06" not in re.sub(r"(?s)The whole privacy statement.*?Budget of films-2026", "", text)
         assert "The chain is verified: 14 entries without a gap" in text
         assert ledger.head() in text
         assert str(made.ledger) not in text, "where the ledger lies is nothing for readers"

@@ -47,9 +47,9 @@ def test_a_dataset_of_a_family_shows_the_family_s_budget(start: Any, bundles: di
         assert model["notice"] is None
         assert document["notice"] is None
         page = client.get("/").text
-        assert "Of epsilon 3, 0 is committed by releases" in page
+        assert "Of epsilon 3, 0 is spent by releases" in page
         assert HOSTILE not in page
-        assert page.count("&lt;b&gt;name&lt;/b&gt;") == 3
+        assert page.count("&lt;b&gt;name&lt;/b&gt;") == 5
 
 
 def test_a_ledger_that_does_not_verify_says_so_everywhere(start: Any, bundles: dict[str, Path], tmp_path: Path) -> None:

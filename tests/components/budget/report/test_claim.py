@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from lazydp.components.budget.ledger.views import DatasetBudget
-from lazydp.components.budget.report.claim import ModelCard, at_least, at_most, meaning, model_card
+from lazydp.components.budget.report.claim import ModelCard, at_least, at_most, audit_words, meaning, model_card
 from lazydp.components.budget.report.pictures import budget_bar, budget_words, steps_chart
 from lazydp.components.budget.statement import PrivacyStatement, StepEpsilon
 
@@ -41,7 +41,7 @@ def card(**changes: Any) -> ModelCard:
 
 def test_the_person_comes_first() -> None:
     seen = card(privacy_unit="example", epsilon=7.994, epsilon_user_level=1092.0, delta=1e-5)
-    assert [(figure.per, figure.epsilon) for figure in seen.figures] == [("person", 1092.0), ("example", 7.994)]
+    assert [(figure.per, figure.epsilon) for figure in seen.figures] == [("person", 1092.0), ("interaction", 7.994)]
     assert "practically certain" in seen.figures[0].sentence
     assert len(seen.warnings) == 1
     assert "is 1,092, above 10" in seen.warnings[0]
@@ -51,7 +51,8 @@ def test_a_figure_is_said_in_words() -> None:
     seen = card(privacy_unit="user", epsilon=1.0, delta=1e-5)
     assert [figure.per for figure in seen.figures] == ["person"]
     # exp(1) / (1 + exp(1)) is 0.73106.
-    assert "at most 73.11 % sure" in seen.figures[0].sentence
+    assert "sees this model, can become at most 73.11 % sure" in seen.figures[0].sentence
+    assert seen.figures[0].sentence.endswith("(except with the chance delta, 0.00001).")
     assert seen.warnings == ()
 
 
@@ -79,7 +80,27 @@ def test_bounds_are_never_rounded_to_the_better_side() -> None:
 def test_the_limit_itself_is_no_warning() -> None:
     assert card(privacy_unit="user", epsilon=10.0).warnings == ()
     [warning] = card(privacy_unit="user", epsilon=10.01).warnings
-    assert "per example" not in warning
+    assert "per interaction" not in warning
+
+
+@pytest.mark.parametrize(("shown", "contradicts"), [(1.9, False), (2.0, False), (2.1, True)])
+def test_an_audit_is_compared_with_the_claim(shown: float, contradicts: bool) -> None:
+    audit = {"epsilon_lower_bound": shown, "confidence": 0.95, "method": "planted examples"}
+    seen = card(privacy_unit="user", audit=audit)
+    words = audit_words(seen.statement)
+    assert words.startswith(
+        "an attack made for the purpose showed at least this epsilon per person, with 95 % confidence"
+    )
+    assert ("does not contradict it" in words) is not contradicts
+    assert ("more than the 2 claimed, so the audit contradicts the claim" in words) is contradicts
+    assert [warning for warning in seen.warnings if "An audit showed more" in warning] == list(seen.warnings)
+    assert len(seen.warnings) == contradicts
+
+
+def test_no_audit_and_no_claim_are_said() -> None:
+    assert audit_words(stated()) == "no audit was made of this model"
+    audit = {"epsilon_lower_bound": 1.0, "confidence": 0.9, "method": "planted examples"}
+    assert audit_words(stated(private=False, epsilon=None, audit=audit)).endswith("; no epsilon is claimed")
 
 
 @pytest.mark.parametrize(
@@ -145,7 +166,7 @@ def widths(picture: str) -> list[tuple[str, float]]:
 
 def test_a_budget_is_drawn_and_told() -> None:
     assert widths(budget_bar(budget())) == [("committed", 20.0), ("reserved", 30.0)]
-    told = "Of epsilon 10, 2 is committed by releases, 3 is reserved by open runs, and 5 is left."
+    told = "Of epsilon 10, 2 is spent by releases, 3 is reserved by open runs, and 5 is left."
     assert budget_words(budget()) == told
     assert told in budget_bar(budget())
 
@@ -164,4 +185,4 @@ def test_epsilon_over_steps_is_drawn_from_two_points_on() -> None:
     assert steps_chart(stated()) == steps_chart(stated(epsilon_over_steps=points[:1])) == ""
     drawn = steps_chart(stated(epsilon_over_steps=points))
     assert "Epsilon grows to 2 over 100 steps" in drawn
-    assert "epsilon per interaction" in drawn or "epsilon per example" in drawn
+    assert "epsilon per interaction, at delta 0.00001" in drawn

@@ -34,18 +34,32 @@ def test_figures_stand_in_the_page(sqlite_url: str) -> None:
         ledger.void(f"run-{3:016x}", by="A. Turing", reason="the machine burnt down")
         page = page_of(ledger.entries())
     assert "The chain is verified" in page
-    assert re.search(r"\d+ epsilons were recomputed", page)
+    assert re.search(r"\d+ epsilons were computed anew, and agree", page)
     assert "privacy review 12" in page
-    assert "The machine burnt down." in page
+    assert re.search(r"UTC, A. Turing: reservation of run-0{15}3 given back \(the machine burnt down\)\.", page)
+    assert page.count("A. Turing: budget set to epsilon ") == 2
+    assert page.count("the open runs add at most") == 2
     assert "<i>" not in page
     assert "shop &lt;i&gt;all of 2026" in page
     # Two releases and one open reservation, in each dataset of the family.
     assert page.count('data-name="When"') == 4
     assert page.count('data-name="Since"') == 2
     for drawn in re.findall(r'(?s)<svg class="chart".*?</svg>', page):
-        assert "epsilon per example, at delta 1e-05</text>" in drawn
+        assert "epsilon per interaction, at delta 0.00001</text>" in drawn
         assert re.search(r"time \(UTC\), \d\d \w{3} \d{4} to", drawn)
         assert {"committed", "reserved", "limit"} <= set(re.findall(r'<(?:rect|line) class="(\w+)"', drawn))
+
+
+def test_one_release_costs_no_less_than_itself(sqlite_url: str) -> None:
+    with Ledger.open(sqlite_url) as ledger:
+        ledger.register_dataset("a" * 64, name="shop")
+        ledger.set_budget("a" * 64, epsilon=3.0, delta=1e-5)
+        ledger.reserve(dataset="a" * 64, event=gaussian(9.0), run_id="run")
+        ledger.commit("run", event=gaussian(9.0), release="c" * 64)
+        page = page_of(ledger.entries(), recompute=False)
+    assert re.search(r"all releases together cost [\d.]+\.</p>", page)
+    assert "Changes of the budget" in page
+    assert "given back (" not in page
 
 
 def test_only_its_own_style_is_let_through(sqlite_url: str) -> None:
@@ -61,7 +75,7 @@ def test_epsilons_that_were_not_recomputed_are_not_said_to_be(sqlite_url: str) -
         ledger.register_dataset("a" * 64, name="shop")
         ledger.set_budget("a" * 64, epsilon=3.0, delta=1e-5)
         entries = ledger.entries()
-    assert "Epsilons are as recorded" in page_of(entries, recompute=False)
+    assert "The epsilons were not computed anew here" in page_of(entries, recompute=False)
     assert verify(entries, recompute=False).epsilons == 0
     changed = (*entries[:1], Entry(**{**{n: getattr(entries[1], n) for n in Entry.__slots__}, "recorded_by": "x"}))
     assert verify(changed, recompute=False).problems
