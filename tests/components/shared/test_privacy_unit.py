@@ -25,7 +25,8 @@ def options(command: click.Command, context: click.Context) -> Iterator[tuple[st
 
 def test_every_command_takes_the_same_words() -> None:
     found = dict(options(cli, click.Context(cli, info_name="lazydp")))
-    assert set(found) == {"lazydp init", "lazydp plan", "lazydp budget set", "lazydp bench quality"}
+    names = {"init", "plan", "budget set", "bench quality", "bench search"}
+    assert set(found) == {f"lazydp {name}" for name in names}
     for option in found.values():
         assert isinstance(option.type, PrivacyUnitOption)
         assert "--privacy-unit" in option.opts

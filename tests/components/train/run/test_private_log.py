@@ -88,17 +88,17 @@ def test_the_signal_is_the_sum_of_clipped_norms(tiny: Any, tmp_path: Any, caplog
     assert found == {group: pytest.approx(expected, rel=1e-2) for group in norms}
 
 
-@pytest.mark.parametrize(("last", "warned"), [(0.61, False), (0.7, True), (0.9, True), (math.nan, False)])
+@pytest.mark.parametrize(("last", "warned"), [(0.61, False), (0.75, True), (0.9, True), (math.nan, False)])
 def test_a_run_that_learns_no_more_than_popularity_says_so(
     tiny: Any, caplog: pytest.LogCaptureFixture, last: float, *, warned: bool
 ) -> None:
     """By the mean loss since the line before, and only at the last step: a run begins above popularity's loss."""
     caplog.set_level(logging.INFO)
     identity = RunIdentity("run", tiny.config(steps=2, log_every=1), "fingerprint", "version", noise_multiplier=SIGMA)
-    log = PrivateLog(identity, max_examples_per_user=None, popularity=lambda: 0.7)
+    log = PrivateLog(identity, max_examples_per_user=None, popularity=lambda: 0.75)
     signals: dict[Group, float] = {"dense": 1.0, "embeddings": 1.0}
     log.note(report(1, signals, loss=2.0))
-    assert "loss 2.0000 (of popularity alone 0.7000)" in caplog.text
+    assert "loss 2.0000 (of popularity alone 0.7500)" in caplog.text
     assert "learned nothing" not in caplog.text
     log.note(report(2, signals, loss=last))
     assert ("learned nothing" in caplog.text) is warned
