@@ -185,6 +185,6 @@ PRIVATE_METRICS = (
 DEFAULT_NOT_COVERED = (
     PRIVATE_METRICS,
     "what an answer of the service reveals about the features in its own request",
-    "whether two releases were made from the same data: the identifiers of their datasets are equal if they were, and "
-    "differ if not",
+    "the fact that two releases were made from the same data: their datasets have equal identifiers if they were, and "
+    "different ones if not",
 )

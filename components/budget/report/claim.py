@@ -100,7 +100,7 @@ def meaning(epsilon: float, delta: float, per: str, *, seen: str = "this model")
     sure = 1.0 / (1.0 + math.exp(-epsilon))
     start = f"Somebody who thinks it an even chance that {what} was used, and then sees {seen},"
     if sure >= _CERTAIN:
-        return f"{start} may become practically certain of it: this figure alone rules out very little."
+        return f"{start} may become practically certain of it."
     exception = f"(except with the chance delta, {at_most(delta)})"
     return f"{start} can become at most {at_most(100 * sure)} % sure of it {exception}."
 
@@ -159,7 +159,11 @@ def _warnings_of_figures(statement: PrivacyStatement, found: tuple[Figure, ...],
     if person is None:
         return ("Nothing is known of the protection of a person, only of a single interaction.",)
     if person > limit:
-        others = " The figure per interaction is not what people are promised." if len(found) > 1 else ""
+        others = (
+            " The figure per interaction bounds what one interaction reveals, not all of a person."
+            if len(found) > 1
+            else ""
+        )
         return (
             f"Epsilon per person is {at_most(person)}, above {limit:g}, the limit in this service's settings "
             f"(epsilon_warning).{others}",

@@ -38,7 +38,7 @@ def test_figures_stand_in_the_page(sqlite_url: str) -> None:
     assert "privacy review 12" in page
     assert re.search(r"UTC, A. Turing: reservation of run-0{15}3 given back \(the machine burnt down\)\.", page)
     assert page.count("A. Turing: budget set to epsilon ") == 2
-    assert page.count("the open runs add at most") == 2
+    assert page.count("the open runs cost at most") == 2
     assert "<i>" not in page
     assert "shop &lt;i&gt;all of 2026" in page
     # Two releases and one open reservation, in each dataset of the family.
