@@ -21,30 +21,13 @@ from lazydp.components.shared.errors import (
     NotPrivateError,
     PendingNoiseError,
 )
+from support.statements import stated
 
 LINEAGE = Lineage(run_id="r", dataset="d" * 64, config="c" * 64, code_version="1", created="2026-01-01T00:00:00+00:00")
 
 
 def statement(**changes: Any) -> PrivacyStatement:
-    given: dict[str, Any] = {
-        "private": True,
-        "epsilon": 2.0,
-        "delta": 1e-5,
-        "accountant": "pld",
-        "accountant_version": "1",
-        "privacy_unit": "example",
-        "sampler": "poisson",
-        "noise_multiplier": 1.0,
-        "max_grad_norm": 1.0,
-        "sampling_prob": 0.01,
-        "steps": 7,
-        "epsilon_without_amplification": 9.0,
-        "epsilon_user_level": None,
-        "assumed_public": (),
-        "not_covered": (),
-        "code_version": "1",
-    }
-    return PrivacyStatement.model_validate({**given, **changes})
+    return stated(**{"steps": 7, **changes})
 
 
 TEST_KEY = {"private": False, "epsilon": None, "test_key": True, "why_not_private": "a test key"}

@@ -9,30 +9,8 @@ import pytest
 from lazydp.components.budget.ledger.views import DatasetBudget
 from lazydp.components.budget.report.claim import ModelCard, at_least, at_most, audit_words, meaning, model_card
 from lazydp.components.budget.report.pictures import budget_bar, budget_words, steps_chart
-from lazydp.components.budget.statement import PrivacyStatement, StepEpsilon
-
-GIVEN: dict[str, Any] = {
-    "private": True,
-    "epsilon": 2.0,
-    "delta": 1e-5,
-    "accountant": "pld",
-    "accountant_version": "1",
-    "privacy_unit": "example",
-    "sampler": "poisson",
-    "noise_multiplier": 1.0,
-    "max_grad_norm": 1.0,
-    "sampling_prob": 0.01,
-    "steps": 100,
-    "epsilon_without_amplification": 9.0,
-    "epsilon_user_level": None,
-    "assumed_public": (),
-    "not_covered": (),
-    "code_version": "1",
-}
-
-
-def stated(**changes: Any) -> PrivacyStatement:
-    return PrivacyStatement.model_validate({**GIVEN, **changes})
+from lazydp.components.budget.statement import StepEpsilon
+from support.statements import stated
 
 
 def card(**changes: Any) -> ModelCard:
