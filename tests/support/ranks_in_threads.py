@@ -11,7 +11,7 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor
 
-from lazydp.components.train.ranks.ranks import Alone, Ranks, Traffic, tree
+from lazydp.components.train.ranks.ranks import Alone, Ranks, Traffic
 
 T = TypeVar("T")
 
@@ -53,12 +53,6 @@ class Thread:
     def gather(self, own: Tensor, *, purpose: str) -> list[Tensor]:
         self.traffic.add(purpose, messages=self.size - 1, sent=own.numel() * (self.size - 1) * own.element_size())
         return [of.clone() for of in self._all(own)]
-
-    def tree_sum(self, values: Tensor, *, purpose: str) -> Tensor:
-        size = -(-values.numel() // self.size)
-        padded = torch.cat([values, values.new_zeros(size * self.size - values.numel())])
-        parts = self.exchange(torch.split(padded, size), [size] * self.size, purpose=purpose)
-        return torch.cat(self.gather(tree(parts), purpose=purpose))[: values.numel()]
 
     def tell(self, document: Mapping[str, Any] | None) -> Mapping[str, Any]:
         told: Mapping[str, Any] = json.loads(json.dumps(self._all(document)[0]))

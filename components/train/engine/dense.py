@@ -17,7 +17,7 @@ from lazydp.components.shared.noise_addresses import FIRST_RESERVED, MAX_TABLES
 from lazydp.components.train.device.placement import CPU
 from lazydp.components.train.mechanism.double_sums import DoubleSums, LaneSums
 from lazydp.components.train.mechanism.unit_order import UnitOrder
-from lazydp.components.train.ranks.ranks import Ranks
+from lazydp.components.train.ranks.ranks import Ranks, tree_sum
 from lazydp.components.train.tables.skip_ahead import Schedule
 from lazydp.kernels import ops, products
 from lazydp.kernels.arguments import Distribution
@@ -169,7 +169,7 @@ class DenseLayers:
         if ranks.size == 1:
             return
         sums = [self._summed(parameter) for parameter in self._parameters.values()]
-        total = ranks.tree_sum(torch.cat([of.view(-1) for of in sums]), purpose="dense sums")
+        total = tree_sum(ranks, torch.cat([of.view(-1) for of in sums]), purpose="dense sums")
         for of, part in zip(sums, torch.split(total, [of.numel() for of in sums]), strict=True):
             of.copy_(part.view(of.shape))
 

@@ -20,7 +20,7 @@ from torch import distributed as dist
 from lazydp.components.shared.errors import UnavailableError
 from lazydp.components.train.ranks.attempt import attempt_name
 from lazydp.components.train.ranks.launch import launched
-from lazydp.components.train.ranks.ranks import Alone, Ranks, Traffic, tree
+from lazydp.components.train.ranks.ranks import Alone, Ranks, Traffic
 
 WAIT_SECONDS = 600
 """How long a rank waits for the others, unless it is told otherwise."""
@@ -57,13 +57,6 @@ class ProcessGroup:
             dist.all_gather(found, own, group=self._group)
         self._count(purpose, own.numel() * (self.size - 1), own)
         return found
-
-    def tree_sum(self, values: Tensor, *, purpose: str) -> Tensor:
-        """See `Ranks.tree_sum`: each rank adds one part for all, and all gather the parts."""
-        size = -(-values.numel() // self.size)
-        padded = torch.cat([values, values.new_zeros(size * self.size - values.numel())])
-        parts = self.exchange(torch.split(padded, size), [size] * self.size, purpose=purpose)
-        return torch.cat(self.gather(tree(parts), purpose=purpose))[: values.numel()]
 
     def tell(self, document: Mapping[str, Any] | None) -> Mapping[str, Any]:
         """See `Ranks.tell`: two broadcasts, of the length and of the text."""

@@ -13,6 +13,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
+import torch
 from torch import Tensor
 
 from lazydp.components.shared.errors import PrivacyError
@@ -63,10 +64,6 @@ class Ranks(Protocol):
         """The tensor of every rank, in their order; all have the size and type of `own`."""
         ...
 
-    def tree_sum(self, values: Tensor, *, purpose: str) -> Tensor:
-        """The sum of `values`, float64 [N], over all ranks, added by `tree`; the same bits on every rank."""
-        ...
-
     def tell(self, document: Mapping[str, Any] | None) -> Mapping[str, Any]:
         """What rank 0 gives as `document`, a JSON object, on every rank; the others give None."""
         ...
@@ -101,10 +98,6 @@ class Alone:
         """Its own."""
         return [own]
 
-    def tree_sum(self, values: Tensor, *, purpose: str) -> Tensor:
-        """Its own."""
-        return values
-
     def tell(self, document: Mapping[str, Any] | None) -> Mapping[str, Any]:
         """Its own."""
         assert document is not None
@@ -126,6 +119,17 @@ def tree(parts: Sequence[Tensor]) -> Tensor:
     while len(parts) > 1:
         parts = [one + other for one, other in zip(parts[::2], parts[1::2], strict=True)]
     return parts[0]
+
+
+def tree_sum(ranks: Ranks, values: Tensor, *, purpose: str) -> Tensor:
+    """The sum of `values`, float64 [N], over all ranks, added by `tree`; the same bits on every rank.
+
+    Each rank adds one part for all, and all gather the parts.
+    """
+    size = -(-values.numel() // ranks.size)
+    padded = torch.cat([values, values.new_zeros(size * ranks.size - values.numel())])
+    parts = ranks.exchange(torch.split(padded, size), [size] * ranks.size, purpose=purpose)
+    return torch.cat(ranks.gather(tree(parts), purpose=purpose))[: values.numel()]
 
 
 def most(ranks: Ranks, own: Tensor, *, purpose: str) -> Tensor:
