@@ -17,7 +17,7 @@ from torch import Tensor
 from lazydp.components.train.mechanism import unit_order
 from lazydp.components.train.mechanism.unit_order import block_size
 from lazydp.components.train.private import GroupNorms
-from lazydp.kernels import ops
+from support.simd import at_level
 
 EQUAL = torch.tensor([2, 2])
 SIZES = [1e-38, 2e-23, 1e-6, 1.0, 1e6, 1e7, 1e12, 1e20, 3e38]
@@ -124,12 +124,8 @@ def made_for_blocks(of: int, *, aligned: int, at_once: int = 1) -> Batch:
 @pytest.fixture(params=["avx2", "amx"])
 def order_of_additions(request: pytest.FixtureRequest) -> Iterator[str]:
     """AMX adds the units of a block in another order than all other instruction sets."""
-    if request.param not in ops.simd_levels():
-        pytest.skip(f"this machine does not run {request.param}")
-    before = ops.simd_level()
-    ops.set_simd_level(request.param)
-    yield request.param
-    ops.set_simd_level(before)
+    with at_level(request.param):
+        yield request.param
 
 
 @pytest.mark.parametrize("place", [0, 31, 62, 63, 100])

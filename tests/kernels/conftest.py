@@ -8,8 +8,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from lazydp.kernels import ops
 from lazydp.kernels.noise_key import NoiseKey
+from support.simd import at_level
 
 
 @pytest.fixture
@@ -20,12 +20,8 @@ def key() -> Tensor:
 @pytest.fixture(params=["portable", "avx2", "avx512"])
 def simd_level(request: pytest.FixtureRequest) -> Iterator[str]:
     """Runs the test once with the kernels of each instruction set that this machine has."""
-    if request.param not in ops.simd_levels():
-        pytest.skip(f"this machine does not run {request.param}; it runs {', '.join(ops.simd_levels())}")
-    before = ops.simd_level()
-    ops.set_simd_level(request.param)
-    yield request.param
-    ops.set_simd_level(before)
+    with at_level(request.param):
+        yield request.param
 
 
 @pytest.fixture(scope="module", autouse=True)

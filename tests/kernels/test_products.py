@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from lazydp.kernels import ops, products, reference
+from support.simd import at_level
 
 SIZES = st.one_of(st.integers(1, 20), st.sampled_from([31, 32, 33, 48, 70]))
 
@@ -35,13 +36,10 @@ def same_bits(one: Tensor, other: Tensor) -> bool:
 
 
 def at_each_level(call: Callable[[], Tensor]) -> dict[ops.SimdLevel, Tensor]:
-    before, found = ops.simd_level(), {}
+    found = {}
     for level in ops.simd_levels():
-        ops.set_simd_level(level)
-        try:
+        with at_level(level):
             found[level] = call()
-        finally:
-            ops.set_simd_level(before)
     return found
 
 

@@ -16,25 +16,20 @@ from torch import Tensor
 
 from lazydp.kernels import ops
 from lazydp.kernels.noise_key import NoiseKey
+from support.simd import at_level
 
 KEY = NoiseKey.for_tests(5).tensor()
 OTHERS = ops.simd_levels()[1:]
 
 
-def at_level(level: ops.SimdLevel, call: Callable[[], list[Tensor]]) -> list[Tensor]:
-    before = ops.simd_level()
-    ops.set_simd_level(level)
-    try:
-        return call()
-    finally:
-        ops.set_simd_level(before)
-
-
 def assert_all_levels_agree(call: Callable[[], list[Tensor]]) -> None:
-    expected = at_level("portable", call)
+    with at_level("portable"):
+        expected = call()
     for level in OTHERS:
-        for wanted, found in zip(expected, at_level(level, call), strict=True):
-            assert torch.equal(wanted.view(torch.int32), found.view(torch.int32)), level
+        with at_level(level):
+            found = call()
+        for wanted, one in zip(expected, found, strict=True):
+            assert torch.equal(wanted.view(torch.int32), one.view(torch.int32)), level
 
 
 @pytest.mark.parametrize("level", ["portable", "avx2", "avx512", "amx"])
@@ -131,7 +126,8 @@ def test_a_shard_gets_the_noise_of_its_rows_of_the_table(momentum: bool, first_o
     for call in calls:
         whole = after([0, rows], call)
         for level in ops.simd_levels():
-            sharded = at_level(level, functools.partial(after, [0, 17, 18, 40, rows], call))
+            with at_level(level):
+                sharded = after([0, 17, 18, 40, rows], call)
             assert all(torch.equal(*pair) for pair in zip(whole, sharded, strict=True)), level
         # The noise of other rows is other noise: a shard that forgot where it begins would be seen.
         assert not torch.equal(after([0, rows], functools.partial(elsewhere, call))[0], whole[0])

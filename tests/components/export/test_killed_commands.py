@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import os
 import shutil
 import signal
 import sqlite3
@@ -24,6 +25,7 @@ from lazydp.components.bundle.reader import Bundle
 from support.forks import Fork
 
 PROGRAM = Path(__file__).with_name("killed_command.py")
+TESTS = Path(__file__).resolve().parents[2]
 SETTINGS = {"steps": 3, "checkpoint_every": 2, "log_every": 100}
 # Where a kill would do most harm if the order were wrong; the slow tests take every point there is.
 DURING_TRAIN = ("before append 2", "after append 2", "before rename 2", "after step 2", "after destroy 1")
@@ -37,7 +39,9 @@ def as_fork(given: dict[str, Any]) -> int:
 
 def as_program(given: dict[str, Any]) -> int:
     """A process of its own, as a shell would start it."""
-    return subprocess.run([sys.executable, str(PROGRAM), json.dumps(given)], check=False, timeout=120).returncode
+    environment = {**os.environ, "PYTHONPATH": str(TESTS)}
+    command = [sys.executable, str(PROGRAM), json.dumps(given)]
+    return subprocess.run(command, check=False, timeout=120, env=environment).returncode
 
 
 Launcher = Callable[[dict[str, Any]], int]

@@ -17,6 +17,7 @@ from lazydp.components.train.mechanism.norm_rules import LayerNormRule, LinearRu
 from lazydp.components.train.mechanism.unit_order import ROUNDING, UnitOrder, block_size
 from lazydp.kernels import ops
 from lazydp.kernels.noise_key import NoiseKey
+from support.simd import at_level
 
 KEY = NoiseKey.for_tests(3)
 
@@ -80,18 +81,12 @@ LONGEST: dict[ops.SimdLevel, list[int]] = {"avx2": [63, 63, 31, 15, 1], "amx": [
 
 @pytest.mark.parametrize("level", LONGEST)
 def test_blocks_are_the_longest_within_the_bound(level: ops.SimdLevel) -> None:
-    if level not in ops.simd_levels():
-        pytest.skip(f"this machine does not run {level}")
-    before = ops.simd_level()
-    ops.set_simd_level(level)
-    try:
+    with at_level(level):
         assert [block_size(exchanges) for exchanges in (0, 1, 4, 16, 10**6)] == LONGEST[level]
         for exchanges in range(1, 600):
             n = block_size(exchanges)
             moved = n * (n + 1) + n if level == "avx2" or n < 16 else moved_on_amx(n)
             assert n == 1 or exchanges * moved * 2.0**-24 <= ROUNDING
-    finally:
-        ops.set_simd_level(before)
 
 
 def moved_on_amx(n: int) -> float:

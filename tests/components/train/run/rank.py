@@ -8,11 +8,8 @@ Points lie before and after each collective, by its purpose and number, and befo
 from __future__ import annotations
 
 import os
-import signal
 import sys
 import time
-from collections import Counter
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -24,33 +21,15 @@ from lazydp.components.train.engine.step import Engine
 from lazydp.components.train.ranks.process_group import ProcessGroup, joined
 from lazydp.components.train.run.train import train
 from lazydp.kernels.noise_key import NoiseKey
+from support.kill_points import KillPoints
 
 
 def arm(given: dict[str, Any]) -> None:
     """Let every point be passed, and one be the last."""
-    seen: Counter[str] = Counter()
-
-    def point(name: str) -> None:
-        seen[name] += 1
-        passed = f"{name} {seen[name]}"
-        with Path(given["trace"]).open("a") as trace:
-            trace.write(passed + "\n")
-        if passed == given["kill_at"]:
-            os.kill(os.getpid(), signal.SIGKILL)
-
-    def between(original: Callable[..., Any], name: str) -> Callable[..., Any]:
-        def wrapped(*arguments: Any, **named: Any) -> Any:
-            what = f"{name} {named['purpose']}" if "purpose" in named else name
-            point(f"before {what}")
-            result = original(*arguments, **named)
-            point(f"after {what}")
-            return result
-
-        return wrapped
-
+    points = KillPoints(given["kill_at"], Path(given["trace"]))
     for name in ("exchange", "gather", "tell", "check_together"):
-        setattr(ProcessGroup, name, between(getattr(ProcessGroup, name), name))
-    Path.rename = between(Path.rename, "rename")  # type: ignore[method-assign]
+        points.wrap(ProcessGroup, name)
+    points.wrap(Path, "rename")
 
 
 def lag(given: dict[str, Any]) -> None:
