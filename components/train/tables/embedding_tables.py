@@ -207,13 +207,7 @@ class EmbeddingTables:
 
     def gather(self, reads: Mapping[str, Lookups]) -> dict[str, Tensor]:
         """Pooled rows [F * B, D] of each table; the rows must have caught up."""
-        pooled = ops.foreach_bag_sum(
-            [self._tables[name].weight for name in reads],
-            [read.indices for read in reads.values()],
-            [read.offsets for read in reads.values()],
-            [read.weights for read in reads.values()],
-        )
-        return dict(zip(reads, pooled, strict=True))
+        return pooled([self._tables[name].weight for name in reads], [of.indices for of in reads.values()], reads)
 
     def catch_up_and_gather(
         self, groups: Mapping[str, GroupedLookups], reads: Mapping[str, Lookups]
@@ -228,7 +222,7 @@ class EmbeddingTables:
             self.catch_up(groups)
             return self.gather(reads)
         tables = [self._tables[name] for name in reads]
-        pooled = ops.foreach_catch_up_bag_sum_(
+        sums = ops.foreach_catch_up_bag_sum_(
             [table.weight for table in tables],
             [table.last for table in tables],
             [groups[name].rows for name in reads],
@@ -239,7 +233,7 @@ class EmbeddingTables:
             per_lookup_weights=[read.weights for read in reads.values()],
             **self._catch_up_arguments(tables),
         )
-        return dict(zip(reads, pooled, strict=True))
+        return dict(zip(reads, sums, strict=True))
 
     def _catch_up_arguments(self, tables: Sequence[Table]) -> dict[str, Any]:
         """Arguments of the operators that bring rows of `tables` up to the present step."""
@@ -460,6 +454,20 @@ def grouped(reads: Sequence[Mapping[str, Lookups]], num_rows: Mapping[str, int])
         name: GroupedLookups(of_rows, of_bags, lookups.weights)
         for (name, lookups), of_rows, of_bags in zip(joined.items(), rows, bags, strict=True)
     }
+
+
+def pooled(weights: Sequence[Tensor], indices: Sequence[Tensor], reads: Mapping[str, Lookups]) -> dict[str, Tensor]:
+    """Pooled rows [F * B, D] of each table in `reads`.
+
+    Args:
+        weights: the rows [U, D] of each table in `reads`.
+        indices: of each table in `reads`, the row of each lookup in `weights`, int64 [N].
+        reads: bags and weights of the lookups.
+    """
+    sums = ops.foreach_bag_sum(
+        weights, indices, [read.offsets for read in reads.values()], [read.weights for read in reads.values()]
+    )
+    return dict(zip(reads, sums, strict=True))
 
 
 def _all_finite(weight: Tensor) -> bool:

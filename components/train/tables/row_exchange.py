@@ -29,6 +29,7 @@ from lazydp.components.train.tables.embedding_tables import (
     GroupedLookups,
     TableGradient,
     grouped,
+    pooled,
 )
 from lazydp.components.train.tables.lookups import Lookups, join
 from lazydp.kernels import ops
@@ -158,13 +159,9 @@ class RowExchange:
         ]
         self._wanted = self._tell()
         served = self._serve()
-        sizes = [
-            sum(len(asked[name].rows) * columns for name, columns in self._columns.items()) for asked in self._asked
-        ]
-        found = self._ranks.exchange(served, sizes, purpose="rows")
-        parts = [
-            iter(torch.split(part, self._row_sizes(asked))) for part, asked in zip(found, self._asked, strict=True)
-        ]
+        sizes = [self._row_sizes(asked) for asked in self._asked]
+        found = self._ranks.exchange(served, [sum(of_rank) for of_rank in sizes], purpose="rows")
+        parts = [iter(torch.split(part, of_rank)) for part, of_rank in zip(found, sizes, strict=True)]
         fetched = {
             name: torch.cat([next(part) for part in parts]).view(-1, columns) for name, columns in self._columns.items()
         }
@@ -206,13 +203,10 @@ class RowExchange:
     def gather(self, reads: Mapping[str, Lookups]) -> dict[str, Tensor]:
         """Pooled rows [F * B, D] of each table, from the rows that `catch_up` fetched."""
         fetched = [self._fetched[name] for name in reads]
-        pooled = ops.foreach_bag_sum(
-            [weight for _, weight in fetched],
-            [torch.searchsorted(rows, read.indices) for (rows, _), read in zip(fetched, reads.values(), strict=True)],
-            [read.offsets for read in reads.values()],
-            [read.weights for read in reads.values()],
-        )
-        return dict(zip(reads, pooled, strict=True))
+        positions = [
+            torch.searchsorted(rows, read.indices) for (rows, _), read in zip(fetched, reads.values(), strict=True)
+        ]
+        return pooled([weight for _, weight in fetched], positions, reads)
 
     def catch_up_and_gather(
         self, groups: Mapping[str, GroupedLookups], reads: Mapping[str, Lookups]
