@@ -186,8 +186,7 @@ def test_a_checkpoint_with_a_shard_that_is_not_its_own_is_passed_over_by_name(
 def test_a_run_without_a_whole_checkpoint_is_refused(begun: dict[str, Any], tmp_path: Path) -> None:
     for step in (2, 4):
         files(tmp_path / "run", step)[0].unlink()
-    # Rank 0 names its file, and the other rank names rank 0; either error may come first.
-    with pytest.raises(IntegrityError, match=r"no checkpoint .* is whole.*(shard-00000-of-00002|damaged, says rank 0)"):
+    with pytest.raises(IntegrityError, match=r"no checkpoint .* is whole.*shard-00000-of-00002"):
         trained(2, out=tmp_path / "run", resume=True, key=None, **begun)
 
 
